@@ -1,0 +1,47 @@
+# Every target sets up its own .venv when it is not there. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.users: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sweep]'
+	@touch $@
+
+$(VENV)/.developers: $(VENV)/.users
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.users  ## Install gvc and grouped_lm into .venv
+
+
+DEMO_DIR := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+demo: $(VENV)/.users  ## Train a dense and a grouped model on the embedded stories, show both side by side
+	$(BIN)/gvc train -m experiment=demo head=dense,grouped hydra.sweep.dir=$(DEMO_DIR) 'hydra.sweep.subdir=$${head.name}'
+	@for head in dense grouped; do \
+	  printf '\n--- a story of %s ---\n' $$head; $(BIN)/gvc sample $(DEMO_DIR)/$$head; done
+	@echo
+	@$(BIN)/gvc ls $(DEMO_DIR)
+
+train: $(VENV)/.users  ## The plain `gvc train`; ARGS="head=dense train.max_steps=100" adds overrides
+	$(BIN)/gvc train $(ARGS)
+
+test: $(VENV)/.developers  ## Run the tests (no network needed)
+	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+
+check: $(VENV)/.developers  ## Format, lint, import fences, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
+
+.PHONY: help install demo train test check clean

@@ -1,0 +1,20 @@
+"""`gvc doctor`."""
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False) -> None:
+    """Say what this machine has: versions, devices, tokenizer files, W&B state, disk. Exit 1 if a run would fail."""
+    from grouped_lm.display import print_checks
+    from grouped_lm.doctor import examine
+
+    checks = examine()
+    if as_json:
+        print(json.dumps([{"what": c.what, "ok": c.ok, "detail": c.detail} for c in checks], indent=2))
+    else:
+        print_checks(checks)
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)

@@ -1,0 +1,260 @@
+"""The one room that knows Hydra: flags and overrides in, a strict `Config` or one clear line out.
+
+Typer declares Hydra's flags, `run` rebuilds the command line from them, and the real `hydra.main` does the rest:
+overrides, multirun, config groups, launchers and sweepers stay its own.
+"""
+
+import difflib
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from grouped_lm.config import Config
+from grouped_lm.errors import ConfigError
+
+CONF = "grouped_lm.conf"
+COMMON_NAMES = {
+    "learning_rate": "optim.lr",
+    "lr": "optim.lr",
+    "batch_size": "train.micro_batch_size",
+    "steps": "train.max_steps",
+    "max_iters": "train.max_steps",
+    "gradient_accumulation_steps": "train.grad_accum_steps",
+    "hidden_size": "model.n_embd",
+    "num_layers": "model.n_layer",
+    "num_heads": "model.n_head",
+    "context_length": "model.block_size",
+    "output_dir": "hydra.run.dir",
+    "wandb_project": "tracking.project",
+}
+"""What other trainers call our keys: a misspelt one is looked up here too."""
+
+
+def register() -> None:
+    """Tell Hydra the schema, and a resolver that keeps two runs of the same second apart."""
+    ConfigStore.instance().store(name="gvc_schema", node=Config)
+    OmegaConf.register_new_resolver("gvc_unique", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+
+
+register()  # at import, so that a launcher's worker that unpickles a task knows them too
+
+
+@dataclass(kw_only=True, slots=True)
+class HydraFlags:
+    """Hydra's own flags, as Typer collected them."""
+
+    multirun: bool = False
+    cfg: str | None = None
+    package: str | None = None
+    resolve: bool = False
+    info: str | None = None
+    config_dir: str | None = None
+    config_name: str = "config"
+
+    @property
+    def only_prints(self) -> bool:
+        """Whether Hydra is to show something instead of running the task."""
+        return self.cfg is not None or self.info is not None
+
+    def argv(self) -> list[str]:
+        """Return the flags as Hydra's command line has them."""
+        words = ["--multirun"] if self.multirun else []
+        words += ["--resolve"] if self.resolve else []
+        for name in ("cfg", "package", "info"):
+            if getattr(self, name) is not None:
+                words += [f"--{name}", getattr(self, name)]
+        return words + (["--config-dir", str(Path(self.config_dir).absolute())] if self.config_dir else [])
+
+
+@contextmanager
+def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
+    """Give a function that composes overrides outside of a run, from the same places as the run itself."""
+    extra = [f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]"] if flags.config_dir else []
+
+    def compose_with(overrides: list[str], **kwargs: Any) -> DictConfig:
+        return compose(config_name=flags.config_name, overrides=extra + overrides, **kwargs)
+
+    with initialize_config_module(config_module=CONF, version_base="1.3", job_name="gvc"):
+        yield compose_with
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Return the typed config; what Hydra lets pass (`+typo=1`, NaN, a negative count) ends here.
+
+    Raises:
+        ConfigError, OmegaConfBaseException: a key, type or value outside the schema.
+    """
+    from grouped_lm.heads import parse_head_config  # imports torch, which --cfg and --info need not wait for
+
+    strict = OmegaConf.merge(OmegaConf.structured(Config), composed)
+    config = OmegaConf.to_object(strict)
+    assert isinstance(config, Config)
+    config.head = parse_head_config(config.head or {})
+    return config
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """Return Hydra's reading of the overrides."""
+    return OverridesParser.create().parse_overrides(overrides)
+
+
+def expand_jobs(overrides: list[str], params: dict[str, Any]) -> list[list[str]]:
+    """Return the overrides of every job of a multirun; ranges that only a sweeper can fill are left out."""
+    parsed = parse([f"{key}={value}" for key, value in params.items()] + overrides)
+    discrete = [o for o in parsed if not o.is_sweep_override() or o.is_discrete_sweep()]
+    return [job for batch in BasicSweeper.split_arguments(discrete, None) for job in batch]
+
+
+def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, Path | None]]:
+    """Compose and validate every job before any folder is made.
+
+    Returns:
+        Each job's config, and its run folder where the user named one.
+    """
+    with composing(flags) as compose_with:
+        sweeps = [o.input_line or "" for o in parse(overrides) if o.is_sweep_override()] if flags.multirun else []
+        plain = [o for o in overrides if o not in sweeps]
+        base = compose_with(plain, return_hydra_config=True)
+        is_multirun = flags.multirun or str(base.hydra.mode).endswith("MULTIRUN")
+        if not is_multirun:
+            named = [o for o in parse(overrides) if o.key_or_group == "hydra.run.dir"]
+            return [(to_config(compose_with(overrides)), Path(str(named[-1].value())) if named else None)]
+        jobs = expand_jobs(overrides, dict(base.hydra.sweeper.get("params") or {}))
+        return [(to_config(compose_with(job)), None) for job in jobs]
+
+
+def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], Any]) -> None:
+    """Compose, validate, then let Hydra run `task(config, run_folder)`, once or once per job.
+
+    Raises:
+        GvcError: with the one line that the user is shown.
+    """
+    from grouped_lm.train import preflight
+
+    with explained(overrides, flags):
+        if not flags.only_prints:
+            for config, run_dir in compose_jobs(overrides, flags):
+                preflight(config, run_dir)
+
+        def job(composed: DictConfig) -> Any:
+            return task(to_config(composed), Path(HydraConfig.get().runtime.output_dir))
+
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+        previous, sys.argv = sys.argv, ["gvc", *flags.argv(), *overrides]
+        try:
+            hydra.main(config_path=f"pkg://{CONF}", config_name=flags.config_name, version_base="1.3")(job)()
+        finally:
+            sys.argv = previous
+
+
+def override_saved(config: Config, overrides: list[str]) -> Config:
+    """Return a run's saved config with overrides on top: `data=text` replaces a group, `train.device=cpu` a value."""
+    from grouped_lm.config import config_to_dict
+
+    flags = HydraFlags()
+    with explained(overrides, flags), composing(flags) as compose_with:
+        composed = OmegaConf.create(config_to_dict(config))
+        chosen = [o for o in parse(overrides) if o.key_or_group in config_groups()]
+        for override in chosen:
+            fresh = compose_with([o for o in overrides if o.split("=")[0].split(".")[0] == override.key_or_group])
+            composed[override.key_or_group] = fresh[override.key_or_group]
+        OmegaConf.set_struct(composed, True)
+        for override in parse(overrides):
+            if override not in chosen:
+                OmegaConf.update(composed, override.key_or_group, override.value())
+        return to_config(composed)
+
+
+@contextmanager
+def explained(overrides: list[str], flags: HydraFlags) -> Iterator[None]:
+    """Turn whatever Hydra and OmegaConf raise into a `ConfigError` of one line."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        if os.environ.get("GVC_DEBUG"):
+            raise
+        raise ConfigError(explain(error, overrides, flags)) from error
+
+
+def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
+    """Return one line for an error of Hydra's: which override, what is allowed, the nearest name."""
+    try:
+        parsed = parse(overrides)
+    except HydraException as wrong:
+        return f"cannot read the override: {first_line(wrong)}"
+    groups = config_groups()
+    for override in parsed:
+        group, choice = override.key_or_group, override.value()
+        if group in groups and isinstance(choice, str) and choice not in groups[group]:
+            return (
+                f"{group}={choice} is not known{nearest(choice, groups[group])}; there are {', '.join(groups[group])}"
+            )
+    keys = known_keys([o.input_line or "" for o in parsed if o.key_or_group in groups], flags)
+    for override in parsed:
+        key = override.key_or_group
+        if key not in groups and key not in keys and not key.startswith("hydra"):
+            return f"unknown key {key}{nearest(key, keys)}; `gvc train --cfg job` lists them all"
+        if override.is_sweep_override() and not flags.multirun:
+            return f"{override.input_line} gives several values: add -m to run a job for each"
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    full_key = getattr(cause, "full_key", None)
+    return f"{full_key}: {first_line(cause)}" if full_key else first_line(cause)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def nearest(word: str, allowed: list[str]) -> str:
+    """Return "; did you mean X?" for the nearest of `allowed`, by its whole name, its last part, or a common name."""
+    names = {name.rsplit(".", 1)[-1]: name for name in allowed} | {name: name for name in allowed}
+    names |= {common: name for common, name in COMMON_NAMES.items() if name in allowed}
+    found = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    found = found or difflib.get_close_matches(word.rsplit(".", 1)[-1], names, n=1, cutoff=0.5)
+    return f"; did you mean {names[found[0]]}?" if found else ""
+
+
+def config_groups() -> dict[str, list[str]]:
+    """Return the config groups and their choices."""
+    groups = {}
+    for folder in files(CONF).iterdir():
+        if folder.is_dir() and folder.name != "__pycache__" and folder.name != "hydra":
+            groups[folder.name] = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if ".yaml" in f.name)
+    return groups
+
+
+def known_keys(group_choices: list[str], flags: HydraFlags) -> list[str]:
+    """Return every key that can be overridden, with the given choices of groups."""
+    with composing(flags) as compose_with:
+        try:
+            composed = compose_with(group_choices)
+        except (HydraException, OmegaConfBaseException):
+            composed = compose_with([])
+    plain = OmegaConf.to_container(composed, resolve=False)
+
+    def walk(prefix: str, node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield f"{prefix}{key}"
+                yield from walk(f"{prefix}{key}.", value)
+
+    return [*walk("", plain), "hydra.run.dir", "hydra.sweep.dir"]

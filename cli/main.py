@@ -1,0 +1,79 @@
+"""`gvc`: one file per command; heavy imports wait inside the commands, so that `gvc --help` is quick."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from .data import data_app
+from .doctor import doctor
+from .eval import evaluate_run
+from .ls import list_runs
+from .sample import sample
+from .sweep import sweep
+from .train import train
+
+app = typer.Typer(
+    name="gvc",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help="Train and measure small language models with grouped output layers (arXiv 2411.06371).",
+)
+app.command("train")(train)
+app.command("eval")(evaluate_run)
+app.command("sample")(sample)
+app.command("sweep")(sweep)
+app.command("ls")(list_runs)
+app.add_typer(data_app, name="data")
+app.command("doctor")(doctor)
+
+UsageError: Any = typer.BadParameter.__mro__[1]  # Typer carries its own click and exports no other name for it
+
+
+@app.callback()
+def gvc(
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks; allowed after a command too."),
+) -> None:
+    """Train and measure small language models with grouped output layers (arXiv 2411.06371)."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `gvc` and exit with its code: 0 done, 1 failed, 2 usage or config, 3 data or run folder; see `errors`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if "--debug" in words:
+        words.remove("--debug")
+        os.environ["GVC_DEBUG"] = "1"
+    if "--info" in words and words[words.index("--info") + 1 :][:1] in (
+        [],
+        *([w] for w in words if "=" in w),
+    ):
+        words[words.index("--info")] = "--info=all"  # Hydra's --info may stand alone, Typer's options may not
+    sys.exit(_run(words))
+
+
+def _run(words: list[str]) -> int:
+    try:
+        return app(words, standalone_mode=False) or 0
+    except KeyboardInterrupt:
+        print("gvc: interrupted", file=sys.stderr)
+        return 130
+    except typer.Exit as error:
+        return error.exit_code
+    except (UsageError, typer.Abort) as error:
+        return _fail(getattr(error, "message", None) or "aborted", 2)
+    except Exception as error:
+        if os.environ.get("GVC_DEBUG"):
+            raise
+        from grouped_lm.errors import GvcError
+
+        if isinstance(error, GvcError):
+            return _fail(str(error), error.exit_code)
+        return _fail(f"{type(error).__name__}: {error} (a defect of gvc; --debug shows where)", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print("gvc: error: " + " ".join(message.split()), file=sys.stderr)
+    return code

@@ -1,0 +1,58 @@
+"""`gvc train`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from grouped_lm.config import Config
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[OVERRIDES]...", help="Hydra overrides: head=dense train.max_steps=100 ..."),
+]
+Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Run a job for every combination of a,b values.")]
+Cfg = Annotated[str | None, typer.Option("--cfg", "-c", metavar="job|hydra|all", help="Print the config, run nothing.")]
+Package = Annotated[str | None, typer.Option("--package", "-p", help="With --cfg: only this part of it.")]
+Resolve = Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.")]
+Info = Annotated[str | None, typer.Option("--info", "-i", help="Print Hydra's information: all, defaults, plugins ...")]
+ConfigDir = Annotated[str | None, typer.Option("--config-dir", help="A folder with config files of your own.")]
+ConfigName = Annotated[str, typer.Option("--config-name", help="Primary config, here or in --config-dir.")]
+
+
+def train(
+    overrides: Overrides = None,
+    multirun: Multirun = False,
+    cfg: Cfg = None,
+    package: Package = None,
+    resolve: Resolve = False,
+    info: Info = None,
+    config_dir: ConfigDir = None,
+    config_name: ConfigName = "config",
+) -> None:
+    """Train a model. The last line on stdout is the run folder.
+
+    Config groups: model head grouping data tokenizer optim tracking experiment sweep, and Hydra's own.
+    """
+    from .hydra_entry import HydraFlags, run
+
+    flags = HydraFlags(
+        multirun=multirun,
+        cfg=cfg,
+        package=package,
+        resolve=resolve,
+        info=info,
+        config_dir=config_dir,
+        config_name=config_name,
+    )
+    run(overrides or [], flags, train_job)
+
+
+def train_job(config: "Config", run_dir: Path) -> Any:
+    """Train in `run_dir`, print it, and return the validation loss, which a sweeper may minimise."""
+    from grouped_lm.train import train as train_model
+
+    result = train_model(config, run_dir)
+    print(run_dir, flush=True)
+    return result["val/loss"]

@@ -1,0 +1,322 @@
+"""The schema of a run: a tree of dataclasses whose defaults are the plain `gvc train`.
+
+Values come from YAML or from Python; a value out of range raises `ConfigError` when the object is built, with
+the full path of the field. Heads bring schemas of their own (`grouped_lm.heads`), so that a new head is a new
+file: `Config.head` holds one of them.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
+
+from grouped_lm.errors import ConfigError
+
+
+def check_range(path: str, value: float | None, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
+    """Raise `ConfigError` unless low <= value <= high (low < value if `open_low`); None passes."""
+    if value is None:
+        return
+    inside = (value > low if open_low else value >= low) and value <= high and math.isfinite(value)
+    if not inside:  # NaN compares false and lands here too
+        ceiling = "inf)" if high == math.inf else f"{high:g}]"
+        raise ConfigError(f"{path} must be in {'(' if open_low else '['}{low:g}, {ceiling}, got {value}")
+
+
+def check_choice(path: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ConfigError(f"{path} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """Body of the network, in GPT-2's own names."""
+
+    name: str = "gpt2-1m"
+    body: str = "gpt2"
+    """`gpt2` or `gpt_neo`."""
+    n_layer: int = 8
+    """Blocks, >= 1."""
+    n_head: int = 16
+    """Attention heads, divides n_embd."""
+    n_embd: int = 64
+    """Width D, >= 1."""
+    block_size: int = 256
+    """Longest context, tokens, >= 1."""
+    dropout: float = 0.0
+    """Probability in [0, 0.99], on embeddings, attention weights, attention output and MLP output."""
+    window_size: int = 256
+    """GPT-Neo's local attention span, tokens, >= 1; every second layer uses it."""
+
+    def __post_init__(self) -> None:
+        check_choice("model.body", self.body, ("gpt2", "gpt_neo"))
+        for key in ("n_layer", "n_head", "n_embd", "block_size", "window_size"):
+            check_range(f"model.{key}", getattr(self, key), 1, 1_000_000)
+        check_range("model.dropout", self.dropout, 0.0, 0.99)
+        if self.n_embd % self.n_head:
+            raise ConfigError(f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} and {self.n_head}")
+
+
+@dataclass(kw_only=True, slots=True)
+class GroupingConfig:
+    """How tokens are put into groups."""
+
+    name: str = "merge_rank"
+    """`merge_rank` (the paper's: consecutive BPE ranks), `frequency` (by training count) or `random`."""
+    seed: int = 0
+    """For `random`."""
+
+    def __post_init__(self) -> None:
+        check_choice("grouping.name", self.name, ("merge_rank", "frequency", "random"))
+        check_range("grouping.seed", self.seed, 0, 2**63 - 1)
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where the text comes from. `source` says which of the fields below count."""
+
+    name: str = "tinytales"
+    source: str = "tinytales"
+    """`tinytales` (embedded generator), `hub` (a Hugging Face dataset) or `text` (own files)."""
+    train: Any = None
+    """`text`: a .txt, .jsonl or .parquet file, a folder, a glob, or a list of them."""
+    valid: Any = None
+    """`text`: the same for validation."""
+    text_field: str = "text"
+    """Column of .jsonl, .parquet and hub rows that holds the document."""
+    num_train_stories: int = 12_000
+    """`tinytales`: stories to write, >= 1."""
+    num_valid_stories: int = 600
+    """`tinytales`: stories to write, >= 1."""
+    seed: int = 0
+    """`tinytales`: seed of the generator."""
+    hub_id: str | None = None
+    """`hub`: owner/name."""
+    hub_config: str | None = None
+    """`hub`: name of the dataset's configuration."""
+    hub_revision: str | None = None
+    """`hub`: commit, tag or branch; the commit it resolves to is recorded."""
+    hub_train: str = "train"
+    """`hub`: a split, or a text file in the repository (`*.txt`)."""
+    hub_valid: str = "validation"
+    """`hub`: the same for validation."""
+    hub_join_rows: bool = False
+    """`hub`: rows are lines of one long text, as in WikiText: join them without borders."""
+    cache_dir: str = "~/.cache/gvc"
+    """Prepared token files; rebuilt at any time from the source."""
+
+    def __post_init__(self) -> None:
+        check_choice("data.source", self.source, ("tinytales", "hub", "text"))
+        check_range("data.num_train_stories", self.num_train_stories, 1, 100_000_000)
+        check_range("data.num_valid_stories", self.num_valid_stories, 1, 100_000_000)
+        check_range("data.seed", self.seed, 0, 2**63 - 1)
+        if self.source == "hub" and not self.hub_id:
+            raise ConfigError("data.hub_id must name a dataset (owner/name) when data.source=hub")
+        if self.source == "text":
+            for key in ("train", "valid"):
+                value = getattr(self, key)
+                paths = [value] if isinstance(value, str) else value
+                if not paths or not isinstance(paths, list | tuple) or not all(isinstance(p, str) and p for p in paths):
+                    raise ConfigError(
+                        f"data.{key} must be a file, folder, glob or list of them when data=text, got {value!r}"
+                    )
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerConfig:
+    """Text to ids."""
+
+    name: str = "gpt2"
+    """`gpt2` (50,257 ids) or `bytes` (256 bytes and one end-of-text)."""
+
+    def __post_init__(self) -> None:
+        check_choice("tokenizer.name", self.name, ("gpt2", "bytes"))
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """AdamW with linear warm-up, then cosine decay."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    """Peak learning rate, > 0."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """On matrices only; norms, biases, scales and shifts are left out."""
+    warmup_steps: int = 50
+    """Steps of linear rise, >= 0."""
+    min_lr_ratio: float = 0.1
+    """Learning rate at the last step, as a share of `lr`, in [0, 1]."""
+    grad_clip: float = 1.0
+    """Largest norm of the whole gradient; 0 leaves it alone."""
+
+    def __post_init__(self) -> None:
+        check_choice("optim.name", self.name, ("adamw",))
+        check_range("optim.lr", self.lr, 0, 1e9, open_low=True)
+        check_range("optim.beta1", self.beta1, 0, 0.999999)
+        check_range("optim.beta2", self.beta2, 0, 0.999999)
+        check_range("optim.eps", self.eps, 0, 1, open_low=True)
+        check_range("optim.weight_decay", self.weight_decay, 0, 1e6)
+        check_range("optim.warmup_steps", self.warmup_steps, 0, 10**9)
+        check_range("optim.min_lr_ratio", self.min_lr_ratio, 0, 1)
+        check_range("optim.grad_clip", self.grad_clip, 0, 1e9)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """The loop: how long, how much at once, on what, and what it writes down."""
+
+    max_steps: int = 300
+    """Optimizer steps, >= 1."""
+    micro_batch_size: int = 8
+    """Windows of block_size tokens per forward pass, >= 1."""
+    grad_accum_steps: int = 1
+    """Forward passes per optimizer step, >= 1."""
+    dtype: str = "float32"
+    """`float32`, or `bfloat16` for autocast with fp32 weights and losses."""
+    compile: bool = False
+    """Run the body and head through `torch.compile`."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    devices: int = 1
+    """Processes that train together; only 1 so far."""
+    threads: int | None = None
+    """CPU threads, >= 1; null leaves torch's choice. Part of what makes a run repeatable to the bit."""
+    resume: str = "auto"
+    """`auto` goes on from the folder's last checkpoint; `never` refuses a folder that has one."""
+    log_every_steps: int = 10
+    eval_every_steps: int | None = None
+    """Validation also every so many steps; null means at the end only."""
+    eval_batch_size: int | None = None
+    """Windows per validation pass; null means micro_batch_size."""
+    checkpoint_every_steps: int | None = None
+    """null means every tenth of the run; the last step is always saved."""
+    checkpoint_every_minutes: float = 10.0
+    """A save at least this often, whatever the steps."""
+    keep_checkpoints: int = 2
+    """Newest ones kept, >= 2, so that a bad one always has a predecessor."""
+
+    def __post_init__(self) -> None:
+        check_range("train.max_steps", self.max_steps, 1, 10**9)
+        check_range("train.micro_batch_size", self.micro_batch_size, 1, 10**6)
+        check_range("train.grad_accum_steps", self.grad_accum_steps, 1, 10**6)
+        check_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
+        check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
+        check_range("train.devices", self.devices, 1, 1)
+        check_range("train.threads", self.threads, 1, 4096)
+        check_choice("train.resume", self.resume, ("auto", "never"))
+        for key in ("log_every_steps", "eval_every_steps", "eval_batch_size", "checkpoint_every_steps"):
+            check_range(f"train.{key}", getattr(self, key), 1, 10**9)
+        check_range("train.checkpoint_every_minutes", self.checkpoint_every_minutes, 0, 10**6, open_low=True)
+        check_range("train.keep_checkpoints", self.keep_checkpoints, 2, 10**6)
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackingConfig:
+    """Weights & Biases. `metrics.jsonl` and `result.json` are written whatever stands here."""
+
+    mode: str = "offline"
+    """`online`, `offline` (in the run folder, `wandb sync` sends it later) or `disabled`."""
+    project: str = "gvc"
+    entity: str | None = None
+    group: str | None = None
+    """Runs that belong together, e.g. the name of a sweep."""
+    job_type: str = "train"
+    tags: list[str] = field(default_factory=list)
+    """Added to the tags for model, head and data."""
+    init_timeout_s: float = 20.0
+    """Seconds to wait for the server before the run goes on without it."""
+
+    def __post_init__(self) -> None:
+        check_choice("tracking.mode", self.mode, ("online", "offline", "disabled"))
+        check_range("tracking.init_timeout_s", self.init_timeout_s, 0, 3600, open_low=True)
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """One run."""
+
+    name: str = "run"
+    """A label for people; it changes nothing."""
+    seed: int = 0
+    """Seeds weights, dropout and the order of the data."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    head: Any = None
+    """A head's own config, such as `grouped_lm.heads.GroupedConfig`."""
+    grouping: GroupingConfig = field(default_factory=GroupingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        check_range("seed", self.seed, 0, 2**63 - 1)
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The config as plain dicts, lists and scalars, ready for JSON."""
+    return asdict(config)
+
+
+FREE_FIELDS = (
+    "name",
+    "data.cache_dir",
+    "data.name",
+    "tracking",
+    "train.log_every_steps",
+    "train.eval_every_steps",
+    "train.eval_batch_size",
+    "train.checkpoint_every_steps",
+    "train.checkpoint_every_minutes",
+    "train.keep_checkpoints",
+    "train.resume",
+    "train.device",
+)
+"""Fields that may change between a run and its continuation; every other one is part of what the run is."""
+
+
+def config_identity(values: dict[str, Any]) -> dict[str, Any]:
+    """Return every field that decides what a run computes, flat: {"optim.lr": 0.001, ...}."""
+
+    def walk(prefix: str, node: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            path = f"{prefix}{key}"
+            if path not in FREE_FIELDS:
+                yield from walk(f"{path}.", value) if isinstance(value, dict) else [(path, value)]
+
+    return dict(walk("", values))
+
+
+def config_hash(config: Config) -> str:
+    """Return a sha256 of `config_identity`: two configs with the same hash describe the same run."""
+    text = json.dumps(config_identity(config_to_dict(config)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def config_from_dict(values: dict[str, Any], head: Any) -> Config:
+    """Rebuild a config saved by `config_to_dict`, with its head's config already parsed.
+
+    Raises:
+        ConfigError: an unknown key or a value out of range.
+    """
+    parts = {f.name: f.type for f in fields(Config)}
+    built: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in parts:
+            raise ConfigError(f"unknown key {key} in a saved config")
+        if key == "head":
+            built[key] = head
+        elif is_dataclass(parts[key]):
+            try:
+                built[key] = parts[key](**value)  # type: ignore[operator]
+            except TypeError as error:
+                raise ConfigError(f"{key} in a saved config: {error}") from error
+        else:
+            built[key] = value
+    return Config(**built)

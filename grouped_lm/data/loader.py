@@ -1,0 +1,119 @@
+"""Batches out of a flat array of ids. Letters: B batch, T block_size, N tokens, W windows per epoch.
+
+The order of training is a pure function of (seed, epoch, index): sample k of the whole run is window
+`k % W` of epoch `k // W`, and micro-batch i holds the samples i*B to i*B + B - 1. To resume is to know i, and
+ranks can share the work by taking samples of one global batch each.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grouped_lm.errors import DataError
+from grouped_lm.heads.base import IGNORE_INDEX
+
+
+class TrainBatches:
+    """Random windows to train on.
+
+    An epoch starts at its own random offset, cuts the text into windows of T that do not overlap, and gives
+    every one of them once, in an order of its own. What is left over at both ends (under 2T targets) differs
+    from epoch to epoch.
+
+    Args:
+        tokens: (N,) ids, usually a memory map.
+        block_size: T, >= 1.
+        batch_size: B, >= 1.
+        seed: Seeds offsets and orders, >= 0.
+
+    Raises:
+        DataError: fewer than T + 1 tokens.
+    """
+
+    def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int) -> None:
+        if len(tokens) < block_size + 1:
+            raise DataError(
+                f"training text has {len(tokens)} tokens, model.block_size={block_size} needs at least "
+                f"{block_size + 1}; give more text or set model.block_size={max(1, len(tokens) - 1)}"
+            )
+        self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
+        self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
+        self._starts: dict[int, np.ndarray] = {}
+
+    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """Give micro-batch `index`, counted from the start of the run.
+
+        Returns:
+            input_ids (B, T) and targets (B, T), int64 on the CPU; targets are the ids one place later.
+        """
+        first = index * self.batch_size
+        rows = [self._window(sample) for sample in range(first, first + self.batch_size)]
+        both = torch.from_numpy(np.stack(rows).astype(np.int64))
+        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+    def _window(self, sample: int) -> np.ndarray:
+        epoch, place = divmod(sample, self.windows_per_epoch)
+        start = int(self.epoch_starts(epoch)[place])
+        return self.tokens[start : start + self.block_size + 1]
+
+    def epoch_starts(self, epoch: int) -> np.ndarray:
+        """Give the first index of every window of an epoch, in the order of use, shape (W,) int64.
+
+        Ranks of raw 64-bit draws give the permutation: NumPy promises the stream of a bit generator, but not
+        that of `Generator.permutation`, and a resumed run may see another NumPy.
+        """
+        if epoch not in self._starts:
+            draws = np.random.PCG64(np.random.SeedSequence([self.seed, epoch]))
+            slack = len(self.tokens) - 1 - self.windows_per_epoch * self.block_size
+            offset = int(draws.random_raw()) % (min(slack, self.block_size - 1) + 1)
+            order = np.argsort(draws.random_raw(self.windows_per_epoch), kind="stable")
+            kept = {e: s for e, s in self._starts.items() if e == epoch - 1}  # a batch may straddle two epochs
+            self._starts = {**kept, epoch: offset + order * self.block_size}
+        return self._starts[epoch]
+
+
+class ValidWindows:
+    """All of a text in order, in batches of one shape: every token but the first is a target exactly once.
+
+    Windows of T do not overlap. The last window and the last batch are padded: inputs with `pad_id`, targets
+    with IGNORE_INDEX.
+
+    Args:
+        tokens: (N,) ids, usually a memory map.
+        block_size: T, >= 1.
+        batch_size: B, >= 1.
+        pad_id: Any id of the vocabulary; what stands there counts nowhere.
+
+    Raises:
+        DataError: fewer than 2 tokens.
+    """
+
+    def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, pad_id: int = 0) -> None:
+        if len(tokens) < 2:
+            raise DataError(f"validation text has {len(tokens)} tokens, at least 2 are needed; give more text")
+        self.tokens, self.block_size, self.batch_size, self.pad_id = tokens, block_size, batch_size, pad_id
+
+    @property
+    def target_tokens(self) -> int:
+        """Targets in all batches together."""
+        return len(self.tokens) - 1
+
+    def __len__(self) -> int:
+        return -(-self.target_tokens // (self.block_size * self.batch_size))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.batch(index) for index in range(len(self)))
+
+    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+        """Give input_ids (B, T) and targets (B, T), int64 on the CPU, of batch 0 <= index < len(self)."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch must be in [0, {len(self) - 1}], got {index}")
+        places = self.block_size * self.batch_size
+        piece = self.tokens[index * places : (index + 1) * places + 1].astype(np.int64)
+        input_ids = np.full(places, self.pad_id, np.int64)
+        targets = np.full(places, IGNORE_INDEX, np.int64)
+        input_ids[: len(piece) - 1], targets[: len(piece) - 1] = piece[:-1], piece[1:]
+        shape = (self.batch_size, self.block_size)
+        return torch.from_numpy(input_ids).view(shape), torch.from_numpy(targets).view(shape)

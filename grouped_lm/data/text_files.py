@@ -1,0 +1,243 @@
+"""The reader's own text: .txt, .jsonl and .parquet files, folders, globs and lists of them, read as streams."""
+
+import codecs
+import glob
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from grouped_lm.config import DataConfig
+from grouped_lm.data.tokenizer import EOT_TEXT, Fragment, valid_unicode
+from grouped_lm.errors import DataError
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+BLOCK_BYTES = 1 << 20
+FRAGMENT_CHARS = 1 << 20
+"""A document without end is passed on in pieces of about this size."""
+
+# GPT-2's pattern looks at no character before a piece, and no piece runs from a non-space into a space: tokens
+# of the two sides of such a border are those of the whole. \S is Python's, narrower than Rust's.
+_CUT = re.compile(r"\S(?=[ \n\r\t])")
+_CUT_SEARCH_CHARS = 1 << 16
+
+
+class TextSource:
+    """Files, read one after another."""
+
+    unit = "bytes"
+
+    def __init__(self, paths: list[Path], text_field: str) -> None:
+        self.paths, self.text_field = paths, text_field
+
+    @classmethod
+    def of_split(cls, config: DataConfig, split: str) -> "TextSource":
+        """Find the files that the config names for a split."""
+        patterns = config.train if split == "train" else config.valid
+        return cls(find_files(patterns, f"data.{split}"), config.text_field)
+
+    @property
+    def total(self) -> int | None:
+        """Bytes of all files, where text is all that they hold."""
+        if any(path.suffix.lower() != ".txt" for path in self.paths):
+            return None
+        return sum(path.stat().st_size for path in self.paths)
+
+    @cached_property
+    def _stats(self) -> list[tuple[int, int]]:
+        return [_stat(path) for path in self.paths]
+
+    def describe(self) -> dict[str, Any]:
+        """Paths, sizes and hashes of the files, and the column that is read from them."""
+        sizes = [size for size, _ in self._stats]
+        files = [
+            {"path": str(path), "bytes": size, "sha256": file_sha256(path)}
+            for path, size in zip(self.paths, sizes, strict=True)
+        ]
+        tables = any(path.suffix.lower() != ".txt" for path in self.paths)
+        return {"source": "text", "files": files, "text_field": self.text_field if tables else None}
+
+    def fragments(self) -> Iterator[Fragment]:
+        for path, before in zip(self.paths, self._stats, strict=True):
+            yield from read_file(path, self.text_field)
+            if _stat(path) != before:  # else the manifest would describe a text that was never read
+                raise DataError(f"{path} changed while it was read; run again when it is complete")
+
+
+def find_files(patterns: str | Iterable[str], key: str = "data.train") -> list[Path]:
+    """List the files that paths, folders and globs stand for, absolute, each pattern's files sorted.
+
+    Raises:
+        DataError: nothing there, or a file whose suffix is not .txt, .jsonl or .parquet.
+    """
+    found: list[Path] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            kind = f"is a folder without {', '.join(SUFFIXES)} files"
+        elif path.exists():
+            files, kind = [path], ""
+        else:
+            files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())  # noqa: PTH207
+            kind = "matches no file" if glob.has_magic(pattern) else "does not exist"
+        if not files:
+            raise DataError(f"{key}: {pattern} {kind}; give a file, folder, glob or a list of them")
+        found += [p.absolute() for p in files]
+    for path in found:
+        if path.suffix.lower() not in SUFFIXES:
+            raise DataError(f"{key}: {path} must end in one of {', '.join(SUFFIXES)}")
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's content in blocks."""
+    with _reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_file(path: Path, text_field: str) -> Iterator[Fragment]:
+    """Yield the fragments of one file, by its suffix.
+
+    Raises:
+        DataError: empty, unreadable, not UTF-8, not what its suffix says, or without the text column.
+    """
+    readers: dict[str, Callable[[], Iterator[Fragment]]] = {
+        ".txt": lambda: split_documents(decode_blocks(path)),
+        ".jsonl": lambda: _jsonl_documents(path, text_field),
+        ".parquet": lambda: _parquet_documents(path, text_field),
+    }
+    with _reading(path):
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty")
+        yield from readers[path.suffix.lower()]()
+
+
+def decode_blocks(path: Path) -> Iterator[str]:
+    """Yield a UTF-8 file's text block by block, without a byte order mark."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    offset = 0  # bytes handed to the decoder before this block
+    with path.open("rb") as file:
+        while True:
+            block = file.read(BLOCK_BYTES)
+            pending = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise DataError(_not_utf8(path, offset - pending + error.start)) from error
+            if offset == 0:
+                text = text.removeprefix("\ufeff")
+            if text:
+                yield text
+            if not block:
+                return
+            offset += len(block)
+
+
+def split_documents(chunks: Iterable[str], border: str | None = EOT_TEXT) -> Iterator[Fragment]:
+    """Split a stream of text at its borders, alone on a line or inline; None joins all to one document.
+
+    What follows the last border is a document only if it is more than whitespace.
+    """
+    rest, begun = "", False  # begun: part of the current document has been passed on
+    for chunk in chunks:
+        parts = (rest + chunk).split(border) if border else [rest + chunk]
+        for part in parts[:-1]:
+            yield (part.rstrip() if begun else part.strip()), True
+            begun = False
+        rest = parts[-1]
+        if len(rest) > FRAGMENT_CHARS:
+            rest = rest if begun else rest.lstrip()
+            cut = max((m.end() for m in _CUT.finditer(rest, max(0, len(rest) - _CUT_SEARCH_CHARS))), default=0)
+            if cut:
+                yield rest[:cut], False
+                rest, begun = rest[cut:], True
+    if begun or rest.strip():
+        yield (rest.rstrip() if begun else rest.strip()), True
+
+
+def _jsonl_documents(path: Path, text_field: str) -> Iterator[Fragment]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(_not_utf8(path, offset + error.start)) from error
+            offset += len(line)
+            if text.strip():
+                yield _json_text(text, text_field, f"{path}, line {number}"), True
+
+
+def _json_text(line: str, text_field: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise DataError(f'{where} must be an object such as {{"{text_field}": "..."}}, got {type(row).__name__}')
+    if text_field not in row:
+        raise DataError(missing_column(where, text_field, list(row)))
+    return document_text(row[text_field], f"{where}, column {text_field}")
+
+
+def _parquet_documents(path: Path, text_field: str) -> Iterator[Fragment]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if text_field not in file.schema_arrow.names:
+                raise DataError(missing_column(str(path), text_field, file.schema_arrow.names))
+            row = 0
+            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+                for value in batch.column(0).to_pylist():
+                    yield document_text(value, f"{path}, row {row}, column {text_field}"), True
+                    row += 1
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+
+
+def document_text(value: Any, where: str, strip: bool = True) -> str:
+    """Give a row's text, stripped if asked for; a null counts as an empty document.
+
+    Raises:
+        DataError: the value is neither text nor null.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise DataError(f"{where} must hold text, got {type(value).__name__}; data.text_field names the column")
+    text = valid_unicode(value)
+    return text.strip() if strip else text
+
+
+def missing_column(where: str, text_field: str, columns: list[str]) -> str:
+    """Say that a column is not there, and which are."""
+    return f"{where} has no column {text_field!r}, it has {', '.join(columns) or 'none'}; set data.text_field"
+
+
+def _not_utf8(path: Path, offset: int) -> str:
+    return f"{path} is not UTF-8 at byte {offset}; convert it, for instance with iconv"
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    with _reading(path):
+        stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+class _reading:
+    """Turn an OSError about a file into one line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if isinstance(error, OSError):
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from error

@@ -1,0 +1,101 @@
+"""The prepared form of a split: one flat file of ids, one of document starts, and a manifest.
+
+    tokens.bin      eot doc eot doc eot ...   uint16 or uint32, little-endian
+    documents.bin   index of every document's first token in tokens.bin, int64, little-endian
+    manifest.json   what it is made of and how to know that it is whole; written last
+
+The leading end-of-text gives every document token and every closing end-of-text a predecessor, so that each
+of them can be predicted: `target_tokens = tokens - 1`.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT_VERSION = 1
+TOKENS, DOCUMENTS, MANIFEST = "tokens.bin", "documents.bin", "manifest.json"
+DTYPES = {"uint16": "<u2", "uint32": "<u4"}
+VERIFY_MAX_BYTES = 256 << 20
+"""Files up to here are hashed when they are opened (a fifth of a second); larger ones are only measured."""
+_COUNT_CHUNK = 1 << 22
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenFile:
+    """A prepared split on disk."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    _counts: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def num_tokens(self) -> int:
+        """Everything in the file, the leading end-of-text included."""
+        return self.manifest["tokens"]
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens that have a predecessor."""
+        return self.manifest["target_tokens"]
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the file; empty ones are not in it."""
+        return self.manifest["documents"]
+
+    @property
+    def text_bytes(self) -> int:
+        """UTF-8 bytes of the documents, for bits per byte."""
+        return self.manifest["bytes"]
+
+    def tokens(self) -> np.ndarray:
+        """Map the ids into memory, read-only, shape (tokens,)."""
+        return np.memmap(self.folder / TOKENS, dtype=DTYPES[self.manifest["dtype"]], mode="r")
+
+    def document_offsets(self) -> np.ndarray:
+        """Map the documents' first indices, shape (documents,); a document ends at the next one's, less one."""
+        return np.memmap(self.folder / DOCUMENTS, dtype="<i8", mode="r")
+
+    def counts(self) -> np.ndarray:
+        """Count every id, shape (V,) int64; kept after the first call."""
+        if self._counts is None:
+            ids, counts = self.tokens(), np.zeros(self.manifest["tokenizer"]["vocab_size"], np.int64)
+            for start in range(0, len(ids), _COUNT_CHUNK):  # bincount copies to int64: bound the copy
+                counts += np.bincount(ids[start : start + _COUNT_CHUNK], minlength=len(counts))
+            self._counts = counts
+        return self._counts
+
+
+def read_token_file(folder: Path, key: str) -> tuple[TokenFile | None, str]:
+    """Open a prepared folder if it is whole and belongs to `key`; else None and the reason."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if manifest["key"] != key:
+            return None, "it was made from something else"
+        for name, size, sha256 in _expected(manifest):
+            if (folder / name).stat().st_size != size:
+                return None, f"{name} has {(folder / name).stat().st_size} bytes, its manifest says {size}"
+            if size <= VERIFY_MAX_BYTES and _sha256(folder / name) != sha256:
+                return None, f"{name} does not match the hash in its manifest"
+    except FileNotFoundError as error:
+        return None, f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, f"its manifest cannot be read: {error!r}"
+    return TokenFile(folder=folder, manifest=manifest), ""
+
+
+def _expected(manifest: dict[str, Any]) -> list[tuple[str, int, str]]:
+    width = np.dtype(DTYPES[manifest["dtype"]]).itemsize
+    return [
+        (TOKENS, manifest["tokens"] * width, manifest["sha256"]),
+        (DOCUMENTS, manifest["documents"] * 8, manifest["documents_sha256"]),
+    ]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,146 @@
+"""What a person sees of a run: a live line on a terminal, plain lines elsewhere, a closing table. All on stderr."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+CLOSING_ROWS = (
+    ("validation perplexity", "val/perplexity", "{:,.2f}"),
+    ("validation nats per token", "val/loss", "{:.4f}"),
+    ("bits per byte", "val/bits_per_byte", "{:.4f}"),
+    ("group accuracy", "val/group_accuracy", "{:.1%}"),
+    ("accuracy inside the group", "val/token_in_group_accuracy", "{:.1%}"),
+    ("tokens per second", "throughput/tokens_per_sec", "{:,.0f}"),
+    ("milliseconds per step", "time/step_ms", "{:,.1f}"),
+    ("share of the matrix-multiply roof", "throughput/mfu", "{:.1%}"),
+    ("peak GPU memory, GiB", "memory/peak_gpu_gib", "{:.3f}"),
+    ("peak tensor memory, GiB", "memory/peak_tensor_gib", "{:.3f}"),
+    ("peak resident memory, GiB", "memory/peak_rss_gib", "{:.3f}"),
+    ("parameters", "params/total", "{:,}"),
+    ("parameters of the head alone", "params/head", "{:,}"),
+)
+
+
+def peak_memory_gib(row: dict[str, Any]) -> float | None:
+    """Return the peak that speaks for the run: the GPU's allocator where there is one, else live tensors."""
+    return row.get("memory/peak_gpu_gib") or row.get("memory/peak_tensor_gib")
+
+
+def one_line(row: dict[str, Any]) -> str:
+    """Return loss, perplexity, speed and memory of a row of metrics, as far as it has them."""
+    parts = []
+    for key, form in (
+        ("train/loss", "loss {:.3f}"),
+        ("train/perplexity", "ppl {:,.1f}"),
+        ("val/perplexity", "val ppl {:,.2f}"),
+        ("throughput/tokens_per_sec", "{:,.0f} tok/s"),
+    ):
+        if row.get(key) is not None:
+            parts.append(form.format(row[key]))
+    peak = peak_memory_gib(row)
+    return "  ".join(parts + ([f"peak {peak:.2f} GiB"] if peak is not None else []))
+
+
+class TrainDisplay:
+    """A progress line while training, and the closing table."""
+
+    def __init__(self, title: str, max_steps: int, step: int) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._title, self._max_steps = title, max_steps
+        self._line = ""
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=18),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+            TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task(title, total=max_steps, completed=step, line="")
+
+    def __enter__(self) -> "TrainDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def step(self, step: int) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, completed=step)
+
+    def row(self, step: int, row: dict[str, Any]) -> None:
+        """Show a row of metrics."""
+        self._line = one_line(row)
+        if self._console.is_terminal:
+            self._progress.update(self._task, completed=step, line=self._line)
+        else:
+            self._console.print(f"{self._title}  step {step}/{self._max_steps}  {self._line}", soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress."""
+        self._console.print(text, soft_wrap=True)
+
+    def close(self, result: dict[str, Any]) -> None:
+        """Print the closing table."""
+        self._console.print(figures_table(self._title, result))
+
+
+def figures_table(title: str, figures: dict[str, Any]) -> Table:
+    """Return the known figures of one run as a table, a line each."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column("what")
+    table.add_column("figure", justify="right")
+    for label, key, form in CLOSING_ROWS:
+        if figures.get(key) is not None:
+            table.add_row(label, form.format(figures[key]))
+    return table
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout, as wide as it needs to be where nobody's terminal sets a width."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    console.print(table)
+
+
+class PrepareDisplay:
+    """A bar on stderr while a corpus is prepared; silent when it is already there."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("preparing {task.description}"),
+            BarColumn(bar_width=18),
+            TextColumn("{task.fields[line]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "PrepareDisplay":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def progress(self, done: int, total: int | None) -> None:
+        """Show `done` of `total` units (None where the total is not known)."""
+        if "text" not in self._tasks:
+            self._tasks["text"] = self._progress.add_task("text", total=total, line="")
+        self._progress.update(self._tasks["text"], completed=done, total=total, line=f"{done:,}")
+
+
+def print_checks(checks: list[Any]) -> None:
+    """Print `gvc doctor`'s findings, a line each."""
+    console = Console(highlight=False)
+    for check in checks:
+        mark = "[green]ok[/]  " if check.ok else "[red]no[/]  "
+        console.print(f"{mark}{check.what}: {check.detail}", soft_wrap=True)

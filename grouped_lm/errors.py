@@ -1,0 +1,58 @@
+"""Errors that end in one line and an exit code of their own; anything else is a defect of ours.
+
+Exit codes: 0 done, 1 failed, 2 usage or config, 3 busy run folder or missing/bad data, 4 disk,
+5 no usable checkpoint, 6 config changed since the checkpoint, 7 diverged, 8 out of memory,
+75 preempted after a save, 130 interrupted after a save.
+"""
+
+
+class GvcError(Exception):
+    """A user's problem: the message is one line that says what was given, what is allowed, how to mend it."""
+
+    exit_code = 1
+
+
+class ConfigError(GvcError, ValueError):
+    """A key or value outside what the schema allows."""
+
+    exit_code = 2
+
+
+class DataError(GvcError):
+    """Missing, unreadable or empty data."""
+
+    exit_code = 3
+
+
+class RunFolderError(GvcError):
+    """A run folder that is missing, busy, or already holds something else."""
+
+    exit_code = 3
+
+
+class DiskError(GvcError):
+    """The disk is full or refuses to be written."""
+
+    exit_code = 4
+
+
+class CheckpointError(GvcError):
+    """No checkpoint that can be trusted."""
+
+    exit_code = 5
+
+
+class DriftError(GvcError):
+    """The config on disk and the one given describe different runs."""
+
+    exit_code = 6
+
+
+class DivergedError(GvcError):
+    """The loss or its gradient is no longer a finite number."""
+
+    exit_code = 7
+
+
+EXIT_PREEMPTED = 75
+EXIT_INTERRUPTED = 130

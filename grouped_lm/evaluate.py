@@ -1,0 +1,91 @@
+"""The judge: the whole validation set, every token once, sums in fp64."""
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grouped_lm.config import Config
+from grouped_lm.data import prepare_split
+from grouped_lm.data.loader import ValidWindows
+from grouped_lm.heads.base import IGNORE_INDEX
+from grouped_lm.models.lm import LanguageModel
+from grouped_lm.run_folder import RunFolder
+from grouped_lm.runtime import resolve_device, set_threads
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Sums over the validation set. Windows of block_size that do not overlap, each read without what came before."""
+
+    nll: float
+    """Nats, summed over `tokens`."""
+    tokens: int
+    text_bytes: int
+    """UTF-8 bytes of the documents; end-of-text tokens are predicted but add none."""
+    group_nll: float | None = None
+    token_nll: float | None = None
+    group_correct: int | None = None
+    token_correct: int | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures by the keys of the record: nats and perplexity per token, bits per byte, accuracies."""
+        loss = self.nll / self.tokens
+        figures = {
+            "val/loss": loss,
+            "val/perplexity": math.exp(min(loss, 700.0)),
+            "val/bits_per_byte": self.nll / math.log(2) / self.text_bytes,
+        }
+        parts = {
+            "val/loss_group": self.group_nll,
+            "val/loss_token": self.token_nll,
+            "val/group_accuracy": self.group_correct,
+            "val/token_in_group_accuracy": self.token_correct,
+        }
+        return figures | {key: total / self.tokens for key, total in parts.items() if total is not None}
+
+
+def autocast(device: torch.device, dtype: str) -> Any:
+    """Return the context that runs matrix products in `dtype`; weights and losses stay fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext()
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel, windows: ValidWindows, text_bytes: int, device: torch.device, dtype: str = "float32"
+) -> Evaluation:
+    """Return the sums of `model` over all windows; the model's training mode is left as it was."""
+    was_training = model.training
+    model.eval()
+    sums: dict[str, torch.Tensor] = {}
+    for input_ids, targets in windows:
+        with autocast(device, dtype):
+            loss = model(input_ids.to(device), targets.to(device), reduction="none", accuracy=True)
+        for key in ("nll", "group_nll", "token_nll", "group_correct", "token_correct"):
+            value = getattr(loss, key)
+            if value is not None:  # summed where it is, so that a GPU is not waited for
+                sums[key] = sums.get(key, 0) + value.double().sum()
+        sums["tokens"] = sums.get("tokens", 0) + (targets != IGNORE_INDEX).sum()
+    model.train(was_training)
+    counts = {"tokens", "group_correct", "token_correct"}
+    figures: dict[str, Any] = {k: int(v.item()) if k in counts else v.item() for k, v in sums.items()}
+    return Evaluation(text_bytes=text_bytes, **figures)
+
+
+def evaluate_checkpoint(run_dir: Path, config: Config) -> dict[str, Any]:
+    """Return the figures of a run's newest checkpoint on the validation text that `config` names.
+
+    Raises:
+        RunFolderError, CheckpointError, DataError: no such run, no checkpoint in it, no such text.
+    """
+    device = resolve_device(config.train.device)
+    set_threads(config.train.threads)
+    model, step = RunFolder(run_dir).load_model(config, device)
+    valid = prepare_split(config.data, config.tokenizer, "valid")
+    batch_size = config.train.eval_batch_size or config.train.micro_batch_size
+    windows = ValidWindows(valid.tokens(), config.model.block_size, batch_size)
+    judged = evaluate(model, windows, valid.text_bytes, device, config.train.dtype)
+    return {"run": str(run_dir), "trainer/step": step, "val/tokens": judged.tokens, **judged.metrics()}

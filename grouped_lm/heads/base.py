@@ -1,0 +1,104 @@
+"""The interface of an output layer: hidden states in, exact negative log-likelihoods out, no V-wide tensor promised.
+
+Letters: B batch, T sequence, N = B*T, D width, V vocabulary, G groups, S slots per group.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+IGNORE_INDEX = -100
+"""Targets of this value count nowhere: no loss, no gradient, not in the mean."""
+
+
+@dataclass(slots=True)
+class HeadLoss:
+    """Negative log-likelihood in nats and its parts; scalars, or shaped like the targets for reduction="none"."""
+
+    nll: Tensor
+    """-log p(token) = group_nll + token_nll, exactly."""
+    group_nll: Tensor | None = None
+    """-log p(group); None for heads without groups."""
+    token_nll: Tensor | None = None
+    """-log p(token | group)."""
+    group_correct: Tensor | None = None
+    """Targets whose group is the likeliest one; asked for with accuracy=True."""
+    token_correct: Tensor | None = None
+    """Targets that are the likeliest token of their own group."""
+
+
+def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """Sum or average per-token losses over the targets that count (0, not NaN, where none does).
+
+    Raises:
+        ValueError: reduction is not mean, sum or none.
+    """
+    if reduction == "none":
+        return nll
+    if reduction == "sum":
+        return nll.sum()
+    if reduction == "mean":
+        return nll.sum() / (targets != IGNORE_INDEX).sum().clamp_min(1)
+    raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
+
+
+class Head(nn.Module, ABC):
+    """An output layer. Its forward does the work, so that wrappers such as DDP and FSDP see its weights used."""
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ()
+    """Names of matrices that are scales, shifts or biases, and so are not decayed."""
+
+    def __init__(self, n_embd: int, vocab_size: int) -> None:
+        super().__init__()
+        self.n_embd, self.vocab_size = n_embd, vocab_size
+
+    def forward(self, hidden: Tensor, targets: Tensor, **kwargs: Any) -> HeadLoss:
+        """Return `loss(hidden, targets, **kwargs)`."""
+        return self.loss(hidden, targets, **kwargs)
+
+    @abstractmethod
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """Return the exact negative log-likelihood of the targets.
+
+        Args:
+            hidden: (..., D) states after the last norm.
+            targets: (...) int64 in [0, V), or IGNORE_INDEX.
+            reduction: "mean" over the targets that count, "sum", or "none" (zero at ignored ones).
+            accuracy: also count right groups and tokens (heads with groups).
+        """
+
+    @abstractmethod
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """Return (..., V) fp32 log-probabilities of every token, in the order of the ids."""
+
+    @abstractmethod
+    def flops_per_token(self) -> float:
+        """Return the floating-point operations of one forward pass of `loss`, per target."""
+
+    def target_log_prob(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return (...) log p(target), zero where ignored."""
+        return -self.loss(hidden, targets, reduction="none").nll
+
+
+def flatten(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (N, D) states and (N,) targets.
+
+    Raises:
+        ValueError: the leading shapes differ.
+    """
+    if hidden.shape[:-1] != targets.shape:
+        raise ValueError(f"hidden {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not match")
+    return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Return fp16 and bf16 logits as fp32: a softmax in less loses digits that the loss shows."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def init_linear(weight: Tensor, std: float = 0.02) -> None:
+    """Initialise as GPT-2 does its embeddings and projections: N(0, 0.02)."""
+    torch.nn.init.normal_(weight, mean=0.0, std=std)

@@ -1,0 +1,61 @@
+"""The other reading of the paper's second step: scale and shift on the hidden state, then a shared projection.
+
+Source: Vennam, Joishy, Kumaraguru, arXiv 2411.06371; the form is that of FiLM (Perez et al. 2018, arXiv 1709.07871).
+Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_lm.config import check_range
+from grouped_lm.grouping import Grouping
+from grouped_lm.heads.base import init_linear
+from grouped_lm.heads.two_level import TwoLevelHead
+
+
+@dataclass(kw_only=True, slots=True)
+class FilmConfig:
+    """`head=film`."""
+
+    name: str = "film"
+    group_size: int | None = None
+    """Slots per group S, in [1, V]; null means round(sqrt V)."""
+
+    def __post_init__(self) -> None:
+        check_range("head.group_size", self.group_size, 1, 10**9)
+
+
+class FilmHead(TwoLevelHead):
+    """Token logits in group g: W_s (scale[g] * h + shift[g]) + bias[g], with scale and shift of D numbers per group.
+
+    `bias` is one number per token, so that a token's frequency need not be said through h; it also holds the
+    phantom slots' -inf.
+    """
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("scale", "shift", "bias")
+
+    def __init__(self, config: FilmConfig, n_embd: int, grouping: Grouping) -> None:
+        super().__init__(n_embd, grouping)
+        self.slot = nn.Linear(n_embd, self.group_size, bias=False)
+        init_linear(self.slot.weight)
+        self.scale = nn.Parameter(torch.ones(self.n_group, n_embd))
+        self.shift = nn.Parameter(torch.zeros(self.n_group, n_embd))
+        self.bias = nn.Parameter(torch.zeros(self.n_group, self.group_size))
+
+    def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
+        """See `TwoLevelHead.token_logits`."""
+        state = F.embedding(groups, self.scale) * hidden + F.embedding(groups, self.shift)
+        return self.slot(state) + F.embedding(groups, self.bias + self.phantom)
+
+    def all_token_logits(self, hidden: Tensor) -> Tensor:
+        """See `TwoLevelHead.all_token_logits`."""
+        state = self.scale * hidden.unsqueeze(1) + self.shift
+        return self.slot(state) + (self.bias + self.phantom)
+
+    def flops_per_token(self) -> float:
+        """Return 2 D (G + S) for the projections and about 4 D + 2 S for scale, shift and bias."""
+        return 2.0 * self.n_embd * (self.n_group + self.group_size) + 4.0 * self.n_embd + 2.0 * self.group_size

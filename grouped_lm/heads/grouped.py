@@ -1,0 +1,58 @@
+"""The paper's head, read literally (`grouped` in every command, `paper` in prose).
+
+Source: Vennam, Joishy, Kumaraguru, arXiv 2411.06371: one shared linear layer, scaled and shifted per group.
+Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_lm.config import check_range
+from grouped_lm.grouping import Grouping
+from grouped_lm.heads.base import init_linear
+from grouped_lm.heads.two_level import TwoLevelHead
+
+
+@dataclass(kw_only=True, slots=True)
+class GroupedConfig:
+    """`head=grouped`."""
+
+    name: str = "grouped"
+    group_size: int | None = None
+    """Slots per group S, in [1, V]; null means round(sqrt V), the least memory."""
+
+    def __post_init__(self) -> None:
+        check_range("head.group_size", self.group_size, 1, 10**9)
+
+
+class GroupedHead(TwoLevelHead):
+    """Token logits in group g: scale[g] * (W_s h) + shift[g], with scale and shift of S numbers per group.
+
+    So the tokens in one slot of all groups share a direction in h: V tokens have G + S directions. `shift`
+    serves as a bias per token.
+    """
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("scale", "shift")
+
+    def __init__(self, config: GroupedConfig, n_embd: int, grouping: Grouping) -> None:
+        super().__init__(n_embd, grouping)
+        self.slot = nn.Linear(n_embd, self.group_size, bias=False)
+        init_linear(self.slot.weight)
+        self.scale = nn.Parameter(torch.ones(self.n_group, self.group_size))
+        self.shift = nn.Parameter(torch.zeros(self.n_group, self.group_size))
+
+    def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
+        """See `TwoLevelHead.token_logits`."""
+        return F.embedding(groups, self.scale) * self.slot(hidden) + F.embedding(groups, self.shift + self.phantom)
+
+    def all_token_logits(self, hidden: Tensor) -> Tensor:
+        """See `TwoLevelHead.all_token_logits`."""
+        return self.scale * self.slot(hidden).unsqueeze(1) + (self.shift + self.phantom)
+
+    def flops_per_token(self) -> float:
+        """Return 2 D (G + S) for the two projections and about 4 S for scale, shift and gathers."""
+        return 2.0 * self.n_embd * (self.n_group + self.group_size) + 4.0 * self.group_size

@@ -1,0 +1,102 @@
+"""What every two-step head shares: p(token) = p(group) p(token | group), both steps a softmax.
+
+Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
+"""
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_lm.grouping import Grouping
+from grouped_lm.heads.base import (
+    IGNORE_INDEX,
+    Head,
+    HeadLoss,
+    at_least_fp32,
+    flatten,
+    init_linear,
+    reduce_nll,
+)
+
+
+class TwoLevelHead(Head):
+    """Group logits W_g h, and token logits inside one group that a subclass defines.
+
+    The loss needs (N, G) and (N, S) numbers where the full softmax needs (N, V); it is exact, since
+    CE(group) + CE(token in group) = -log p(token) (arXiv 2411.06371, "Loss"). Phantom slots of partial groups
+    are held at -inf by `phantom`, which subclasses add to their shift: one (G, S) addition a step instead of a
+    mask per token.
+    """
+
+    token_to_group: Tensor
+    token_to_slot: Tensor
+    phantom: Tensor
+
+    def __init__(self, n_embd: int, grouping: Grouping) -> None:
+        super().__init__(n_embd, grouping.vocab_size)
+        self.n_group, self.group_size = grouping.n_group, grouping.group_size
+        self.group = nn.Linear(n_embd, self.n_group, bias=False)
+        init_linear(self.group.weight)
+        self.register_buffer("token_to_group", grouping.token_to_group.clone())
+        self.register_buffer("token_to_slot", grouping.token_to_slot.clone())
+        self.register_buffer("phantom", torch.zeros(self.n_group, self.group_size), persistent=False)
+        self.mask_phantoms()
+
+    def mask_phantoms(self) -> None:
+        """Set `phantom` to -inf at slots that no token has, 0 elsewhere; needed again when the grouping was loaded."""
+        self.phantom.fill_(-torch.inf)
+        self.phantom[self.token_to_group, self.token_to_slot] = 0.0
+
+    @abstractmethod
+    def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
+        """Return (N, S) logits of the slots of one group per row, -inf at phantom slots.
+
+        Args:
+            hidden: (N, D).
+            groups: (N,) int64 in [0, G).
+        """
+
+    @abstractmethod
+    def all_token_logits(self, hidden: Tensor) -> Tensor:
+        """Return (N, G, S) logits of the slots of every group: the slow line that `token_logits` is a part of."""
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """See `Head.loss`; the parts are the two cross entropies."""
+        states, flat = flatten(hidden, targets)
+        counted = flat != IGNORE_INDEX
+        token = flat.clamp_min(0)
+        groups, slots = self.token_to_group[token], self.token_to_slot[token]
+        group_logits = at_least_fp32(self.group(states))
+        token_logits = at_least_fp32(self.token_logits(states, groups))
+
+        def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
+            classes = classes.masked_fill(~counted, IGNORE_INDEX)
+            return F.cross_entropy(logits, classes, ignore_index=IGNORE_INDEX, reduction="none")
+
+        def finish(values: Tensor) -> Tensor:
+            return reduce_nll(values.view(targets.shape), targets, reduction)
+
+        def correct(logits: Tensor, classes: Tensor) -> Tensor:
+            hits = ((logits.argmax(-1) == classes) & counted).view(targets.shape)
+            return hits if reduction == "none" else hits.sum()
+
+        group_nll = cross_entropy(group_logits, groups)
+        token_nll = cross_entropy(token_logits, slots)
+        return HeadLoss(
+            nll=finish(group_nll + token_nll),
+            group_nll=finish(group_nll),
+            token_nll=finish(token_nll),
+            group_correct=correct(group_logits, groups) if accuracy else None,
+            token_correct=correct(token_logits, slots) if accuracy else None,
+        )
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """See `Head.log_prob`."""
+        states = hidden.reshape(-1, self.n_embd)
+        group = F.log_softmax(at_least_fp32(self.group(states)), dim=-1)
+        token = F.log_softmax(at_least_fp32(self.all_token_logits(states)), dim=-1)
+        joint = (group.unsqueeze(-1) + token).flatten(1)
+        place = self.token_to_group * self.group_size + self.token_to_slot
+        return joint[:, place].view(*hidden.shape[:-1], self.vocab_size)

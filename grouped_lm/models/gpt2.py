@@ -1,0 +1,145 @@
+"""GPT-2's body: token ids in, hidden states out, no vocabulary on the way out.
+
+Names, shapes and initialisation are those of GPT-2 (Radford et al., 2019, "Language Models are Unsupervised
+Multitask Learners") as Hugging Face's `GPT2Model` has them, but projections are `nn.Linear`: their weights
+are the transpose of the twin's `Conv1D` weights.
+
+Letters: B batch, T sequence, D width, H attention heads, V vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_lm.config import ModelConfig
+
+INIT_STD = 0.02
+"""Standard deviation of freshly drawn embeddings and projections."""
+LAYER_NORM_EPS = 1e-5
+
+
+class GPT2(nn.Module):
+    """Pre-norm transformer with learned positions and global causal attention.
+
+    Args:
+        config: shapes and dropout; `window_size` does not count here.
+        vocab_size: V, >= 1, rows of the token embedding `wte`.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.block_size = config.block_size
+        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(Block(config, Attention(config)) for _ in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
+        # Every block adds twice to the residual stream: its variance stays that of one addition.
+        init_weights(self, c_proj_std=INIT_STD / math.sqrt(2 * config.n_layer))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the (B, T, D) states after `ln_f`; state t knows tokens 0..t and no later one.
+
+        Args:
+            input_ids: (B, T) int64 in [0, V), T in [1, block_size].
+
+        Raises:
+            ValueError: T is above block_size.
+        """
+        x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size)))
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+
+class Attention(nn.Module):
+    """Causal self-attention: softmax(q k' / sqrt(D / H)) v for each head, by the fused kernel."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        q, k, v = (split_heads(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1))
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        return self.resid_dropout(self.c_proj(merge_heads(y)))
+
+
+class MLP(nn.Module):
+    """c_proj(gelu(c_fc(x))), four times as wide inside; gelu by its tanh formula ("gelu_new")."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x), approximate="tanh")))
+
+
+class Block(nn.Module):
+    """x + attn(ln_1(x)), then x + mlp(ln_2(x)), around whichever attention is given."""
+
+    def __init__(self, config: ModelConfig, attn: nn.Module) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
+        self.attn = attn
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+def split_heads(x: Tensor, n_head: int) -> Tensor:
+    """(B, T, D) to (B, H, T, D/H)."""
+    return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, T, D/H) to (B, T, D): undoes `split_heads`."""
+    return x.transpose(1, 2).flatten(-2)
+
+
+def positions(input_ids: Tensor, block_size: int) -> Tensor:
+    """Return (T,) positions 0..T-1 on the device of the ids.
+
+    Raises:
+        ValueError: T is above block_size.
+    """
+    n_tokens = input_ids.shape[-1]
+    check_seq_len(n_tokens, block_size)
+    return torch.arange(n_tokens, device=input_ids.device)
+
+
+def check_seq_len(n_tokens: int, block_size: int) -> None:
+    """Raise `ValueError` unless 1 <= n_tokens <= block_size."""
+    if not 1 <= n_tokens <= block_size:
+        raise ValueError(
+            f"sequence length must be in [1, {block_size}] (model.block_size), got {n_tokens}; "
+            "cut the input or build the model with a larger model.block_size"
+        )
+
+
+@torch.no_grad()
+def init_weights(body: nn.Module, c_proj_std: float = INIT_STD) -> None:
+    """Draw weights from N(0, INIT_STD), those called `c_proj` from N(0, c_proj_std), and set biases to 0.
+
+    Both are standard deviations; layer norms keep PyTorch's own start, weight 1 and bias 0.
+    """
+    for name, module in body.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=c_proj_std if name.endswith(".c_proj") else INIT_STD)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

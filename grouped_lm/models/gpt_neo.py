@@ -1,0 +1,107 @@
+"""GPT-Neo's body: GPT-2 with unscaled attention scores and a local window in every second layer.
+
+As Hugging Face's `GPTNeoModel` (Black et al., 2021, https://github.com/EleutherAI/gpt-neo), the body that the
+TinyStories models were trained with. Names are the twin's, but for `attn.attention`, which is `attn` here.
+
+Letters: B batch, T sequence, D width, H attention heads, V vocabulary.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_lm.config import ModelConfig
+from grouped_lm.models.gpt2 import LAYER_NORM_EPS, Block, init_weights, merge_heads, positions, split_heads
+
+
+class GPTNeo(nn.Module):
+    """Pre-norm transformer with learned positions; attention is global in even layers, local in odd ones.
+
+    Args:
+        config: shapes, dropout and `window_size`.
+        vocab_size: V, >= 1, rows of the token embedding `wte`.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
+        super().__init__()
+        self.block_size = config.block_size
+        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.drop = nn.Dropout(config.dropout)
+        windows = [window_of_layer(config, layer) for layer in range(config.n_layer)]
+        self.h = nn.ModuleList(Block(config, NeoAttention(config, window)) for window in windows)
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
+        init_weights(self)  # no smaller residual projections, unlike GPT-2
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return the (B, T, D) states after `ln_f`; state t knows tokens 0..t and no later one.
+
+        Args:
+            input_ids: (B, T) int64 in [0, V), T in [1, block_size].
+
+        Raises:
+            ValueError: T is above block_size.
+        """
+        x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size)))
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+
+def window_of_layer(config: ModelConfig, layer: int) -> int | None:
+    """Return how many tokens, its own included, a token of this layer sees; None is all of them."""
+    return config.window_size if layer % 2 else None
+
+
+class NeoAttention(nn.Module):
+    """Causal self-attention softmax(q k') v for each head, without 1/sqrt(D/H), by the fused kernel.
+
+    Args:
+        config: shapes and dropout.
+        window: position i sees j with i - window < j <= i; None sees all j <= i.
+    """
+
+    def __init__(self, config: ModelConfig, window: int | None) -> None:
+        super().__init__()
+        self.n_head, self.dropout, self.window = config.n_head, config.dropout, window
+        self.q_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.k_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.v_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.out_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, D)."""
+        q, k, v = (split_heads(proj(x), self.n_head) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        n_tokens = x.shape[1]
+        mask = None
+        if self.window is not None and n_tokens > self.window:  # else the window cuts nothing off
+            mask = local_causal_mask(n_tokens, self.window, x.device)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=1.0
+        )
+        return self.resid_dropout(self.out_proj(merge_heads(y)))
+
+
+def local_causal_mask(n_tokens: int, window: int, device: torch.device) -> Tensor:
+    """Return the (T, T) bool mask that is True where i - window < j <= i; made once per T and device.
+
+    It is in no state dict. Code under `torch.compile` makes its own, which is fused away.
+    """
+    if torch.compiler.is_compiling():
+        return _make_local_causal_mask(n_tokens, window, device)
+    return _cached_local_causal_mask(n_tokens, window, device)
+
+
+def _make_local_causal_mask(n_tokens: int, window: int, device: torch.device) -> Tensor:
+    position = torch.arange(n_tokens, device=device)
+    distance = position[:, None] - position
+    return (distance >= 0) & (distance < window)
+
+
+@lru_cache(maxsize=4)
+def _cached_local_causal_mask(n_tokens: int, window: int, device: torch.device) -> Tensor:
+    return _make_local_causal_mask(n_tokens, window, device)

@@ -1,0 +1,113 @@
+"""What a run leaves behind, and where: config, environment, metrics, result, checkpoints.
+
+config.json  environment.json  metrics.jsonl  result.json  checkpoints/  wandb/  .hydra/
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from grouped_lm.checkpoint import load_latest
+from grouped_lm.config import Config, config_from_dict, config_identity, config_to_dict
+from grouped_lm.data.tokenizer import vocab_size_of
+from grouped_lm.errors import CheckpointError, DriftError, RunFolderError
+from grouped_lm.heads import parse_head_config
+from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import LanguageModel
+from grouped_lm.runtime import write_json
+from grouped_lm.train_state import unpack_model
+
+COMPLETE, INTERRUPTED, FAILED = "complete", "interrupted", "failed"
+
+
+class RunFolder:
+    """The files of one run, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.environment = path / "environment.json"
+        self.metrics = path / "metrics.jsonl"
+        self.result = path / "result.json"
+        self.checkpoints = path / "checkpoints"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder for one process; the kernel lets go when the holder dies.
+
+        Raises:
+            RunFolderError: another process trains here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise RunFolderError(
+                f"{self.path} is in use by another gvc: wait for it, or give another hydra.run.dir"
+            ) from error
+
+    def read_config(self) -> Config:
+        """Return the saved config.
+
+        Raises:
+            RunFolderError: this is no run folder.
+        """
+        try:
+            values = json.loads(self.config.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.path} is not a run folder: no readable {self.config.name}") from error
+        return config_from_dict(values, parse_head_config(values["head"]))
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Return result.json, None where there is none that can be read."""
+        try:
+            return json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def check_same_run(self, config: Config) -> None:
+        """Refuse a folder that holds something else than `config`.
+
+        Raises:
+            DriftError: it holds another run; the message names the fields.
+            RunFolderError: it holds a run, and train.resume=never.
+        """
+        if not self.config.exists():
+            return
+        if config.train.resume == "never":
+            raise RunFolderError(
+                f"{self.path} already holds a run: give another hydra.run.dir, or train.resume=auto to go on with it"
+            )
+        old = config_identity(config_to_dict(self.read_config()))
+        new = config_identity(config_to_dict(config))
+        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        if changed:
+            shown = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:5])
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise DriftError(f"{self.path} holds another run ({shown}{more}): give another hydra.run.dir")
+
+    def load_model(self, config: Config, device: torch.device) -> tuple[LanguageModel, int]:
+        """Return the model of the newest checkpoint, in evaluation mode, and its step.
+
+        Raises:
+            CheckpointError: there is none, none can be trusted, or it is not the model that `config` describes.
+        """
+        found = load_latest(self.checkpoints)
+        if found is None:
+            raise CheckpointError(f"{self.path} has no checkpoint yet: train it first")
+        vocab_size = vocab_size_of(config.tokenizer)
+        model = build_lm(config, lambda: np.zeros(vocab_size, dtype=np.int64))  # the checkpoint brings its grouping
+        unpack_model(found[1], model)
+        return model.to(device).eval(), found[0]
+
+    def write_start(self, config: Config, environment: dict[str, Any]) -> None:
+        """Write what is known before the first step."""
+        write_json(self.config, config_to_dict(config))
+        write_json(self.environment, environment)

@@ -1,0 +1,121 @@
+"""The machine and the process: device, threads, seeds, what to write down about them, files that are whole or absent."""
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import subprocess
+import threading
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grouped_lm.errors import EXIT_PREEMPTED, ConfigError
+
+LIBRARIES = ("torch", "hydra-core", "datasets", "tiktoken", "wandb", "numpy", "safetensors")
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `train.device` names; `auto` prefers CUDA.
+
+    Raises:
+        ConfigError: `cuda` where torch sees no CUDA device.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ConfigError("train.device=cuda, but torch sees no CUDA device here: train.device=auto or cpu will run")
+    return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
+
+
+def set_threads(threads: int | None) -> int:
+    """Set the number of CPU threads (None leaves torch's choice) and return it."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree this package runs from, with "+" for local changes; None outside git."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        run = dict(cwd=root, capture_output=True, text=True, timeout=10, check=True)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()  # type: ignore[call-overload]
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if dirty else "")
+
+
+def cpu_model() -> str:
+    """Return the processor's own name for itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that decide what a run computes."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return what else than the config decides a run's figures: code, libraries, hardware, threads."""
+    return {
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": library_versions(),
+        "cpu": cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON so that `path` is always the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+class StopSignals:
+    """Turn SIGTERM and the first Ctrl-C into a flag that the loop reads after a step; a second Ctrl-C is immediate."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: object) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def raise_if_received(self) -> None:
+        """End the process, and a sweep it is part of: 130 after Ctrl-C, 75 (run again to go on) after SIGTERM."""
+        if self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.received is not None:
+            raise SystemExit(EXIT_PREEMPTED)
