@@ -1,7 +1,8 @@
 """Fragments to ids on several threads, in order and in bounded memory.
 
 Threads, not processes: tiktoken frees the GIL for a whole batch, and a process that has loaded torch must not
-fork. The figures are in `encode_fragments`.
+fork. On two cores: 3.5 M tokens/s of GPT-2's BPE from a text file (one thread 2.1 M), and 1.9 M tokens/s of
+tinytales, whose stories are written meanwhile in the calling thread.
 """
 
 import os

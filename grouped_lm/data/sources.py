@@ -59,14 +59,9 @@ class TinytalesSource:
         }
 
     def fragments(self) -> Iterator[Fragment]:
-        return self.slice(0, self.total)
+        from grouped_lm.data.tinytales import generate_stories
 
-    def slice(self, start: int, stop: int) -> Iterator[Fragment]:
-        """Stories start <= index < stop; each is a pure function of its index."""
-        from grouped_lm.data.tinytales import generate_story
-
-        for index in range(start, stop):
-            yield generate_story(self.seed, self.split, index).strip(), True
+        return ((story.strip(), True) for story in generate_stories(self.total, self.seed, self.split))
 
 
 def open_source(config: DataConfig, split: str) -> Source:

@@ -16,128 +16,271 @@ WITH_PLURAL = ("animal", "household", "food", "toy", "insect", "bird")
 
 LISTS = {
     # --- things
-    "toy": """kite drum ball whistle marble doll puppet wagon rattle trumpet flute bell lantern ribbon mitten hat
-        cap umbrella basket necklace bracelet ring locket key compass spyglass seashell paintbrush notebook thimble
-        clock medal badge blanket slipper boot glove harmonica tambourine magnet coin scarf fiddle banjo crown cape
-        music_box teddy_bear toy_boat pocket_watch snow_globe spinning_top jigsaw storybook button mask
-        hoop skipping_rope paper_fan wand backpack satchel helmet telescope sled scooter""",
-    "household": """kettle teapot bucket broom brush ladle candle jar jug pan pot plate bowl fork spoon cup
-        saucer tray box crate barrel chair stool cushion pillow rug curtain mirror hammer spade rake shovel
-        ladder rope hook nail peg sponge towel apron sock shirt belt purse wallet envelope pencil ruler bottle
-        funnel whisk sieve lid tub mop comb bead cork feather pebble brick tile wheel spring hinge pipe horn
-        fan lamp drawer shelf vase coat shoe sack net oar cage cradle trunk dish bolt crayon stamp map flag""",
-    "container": """basket barrow sack box bag pocket bucket trunk drawer crate pouch jar tin bundle suitcase
-        hamper cupboard""",
-    "thing_adj": """small shiny old new tiny round bright smooth wooden striped spotted painted dusty rusty tin
-        little golden silver heavy light soft plain pretty faded polished patched speckled wonderful curious funny
-        strange lovely handsome sturdy chipped worn tidy neat battered glossy checkered dented sparkling
-        glittering wobbly odd fancy simple special precious tattered dainty crooked cheap homemade square flat
-        hollow thick thin narrow wide broad splendid ordinary peculiar floppy bouncy squeaky creaky clean grubby
-        sooty elegant enormous gigantic miniature rare secondhand unusual""",
-    "color": """red blue green yellow purple orange pink white brown gray black violet scarlet crimson turquoise
-        lilac amber ivory emerald golden silver copper""",
-    "material": """glass copper clay paper straw leather velvet wool iron cotton felt brass marble bamboo
-        cardboard silk oak pine ivory pearl""",
+    "toy": """
+        kite drum ball whistle marble doll puppet wagon rattle trumpet flute bell lantern ribbon
+        mitten hat cap umbrella basket necklace bracelet ring locket key compass seashell paintbrush
+        notebook clock medal badge blanket slipper boot glove harmonica magnet coin scarf fiddle
+        crown cape music_box teddy_bear toy_boat pocket_watch snow_globe spinning_top button mask
+        hoop skipping_rope paper_fan wand backpack helmet telescope sled scooter
+        """,
+    "household": """
+        kettle bucket broom brush ladle candle jar jug pan pot plate bowl fork spoon cup saucer tray
+        box crate barrel chair stool cushion pillow rug curtain mirror hammer spade rake shovel
+        ladder rope hook nail peg sponge towel apron sock shirt belt purse wallet envelope pencil
+        ruler bottle funnel whisk lid tub mop comb bead feather brick tile wheel spring hinge pipe
+        horn fan lamp drawer shelf coat shoe sack net oar cage cradle trunk dish bolt stamp map flag
+        book card paper pen needle thread cloth sheet mattress table desk door window carpet bag
+        pouch suitcase tank pump drill saw axe knife blade tool board plank pole stick log rod chain
+        cable statue painting portrait poster photograph newspaper magazine letter package parcel
+        ticket token trophy torch match stove oven fridge cooker mug glass straw blender scale timer
+        radio piano guitar violin engine motor tire cart boat raft canoe paddle sail anchor tent wig
+        cane fence gate sign bench sofa couch clip pin pearl shell stone rock leaf branch seed nut
+        bone tooth egg
+        """,
+    "container": """
+        basket sack box bag pocket bucket trunk drawer crate pouch jar tin bundle suitcase hamper
+        cupboard
+        """,
+    "thing_adj": """
+        small shiny old new tiny round bright smooth wooden striped spotted painted dusty rusty tin
+        little golden silver heavy light soft plain pretty faded polished patched wonderful curious
+        funny strange lovely handsome sturdy chipped worn tidy neat battered glossy dented sparkling
+        glittering odd fancy simple special precious crooked cheap homemade square flat hollow thick
+        thin narrow wide broad splendid ordinary peculiar floppy creaky clean elegant enormous
+        gigantic miniature rare unusual long short large huge big tall deep dark pale bent broken
+        dry wet dirty muddy empty full open famous foreign royal ancient antique modern perfect
+        delicate fragile sharp blunt hard warm cold hot frozen folded rolled wrapped woven carved
+        engraved decorated torn loose tight sweet magical secret mysterious magnificent beautiful
+        ugly charming cute humble useful useless valuable expensive borrowed stolen forgotten lost
+        missing favorite spare extra double triple twisted curved oval pointed stuffed foam plastic
+        rubber stained dull vivid colorful glowing blinking noisy silent rotten fresh burnt melted
+        scratched cracked bruised massive modest portable fuzzy hairy furry rough invisible inflated
+        shining musical spinning swinging floating flying faulty classic crude
+        """,
+    "color": """
+        red blue green yellow purple orange pink white brown gray black violet crimson amber ivory
+        golden silver copper navy cream tan rainbow cherry olive plum peach rose ruby
+        """,
+    "material": """
+        glass copper clay paper straw leather velvet wool iron cotton felt brass marble bamboo
+        cardboard silk oak pine ivory pearl steel lead bronze ceramic plastic rubber wax linen nylon
+        cloth granite stone wooden fur canvas lace crystal metal tin foam chocolate sugar butter ice
+        snow sand
+        """,
     "num": "two three four five six seven eight nine ten eleven twelve thirteen twenty",
     "ordinal": "first second third fourth fifth sixth seventh eighth ninth tenth last",
     # --- living things
-    "animal": """squirrel hedgehog rabbit mouse fox badger otter mole beaver deer owl robin sparrow duck goose swan
-        heron crow magpie wren finch lark pigeon turtle tortoise frog toad newt lizard snail beetle cricket ladybug
-        butterfly bee moth caterpillar spider ant worm goat lamb calf pony donkey piglet kitten puppy hen chick
-        rooster bat chipmunk raccoon skunk porcupine dormouse weasel hare raven seagull dove parrot""",
-    "beast": """squirrel hedgehog rabbit fox_cub badger otter mole beaver fawn owl robin sparrow duckling gosling
-        cygnet heron crow magpie wren finch lark turtle tortoise toad newt lizard lamb calf donkey piglet kitten
-        chick chipmunk raccoon skunk porcupine dormouse hare raven seagull dove parrot pelican puffin""",
-    "animal_adj": """shy plump clever friendly sleepy hungry gentle nosy fluffy grumpy cheerful quick proud
-        brave lonely timid playful polite cheeky lazy silly muddy noisy quiet scruffy bold drowsy wise dainty
-        bashful jolly merry restless skinny patient elderly dizzy sneezing limping yawning dancing snoring
-        giggling singing whistling puzzled fussy greedy thirsty chubby tame wild speckled spotted striped fuzzy
-        stubborn graceful clumsy sulky solemn haughty""",
-    "flower": """daisies tulips roses poppies violets buttercups bluebells daffodils lilies pansies sunflowers
-        marigolds primroses foxgloves snowdrops hollyhocks peonies crocuses irises dandelions thistles orchids
-        asters carnations""",
-    "vegetable": """carrots peas beans turnips potatoes onions radishes cabbages pumpkins cucumbers beets leeks
-        tomatoes peppers squashes parsnips lettuces melons strawberries gooseberries""",
-    "tree": """oak elm ash willow birch maple pine cherry apple pear plum chestnut walnut beech cedar fir
-        hazel poplar fig""",
+    "animal": """
+        squirrel hedgehog rabbit mouse fox badger otter mole beaver deer owl robin sparrow duck
+        goose swan heron crow magpie pigeon turtle tortoise frog toad newt lizard snail beetle
+        cricket butterfly bee moth caterpillar spider ant worm goat lamb calf pony donkey piglet
+        kitten puppy hen chick rooster bat raccoon raven dove chicken bear wolf cat dog pig cow
+        horse sheep bird crab whale seal eagle hawk camel elephant lion tiger monkey dolphin shark
+        snake dragon unicorn buffalo bull ram ox fly turkey gorilla squid salmon trout
+        """,
+    "beast": """
+        squirrel hedgehog rabbit fox_cub badger otter mole beaver fawn owl robin sparrow duckling
+        heron crow magpie wren finch lark turtle tortoise toad newt lizard lamb calf donkey piglet
+        kitten chick raccoon skunk dormouse hare raven dove parrot pelican puffin
+        """,
+    "animal_adj": """
+        shy plump clever friendly sleepy hungry gentle fluffy grumpy cheerful quick proud brave
+        lonely timid playful polite lazy silly muddy noisy quiet bold wise jolly merry restless
+        skinny patient elderly yawning dancing snoring singing puzzled greedy thirsty tame wild
+        spotted striped fuzzy stubborn graceful clumsy solemn young old small large tiny giant huge
+        busy calm careful curious eager famous fast fierce funny furry grand happy humble kind lucky
+        mighty modest nervous odd pretty rare royal serious sleeping slow smart soft strange strong
+        sweet tired tough wet weary handsome lovely charming fancy honest loyal plain rich smiling
+        strict swift tall trembling wandering worried bored brilliant chilly cute dusty fat foolish
+        gloomy lost loud lively messy mysterious naughty ordinary peaceful pleasant reckless round
+        sneaky spoiled tender thin tidy ugly wealthy gifted daring fearless elegant scared bearded
+        masked crying laughing running jumping sneaking swimming traveling hopping nasty dirty
+        generous cautious hopeful keen local learned noble dear enormous excited exhausted flying
+        frightened grateful hidden idle invisible magical neat painted retired rude shiny shocked
+        skilled sleek stray stern trusted vain visiting whispering witty
+        """,
+    "flower": """
+        daisies tulips roses poppies violets lilies sunflowers berries herbs weeds mushrooms grass
+        moss flowers leaves vines bulbs seeds
+        """,
+    "vegetable": """
+        carrots peas beans turnips potatoes onions radishes pumpkins tomatoes peppers melons
+        strawberries herbs mushrooms grapes apples berries squash corn spinach garlic rice wheat
+        nuts peanuts almonds lettuce cabbage pumpkin
+        """,
+    "tree": """
+        oak ash willow birch maple pine cherry apple pear plum chestnut walnut beech fir fig palm
+        lemon olive orange peach nut mango bamboo
+        """,
     # --- places and weather
-    "place": """meadow orchard garden pond river hill beach forest barn mill market bridge stream lane farm
-        harbor library bakery schoolhouse valley cave cliff dock square park well tower gate windmill
-        stable greenhouse lighthouse playground lake swamp glade cottage treehouse courtyard
-        waterfall field quarry vineyard chapel ferry fountain village_green bandstand crossroads boathouse""",
-    "place_adj": """quiet sunny windy shady busy old green misty muddy leafy grassy mossy steep lonely little
-        narrow noisy crowded sleepy rocky sandy hidden distant nearby peaceful empty foggy dewy frosty wild
-        cool damp gloomy silent winding famous""",
-    "landmark": """log stump rock fence gate bush hedge wall bench ladder haystack barrel wheelbarrow cart
-        boat puddle ditch doorway step tent scarecrow signpost beehive fern thicket boulder statue trough
-        hammock nest hollow_tree woodpile doghouse mailbox rosebush bramble brook pathway""",
-    "weather": """sunny rainy windy cloudy foggy frosty snowy chilly warm hot cool breezy stormy drizzly misty
-        bright gray golden still crisp mild damp blustery muggy clear blue pleasant glorious dreary""",
-    "daypart": "morning afternoon evening day noon",
+    "place": """
+        meadow orchard garden pond river hill beach forest barn mill market bridge stream lane farm
+        harbor library bakery schoolhouse valley cave cliff dock square park well tower gate
+        windmill stable greenhouse lighthouse playground lake swamp cottage courtyard waterfall
+        field quarry chapel ferry fountain village_green village town city camp station school
+        castle palace cabin church shop store zoo museum theater desert mountain coast shore island
+        canal dam track trail road street avenue alley plaza yard lawn pasture plantation ranch inn
+        tavern airport factory hospital office gym pool arena stadium fair circus temple shrine fort
+        marsh canyon
+        """,
+    "place_adj": """
+        quiet sunny windy shady busy old green misty muddy leafy grassy mossy steep lonely little
+        narrow noisy crowded sleepy rocky sandy hidden distant nearby peaceful empty foggy frosty
+        wild cool damp gloomy silent winding famous bright calm cold warm hot dark dry wet dusty
+        deep high low wide long round large small huge tiny vast pretty lovely charming beautiful
+        ugly strange odd curious mysterious magical secret ancient new modern broken abandoned
+        forgotten crooked bare snowy icy rural local royal holy humble friendly pleasant plain
+        remote scenic tidy neat white open closed flooded frozen fancy grand gray
+        """,
+    "landmark": """
+        log stump rock fence gate bush hedge wall bench ladder haystack barrel cart boat ditch
+        doorway step tent scarecrow signpost boulder statue trough hammock nest hollow_tree mailbox
+        pathway tree tower wagon cabin shed hut cave pond lake stream hole hill mound path road arch
+        pillar post pole lamp clock bell flag swing slide tunnel staircase roof balcony porch window
+        garden lawn web stall fire oven stove pit crane ship raft train truck bus car bicycle mirror
+        table couch sofa chest crate basket fountain temple barn bridge bucket piano engine wheel
+        cannon tank
+        """,
+    "weather": """
+        sunny rainy windy cloudy foggy frosty snowy chilly warm hot cool breezy stormy misty bright
+        gray golden still crisp mild damp clear blue pleasant glorious dull dark wet dry dusty soft
+        lovely perfect beautiful wild fresh quiet peaceful sleepy lazy busy strange ordinary nice
+        fine freezing humid dim long short
+        """,
+    "daypart": "morning afternoon evening day",
     "weekday": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
-    "month": """January February March April May June July August September October November December spring
-        summer autumn winter""",
-    "smell": """mint hay rain bread honey pine grass smoke salt soap apples lavender cinnamon ginger mud roses
-        clover toast pepper onions lemons seaweed moss leaves chocolate vanilla butter soup pancakes straw
-        sawdust candles jam thyme""",
+    "month": """
+        January February March April May June July August September October November December spring
+        summer autumn winter
+        """,
+    "smell": """
+        mint hay rain bread honey pine grass smoke salt soap apples cinnamon ginger mud roses toast
+        pepper onions moss leaves chocolate vanilla butter soup pancakes straw candles jam fish wood
+        leather wax oil coffee tea sugar cream garlic flowers lemon orange peach berries paint glue
+        ink paper wool cake cookies corn dust herbs fruit milk nuts perfume spices stew vinegar
+        water yeast earth sand summer winter spring chalk copper iron rubber dogs cats horses
+        """,
     # --- food
-    "food": """pie cake bun tart muffin cookie pancake waffle biscuit sandwich apple pear plum peach banana
-        orange cherry fig carrot pretzel dumpling doughnut scone roll cracker bagel apricot walnut chestnut
-        candy_cane gingerbread_star turnover cupcake pudding omelet noodle sausage cheese_puff potato
-        toffee caramel lollipop""",
-    "food_adj": """warm sweet crunchy sticky crisp juicy buttery salty sour spicy creamy crumbly fresh hot cold
-        tasty delicious nutty fluffy golden sugary ripe toasted frosted lumpy lemony cheesy flaky chewy burnt
-        plain soggy fruity peppery""",
-    "drink": """milk cocoa lemonade tea cider water soup broth buttermilk nectar punch juice""",
-    "filling": """blueberry apple cherry plum lemon raspberry pumpkin honey walnut peach ginger almond carrot
-        coconut banana apricot blackberry rhubarb pear cranberry chestnut cinnamon""",
+    "food": """
+        pie cake bun tart muffin cookie pancake waffle biscuit sandwich apple pear plum peach banana
+        orange cherry fig carrot roll walnut candy_cane turnover pudding noodle sausage cheese_puff
+        potato caramel egg burger pizza salad taco pasta mango lemon lime grape nut bean corn pepper
+        mushroom loaf cheese mint jelly peanut almond chip snack stew
+        """,
+    "food_adj": """
+        warm sweet crunchy sticky crisp juicy buttery salty sour spicy creamy crumbly fresh hot cold
+        tasty delicious fluffy golden ripe cheesy burnt plain bitter mild rich baked boiled fried
+        grilled roasted smoked frozen dried chopped sliced stuffed raw tender thick thin hard soft
+        round square tiny huge big small red green yellow brown white purple homemade cheap delicate
+        perfect exotic organic rotten stale wet dry cool heavenly moist smooth rare famous old
+        secret
+        """,
+    "drink": "milk cocoa lemonade tea cider water broth punch juice coffee honey cream syrup mint_tea",
+    "filling": """
+        blueberry apple cherry plum lemon raspberry pumpkin honey walnut peach ginger almond carrot
+        coconut banana blackberry pear cinnamon mushroom cheese bean egg onion garlic potato
+        chocolate mint lime grape fig mango caramel vanilla butter cream milk rice corn tomato
+        spinach olive pepper salmon turkey chicken strawberry
+        """,
     # --- doing
-    "went": """walked ran skipped hopped hurried marched strolled wandered trotted raced dashed tiptoed rushed
-        ambled pedaled scampered bounded galloped plodded drifted sauntered climbed rode sped crept
-        zigzagged stomped shuffled""",
-    "said": """said cried whispered called replied answered shouted sang sighed chirped murmured laughed giggled
-        mumbled announced declared muttered exclaimed squeaked added grinned""",
-    "adv": """softly kindly gently loudly quietly happily gladly proudly shyly bravely slowly quickly sadly
-        calmly warmly politely firmly sweetly eagerly sleepily hopefully merrily nervously cheerfully
-        patiently seriously thoughtfully carefully honestly wisely suddenly brightly hoarsely breathlessly
-        earnestly solemnly sternly timidly tenderly boldly crossly dreamily gravely playfully anxiously
-        curiously excitedly grumpily helpfully lazily modestly promptly simply smoothly stiffly
-        stubbornly swiftly tearfully wearily cautiously""",
-    "good": """happy glad proud cheerful merry thankful joyful delighted pleased brave calm cozy warm peaceful
-        lucky jolly hopeful content relieved excited strong tall grateful lighthearted safe wonderful""",
-    "bad": """sad worried upset cross lonely gloomy miserable nervous sorry ashamed tired unhappy frightened
-        grumpy puzzled anxious glum hopeless disappointed embarrassed guilty jealous helpless dizzy shaky
-        heartbroken sick""",
-    "kid_adj": """cheerful curious brave shy clever gentle busy lively thoughtful stubborn dreamy kind careful
-        noisy quiet freckled barefoot forgetful helpful honest polite patient restless messy small tall
-        lanky sleepy bright daring""",
-    "noise": """Plip Plop Bang Crash Thump Whoosh Splash Creak Clatter Rattle Boom Pop Snap Clang Squeak Rustle
-        Hoot Buzz Ding Swish Click Thud Whirr Honk Fizz Crackle Tap Rumble Clink Jingle""",
-    "wow": """Goodness Oh My Look Well Hooray Hello Listen Dear_me Hush Wait Gosh Come_along Hurry Alas
-        Bravo Ahoy Now Ah Wonderful Splendid""",
-    "hobby": """painting singing whittling fishing dancing sewing knitting skating swimming rowing juggling
-        reading drawing climbing baking digging whistling cartwheels puzzles riddles hopscotch checkers
-        gardening stargazing poetry marching sketching cooking hiking leapfrog""",
-    "skill": """juggle whistle skate swim row knit sew dance yodel fish paint climb dive sail somersault
-        cartwheel hum drum fiddle whittle weave write spell count ski paddle bake cook draw""",
-    "ingredient": """flour sugar butter eggs milk honey oats raisins nuts salt cream cocoa currants nutmeg vanilla
-        yeast cinnamon ginger cloves berries cornmeal almonds syrup molasses""",
-    "glue": """glue string tape wire thread wax ribbon paste twine nails staples pins putty varnish screws rubber
-        yarn clamps""",
-    "part": "handle lid strap side bottom corner top edge middle hinge latch knob back front rim clasp seam",
-    "room": """kitchen attic cellar bedroom pantry parlor hallway workshop porch shed loft closet laundry
-        nursery stairway""",
-    "treasure": """pearls rubies coins emeralds seashells marbles buttons candles diamonds medals postcards
-        crayons fossils crystals acorns feathers letters stamps nutshells sapphires""",
-    "star": "stars moon sun clouds fireflies lanterns comets planets",
-    "prize": """ribbon medal cup badge rosette crown trophy certificate sash wreath bouquet""",
-    "contest": """sack_race singing_contest kite_contest pie_contest boat_race egg_race dancing_contest
-        spelling_contest pumpkin_contest pet_parade drawing_contest snail_race three-legged_race
-        sandcastle_contest jumping_contest whistling_contest hat_parade wheelbarrow_race""",
-    "fear": """dark thunder attic cellar ladder pond geese tunnel bridge wind stage waves fog rooster scarecrow
-        diving_board spiders bats basement shadows well hayloft crowd dentist tall_slide bees""",
-    "dish": "soup stew porridge pancakes dumplings noodles pie beans fritters chowder pudding stuffing omelets",
-    "material_verb": "glue sew tie nail tape paste patch mend fasten clamp stitch bind hammer screw",
+    "went": """
+        walked ran skipped hopped hurried marched strolled wandered trotted raced dashed rushed
+        bounded drifted climbed rode sped crept flew stepped danced jumped rolled slipped slid
+        floated sailed crawled charged drove paced bounced
+        """,
+    "said": """
+        said cried whispered called replied answered shouted sang sighed murmured laughed giggled
+        mumbled announced declared muttered exclaimed added yelled warned insisted promised agreed
+        joked begged repeated explained wondered claimed breathed
+        """,
+    "adv": """
+        softly kindly gently loudly quietly happily gladly proudly shyly bravely slowly quickly
+        sadly calmly warmly politely firmly sweetly eagerly hopefully merrily nervously cheerfully
+        patiently seriously carefully wisely brightly boldly curiously promptly simply smoothly
+        swiftly cautiously lightly deeply faintly freely frankly neatly plainly finely sharply
+        steadily faithfully peacefully briefly instantly nicely perfectly properly tightly loosely
+        silently secretly clearly casually wildly fiercely generously thoroughly openly strongly
+        mildly sincerely
+        """,
+    "good": """
+        happy glad proud cheerful merry thankful joyful delighted pleased brave calm cozy peaceful
+        hopeful content relieved excited grateful free alive ready rich smart loved fine great
+        pretty clever kind bright fresh bold special useful wise healthy comfortable satisfied
+        thrilled amazed inspired blessed refreshed curious confident playful eager rested important
+        gentle fearless friendly
+        """,
+    "bad": """
+        sad worried upset cross lonely gloomy miserable nervous sorry ashamed tired unhappy
+        frightened grumpy puzzled anxious glum hopeless disappointed embarrassed guilty jealous
+        helpless shaky sick angry scared afraid bored cold hurt hungry thirsty confused lost weak
+        sore weary troubled ill uneasy alone restless silly foolish tense stuck small shocked
+        stunned pale numb terrified horrified desperate stiff terrible awful horrible bitter dull
+        broken quiet forgotten unlucky annoyed alarmed distressed defeated exhausted sleepy sour
+        """,
+    "kid_adj": """
+        cheerful curious brave shy clever gentle busy lively thoughtful stubborn dreamy kind careful
+        noisy quiet helpful honest polite patient restless messy small tall sleepy bright daring
+        happy cautious funny friendly eager proud playful lucky young calm loud smart sweet merry
+        serious nervous adventurous creative charming confident energetic generous hungry
+        imaginative loyal modest neat quick silly strong tidy tough wild wise
+        """,
+    "noise": """
+        Plip Plop Bang Crash Thump Whoosh Splash Boom Pop Snap Buzz Ding Swish Click Tap Rumble
+        Clink Ping Zip Crack Smash Hum Slam Knock Drum Bam Bash Dong Rush Ring Roll Slip Twist Whip
+        Zoom Zap Bark Chop
+        """,
+    "wow": """
+        Goodness Oh My Look Well Hooray Hello Listen Dear_me Hush Wait Gosh Come_along Alas Bravo
+        Now Ah Wonderful Stop Hey Please Right Sure Indeed Great Fine Good Yes Amazing Excellent
+        Perfect Alright Okay Marvel Thanks Welcome Peace Courage Quick Quiet Easy
+        """,
+    "hobby": """
+        painting singing fishing dancing sewing knitting skating swimming rowing juggling reading
+        drawing climbing baking digging whistling puzzles gardening poetry marching cooking hiking
+        running jumping camping hunting_eggs writing sailing acting cycling surfing boxing racing
+        diving weaving magic chess cards tennis football baseball soccer music stories jokes maps
+        stamps shells planting shopping spelling counting counting_stars guessing_games talking
+        walking building collecting
+        """,
+    "skill": """
+        juggle whistle skate swim row knit sew dance fish paint climb dive sail cartwheel hum drum
+        whittle weave write spell count ski paddle bake cook draw
+        """,
+    "ingredient": """
+        flour sugar butter eggs milk honey oats nuts salt cream cocoa vanilla yeast cinnamon ginger
+        cloves berries almonds syrup water rice corn cheese apples lemon oil chocolate bananas
+        carrots pumpkin mint pepper garlic herbs coconut peanuts seeds jam jelly wheat coffee tea
+        vinegar spices onions beans tomatoes potatoes
+        """,
+    "glue": """
+        glue string tape wire thread wax ribbon paste twine nails staples pins putty screws rubber
+        yarn
+        """,
+    "part": """
+        handle lid strap side bottom corner top edge middle hinge latch knob back front rim clasp
+        seam
+        """,
+    "room": """
+        kitchen attic cellar bedroom pantry parlor hallway workshop porch shed loft closet laundry
+        nursery
+        """,
+    "treasure": """
+        pearls rubies coins marbles buttons candles diamonds medals postcards fossils crystals
+        acorns feathers letters stamps nutshells rings gems crowns keys bells
+        """,
+    "star": "stars moon clouds fireflies lanterns planets",
+    "prize": "ribbon medal cup badge rosette crown trophy certificate sash wreath bouquet",
+    "contest": """
+        sack_race singing_contest kite_contest pie_contest boat_race egg_race dancing_contest
+        spelling_contest pumpkin_contest pet_parade drawing_contest snail_race jumping_contest
+        hat_parade
+        """,
+    "fear": """
+        dark thunder attic cellar ladder pond tunnel bridge wind stage waves fog diving_board
+        spiders bats basement shadows well crowd dentist tall_slide bees
+        """,
+    "dish": "soup stew porridge pancakes noodles pie beans chowder pudding stuffing",
+    "material_verb": "glue sew tie nail tape paste patch mend clamp stitch bind hammer screw",
 }
 
 
