@@ -103,7 +103,8 @@ def to_config(composed: DictConfig) -> Config:
     """
     from grouped_lm.heads import parse_head_config  # imports torch, which --cfg and --info need not wait for
 
-    strict = OmegaConf.merge(OmegaConf.structured(Config), composed)
+    plain = OmegaConf.to_container(composed, resolve=True)  # a typed node would carry added keys along
+    strict = OmegaConf.merge(OmegaConf.structured(Config), plain)
     config = OmegaConf.to_object(strict)
     assert isinstance(config, Config)
     config.head = parse_head_config(config.head or {})
@@ -226,10 +227,12 @@ def first_line(error: BaseException) -> str:
 
 def nearest(word: str, allowed: list[str]) -> str:
     """Return "; did you mean X?" for the nearest of `allowed`, by its whole name, its last part, or a common name."""
-    names = {name.rsplit(".", 1)[-1]: name for name in allowed} | {name: name for name in allowed}
+    whole = difflib.get_close_matches(word, allowed, n=1, cutoff=0.7)
+    if whole:
+        return f"; did you mean {whole[0]}?"
+    names = {name.rsplit(".", 1)[-1]: name for name in reversed(allowed)}
     names |= {common: name for common, name in COMMON_NAMES.items() if name in allowed}
-    found = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    found = found or difflib.get_close_matches(word.rsplit(".", 1)[-1], names, n=1, cutoff=0.5)
+    found = difflib.get_close_matches(word.rsplit(".", 1)[-1], names, n=1, cutoff=0.5)
     return f"; did you mean {names[found[0]]}?" if found else ""
 
 

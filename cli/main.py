@@ -42,6 +42,7 @@ def gvc(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `gvc` and exit with its code: 0 done, 1 failed, 2 usage or config, 3 data or run folder; see `errors`."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's own remarks are not for our users
     words = list(sys.argv[1:] if argv is None else argv)
     if "--debug" in words:
         words.remove("--debug")

@@ -1,6 +1,7 @@
 """Clocks and allocators: tokens per second, peak memory, share of the machine's own matrix-multiply speed."""
 
 import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -106,6 +107,7 @@ class PeakTensorMemory:
 
     def __init__(self, baseline: int) -> None:
         self._baseline = baseline
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # its profiler announces itself on stderr otherwise
         self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
 
     def __enter__(self) -> "PeakTensorMemory":

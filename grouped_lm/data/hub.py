@@ -41,8 +41,7 @@ class HubSource:
             described["config"] = self.config.hub_config
             described["text_field"] = self.config.text_field
             described["join_rows"] = self.config.hub_join_rows
-            cached = self._rows.cache_files
-            commit = _commit_in(Path(cached[0]["filename"])) if cached else None
+            commit = self._rows_commit()
             content = None if commit else self._rows._fingerprint
         return {**described, "commit": commit, "fingerprint": content}
 
@@ -92,6 +91,13 @@ class HubSource:
             raise DataError(missing_column(f"{config.hub_id}, {self.part},", config.text_field, rows.column_names))
         return rows.select_columns([config.text_field])
 
+    def _rows_commit(self) -> str | None:
+        cached, asked = self._rows.cache_files, self.config.hub_revision or ""
+        commit = _commit_in(Path(cached[0]["filename"])) if cached else None
+        if commit and _COMMIT.fullmatch(asked) and commit != asked:  # offline, `datasets` takes any cached commit
+            raise DataError(f"data.hub_revision={asked} is not cached, only {commit} is; go online once to fetch it")
+        return commit
+
     def _row_texts(self, strip: bool) -> Iterator[str]:
         field, number = self.config.text_field, 0
         for rows in self._rows.iter(batch_size=_ROWS_PER_READ):
@@ -101,10 +107,20 @@ class HubSource:
                 number += 1
 
     def _unreachable(self, error: Exception) -> DataError:
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        wrong_name = isinstance(error, ValueError | FileNotFoundError) and not isinstance(
+            error, LocalEntryNotFoundError
+        )
+        if wrong_name:
+            mend = "data.hub_id, hub_config, hub_train, hub_valid and hub_revision must name what is there"
+        else:
+            mend = (
+                "go online once to fill the cache, or use data=text with data.train and data.valid, or data=tinytales"
+            )
         return DataError(
-            f"data.hub_id={self.config.hub_id}, {self.part}, cannot be loaded ({reason.rstrip('.')}): go online "
-            "once to fill the cache, or use data=text with data.train and data.valid, or data=tinytales"
+            f"data.hub_id={self.config.hub_id}, {self.part}, cannot be loaded ({reason.rstrip('.')}); {mend}"
         )
 
 

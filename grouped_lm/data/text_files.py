@@ -119,7 +119,7 @@ def read_file(path: Path, text_field: str) -> Iterator[Fragment]:
 def decode_blocks(path: Path) -> Iterator[str]:
     """Yield a UTF-8 file's text block by block, without a byte order mark."""
     decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0  # bytes handed to the decoder before this block
+    offset, begun = 0, False  # offset: bytes handed to the decoder before this block
     with path.open("rb") as file:
         while True:
             block = file.read(BLOCK_BYTES)
@@ -128,10 +128,9 @@ def decode_blocks(path: Path) -> Iterator[str]:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 raise DataError(_not_utf8(path, offset - pending + error.start)) from error
-            if offset == 0:
-                text = text.removeprefix("\ufeff")
             if text:
-                yield text
+                yield text if begun else text.removeprefix("\ufeff")
+                begun = True
             if not block:
                 return
             offset += len(block)

@@ -1,18 +1,25 @@
 """The word lists, cast, rules and plots of TinyTales; `tinytales` says how they are read.
 
 Lists are split at spaces ("_" stands for a space inside an entry). Rules and beats hold one alternative per
-"- ". In a template [a|b] chooses, <name> draws from a list or rule, {name} is a slot that remembers, "a~" puts
-a or an before what follows and "^" makes it start with a capital letter. Big lists and few fixed phrases are on
-purpose: they keep the stories' entropy per token above what a plain model could otherwise learn by heart.
+"- ". In a template [a|b] chooses, <name> draws from a list or rule, {name} is a slot that remembers, "a~"
+          puts
+"a" or "an" before what follows, and "^" makes it start with a capital letter. Lists are long and fixed
+          phrases
+few on purpose: that keeps the entropy per token above what a small model could learn by heart.
 """
 
 VOWEL_SOUND = ("hour", "honest")
-CONSONANT_SOUND = ("useful", "unicorn", "one", "used", "ukulele")
+CONSONANT_SOUND = ("use", "uni", "one")
 IRREGULAR_PLURALS = {
-    "mouse": "mice", "dormouse": "dormice", "goose": "geese", "deer": "deer", "calf": "calves", "sheep": "sheep",
-    "leaf": "leaves", "knife": "knives", "loaf": "loaves", "scarf": "scarves", "fish": "fish", "shelf": "shelves",
+    "mouse": "mice", "dormouse": "dormice", "goose": "geese", "deer": "deer", "calf": "calves", "sheep":
+          "sheep",
+    "leaf": "leaves", "potato": "potatoes", "wolf": "wolves", "turkey": "turkeys",
+    "buffalo": "buffalo", "squid": "squid", "salmon": "salmon", "trout": "trout", "ox": "oxen", "tooth":
+          "teeth",
+    "radio": "radios", "knife": "knives", "loaf": "loaves", "scarf": "scarves", "fish": "fish", "shelf":
+          "shelves",
 }  # fmt: skip
-WITH_PLURAL = ("animal", "household", "food", "toy", "insect", "bird")
+WITH_PLURAL = ("animal", "household", "food", "pastry")
 
 LISTS = {
     # --- things
@@ -27,56 +34,40 @@ LISTS = {
         kettle bucket broom brush ladle candle jar jug pan pot plate bowl fork spoon cup saucer tray
         box crate barrel chair stool cushion pillow rug curtain mirror hammer spade rake shovel
         ladder rope hook nail peg sponge towel apron sock shirt belt purse wallet envelope pencil
-        ruler bottle funnel whisk lid tub mop comb bead feather brick tile wheel spring hinge pipe
-        horn fan lamp drawer shelf coat shoe sack net oar cage cradle trunk dish bolt stamp map flag
-        book card paper pen needle thread cloth sheet mattress table desk door window carpet bag
-        pouch suitcase tank pump drill saw axe knife blade tool board plank pole stick log rod chain
-        cable statue painting portrait poster photograph newspaper magazine letter package parcel
-        ticket token trophy torch match stove oven fridge cooker mug glass straw blender scale timer
-        radio piano guitar violin engine motor tire cart boat raft canoe paddle sail anchor tent wig
-        cane fence gate sign bench sofa couch clip pin pearl shell stone rock leaf branch seed nut
-        bone tooth egg
-        """,
-    "container": """
-        basket sack box bag pocket bucket trunk drawer crate pouch jar tin bundle suitcase hamper
-        cupboard
+        ruler bottle funnel whisk mop comb bead feather wheel horn fan lamp drawer coat shoe sack
+        cage cradle dish stamp map flag book paper pen needle thread carpet bag pouch suitcase
+        painting letter package ticket trophy torch mug glass straw piano guitar violin cane pin
+        pearl shell seed nut egg
         """,
     "thing_adj": """
-        small shiny old new tiny round bright smooth wooden striped spotted painted dusty rusty tin
-        little golden silver heavy light soft plain pretty faded polished patched wonderful curious
-        funny strange lovely handsome sturdy chipped worn tidy neat battered glossy dented sparkling
-        glittering odd fancy simple special precious crooked cheap homemade square flat hollow thick
-        thin narrow wide broad splendid ordinary peculiar floppy creaky clean elegant enormous
-        gigantic miniature rare unusual long short large huge big tall deep dark pale bent broken
-        dry wet dirty muddy empty full open famous foreign royal ancient antique modern perfect
-        delicate fragile sharp blunt hard warm cold hot frozen folded rolled wrapped woven carved
-        engraved decorated torn loose tight sweet magical secret mysterious magnificent beautiful
-        ugly charming cute humble useful useless valuable expensive borrowed stolen forgotten lost
-        missing favorite spare extra double triple twisted curved oval pointed stuffed foam plastic
-        rubber stained dull vivid colorful glowing blinking noisy silent rotten fresh burnt melted
-        scratched cracked bruised massive modest portable fuzzy hairy furry rough invisible inflated
-        shining musical spinning swinging floating flying faulty classic crude
+        small shiny old new tiny round bright smooth striped spotted painted dusty rusty little
+        heavy light soft plain pretty faded polished patched wonderful funny strange lovely sturdy
+        chipped worn tidy neat battered glossy dented sparkling glittering odd fancy simple special
+        precious crooked homemade square flat hollow thick thin narrow wide splendid ordinary
+        peculiar floppy creaky clean elegant enormous gigantic miniature rare unusual long short
+        large huge big tall pale bent broken dry empty royal ancient antique modern perfect delicate
+        fragile warm folded rolled woven carved engraved decorated loose tight sweet magical secret
+        mysterious magnificent beautiful charming cute useful valuable forgotten favorite
+        twisted curved oval pointed stuffed vivid colorful glowing blinking noisy silent scratched
+        cracked bruised fuzzy hairy furry shining musical spinning
         """,
     "color": """
-        red blue green yellow purple orange pink white brown gray black violet crimson amber ivory
-        golden silver copper navy cream tan rainbow cherry olive plum peach rose ruby
+        red blue green yellow purple orange pink white brown gray black violet crimson amber golden
+        silver navy tan
         """,
     "material": """
         glass copper clay paper straw leather velvet wool iron cotton felt brass marble bamboo
-        cardboard silk oak pine ivory pearl steel lead bronze ceramic plastic rubber wax linen nylon
-        cloth granite stone wooden fur canvas lace crystal metal tin foam chocolate sugar butter ice
-        snow sand
+        cardboard silk oak pine ivory pearl steel bronze wax cloth stone lace crystal tin
         """,
     "num": "two three four five six seven eight nine ten eleven twelve thirteen twenty",
-    "ordinal": "first second third fourth fifth sixth seventh eighth ninth tenth last",
     # --- living things
     "animal": """
         squirrel hedgehog rabbit mouse fox badger otter mole beaver deer owl robin sparrow duck
         goose swan heron crow magpie pigeon turtle tortoise frog toad newt lizard snail beetle
         cricket butterfly bee moth caterpillar spider ant worm goat lamb calf pony donkey piglet
         kitten puppy hen chick rooster bat raccoon raven dove chicken bear wolf cat dog pig cow
-        horse sheep bird crab whale seal eagle hawk camel elephant lion tiger monkey dolphin shark
-        snake dragon unicorn buffalo bull ram ox fly turkey gorilla squid salmon trout
+        horse sheep bird crab whale seal eagle hawk elephant lion tiger monkey dolphin dragon
+        unicorn ox
         """,
     "beast": """
         squirrel hedgehog rabbit fox_cub badger otter mole beaver fawn owl robin sparrow duckling
@@ -86,27 +77,37 @@ LISTS = {
     "animal_adj": """
         shy plump clever friendly sleepy hungry gentle fluffy grumpy cheerful quick proud brave
         lonely timid playful polite lazy silly muddy noisy quiet bold wise jolly merry restless
-        skinny patient elderly yawning dancing snoring singing puzzled greedy thirsty tame wild
-        spotted striped fuzzy stubborn graceful clumsy solemn young old small large tiny giant huge
-        busy calm careful curious eager famous fast fierce funny furry grand happy humble kind lucky
-        mighty modest nervous odd pretty rare royal serious sleeping slow smart soft strange strong
-        sweet tired tough wet weary handsome lovely charming fancy honest loyal plain rich smiling
-        strict swift tall trembling wandering worried bored brilliant chilly cute dusty fat foolish
-        gloomy lost loud lively messy mysterious naughty ordinary peaceful pleasant reckless round
-        sneaky spoiled tender thin tidy ugly wealthy gifted daring fearless elegant scared bearded
-        masked crying laughing running jumping sneaking swimming traveling hopping nasty dirty
-        generous cautious hopeful keen local learned noble dear enormous excited exhausted flying
-        frightened grateful hidden idle invisible magical neat painted retired rude shiny shocked
-        skilled sleek stray stern trusted vain visiting whispering witty
+        skinny patient elderly yawning dancing snoring singing puzzled thirsty tame wild spotted
+        striped fuzzy stubborn graceful clumsy solemn young old small large tiny giant busy calm
+        careful curious eager famous fast fierce funny furry grand happy kind lucky mighty modest
+        nervous pretty sleeping slow smart strange strong sweet tired tough wet lovely fancy honest
+        loyal rich smiling swift tall trembling wandering worried bored brilliant cute dusty foolish
+        gloomy loud lively messy mysterious naughty peaceful pleasant reckless sneaky tidy daring
+        fearless elegant scared bearded masked crying laughing running jumping swimming generous
+        cautious hopeful noble excited flying frightened grateful magical shiny whispering
+        """,
+    "trait": """
+        shy clever friendly sleepy gentle cheerful quick proud brave playful polite lazy silly quiet bold
+          wise merry
+        patient tame wild stubborn graceful clumsy solemn young old small busy calm careful curious eager
+          fierce funny
+        happy kind lucky mighty modest nimble slow smart strong sweet tough noisy lively loyal messy cautious
+          hopeful
+        cute grand peaceful pleasant restless
+        """,
+    "beast_adj": """
+        young small plump fluffy furry fuzzy spotted striped muddy shy tiny quiet timid skinny dusty elderly
+          clumsy
+        cute wild fancy messy bearded shaggy red brown gray black white golden silver orange yellow purple
+          speckled
         """,
     "flower": """
-        daisies tulips roses poppies violets lilies sunflowers berries herbs weeds mushrooms grass
-        moss flowers leaves vines bulbs seeds
+        daisies tulips roses poppies violets lilies sunflowers berries herbs weeds mushrooms flowers
+        leaves vines bulbs seeds
         """,
     "vegetable": """
         carrots peas beans turnips potatoes onions radishes pumpkins tomatoes peppers melons
-        strawberries herbs mushrooms grapes apples berries squash corn spinach garlic rice wheat
-        nuts peanuts almonds lettuce cabbage pumpkin
+        strawberries herbs mushrooms grapes apples berries nuts peanuts almonds
         """,
     "tree": """
         oak ash willow birch maple pine cherry apple pear plum chestnut walnut beech fir fig palm
@@ -117,35 +118,27 @@ LISTS = {
         meadow orchard garden pond river hill beach forest barn mill market bridge stream lane farm
         harbor library bakery schoolhouse valley cave cliff dock square park well tower gate
         windmill stable greenhouse lighthouse playground lake swamp cottage courtyard waterfall
-        field quarry chapel ferry fountain village_green village town city camp station school
-        castle palace cabin church shop store zoo museum theater desert mountain coast shore island
-        canal dam track trail road street avenue alley plaza yard lawn pasture plantation ranch inn
-        tavern airport factory hospital office gym pool arena stadium fair circus temple shrine fort
-        marsh canyon
+        field chapel ferry fountain village_green village town station school castle palace cabin
+        church shop museum theater desert mountain shore island yard lawn inn fair circus marsh
+        canyon
         """,
     "place_adj": """
         quiet sunny windy shady busy old green misty muddy leafy grassy mossy steep lonely little
-        narrow noisy crowded sleepy rocky sandy hidden distant nearby peaceful empty foggy frosty
-        wild cool damp gloomy silent winding famous bright calm cold warm hot dark dry wet dusty
-        deep high low wide long round large small huge tiny vast pretty lovely charming beautiful
-        ugly strange odd curious mysterious magical secret ancient new modern broken abandoned
-        forgotten crooked bare snowy icy rural local royal holy humble friendly pleasant plain
-        remote scenic tidy neat white open closed flooded frozen fancy grand gray
+        narrow noisy crowded sleepy rocky sandy hidden empty foggy frosty wild cool damp gloomy
+        silent winding bright calm cold dark dry wet dusty deep high low long small tiny pretty
+        lovely charming beautiful strange odd curious mysterious magical secret ancient forgotten
+        crooked bare snowy icy friendly pleasant neat white frozen gray
         """,
     "landmark": """
-        log stump rock fence gate bush hedge wall bench ladder haystack barrel cart boat ditch
-        doorway step tent scarecrow signpost boulder statue trough hammock nest hollow_tree mailbox
-        pathway tree tower wagon cabin shed hut cave pond lake stream hole hill mound path road arch
-        pillar post pole lamp clock bell flag swing slide tunnel staircase roof balcony porch window
-        garden lawn web stall fire oven stove pit crane ship raft train truck bus car bicycle mirror
-        table couch sofa chest crate basket fountain temple barn bridge bucket piano engine wheel
-        cannon tank
+        log stump rock fence gate bush hedge wall bench ladder haystack barrel cart boat ditch step
+        tent scarecrow signpost boulder statue hammock nest hollow_tree pathway tree tower wagon
+        cabin shed hut cave pond lake stream hole hill mound path arch pillar post pole flag swing
+        slide tunnel garden lawn web stall fountain temple barn bridge wheel
         """,
     "weather": """
         sunny rainy windy cloudy foggy frosty snowy chilly warm hot cool breezy stormy misty bright
-        gray golden still crisp mild damp clear blue pleasant glorious dull dark wet dry dusty soft
-        lovely perfect beautiful wild fresh quiet peaceful sleepy lazy busy strange ordinary nice
-        fine freezing humid dim long short
+        gray golden still crisp mild damp clear blue pleasant dark wet dry lovely wild quiet
+        peaceful sleepy lazy ordinary nice fine
         """,
     "daypart": "morning afternoon evening day",
     "weekday": "Monday Tuesday Wednesday Thursday Friday Saturday Sunday",
@@ -155,102 +148,78 @@ LISTS = {
         """,
     "smell": """
         mint hay rain bread honey pine grass smoke salt soap apples cinnamon ginger mud roses toast
-        pepper onions moss leaves chocolate vanilla butter soup pancakes straw candles jam fish wood
-        leather wax oil coffee tea sugar cream garlic flowers lemon orange peach berries paint glue
-        ink paper wool cake cookies corn dust herbs fruit milk nuts perfume spices stew vinegar
-        water yeast earth sand summer winter spring chalk copper iron rubber dogs cats horses
+        pepper onions moss leaves chocolate vanilla butter soup pancakes straw candles jam wood
+        leather wax coffee tea sugar cream flowers lemon orange peach berries paint ink paper wool
+        cake cookies corn dust herbs fruit nuts spices stew water chalk
         """,
     # --- food
+    "pastry": """
+        pie cake bun tart muffin cookie pancake waffle biscuit roll pudding loaf sandwich cupcake pastry
+          turnover
+        """,
     "food": """
-        pie cake bun tart muffin cookie pancake waffle biscuit sandwich apple pear plum peach banana
-        orange cherry fig carrot roll walnut candy_cane turnover pudding noodle sausage cheese_puff
-        potato caramel egg burger pizza salad taco pasta mango lemon lime grape nut bean corn pepper
-        mushroom loaf cheese mint jelly peanut almond chip snack stew
+        sandwich apple pear plum peach banana orange cherry fig carrot walnut candy_cane noodle
+        sausage egg pizza taco mango lemon grape peanut almond melon radish berry
         """,
     "food_adj": """
-        warm sweet crunchy sticky crisp juicy buttery salty sour spicy creamy crumbly fresh hot cold
-        tasty delicious fluffy golden ripe cheesy burnt plain bitter mild rich baked boiled fried
-        grilled roasted smoked frozen dried chopped sliced stuffed raw tender thick thin hard soft
-        round square tiny huge big small red green yellow brown white purple homemade cheap delicate
-        perfect exotic organic rotten stale wet dry cool heavenly moist smooth rare famous old
-        secret
+        warm sweet crunchy sticky crisp juicy buttery salty spicy creamy crumbly fresh hot tasty
+        delicious fluffy golden ripe cheesy mild rich baked roasted frozen tender thin soft round
+        tiny big small red yellow white homemade cool moist smooth
         """,
     "drink": "milk cocoa lemonade tea cider water broth punch juice coffee honey cream syrup mint_tea",
     "filling": """
-        blueberry apple cherry plum lemon raspberry pumpkin honey walnut peach ginger almond carrot
-        coconut banana blackberry pear cinnamon mushroom cheese bean egg onion garlic potato
-        chocolate mint lime grape fig mango caramel vanilla butter cream milk rice corn tomato
-        spinach olive pepper salmon turkey chicken strawberry
+        blueberry apple cherry plum lemon raspberry pumpkin honey walnut peach ginger almond coconut
+        banana blackberry pear cinnamon chocolate grape fig butter strawberry
         """,
     # --- doing
     "went": """
         walked ran skipped hopped hurried marched strolled wandered trotted raced dashed rushed
-        bounded drifted climbed rode sped crept flew stepped danced jumped rolled slipped slid
-        floated sailed crawled charged drove paced bounced
+        drifted climbed sped crept flew stepped danced jumped rolled sailed crawled
         """,
     "said": """
-        said cried whispered called replied answered shouted sang sighed murmured laughed giggled
-        mumbled announced declared muttered exclaimed added yelled warned insisted promised agreed
-        joked begged repeated explained wondered claimed breathed
-        """,
+        said cried whispered called replied answered shouted sang sighed murmured announced declared
+        muttered exclaimed insisted         """,
     "adv": """
         softly kindly gently loudly quietly happily gladly proudly shyly bravely slowly quickly
-        sadly calmly warmly politely firmly sweetly eagerly hopefully merrily nervously cheerfully
-        patiently seriously carefully wisely brightly boldly curiously promptly simply smoothly
-        swiftly cautiously lightly deeply faintly freely frankly neatly plainly finely sharply
-        steadily faithfully peacefully briefly instantly nicely perfectly properly tightly loosely
-        silently secretly clearly casually wildly fiercely generously thoroughly openly strongly
-        mildly sincerely
+        calmly warmly politely sweetly eagerly hopefully merrily cheerfully patiently carefully
+        wisely brightly boldly curiously smoothly swiftly lightly freely neatly plainly steadily
+        faithfully peacefully briefly nicely perfectly silently clearly wildly mildly sincerely
         """,
     "good": """
         happy glad proud cheerful merry thankful joyful delighted pleased brave calm cozy peaceful
-        hopeful content relieved excited grateful free alive ready rich smart loved fine great
-        pretty clever kind bright fresh bold special useful wise healthy comfortable satisfied
-        thrilled amazed inspired blessed refreshed curious confident playful eager rested important
-        gentle fearless friendly
+        hopeful content relieved excited grateful ready comfortable thrilled lively cheery safe
         """,
     "bad": """
-        sad worried upset cross lonely gloomy miserable nervous sorry ashamed tired unhappy
-        frightened grumpy puzzled anxious glum hopeless disappointed embarrassed guilty jealous
-        helpless shaky sick angry scared afraid bored cold hurt hungry thirsty confused lost weak
-        sore weary troubled ill uneasy alone restless silly foolish tense stuck small shocked
-        stunned pale numb terrified horrified desperate stiff terrible awful horrible bitter dull
-        broken quiet forgotten unlucky annoyed alarmed distressed defeated exhausted sleepy sour
+        sad worried upset cross lonely gloomy miserable nervous tired unhappy
+        frightened grumpy puzzled anxious glum hopeless disappointed embarrassed helpless
+        shaky sick angry scared afraid bored cold hurt confused lost weary uneasy alone shocked
+        stunned annoyed alarmed exhausted
         """,
     "kid_adj": """
         cheerful curious brave shy clever gentle busy lively thoughtful stubborn dreamy kind careful
-        noisy quiet helpful honest polite patient restless messy small tall sleepy bright daring
-        happy cautious funny friendly eager proud playful lucky young calm loud smart sweet merry
-        serious nervous adventurous creative charming confident energetic generous hungry
-        imaginative loyal modest neat quick silly strong tidy tough wild wise
+        noisy quiet helpful honest polite patient small tall sleepy bright happy cautious funny
+        friendly eager proud playful lucky young calm smart sweet merry serious charming generous
+        hungry loyal modest neat quick silly strong tidy wild wise
         """,
     "noise": """
         Plip Plop Bang Crash Thump Whoosh Splash Boom Pop Snap Buzz Ding Swish Click Tap Rumble
-        Clink Ping Zip Crack Smash Hum Slam Knock Drum Bam Bash Dong Rush Ring Roll Slip Twist Whip
-        Zoom Zap Bark Chop
+        Clink Ping Zip Crack Smash Hum Knock Bam Bash Zoom
         """,
-    "wow": """
-        Goodness Oh My Look Well Hooray Hello Listen Dear_me Hush Wait Gosh Come_along Alas Bravo
-        Now Ah Wonderful Stop Hey Please Right Sure Indeed Great Fine Good Yes Amazing Excellent
-        Perfect Alright Okay Marvel Thanks Welcome Peace Courage Quick Quiet Easy
-        """,
+    "wow": "Goodness Oh My Look Well Listen Hush Wait Gosh Ah Hey",
     "hobby": """
         painting singing fishing dancing sewing knitting skating swimming rowing juggling reading
-        drawing climbing baking digging whistling puzzles gardening poetry marching cooking hiking
-        running jumping camping hunting_eggs writing sailing acting cycling surfing boxing racing
-        diving weaving magic chess cards tennis football baseball soccer music stories jokes maps
-        stamps shells planting shopping spelling counting counting_stars guessing_games talking
-        walking building collecting
+        drawing climbing baking digging whistling gardening marching cooking hiking running jumping
+        camping writing sailing cycling racing diving weaving planting spelling counting walking
+        building collecting
         """,
     "skill": """
-        juggle whistle skate swim row knit sew dance fish paint climb dive sail cartwheel hum drum
-        whittle weave write spell count ski paddle bake cook draw
+        juggle whistle skate swim row knit sew dance paint climb dive sail cartwheel hum drum
+        whittle weave paddle draw
         """,
     "ingredient": """
         flour sugar butter eggs milk honey oats nuts salt cream cocoa vanilla yeast cinnamon ginger
-        cloves berries almonds syrup water rice corn cheese apples lemon oil chocolate bananas
-        carrots pumpkin mint pepper garlic herbs coconut peanuts seeds jam jelly wheat coffee tea
-        vinegar spices onions beans tomatoes potatoes
+        cloves berries almonds syrup water apples lemon chocolate bananas pumpkin mint pepper herbs
+        coconut peanuts seeds jam jelly wheat vinegar spices
         """,
     "glue": """
         glue string tape wire thread wax ribbon paste twine nails staples pins putty screws rubber
@@ -264,23 +233,16 @@ LISTS = {
         kitchen attic cellar bedroom pantry parlor hallway workshop porch shed loft closet laundry
         nursery
         """,
-    "treasure": """
-        pearls rubies coins marbles buttons candles diamonds medals postcards fossils crystals
-        acorns feathers letters stamps nutshells rings gems crowns keys bells
-        """,
-    "star": "stars moon clouds fireflies lanterns planets",
     "prize": "ribbon medal cup badge rosette crown trophy certificate sash wreath bouquet",
     "contest": """
-        sack_race singing_contest kite_contest pie_contest boat_race egg_race dancing_contest
-        spelling_contest pumpkin_contest pet_parade drawing_contest snail_race jumping_contest
-        hat_parade
+        sack_race singing_contest kite_contest boat_race egg_race dancing_contest spelling_contest
+        pumpkin_contest pet_parade drawing_contest snail_race jumping_contest hat_parade
         """,
     "fear": """
-        dark thunder attic cellar ladder pond tunnel bridge wind stage waves fog diving_board
-        spiders bats basement shadows well crowd dentist tall_slide bees
+        cellar attic tunnel cave forest tower barn swamp well mill castle basement closet shed woods
+        loft lake jungle
         """,
     "dish": "soup stew porridge pancakes noodles pie beans chowder pudding stuffing",
-    "material_verb": "glue sew tie nail tape paste patch mend clamp stitch bind hammer screw",
 }
 
 
@@ -297,80 +259,96 @@ def _people(fields: str, table: str) -> tuple[dict[str, str], ...]:
     return tuple(people)
 
 
-# The traits never change from story to story: whoever reads enough knows that Nora's goat is called Biscuit.
+# The traits never change from story to story: whoever reads enough knows that Nora's goat is called Pepper.
 CHILDREN = _people(
     "pet petname color home aunt",
     """
-    Nora   she goat Biscuit    blue      the_mill                  Aunt_Posy
-    Tess   she cat Pepper      red       the_lighthouse            Aunt_Greta
-    Lila   she puppy Waffles   green     a_cottage_by_the_pond     Aunt_Flora
-    Mina   she duck Captain    yellow    the_bakery                Aunt_Bea
-    Ruby   she pony Clover     purple    a_house_on_the_hill       Aunt_Winnie
-    Hazel  she rabbit Button   orange    a_boat_on_the_river       Aunt_Odette
-    Ivy    she parrot Noodle   pink      the_farm                  Aunt_Maud
-    Clara  she hen Duchess     white     a_cabin_in_the_forest     Aunt_Sal
-    Maya   she kitten Smudge   brown     the_schoolhouse           Aunt_Tilda
-    Elsie  she lamb Cotton     gray      a_wagon_by_the_orchard    Aunt_Pearl
-    Poppy  she frog Admiral    violet    a_cottage_by_the_bridge   Aunt_June
-    Wren   she tortoise Rocket scarlet   the_old_tower             Aunt_Mabel
-    Daisy  she donkey Thistle  turquoise a_hut_near_the_beach      Aunt_Cora
-    Anya   she goose Marigold  lilac     a_house_with_a_blue_door  Aunt_Vera
-    Freya  she hamster Pickle  crimson   the_inn                   Aunt_Dot
-    Zara   she crow Inky       amber     the_toy_shop              Aunt_Lottie
-    Priya  she spaniel Toffee  emerald   a_house_by_the_market     Aunt_Meena
-    Opal   she pigeon Postman  silver    the_clock_tower           Aunt_Agnes
-    Bella  she calf Blossom    copper    the_dairy                 Aunt_Rosie
-    Juno   she mouse Crumb     golden    a_flat_above_the_library  Aunt_Hattie
-    Ben    he  terrier Scamp   blue      the_ferry_house           Aunt_Nell
-    Tom    he  snail Lightning red       the_greenhouse            Aunt_Polly
-    Finn   he  otter Ripple    green     a_cabin_by_the_lake       Aunt_Isla
-    Leo    he  cat Mustard     yellow    the_tall_house            Aunt_Carmen
-    Max    he  piglet Truffle  purple    a_farm_in_the_valley      Aunt_Ida
-    Sam    he  hound Bugle     orange    a_house_near_the_station  Aunt_Minnie
-    Jack   he  ferret Zigzag   pink      a_hut_on_the_cliff        Aunt_Etta
-    Oscar  he  toad Professor  white     the_castle_gatehouse      Aunt_Belle
-    Hugo   he  hedgehog Bramble brown    a_cottage_in_the_lane     Aunt_Fern
-    Milo   he  robin Cherry    gray      the_windmill              Aunt_Gilda
-    Theo   he  turtle Pebble   violet    a_house_on_stilts         Aunt_Coral
-    Arlo   he  sheep Bobbin    scarlet   the_weaver's_house        Aunt_Effie
-    Felix  he  chick Peanut    turquoise a_barn_by_the_river       Aunt_Olive
-    Ravi   he  mule Sultan     lilac     a_house_by_the_square     Aunt_Asha
-    Jonah  he  seagull Skipper crimson   a_shack_by_the_harbor     Aunt_Marina
-    Otto   he  beagle Mango    amber     the_bicycle_shop          Aunt_Trudy
-    Eli    he  owl Judge       emerald   a_cabin_in_the_mountains  Aunt_Edith
-    Kofi   he  rooster Trumpet silver    the_pottery               Aunt_Ama
-    Ned    he  ox Feather      copper    the_quarry_house          Aunt_Peg
-    Gus    he  mole Velvet     golden    a_house_under_the_hill    Aunt_Ruth
+    Nora    she goat    Pepper    blue    the_mill        Aunt_Rita
+    Tess    she hen     Button    orange  the_hotel       Aunt_Cora
+    Ruby    she mouse   Captain   violet  the_theater     Aunt_Agnes
+    Hazel   she cat     Duchess   red     a_cabin         Aunt_Ruth
+    Ivy     she kitten  Cotton    pink    the_valley      Aunt_Sylvia
+    Clara   she crow    Admiral   golden  a_cave          Aunt_Pearl
+    Maya    she puppy   Rocket    green   the_village     Aunt_Flora
+    June    she lamb    Velvet    white   an_attic        Aunt_Marina
+    Daisy   she dog     Feather   silver  the_farm        Aunt_Helen
+    Bella   she duck    Judge     yellow  the_library     Aunt_Joan
+    Juno    she frog    Lightning brown   a_museum        Aunt_Vera
+    Emma    she pigeon  Sultan    black   a_barn          Aunt_Dot
+    Anna    she pony    Clover    purple  the_city        Aunt_Edith
+    Lucy    she turtle  Blossom   gray    the_bakery      Aunt_Martha
+    Alice   she calf    Cherry    red     a_treehouse     Aunt_Pearl
+    Rose    she rabbit  Ripple    pink    the_harbor      Aunt_Flora
+    Grace   she donkey  Pebble    golden  the_tower       Aunt_Marina
+    Mia     she snail   Professor green   the_town        Aunt_Helen
+    Lily    she parrot  Ginger    white   a_cottage       Aunt_Joan
+    Amy     she goose   Sugar     silver  the_station     Aunt_Vera
+    Kate    she cat     Honey     yellow  the_palace      Aunt_Dot
+    Molly   she kitten  Sunny     brown   an_inn          Aunt_Edith
+    Nina    she crow    Shadow    black   the_woods       Aunt_Martha
+    Sophie  she puppy   Patch     purple  the_lighthouse  Aunt_Rita
+    Hannah  she lamb    Spot      gray    a_tent          Aunt_Cora
+    Leah    she dog     Buddy     blue    a_wagon         Aunt_Agnes
+    Stella  she duck    Cookie    orange  the_castle      Aunt_Ruth
+    Luna    she frog    Copper    violet  a_boat          Aunt_Sylvia
+    Ben     he  pigeon  Duke      green   a_cabin         Aunt_Vera
+    Tom     he  pony    Prince    white   the_valley      Aunt_Dot
+    Finn    he  turtle  Major     silver  a_cave          Aunt_Edith
+    Leo     he  calf    General   yellow  the_village     Aunt_Martha
+    Max     he  rabbit  Star      brown   an_attic        Aunt_Rita
+    Sam     he  donkey  Comet     black   the_farm        Aunt_Cora
+    Jack    he  snail   Storm     purple  the_library     Aunt_Agnes
+    Oscar   he  parrot  Thunder   gray    a_museum        Aunt_Ruth
+    Hugo    he  goose   Frost     blue    a_barn          Aunt_Sylvia
+    Milo    he  goat    Rusty     orange  the_city        Aunt_Pearl
+    Theo    he  hen     Sandy     violet  the_bakery      Aunt_Flora
+    Felix   he  mouse   Tiger     red     a_treehouse     Aunt_Marina
+    Jonah   he  puppy   Bear      pink    the_harbor      Aunt_Helen
+    Otto    he  lamb    Ace       golden  the_tower       Aunt_Joan
+    Eli     he  dog     Jet       yellow  the_town        Aunt_Cora
+    Ned     he  duck    Bolt      brown   a_cottage       Aunt_Agnes
+    Gus     he  frog    Dash      black   the_station     Aunt_Ruth
+    Peter   he  pigeon  Flash     purple  the_palace      Aunt_Sylvia
+    Henry   he  pony    Bubble    gray    an_inn          Aunt_Pearl
+    Charlie he  turtle  Banana    blue    the_woods       Aunt_Flora
+    Toby    he  calf    Basil     orange  the_lighthouse  Aunt_Marina
+    Simon   he  rabbit  Maple     violet  a_tent          Aunt_Helen
+    Luke    he  donkey  Pumpkin   red     a_wagon         Aunt_Joan
+    Noah    he  snail   Potato    pink    the_castle      Aunt_Vera
+    Owen    he  parrot  Butter    golden  a_boat          Aunt_Dot
+    Walter  he  goose   Cloud     green   the_mill        Aunt_Edith
+    Ralph   he  goat    Pearl     white   the_hotel       Aunt_Martha
+    Jasper  he  hen     Pilot     silver  the_theater     Aunt_Rita
     """,
 )
 
 VILLAGERS = _people(
     "trade shop",
     """
-    Mrs._Plum      she baker       bakery
-    Mr._Tibbet     he  cobbler     shoe_shop
-    Mrs._Wick      she candlemaker candle_shop
-    Mr._Bolt       he  blacksmith  forge
-    Miss_Quill     she teacher     schoolhouse
-    Captain_Brine  he  fisherman   harbor
-    Mrs._Thatch    she farmer      farm
-    Mr._Petal      he  florist     flower_shop
-    Doctor_Moss    she doctor      clinic
-    Mr._Loom       he  weaver      mill
-    Mrs._Kettle    she cook        inn
-    Mr._Cog        he  clockmaker  clock_shop
+    Mrs._Fox       she baker       bakery
+    Mr._Stone      he  builder     yard
+    Mrs._Snow      she teacher     school
+    Mr._Wells      he  farmer      farm
     Miss_Page      she librarian   library
-    Mr._Plank      he  carpenter   workshop
-    Mrs._Comb      she beekeeper   honey_farm
-    Mr._Parcel     he  mailman     post_office
-    Mrs._Needle    she tailor      dress_shop
-    Old_Barley     he  miller      windmill
-    Miss_Fiddle    she musician    music_shop
-    Mr._Curd       he  cheesemaker dairy
-    Mrs._Glaze     she potter      pottery
-    Mr._Beacon     he  sailor      lighthouse
-    Miss_Thimble   she dressmaker  market
-    Mr._Bramble    he  gardener    nursery
+    Mr._Cook       he  chef        inn
+    Mrs._Bell      she tailor      shop
+    Mr._Marsh      he  fisherman   harbor
+    Miss_Rose      she nurse       hospital
+    Mr._Wood       he  carpenter   workshop
+    Mrs._Hill      she painter     studio
+    Mr._Brook      he  sailor      dock
+    Miss_Lane      she dancer      theater
+    Mr._Banks      he  clerk       bank
+    Mrs._Rivers    she potter      barn
+    Mr._Field      he  gardener    garden
+    Miss_Winter    she singer      hall
+    Mr._Cross      he  driver      station
+    Mrs._Gold      she jeweler     market
+    Mr._Short      he  giant       cave
+    Miss_Bird      she pilot       tower
+    Mr._Frost      he  cook        hotel
+    Mrs._Lamb      she weaver      mill
+    Mr._Parks      he  guard       castle
     """,
 )
 
@@ -382,16 +360,12 @@ MEMORY = {
     "adj": "[<thing_adj>|<color>]",
     "place": "<place>",
     "place2": "<place>",
-    "spot": "<landmark>",
     "beast": "<beast>",
-    "badj": "<animal_adj>",
-    "food": "<food>",
+    "badj": "<beast_adj>",
+    "food": "<pastry>",
     "filling": "<filling>",
     "dish": "<dish>",
-    "flower": "<flower>",
     "veg": "<vegetable>",
-    "tree": "<tree>",
-    "box": "<container>",
     "skill": "<skill>",
     "contest": "<contest>",
     "prize": "<prize>",
@@ -399,16 +373,37 @@ MEMORY = {
     "item": "<household>",
     "room": "<room>",
     "part": "<part>",
-    "treasure": "<treasure>",
     "day": "<weekday>",
+    "pcolor": "<color>",
     "dessert": "[cake|pie|tart|pudding|cobbler|loaf|strudel|crumble|trifle|torte]",
 }
 
+# Any of these in a template, as a word of its own, stands for all of its line.
+SYNONYMS = """
+    At last|Finally|Soon|Later
+    Then|Suddenly|Soon
+    Just then|Before long|A moment later|That very minute
+    looked|searched|hunted|peeked|checked|dug|felt around
+    wanted to|wished to|hoped to|planned to|meant to|decided to
+    laughed|giggled|smiled|cheered|danced|sang
+    found|noticed|spotted|discovered|saw|spied
+    loved|liked|adored|admired|treasured|praised
+    clapped|smiled|cheered|bowed|nodded|waved
+    fetched|bought|borrowed|found|collected|gathered|picked
+"""
+
 RULES = {
+    "single": """
+        - a~<thing_adj> <household>
+        - a~<thing_adj> <color> <household>
+        - a~<thing_adj> <material> <household>
+        - a~<color> <material> <household>
+        """,
     "item": """
         - a~<thing_adj> <household>
-        - a~<color> <household>
-        - a~<material> <household>
+        - a~<thing_adj> <color> <household>
+        - a~<thing_adj> <material> <household>
+        - a~<color> <material> <household>
         - <num> <thing_adj> <households>
         - <num> <color> <households>
         """,
@@ -416,118 +411,157 @@ RULES = {
         - <item> and <item>
         - <item>, <item>, and <item>
         """,
-    "creature": """
+    "one": """
         - a~<animal_adj> <animal>
+        - a~<animal_adj>, <animal_adj> <animal>
         - a~<animal_adj> <color> <animal>
+        """,
+    "some": """
         - <num> <animal_adj> <animals>
+        - <num> <animal_adj> <color> <animals>
+        """,
+    "creature": """
+        - <one>
+        - <some>
         """,
     "snack": """
         - a~<food_adj> <food>
         - <num> <food_adj> <foods>
-        - a~<food_adj> <filling> [muffin|tart|bun|cake|pie|scone|roll]
-        - a [cup|mug|jug|flask|bowl] of <drink>
+        - a~<food_adj> <filling> <pastry>
+        - <num> <food_adj> <filling> <pastries>
+        - some <food_adj> <vegetable>
+        - a [cup|mug|jug|bottle|bowl|glass|bucket] of [warm|hot|cold|sweet|creamy|fresh|cool|spicy|mild|
+          rich|tasty] <drink>
         """,
     "sight": """
         - a~<place_adj> <landmark>
+        - a~<place_adj> <color> <landmark>
         - a~<place_adj> <tree> tree
-        - a [row|patch|bunch|ring|carpet] of <flower>
-        - a~<color> <landmark>
+        - <num> <color> <flower>
         """,
     "like": """
         - like a~<animal_adj> <animal>
         - like <num> <animal_adj> <animals>
-        - like a~<material> <household>
         """,
     "as": """
-        - as [quiet|busy|quick|happy|slow|proud|bold|nimble|gentle|careful|hungry] as a~<animal>
-        - as [bright|round|big|light|plain|heavy|small|soft|hard] as a~<thing_adj> <household>
+        - as <trait> as a~<animal>
+        - as <trait> as a~<animal_adj> <animal>
+        - as <trait> as <num> <animal_adj> <animals>
         """,
+    "thing_like": """
+        - as [bright|round|big|light|plain|heavy|small|soft|hard|flat|smooth|pretty|thick|strange] as
+          a~<thing_adj>
+          <household>
+        - like a~<thing_adj> <material> <household>
+        """,
+    "prep": "- [under|behind|beside|near|beneath|above|opposite|below|by]",
     "where": """
-        - [under|behind|beside|near|beneath|next to] <sight>
+        - <prep> <sight>
         - between <sight> and <sight>
-        - [inside|under|behind] a~<thing_adj> <household>
+        - <prep> a~<thing_adj> <household>
         """,
     "when": """
         - One <weather> <daypart>
-        - One <weather> <weekday>
+        - One <weather>, <weather> <weekday>
         - One <weather> <daypart> in <month>
         - On a~<weather> <weekday> in <month>
-        - On the <ordinal> <weekday> of [January|March|April|May|June|July|September|October|November]
-        - Early on <weekday>
-        - After [breakfast|lunch|supper|school|a long nap] on <weekday>
+        - One <weekday> in <month>
         """,
     "noises": """
         - <noise>! <noise>!
         - <noise>, <noise>, <noise>!
         """,
-    "pet": """
-        - {hero.his} {hero.pet}, {hero.petname},
-        - {hero.petname} the {hero.pet}
+    "did": """
+        - [polished|painted|washed|chased|carried|counted|dropped|pulled|pushed|weighed|wrapped|sold|bought|
+          fixed|
+          cleaned|buried|hid|borrowed|caught|threw|drew|decorated|guarded|lifted|balanced|measured|admired|
+          followed|lost|
+          built|opened|shook|sketched|tied]
+        """,
+    "doing": """
+        - [holding|polishing|painting|washing|chasing|carrying|counting|dropping|pulling|pushing|weighing|
+          wrapping|
+          guarding|fixing|cleaning|hiding|catching|throwing|drawing|lifting|balancing|admiring|opening|
+          building|shaking|
+          hugging|waving|tying]
+        """,
+    "eating": "- [eating|sharing|tasting|carrying|holding|hiding|finishing|guarding|enjoying|dropping]",
+    "ripe": """
+        - [ripe|sweet|juicy|crisp|tender|big|round|fresh|huge|smooth|fine|plump|healthy|shiny|heavy|perfect]
+        """,
+    "gave": "- [gave|sent|handed|offered|brought|passed|threw|showed]",
+    "ate": "- [shared|tasted|finished|tried|enjoyed|had]",
+    "rested": """
+        - [slept|sat|danced|waited|rested|stood|sang|played|stayed|lived|worked|swam|hid|dreamed|hummed|
+          camped|bowed|
+          knelt|read|laughed|cried|talked|cooked|wrote|drew|yawned]
+        """,
+    "scene": """
+        - ^<creature> <rested> <where>, <doing> <items>.
+        - ^<prep> <sight>, <creature> <gave> <item> to <creature>.
+        - ^<creature> and <creature> <did> <items>.
+        - ^<prep> <sight> [stood|lay|hung] <item>, <item>, and <item>.
+        - ^<some>, <some>, and <one> <went> by, <adv> and <adv>.
+        - ^<prep> <sight>, <creature> <ate> <snack>, <snack>, and <snack>.
+        - ^<one> <did> <item>, and <one> <did> <item>.
+        - It smelled of <smell> and <smell>, and <creature> <rested> <where>.
+        - The [sky|sun|moon|light|air] was <color> and <weather>, and <creature> <went> past, <doing> <item>.
+        - Somewhere <creature> <said> <adv>, "<noise>, <noise>!" and <creature> <rested> <prep> <sight>.
         """,
     "open": """
-        - <when>, {hero} and {hero.his} {hero.pet}, {hero.petname}, <went> to the <place_adj> {place}.
-        - {hero} lived in {hero.home} with a~{hero.pet} called {hero.petname}. <when>, the two of them <went> to
-          the <place_adj> {place} <like>.
-        - <when>, the {place} smelled of <smell> and <smell>. {hero} <went> there with <items>.
-        - There was once a~<kid_adj>, <kid_adj> {hero.kid} called {hero}, who [loved|enjoyed|was fond of] <hobby>
-          and <hobby>. <when>, {hero.he} <went> to the {place}.
-        - <when>, clouds shaped like <animals> and <households> [drifted|sailed|rolled|floated] over the {place}.
-          {hero} [watched|counted|painted|waved at] them with {hero.petname} the {hero.pet}.
-        - {hero} was a~<kid_adj> {hero.kid} who lived in {hero.home}. {hero.He} [liked|adored|loved] <hobby>,
-          <snack>, and anything {hero.color}. <when>, {hero.he} [was|sat|played] by the <place_adj> {place}.
-        - <noises> went the <household> by the {place}. {hero} [sat up|looked up|stopped <hobby>|spun around]
-          <like>. It was a~<weather> <daypart> in <month>.
-        - <when>, {hero} put on a~<thing_adj> <color> [coat|hat|scarf|cape|sweater|shirt|jacket] and <went> to the
-          {place}, past <sight> and <sight>.
-        """,
-    "walk": """
-        - On the way {hero.he} passed <creature>, <creature>, and <sight>.
-        - {hero.He} <went> past <sight> and <went> around <sight>.
-        - They met <creature> carrying <item>, and <creature> eating <snack>.
-        - The path led by <sight>, where <creature> [sat|slept|waved|bowed|dozed] <where>.
-        - The air smelled of <smell>, <smell>, and <smell>.
-        - {hero.petname} <went> ahead <like>, sniffing at <items>.
-        - Far away, <creature> [called|hummed|sang|snored] <adv> to <creature>.
-        """,
-    "snacks": """
-        - They [shared|ate|nibbled|tasted] <snack> and <snack> by <sight>.
-        - {grown} [brought|made|carried out|handed around] <snack>, <snack>, and a~<thing_adj> plate of <foods>.
-        - There was <snack> for {hero}, and <snack> for {hero.petname}.
-        - Supper was {dish} with <vegetable>, and then <snack>.
+        - <when>, {hero} and {hero.his} {hero.pet} <went> to the <place_adj> {place}.
+        - {hero} lived in {hero.home} with {hero.petname} the {hero.pet}. <when>, they <went> to the
+          <place_adj>
+          {place} <like>.
+        - <when>, the {place} smelled of <smell> and <smell>. {hero} <went> there with <item>.
+        - {hero} was a~<kid_adj>, <kid_adj> {hero.kid} who loved <hobby> and <hobby>. <when>, {hero.he}
+          <went> to the
+          {place}.
+        - <when>, clouds like <animals> and <households> <went> over the {place}. {hero} watched <prep>
+          <sight>.
+        - {hero} liked <hobby>, <snack>, and anything {hero.color}. <when>, {hero.he} <rested> near the
+          <place_adj>
+          {place}.
+        - <noises> {hero} <rested> near the <place_adj> {place}, <doing> <item>. It was a~<weather> <daypart>
+          in
+          <month>.
+        - <when>, {hero} put on a~<thing_adj> <color> [coat|hat|scarf|cape|dress|shirt|jacket|sweater] and
+          <went> to
+          the <place_adj> {place}.
         """,
     "tag": """
         - <said> {hero} <adv>
-        - <said> {hero}, holding <item>
-        - <said> {hero}, hopping <like>
-        - {hero} <said>
+        - <said> {hero}, <doing> <item>
+        - {hero} <said> <like>
         """,
     "ftag": """
         - <said> {friend} <adv>
-        - <said> {friend}, [nodding|frowning|blinking|grinning|pointing at <item>]
-        - {friend} <said>
+        - <said> {friend}, <doing> <item>
+        - {friend} <said> <like>
         """,
     "gtag": """
         - <said> {grown} <adv>
-        - <said> {grown}, [putting down|picking up|polishing|folding|mending] <item>
-        - {grown} <said>
+        - <said> {grown}, <doing> <item>
+        - {grown} <said> <like>
         """,
     "dream": """
-        - That night {hero} dreamed of <creature> and <creature> [dancing|racing|sailing|singing|marching] <where>.
-        - That night {hero} dreamed of <num> <color> <animals> with <thing_adj> <households>.
-        - Above {hero.home}, the <star> shone [on <sight>|<like>|<adv>|<as>].
-        - Then {hero} and {hero.petname} <went> home, past <creature> and <sight>.
-        - {hero.petname} curled up beside <item> and snored <like>.
-        - And from that <weekday> on, {hero} [kept|hung|drew|told stories about] <item> <where>.
+        - That night {hero} dreamed of <creature> and <creature> <doing> <items>.
+        - That night {hero} dreamed of <some>, <doing> <item> <where>.
+        - That night, <creature> <rested> near {hero.home}, <doing> <item>.
+        - Then {hero} and {hero.petname} <went> home past <creature>, <doing> <items>.
+        - {hero.petname} <rested> <where>, and <creature> <rested> <prep> <sight>.
+        - {hero} kept <item> and <item> <prep> <item> to remember it by.
         """,
     "felt": """
-        - felt <as>
-        - was <good> and <good>
-        - felt <good>, <good>, and a little <bad>
+        - felt <good> and <good>
+        - was <as>
+        - was <good>, <good>, and a bit <bad>
         """,
     "felt_bad": """
-        - felt <bad> and <bad>
-        - was <bad>, <like>
-        - grew <bad> and sat down <where>
+        - felt <bad>, <bad>, and <bad>
+        - was <bad> and <bad>
+        - felt like a~<thing_adj> <material> <household>
+        - grew <bad> and sat <where>
         """,
 }
 
@@ -536,725 +570,592 @@ _BREAK = ""
 PLOTS = {
     "lost": (
         """
-        - <open> In {hero.his} {box} was {hero.his} {adj} {thing}, a present from {grown}.
-        - <when>, {hero} took {hero.his} {adj} {thing} to the <place_adj> {place}. {grown} had [bought|made|found]
-          it <where>.
+        - <open> {hero.He} had a~{adj} {thing}, <thing_like>.
+        - <when>, {hero} took a~{adj} {thing} to the <place_adj> {place}, <doing> <item>.
+        - {grown} <gave> {hero} a~{adj} {thing}. <when>, {hero} <went> with it to the <place_adj> {place},
+          <adv>.
         """,
         """
-        - {hero.He} showed it to <creature> and to <creature>, and then {hero.he} stopped to watch <creature>.
-        - All <daypart> {hero.he} played <where>, until a~<animal_adj> <animal> <went> by and made {hero.him} jump.
-        - There was so much to see: <items>, and even <creature> <where>.
-        """,
-        """
-        - But when {hero.he} looked down, the {thing} was gone! {hero} <felt_bad>.
-        - Then {hero.he} reached for the {thing}, and it was not there. "<wow>! My {adj} {thing}!" <tag>.
-        - <noises> Something fell, and soon the {thing} was nowhere to be seen. {hero} <felt_bad>.
+        - {hero.He} <rested> <where>, and when {hero.he} stood up, the {thing} was gone! {hero} <felt_bad>.
+        - There {hero.he} stopped to watch <creature>, <doing> <item>, and the {thing} was gone! {hero}
+          <felt_bad>.
+        - "<wow>! Where is my {thing}?" <tag>. {hero} <felt_bad>.
         """,
         _BREAK,
         """
-        - {hero} looked <where>, but found only <items>.
-        - {hero.He} searched <where> and <where>. There was nothing but <item>.
-        - {hero.He} asked <creature>. It only [blinked|yawned|shrugged|sneezed] and <went> off with <item>.
-        - "Has anyone seen a~{thing}?" asked {hero} <adv>. ^<creature> had seen <items>, but no {thing}.
+        - {hero.He} looked <where>, but found <items>.
+        - {hero.He} looked <where> and <where>. There was only <single>.
+        - {hero.He} asked <one>. It only <rested> <where>, <doing> <item>.
+        - "Have you seen a~{thing}?" {hero} asked <creature>. ^<creature> had seen <item>, but no {thing}.
         """,
         """
-        - "Think <adv>," <gtag>. "Where were you when you saw <creature>?"
-        - "<wow>, let us look together," <ftag>. {friend} had brought {friend.his} {friend.pet}, {friend.petname}.
-        - "<wow>, do not cry," <said> {villager} the {villager.trade}. "Things like to hide <where>."
-        - <walk>
+        - "<wow>! Look <where>," <gtag>. <scene>
+        - "<wow>, let us look together," <ftag>. {friend} looked <where>.
+        - "Things hide <where>," <said> {villager} the {villager.trade} <adv>. <scene>
         """,
         """
-        - Just then {hero.petname} <went> in circles around <sight>. There, <where>, lay the {adj} {thing}!
-        - {hero.petname} [tugged|pulled|pushed] at {hero.his} sleeve and led {hero.him} to <sight>. There was the
-          {thing}, <as>.
-        - At last something {adj} [gleamed|winked|shone|peeped out] <where>. It was the {thing}, and <creature> was
-          asleep on it.
+        - Then {hero.petname} the {hero.pet} <went> <prep> <sight>. There, <prep> <item>, lay the {thing}!
+        - At last something {adj} [shone|moved|gleamed|winked|rolled|rattled|shook] <where>. It was the
+          {thing},
+          and <one> was [hugging|guarding|holding|pulling|chasing|kissing|licking|polishing|washing|riding]
+          it!
+        - Then {hero} met <creature>, [hugging|guarding|holding|pulling|chasing|washing|carrying] the {adj}
+          {thing} <where>.
         """,
         _BREAK,
         """
-        - "Thank you, {hero.petname}," <tag>. {hero} <felt>.
-        - {hero} hugged {hero.petname} and <felt>.
-        - <snacks>
-        """,
-        """
-        - From then on {hero} kept the {thing} in a~<thing_adj> <container>. <dream>
-        - {hero} tied the {thing} to {hero.his} [belt|wrist|coat|bag] with <color> [string|ribbon|yarn|thread].
-          Whoever looks <adv> will find, {grown} liked to say. <dream>
-        - {hero} had learned to look after {hero.his} {adj} {thing}, <adv> and <adv>. <dream>
+        - {hero} <felt>, and the {thing} never left {hero.his} [bag|hand|pocket|side|sight] again. <dream>
+        - "[Look twice and you will find|Never stop looking|Keep your eyes open|Take good care of it],"
+          <gtag>. {hero}
+          <felt>, holding the {thing}. <dream>
+        - From then on, {hero} kept the {adj} {thing} <prep> <item>. <dream>
         """,
     ),
     "sharing": (
         """
-        - <open>
+        - <open> For lunch {hero.he} had a~<food_adj> {filling} {food}.
+        - <when>, {grown} <gave> {hero} a~<food_adj> {filling} {food} near the <place_adj> {place}. It was
+          <thing_like>.
         """,
         """
-        - {friend} came along with {friend.his} {friend.pet}, {friend.petname}. {friend.He} had forgotten
-          {friend.his} lunch and looked <bad> and <bad>.
-        - There sat {friend} <where>, with nothing to eat. Even {friend.petname} the {friend.pet} looked <bad>.
-        - {hero} had just one {filling} {food}, and it smelled of <smell>. Then {friend} came by and looked <bad>.
-        """,
-        """
-        - "That is the last {filling} {food}," thought {hero}. "I could hide it <where>."
-        - {hero} held {hero.his} {filling} {food} tight, <like>, and <felt_bad>.
-        - "May I have a bite of your {filling} {food}?" asked {friend} <adv>. {hero} shook {hero.his} head and
-          <went> behind <sight>.
+        - There {friend} <rested> <where>, <bad> and hungry, <doing> <item>.
+        - "<wow>! May I have some {food}?" <ftag>. "No!" <tag>.
+        - {friend} was hungry and <bad>. But {hero} hid the {food} <where>.
         """,
         _BREAK,
         """
-        - From <sight>, {hero} saw <creature> giving half of <snack> to <creature>.
-        - Then {hero} remembered the <weekday> when {friend} had given {hero.him} <item> and <snack>.
-        - But alone <where> the {food} tasted like <material> and <smell>, and {hero} <felt_bad>.
-        - ^<creature> came by, carrying <snack> for <creature>.
+        - Then {hero} saw <creature>, sharing <snack> with <creature>.
+        - Alone, {hero} <felt_bad>. The {food} tasted of <smell> and <smell>.
+        - But the {food} was <thing_like>, and {hero} <felt_bad>. <scene>
         """,
         """
-        - {hero} cut the {food} with a~<thing_adj> <household>. "<wow>! Half for you," <tag>.
-        - "<wow>, I am sorry," <tag>. "The {filling} {food} is big enough for two."
-        - So {hero} <went> back and put the {food} on a~<color> plate. "Let us share," <tag>.
+        - {hero} cut the {food} with <item>. "<wow>! Half is for you," <tag>.
+        - "<wow>, I am sorry," <tag>. "Let us share the {food} <prep> <sight>."
+        - So {hero} <went> to {friend}, <eating> the {food} <like>. "<wow>! Eat with me," <tag>.
         """,
         """
-        - {friend} found <snack> in {friend.his} pocket and shared it, too. {hero.petname} and {friend.petname} got
-          the crumbs.
-        - "<wow>!" <ftag>. "Then you must have half of my <filling> <food>, and one of these <food_adj> <foods>."
-        - {grown} saw it and brought them <snack>, <snack>, and <item>.
+        - {friend} <gave> {hero} <snack>, and even {friend.petname} the {friend.pet} <ate> <snack>.
+        - "<wow>!" <ftag>. "Please have <snack> and <snack>."
+        - They [ate|shared|enjoyed|finished|tasted] the {food} with <snack> and <snack>, <doing> <item>.
         """,
         _BREAK,
         """
-        - They ate <where> and watched <creature> and <creature>. {hero} <felt>.
-        - They sat side by side, <as>, and talked about <hobby>, <hobby>, and <animals>.
-        """,
-        """
-        - A shared {food} [tastes|is] twice as <food_adj>. <dream>
-        - "Sharing makes a small {food} big," said {grown} <adv>. <dream>
-        - After that, {hero} and {friend} shared every {food} on <weekday>, and <item> as well. <dream>
+        - {hero} and {friend} were <good>. [Sharing makes a small {food} big|A shared {food} is twice as
+          sweet|Two can
+          enjoy one {food}|Half a {food} is more with a friend]. <dream>
+        - "The best {food} is a shared {food}," <gtag>. <dream>
+        - After that, {friend} always <gave> {hero} half of every {food}, and <item>. <dream>
         """,
     ),
     "fear": (
         """
-        - {hero} was a~<kid_adj> {hero.kid} who was not afraid of <animals> or <animals>. But {hero.he} was afraid of
-          the {fear}.
-        - <open> {hero.He} was <good>, except for one thing: {hero.he} was afraid of the {fear}.
+        - {hero} was <as>, but {hero.he} was afraid of the {fear}. <scene>
+        - <open> {hero} was <good>, but {hero.he} was afraid of the {fear}.
+        - {hero} was a~<kid_adj>, <kid_adj> {hero.kid}, but afraid of the {fear}. "There is <one>, <doing>
+          <item>!"
+          <tag>.
         """,
         """
-        - "When I think of the {fear}, my knees shake <like>," <tag>.
-        - Each <weekday> {hero.he} hid <where> and held <item> until it was over.
-        - {hero.petname} the {hero.pet} was not afraid. {hero.petname} chased <animals> and <animals> all <daypart>.
-        """,
-        """
-        - <when>, {friend} lost <item> just there, and somebody had to [fetch|save|find|rescue] it.
-        - <when>, a~<animal_adj> <animal> was stuck just there, calling <adv>. "^<noise>! <noise>!"
-        - <when>, {grown} needed <item> and <item> from there, and {grown} had hurt a [toe|foot|knee|thumb|finger].
+        - <when>, {friend} lost <item> in the {fear}. "<wow>! Who will help me?" <ftag>.
+        - <when>, <one> was stuck in the {fear}, <doing> <item>. "<noise>, <noise>!" it <said> <adv>.
+        - <when>, {grown} needed <item> and <item> from the {fear}. {hero} <felt_bad>.
         """,
         _BREAK,
         """
-        - "I was once afraid of <animals>," <gtag>. "I [hummed|counted|sang|whistled], and I took <item> along."
-        - "Being brave is being <bad> and <bad> and going all the same," <gtag>.
-        - "Take {hero.petname} and a~<thing_adj> <color> <household>," <gtag>. "Go <adv>, step by step."
+        - "<wow>! Take <item>, and think of <creature>," <gtag>.
+        - "I was afraid of <animals>," <gtag>. "Then I <did> <item>."
+        - "<wow>! I will come with you," <ftag>, <doing> <item>.
         """,
         """
-        - {hero} took <item> in one hand and <item> in the other. {hero.He} <went> <like>, and {hero.petname} <went>
-          behind.
-        - {hero.He} counted to <num>, hummed <adv>, and thought of <creature> eating <snack>.
-        - {hero.He} put on a~<color> hat, whispered "<noise>, <noise>," and <went> ahead <like>.
+        - {hero} took <item> and <went> in <like>, <adv> and <adv>.
+        - {hero.He} thought of <creature>, <eating> <snack>, and <went> in <adv>.
+        - {hero.petname} the {hero.pet} <went> in <like>, and {hero} <went> after, <doing> <item>.
         """,
         """
-        - What a surprise! There was only <creature> <where>, and it looked <bad>, too.
-        - {hero.His} heart went thump, but nothing happened. {hero.He} saw <creature>, <item>, and <sight>.
-        - One step, <num> steps, <num> steps more. The {fear} seemed no worse than <item>.
+        - Inside was only <one>, <doing> <items>.
+        - There {hero.he} found <item>, <item>, and <one>. It was <bad>, too.
+        - "<noise>! <noise>!" But it was only <one>, <doing> <items>.
         """,
         _BREAK,
         """
-        - "<wow>! I did it!" <tag>. {hero} <felt>.
-        - <snacks>
-        - {grown} gave {hero.him} <snack> and <item> for being so <good>.
-        """,
-        """
-        - The {fear} never seemed so bad again. <dream>
-        - "You were <bad>, and you were brave," said {grown} <adv>. <dream>
-        - Now when the <animals> shiver at the {fear}, {hero} [holds|strokes|hugs] them <adv>. <dream>
+        - "<wow>! I did it!" <tag>. The {fear} was <thing_like>. <dream>
+        - {hero} <felt>. [Being brave is going while you are afraid|Brave people shake, too|The {fear} was
+          only a
+          {fear}|Fear grows small when you look at it]. <dream>
+        - Now {hero} <rested> in the {fear} every <weekday>, <doing> <item>. <dream>
         """,
     ),
     "animal": (
         """
         - <open>
+        - <when>, {hero} and {hero.petname} the {hero.pet} <went> past <sight>, <doing> <item>.
         """,
         """
-        - <walk>
-        - There {hero.he} heard a~<bad> little voice. <noises>
-        - Then {hero.petname} stopped, <as>, and stared at <sight>.
-        """,
-        """
-        - A~{badj} {beast} was caught [in|under|behind] a~<material> <household>, and it looked <bad>.
-        - Near <sight> lay a~{badj} {beast}. It had hurt its [foot|nose|tail|side|back] on <item>.
-        - A~{badj} {beast} had lost its way. It had been looking for <sight> since <weekday>.
-        - A~{badj} {beast} sat [crying|shivering|sighing] <where>, for <creature> had taken its <food>.
+        - There a~{badj} {beast} was caught <prep> <item>. It <felt_bad>.
+        - ^<prep> <sight> lay a~{badj} {beast}, hurt by <item>. It <felt_bad>.
+        - There a~{badj} {beast} <rested> <where>, for <creature> had stolen its <food>. It <felt_bad>.
+        - "<noise>! <noise>!" It was a~{badj} {beast}, lost <where>.
         """,
         _BREAK,
         """
-        - "<wow>, little {beast}," <tag>. "I will help you."
-        - "Do not be <bad>, {beast}," <tag>. "{hero.petname} and I are your friends."
-        - "Poor {beast}!" <tag>. "You must be <bad> and <bad>."
+        - "<wow>, little {beast}!" <tag>. {hero} took <items>.
+        - "Poor {beast}!" <tag>. {hero.petname} <went> to fetch <item>.
+        - "<wow>! We will help you, {beast}," <tag>. <scene>
         """,
         """
-        - {hero.He} used <item> and <item>, and {hero.petname} pulled <adv>.
-        - {hero.He} gave it <snack>, made a bed of <flower> and [moss|straw|leaves|wool] in a~<color> <container>, and
-          sang <adv>.
-        - {villager} the {villager.trade} came by with <item> and showed {hero.him} how to [hold|wrap|lift|warm] it
-          <adv>.
-        - They carried the {beast} past <sight> and <sight> in a~<thing_adj> <container>.
+        - They helped it <adv> with <item>, and {grown} <gave> it <snack>.
+        - {hero.He} <gave> it <snack>, <snack>, and a bed of <flower> <prep> <item>.
+        - {villager} the {villager.trade} <gave> them <item>. They carried the {beast} past <sight> and
+          <sight>.
+        - {hero} and {hero.petname} <did> <item> and <did> <item>, and the {beast} was free!
         """,
         """
-        - By <weekday> the {beast} was <good> again. It <went> away <like>.
-        - Soon the {beast} was <good>. It bowed <adv> and ran off <where>.
-        - At <daypart>, its mother came with <num> <animal_adj> sisters. The {beast} was <good>!
+        - The {beast} was <good> again and <went> home <like>.
+        - By <weekday> the {beast} <felt>, and it <went> <prep> <sight>.
+        - Soon it <rested> <where>, <doing> <item>. It <felt>.
         """,
         _BREAK,
         """
-        - One <weather> <daypart>, {hero} found <items> by the door. Nearby sat the {badj} {beast}, looking <good>.
-        - The next <weekday>, {hero} lost {hero.his} way in the fog. Who came but the {badj} {beast}, leading
-          {hero.him} home <adv>?
-        - In <month> the {beast} came back with <snack> and <items> for {hero}.
-        """,
-        """
-        - A kindness comes back, even from a~{beast}. <dream>
-        - {hero} and the {badj} {beast} stayed friends. <dream>
-        - "No friend is too small," said {hero} <adv>, and the {beast} nodded. <dream>
+        - One <weekday>, the {badj} {beast} <gave> {hero} <items>. [A kindness comes back|No friend is too
+          small|Help
+          goes around|Kind hands have many friends]. <dream>
+        - In <month>, {hero} was lost <where>. The {beast} came, <doing> <item>, and led {hero.him} home.
+          <dream>
+        - {hero} and the {badj} {beast} stayed friends, <good> and <good>. <dream>
         """,
     ),
     "weather": (
         """
-        - <open>
+        - <open> {hero.He} had {hero.his} {adj} {thing} and <item>.
+        - <when>, {hero} <rested> near the <place_adj> {place}, [holding|polishing|painting|hugging|carrying|
+          fixing|washing|admiring|cleaning] {hero.his}
+          {adj} {thing}.
         """,
         """
-        - But then the wind grew <bad>, and the sky turned <color> and <color>. <noises>
-        - All at once [rain|snow|hail|sleet] fell <like>, and <creature> ran to hide <where>.
-        - Suddenly the fog was so thick that {hero.he} could not see <sight> or <sight>. {hero.He} <felt_bad>.
-        """,
-        """
-        - The wind took <item>, <item>, and {hero.his} {adj} {thing}.
-        - "<wow>! My {adj} {thing} will be ruined!" <tag>, and {hero.he} hid it <where>.
-        - {hero} held {hero.his} {adj} {thing} tight and <went> to <sight>.
-        """,
-        _BREAK,
-        """
-        - Under <sight> sat {friend}, {friend.petname} the {friend.pet}, and <creature>. All of them were <bad>.
-        - In the {room} of {hero.home} sat {friend} and {friend.petname}, wrapped in a~<thing_adj> <color> blanket.
-        - {villager} the {villager.trade} opened the door of the {villager.shop}. "Come in <adv>," <said> {villager}.
-          Inside were {friend} and <creature>.
-        """,
-        """
-        - "<wow>! Let us tell stories," <ftag>. The first was about <creature> and <item>.
-        - They played with the {thing} and drew <animals> on a~<thing_adj> <household>.
-        - "What can we do until the sun comes?" <ftag>. They counted <animals> and built a tent of <items>.
-        - They had <snack> and <snack>, and {hero} told about <creature> who loved <hobby>.
-        """,
-        """
-        - <noises> said the roof. "<noise>, <noise>," <tag>, and everyone laughed <adv>.
-        - {friend.petname} sneezed <like>. {hero.petname} fell off <item>. How they laughed!
-        - {hero} <felt> now, for friends make even a~<weather> <daypart> short.
+        - <noises> Then [rain|snow|hail|sand|fog|leaves|hailstones] fell <like>. "<wow>! My {thing}!" <tag>.
+        - Then the sky grew <color>, and the wind took <item>, <item>, and <item>. {hero} hid the {thing}
+          <where>.
+        - <noises> Then a [storm|wind|flood|shower|gale] came <like>. {hero} held the {thing} and <felt_bad>.
         """,
         _BREAK,
         """
-        - When it was over, the {place} shone <as>. There was <sight>, all wet, and <creature> in a puddle.
-        - At last the sun came out. A rainbow stood over the {place}, <color>, <color>, and <color>.
-        - By <daypart> the sky was <color> again, and <creature> danced <where>.
+        - ^<prep> <sight> {hero.he} found {friend}, <doing> <item>, and <creature>, <doing> <item>.
+        - {villager} the {villager.trade} <gave> {hero.him} <snack> and <item>. {friend} was there, <good>
+          and wet.
+        - {hero.petname} the {hero.pet} <went> <prep> <sight>. There {friend} <rested>, <doing> <item>.
         """,
         """
-        - {hero} let {friend} play with the {thing} until supper. <dream>
-        - "I hope it will be <weather> again on <weekday>," said {hero} <adv>, holding the {thing}. <dream>
-        - The {adj} {thing} was dry and safe, and {hero} was <good>. <dream>
+        - They played with the {thing}, told of <creature>, and <ate> <snack>.
+        - "<wow>! Once <creature> <did> <item>," <ftag>. {hero} told of <creature>, <doing> <item>.
+        - They built a [tent|house|boat|castle|nest|den] of <items>, and <ate> <snack> and <snack>.
+        """,
+        """
+        - "<noise>, <noise>!" <tag>. {friend} laughed <like>.
+        - They counted <num> <animals>, <num> <households>, and <num> <foods>, <adv> and <adv>.
+        - {friend.petname} the {friend.pet} <did> <item>, and all of them laughed <adv>.
+        """,
+        _BREAK,
+        """
+        - At last the {place} was <as>, and <creature> <rested> <where>. {hero} lent {friend} the {adj}
+          {thing}. <dream>
+        - Then a~<color> and <color> rainbow came, and {hero} <felt>. [Friends make bad weather short|Every
+          storm
+          ends|Rain is better with friends]. The {thing} was dry. <dream>
+        - "I hope it is <weather> on <weekday>," <tag>. The {adj} {thing} was safe. <dream>
         """,
     ),
     "baking": (
         """
-        - <when>, {grown} wanted to bake a~{filling} {dessert} for {villager} the {villager.trade}, who was <bad>.
-        - "<wow>! It is {day}," <gtag>. "Time to bake our {filling} {dessert}!" {hero} put on a~<thing_adj> <color>
-          apron.
-        - {hero} loved <hobby>, <foods>, and the <color> kitchen in {hero.home}. <when>, {hero.he} wished to bake
-          a~{filling} {dessert} for {grown}.
+        - <when>, {grown} and {hero} baked a~{filling} {dessert} for {villager} the {villager.trade}, <doing>
+          <item>.
+        - <when>, {villager} the {villager.trade} was <bad>, <bad>, and <bad>. "<wow>! A~{filling} {dessert}
+          will
+          help," <gtag>.
+        - {hero} loved <hobby>, <foods>, and <foods>. <when>, {hero.he} baked a~{filling} {dessert} with
+          {grown}.
         """,
         """
-        - They needed <ingredient>, <ingredient>, <ingredient>, and <num> spoons of <ingredient>.
-        - In the pantry stood <ingredient> in a~<material> jar, <ingredient> in a~<color> box, and <item>.
-        - {hero} fetched <ingredient> and <ingredient> from {villager} at the {villager.shop}, and passed <creature> on
-          the way.
-        """,
-        """
-        - {hero.He} stirred <adv> with a~<thing_adj> spoon. {hero.petname} licked up the <ingredient>.
-        - {hero} mixed the <ingredient> <adv>, and {hero.petname} got <ingredient> on {hero.petname}'s nose.
-        - "Stir it <adv>, <like>," <gtag>. So {hero} did, humming about <animals>.
+        - They took <num> [spoons|cups|bags|bowls|bottles] of <ingredient>, and <ingredient>, <ingredient>,
+          and
+          <ingredient>.
+        - {hero} stirred <adv> with <item>, and {hero.petname} the {hero.pet} <ate> the <ingredient>.
+        - {hero} fetched <ingredient>, <ingredient>, and <ingredient>, and {grown} <did> <item>.
         """,
         _BREAK,
         """
-        - But oh! In place of <ingredient>, {hero} had put in <ingredient>. It smelled of <smell> and <smell>.
-        - Just then <creature> <went> in. <noises> Down went the <ingredient>, <item>, and the bowl!
-        - {hero} <went> out to look at <creature> and forgot the oven. Soon the kitchen smelled of smoke and <smell>.
+        - But {hero} took <ingredient> in place of <ingredient>! The {dessert} was <thing_like> and smelled
+          of <smell>.
+        - Then <one> <went> in, <doing> <item>. <noises> Down went the {dessert}!
+        - {hero} <went> out to watch <creature>, <doing> <item>, and the {dessert} burned.
         """,
         """
-        - {hero} <felt_bad>. "Our {dessert} is spoiled!" <tag>.
-        - "<wow>, what have I done?" <tag>. The {dessert} was flat <as>.
-        - {hero.His} eyes filled with tears. The {dessert} looked like <item>.
+        - {hero} <felt_bad>. "<wow>! Our {dessert}!" <tag>.
+        - "<wow>, what have I done?" <tag>. {hero} was <bad>, <bad>, and <bad>.
         """,
         """
-        - "Every cook burns a~<food> now and then," <gtag>. "Let us begin again, <adv> this time."
-        - "I once made <food> with <ingredient> and <smell>," <gtag>. "Even the <animals> ran away!"
-        - "Then we mix again," <gtag>. This time {hero} read the recipe <adv>: <ingredient>, <ingredient>, and a
-          pinch of <ingredient>.
+        - "<wow>! Bake it again, <adv>," <gtag>. <scene>
+        - "My first {dessert} was <thing_like>," <gtag>. So they took <ingredient>, <ingredient>, and
+          <ingredient>.
+        - "<wow>! Even <animals> spoil a~{dessert}," <gtag>. This time {hero} stirred <adv> and <adv>.
         """,
         _BREAK,
         """
-        - Soon a~<food_adj>, <food_adj> {dessert} stood on the table. It smelled of {filling}, <smell>, and <smell>.
-        - Out came the new {filling} {dessert}, <as>. They trimmed it with <flower> and <ingredient>.
-        - After <num> songs about <animals>, the {filling} {dessert} was <food_adj>, <food_adj>, and ready.
-        """,
-        """
-        - "<wow>! The best {dessert} in the village," said {villager} <adv>. {hero} <felt>. <dream>
-        - They ate the {filling} {dessert} with <creature> watching, and {hero} <felt>. <dream>
-        - A spoiled {dessert} is only half a lesson; the next {dessert} is the other half. <dream>
+        - The new {dessert} was <food_adj>, <food_adj>, and <food_adj>. "<wow>!" <said> {villager} <adv>.
+          <dream>
+        - {villager} <ate> the {filling} {dessert} with <snack>, <good> and <good>. [Try again and it will be
+          good|Good
+          cooks begin again|The second try is sweeter]. <dream>
+        - {villager} <felt>, and <gave> {hero} <item> for the {filling} {dessert}. <dream>
         """,
     ),
     "mending": (
         """
-        - <open> {hero.His} dearest toy was a~{adj} {thing}, once given to {hero.him} by {grown}.
-        - {grown} had a~{adj} {thing} that was older than {hero}. It stood in the {room} beside <items>.
+        - <open> {hero.He} had a~{adj} {thing} from {grown}.
+        - {grown} had a~{adj} {thing}, as old as <num> <animal_adj> <animals>. It stood <prep> <items>.
         """,
         """
-        - <when>, {hero.petname} chased <creature> through the {room}. <noises> The {part} of the {thing} broke off.
-        - <when>, {hero} dropped the {thing} on <item>. <noises> Now the {part} was broken.
-        - <when>, {hero} sat down on the {thing} <adv>. Snap went the {part}!
-        """,
-        """
-        - {hero} <felt_bad>. "Can it be mended?" <tag>.
-        - "<wow>! The poor {thing}!" <tag>. {hero} wrapped it in a~<color> [cloth|towel|scarf|sock].
-        - "Throw it away," said <creature> <where>. But {hero} shook {hero.his} head <adv>.
+        - <when>, {hero.petname} the {hero.pet} chased <creature> past <item>. <noises> The {thing} lost its
+          {part}!
+        - <when>, {hero} dropped <item> on the {thing}. <noises> The {part} broke.
+        - <when>, {hero} fell over <item> and <item>. <noises> The {part} of the {thing} broke.
         """,
         _BREAK,
         """
-        - First {hero.he} tried <glue>, but the {part} fell off by <daypart>.
-        - {hero.He} tried <glue>, <glue>, and even <ingredient>. The {part} only wobbled <like>.
-        - {friend} brought <glue> and <item>, but that was no help.
+        - {hero} <felt_bad>. {hero.He} tried <glue>, <glue>, and <ingredient>.
+        - "<wow>! The {thing}!" <tag>. {hero.He} tried <glue> and <glue>, but it was as bad as <item>.
+        - {friend} brought <glue>, <ingredient>, and <item>, but the {thing} was <thing_like>.
         """,
         """
-        - So {hero} <went> to {villager} the {villager.trade}, past <sight> and <creature>.
-        - So they took it to the {villager.shop}, where {villager} the {villager.trade} was mending <item> for
-          <creature>.
+        - So {hero} <went> to {villager} the {villager.trade}, past <creature>, <doing> <item>.
+        - Then {villager} the {villager.trade} came by, <doing> <item>, <adv> and <adv>.
         """,
         """
-        - "First we <material_verb> it, and then we <material_verb> it," <said> {villager} <adv>. "Hand me <item>,
-          please."
-        - {villager} looked at the {part} through <item>. "We need <glue>, <glue>, and a <good> helper," said
-          {villager} <adv>.
-        - "I will show you how," <said> {villager}. {hero} held <item>, and {villager} used <glue> and <glue>.
-        """,
-        """
-        - It took until <weekday>. {hero} worked <adv> and <adv>, <as>.
-        - Bit by bit, <adv>, the {part} went back in its place.
-        - "[Higher|Lower|Tighter|Slower|Faster|Softer|Straighter]!" <said> {villager}. {hero.petname} fetched <item>
-          and <item>.
+        - "<wow>! We need <glue>, <item>, and <item>," <said> {villager} <adv>.
+        - "<wow>! I once mended <item> for <creature>," <said> {villager}, <doing> <item>.
+        - {villager} took <glue> and <item>, and {hero} [glued|taped|tied|sewed|mended|fixed|polished|
+          painted] the {part}, <adv> and <adv>.
         """,
         _BREAK,
         """
-        - At last the {thing} was whole. The mended {part} was <color> now, and {hero} liked it better than before.
-        - The {adj} {thing} was whole again, and it smelled of <smell>. {hero} <felt>.
-        - {hero} paid {villager} with <snack> and <item>, and <went> home <like> with the {thing}.
-        """,
-        """
-        - What is mended <adv> is loved twice. <dream>
-        - Now {hero} could mend things, too: <item>, <item>, and a~<color> {thing}. <dream>
-        - "The {thing} has a story now," said {grown} <adv>. <dream>
+        - At last the {adj} {thing} was <thing_like>, and {hero} <felt>. [What is mended is loved twice|A
+          mended {thing}
+          has a story|Old things can be new again|Patience mends much]. <dream>
+        - {hero} <gave> {villager} <snack> and took the {thing} home <like>. <dream>
+        - "<wow>! The {part} is <color> now," <gtag>, and {hero} loved the {thing} more than <item>. <dream>
         """,
     ),
     "surprise": (
         """
-        - <when>, it was nearly the birthday of {friend}, and {hero} had a secret.
-        - {day} was the birthday of {friend}. "<wow>! I will make a surprise," <tag>.
-        - <open> But {hero.his} head was full of {friend}, whose birthday was on {day}.
+        - <when>, {hero} <did> a present for {friend}, whose birthday was on {day}.
+        - {day} was the birthday of {friend}, a~<kid_adj>, <kid_adj> {friend.kid}. "<wow>! I will make a
+          surprise," <tag>.
+        - <open> There {hero.he} thought of {friend}, who had a birthday on {day}.
         """,
         """
-        - {friend} loved <hobby>, <animals>, and everything {friend.color}. What would be a good present?
-        - {friend} lived in {friend.home} with a~{friend.pet} called {friend.petname}. {friend.He} had always
-          wished for a~{thing}.
-        - "{friend} likes {friend.color} things," <gtag>. "Those, and <animals>."
-        """,
-        """
-        - {hero} had only <num> coins, so {hero.he} made a~{friend.color} {thing} from <item> and <glue>.
-        - At the shop a~{friend.color} {thing} lay between <item> and <item>. It cost <num> pennies and <snack>.
-        - With <item>, <item>, and some <glue>, {hero} built a~{friend.color} {thing}. It took until <weekday>.
+        - {friend} loved {friend.color} things, <hobby>, and <animals>. So {hero} made a~{friend.color}
+          {thing} from
+          <items>.
+        - {hero} found a~{friend.color} {thing} between <item> and <item>. It cost <item> and <snack>.
+        - {hero} made a~{friend.color} {thing}, <doing> <item>. It was <thing_like>.
         """,
         _BREAK,
         """
-        - {villager} the {villager.trade} baked a~<filling> cake with <ingredient>, and <creature> hung up lanterns.
-        - {grown} hung <color> and <color> paper on <sight>, and {hero.petname} guarded the <foods>.
-        - They put <flower> on the table, with <snack>, <snack>, and <item> for the games.
+        - {grown} baked <snack>, <creature> <did> <item>, and {hero.petname} the {hero.pet} <did> <item>.
+        - They put <flower>, <snack>, and <snack> <prep> <item>.
+        - {villager} the {villager.trade} came, <doing> <items>. <scene>
         """,
         """
-        - "What are you doing?" <ftag>. "^<hobby> with <animals>," <tag>, hiding the {thing} <where>.
-        - "Why does nobody play with me?" asked {friend}. {friend.He} felt <bad> and <went> to the {place} to talk to
-          <creature>.
-        - {friend} came by too early! {hero} threw a~<color> blanket over <items> and [whistled|coughed|yawned] <adv>.
+        - "<wow>! What are you doing?" <ftag>. "^<hobby> with <animals>," <tag>.
+        - But {friend} was <bad>. "Nobody has time for me," <ftag>.
+        - {friend} came too soon! {hero} hid the {thing} <where>.
         """,
         """
-        - Then the lamp was lit. "Surprise!" <said> everyone: {grown}, {villager}, and <creature>.
-        - "Close your eyes, {friend}," <tag>. <noises> Out jumped {grown} and <num> <color> <animals>.
-        - {friend} opened the door <adv>. "Surprise!" they <said>, and {friend.petname} jumped <like>.
+        - "Surprise!" <tag>. "Surprise!" <said> <creature>, <doing> <item>.
+        - "Surprise!" <tag>. <noises> Out came <some>, <doing> <items>.
+        - On {day}, {friend} <went> past <sight>. "Surprise!" <tag>.
         """,
         _BREAK,
         """
-        - "<wow>! A~{friend.color} {thing}!" <ftag>. {friend} was <good> and <good>.
-        - {friend} unwrapped the {thing} <adv> and hugged {hero} <like>.
-        """,
-        """
-        - They ate <snack> and <snack> until <daypart>.
-        - They played with the {thing}, and {hero.petname} danced with {friend.petname} <where>.
-        - Everyone sang about <animals>, and <creature> fell asleep on <item>.
-        """,
-        """
-        - The best part of a {friend.color} {thing} is giving it away, thought {hero}. <dream>
-        - "I thought you had forgotten me," said {friend} <adv>, holding the {thing}. <dream>
-        - {friend} took the {thing} home to {friend.home}. <dream>
+        - "<wow>! A~{friend.color} {thing}!" <ftag>. They <ate> <snack> and were <good>. <dream>
+        - {friend} <felt>, [hugging|holding|admiring|waving|lifting] the {friend.color} {thing}. [Giving is
+          the best part|A secret can be sweet|Good
+          friends remember|The best gifts are made with love]. <dream>
+        - {friend} <rested> with the {thing}, and {friend.petname} the {friend.pet} <ate> <snack>. <dream>
         """,
     ),
     "quarrel": (
         """
-        - <open> There {hero.he} met {friend} with {friend.his} {friend.pet}, {friend.petname}.
-        - {hero} and {friend} were best friends. They shared <snack>, a love of <hobby>, and <item>.
+        - <open> There {hero.he} met {friend}, <doing> <item>.
+        - <when>, {hero} and {friend} <rested> near the <place_adj> {place}, <doing> <items>.
         """,
         """
-        - <when>, they built a tower of <items> by the {place}.
-        - They found a~{adj} {thing} <where>. Both of them reached for it at once.
-        - They wanted to play a game. "Let us be <animals>!" <tag>. "No, <animals> with <items>!" <ftag>.
-        """,
-        """
-        - "The {thing} is mine," <tag>. "No, mine!" <ftag>. They pulled at the {adj} {thing} <like>.
-        - "I saw that {adj} {thing} first!" <tag>. "You always get the {thing}!" <ftag>.
-        - Then {friend} stepped on {hero}'s {adj} {thing}. "<noise>!" it went. "You did that <adv>!" <tag>.
+        - They found a~{adj} {thing} <where>. "Mine!" <tag>. "No, mine!" <ftag>.
+        - They saw a~{adj} {thing} <prep> <item>. Both took it and pulled <like>.
+        - Then {friend} stepped on the {adj} {thing} of {hero}. <noises> "<wow>! My {thing}!" <tag>.
         """,
         _BREAK,
         """
-        - {hero} <went> home <adv>, and {friend} <went> off to {friend.home}. Both were <bad> and <bad>.
-        - {hero} sat <where> and <felt_bad>. {friend} sat <where> and was <bad>, too.
-        - All <daypart> {hero} played alone with <item> and <item>. It was dull <as>.
+        - {hero} <went> home, <bad> and <bad>, and {friend} <rested> <where>.
+        - {hero} <rested> alone <where>, <doing> <item>, and was <bad> <like>.
+        - {hero} was <bad>, {friend} was <bad>, and {hero.petname} the {hero.pet} was <bad>.
         """,
         """
-        - "A friend is worth more than a~{thing}," <gtag>. "Say so <adv>."
-        - "^<animals> quarrel, too," <gtag>. "Then one of them brings <snack>, and all is well."
-        - {hero.petname} would not eat <snack> or <snack>. {hero.petname} missed {friend.petname}.
-        - {hero} watched <creature> and <creature> sharing <snack>, and {hero.he} thought <adv> of {friend}.
+        - "<wow>! Even <animals> and <animals> quarrel," <gtag>. "Give {friend} <snack>."
+        - Then {hero} saw <creature>, sharing <snack> with <creature>.
+        - "A friend is better than a~{thing}," <gtag>. <scene>
         """,
         """
-        - On <weekday>, {hero} wrapped up <snack> and <item> and <went> past <sight> to {friend.home}.
-        - On <weekday>, {hero} picked <flower> and <flower>, tied them with <color> ribbon, and <went> to {friend}.
-        - By <sight> they met. {friend} had <snack> in {friend.his} hand. {hero} held <item>.
+        - So {hero} <gave> {friend} <items>. "I am sorry," <tag>.
+        - So {hero} took <num> <color> <flower> and <went> to {friend}. "<wow>, I am sorry," <tag>.
+        - ^<prep> <sight> they met. {friend} had <snack>, and {hero} had <item>. "Sorry!" <ftag>.
+        """,
+        """
+        - "<wow>! You may have the {thing} until <weekday>," <ftag>.
+        - "<wow>! Let us share the {thing}," <ftag>, and they <ate> <snack>.
+        - They put the {thing} between them and <ate> <snack> and <snack>.
         """,
         _BREAK,
         """
-        - "I am sorry about the {thing}," <tag>. "I am sorry, too," <ftag>.
-        - "You may have the {thing} until <weekday>," <tag>. "And then it is your turn," <ftag>.
-        - Both said "sorry" at once, and then they laughed <like>. The {thing} lay between them.
-        """,
-        """
-        - <snacks>
-        - Soon they were <hobby> again, <good> and <good>, with <creature> looking on.
-        - {friend.petname} and {hero.petname} <went> around and around <sight>.
-        """,
-        """
-        - After that the {adj} {thing} belonged to both {hero} and {friend}. <dream>
-        - A quarrel is a~<weather> day, but friends are the whole <month>. <dream>
-        - They hung the {thing} <where>, where both could see it. <dream>
+        - Soon they were <good>, and <hobby> again. <dream>
+        - [A friend is worth more than a {thing}|Sorry is a small word with a big heart|Friends can always
+          begin
+          again|It takes two to end a quarrel]. {hero} <felt>. <dream>
+        - They hung the {adj} {thing} <where>, for both of them. <dream>
         """,
     ),
     "lying": (
         """
-        - <when>, {hero} played ball in the {room}, though {grown} had told {hero.him} to play by the {place}.
-        - In the {room} of {hero.home} stood a~{adj} {item}. {grown} loved it, for it had once been a present from {villager} the {villager.trade}.
+        - {grown} had a~{adj} {item} that was <thing_like>. <when>, {hero} <rested> near it, <doing> <item>.
+        - <when>, {hero} and {hero.petname} the {hero.pet} played with <items>, near the {adj} {item} of
+          {grown}.
         """,
         """
-        - {hero} threw <item> to {hero.petname} <adv>. <noises> The {adj} {item} lay on the floor.
-        - {hero.He} jumped <like>, slipped on <snack>, and fell against the {adj} {item}. <noises>
-        - {hero.He} only wanted to look at the {adj} {item} <adv>. <noises> Then it was broken.
+        - <noises> {hero} dropped <item> on the {item}, and it broke.
+        - {hero} threw <item> <like>. <noises> The {item} broke.
+        - Then {hero} fell over <item> and <item>. <noises> The {item} broke.
         """,
         """
-        - {hero} <felt_bad>. {hero.He} hid the pieces <where>.
-        - {hero} swept up the pieces with <item> and put them in a~<thing_adj> <container>.
-        - "<wow>! Nobody must know," thought {hero}, and {hero.he} put a~<color> cloth over the {item}.
-        """,
-        _BREAK,
-        """
-        - "Who broke my {item}?" asked {grown} <adv>. "It was {hero.petname}!" <tag>.
-        - "Where is my {adj} {item}?" asked {grown}. "^<creature> took it," <tag>.
-        - "<wow>! What happened to my {item}?" <gtag>. "It was <creature>. I saw it <where>," <tag>.
-        """,
-        """
-        - So {hero.petname} had to stay <where> without <snack>, looking <bad> and <bad>.
-        - {grown} sent {hero.petname} out to sleep <where>, beside <item>. {hero.petname} looked back <adv>.
-        - {villager} the {villager.trade} came to look for tracks with <item>, and {grown} said sorry <adv> for the
-          trouble.
-        """,
-        """
-        - At supper {hero} could not eat {hero.his} <food> or even the <foods>. The lie felt like <item> in
-          {hero.his} tummy.
-        - In bed {hero} counted <num> <animals>, but sleep would not come. The lie sat on {hero.him} <like>.
-        - Whatever {hero} did, <hobby> or <hobby>, the lie <went> behind {hero.him} <like>.
+        - {hero} <felt_bad> and hid it <where>.
+        - "<wow>! Nobody must know," <tag>, and hid it <prep> <item>.
         """,
         _BREAK,
         """
-        - At last {hero} <went> to {grown}. "I broke the {item}," <tag>. "I am sorry that I told a lie."
-        - "{hero.petname} did nothing," <tag>. "I broke the {adj} {item}, and then I was <bad> and <bad>."
-        - {hero} brought the pieces in a~<thing_adj> <container>. "It was I who broke it," <tag>.
+        - "<wow>! Who broke my {item}?" <gtag>. "^<creature>, <doing> <item>!" <tag>.
+        - "Where is my {adj} {item}?" <gtag>. "{hero.petname} took it, <doing> <item>," <tag>.
         """,
         """
-        - "Thank you for the truth," <gtag>. "A~{item} can be mended with <glue>. Trust is harder."
-        - "I am <bad> about the {item}," <gtag>, "but I am <good> that you told me."
-        - {grown} was quiet for a while. Then {grown.he} hugged {hero} <adv> and fetched <glue> and <item>.
+        - But the lie was like <item> in {hero.his} [head|bed|shoe|pocket|belly|throat|ear], and {hero}
+          <felt_bad>.
+        - All <daypart>, {hero} <felt_bad>. Even <snack> and <snack> tasted of <smell>.
+        - That night {hero.he} saw <some>, <doing> <items>. The lie was <as>.
         """,
         """
-        - {hero} gave {hero.petname} <snack> and <felt>. <dream>
-        - They mended the {adj} {item} with <glue> and <glue>, and {hero} never blamed {hero.petname} again. <dream>
-        - The truth is <as>, and a lie is heavier than <item>. <dream>
+        - "<wow>! I broke it," <tag>. "I was <bad> and <bad>."
+        - So {hero} <gave> {grown} <item> and <item>. "I broke it, and I lied," <tag>.
+        """,
+        _BREAK,
+        """
+        - "<wow>! The truth makes me <good>," <gtag>. They mended the {item} with <glue> and <glue>. <dream>
+        - "I am <good>, for you told me," <gtag>, and they <ate> <snack>. [A lie is heavy|The truth is light|
+          It is
+          never too late for the truth|Honest words mend much]. <dream>
+        - {hero} <felt>. They mended the {adj} {item} with <glue>, <glue>, and <item>. <dream>
         """,
     ),
     "journey": (
         """
-        - <when>, {grown} gave {hero} a~{adj} {thing}. "Please take it to {villager} the {villager.trade}," <gtag>.
-        - "{villager} the {villager.trade} left a~{adj} {thing} here," <gtag> one <weather> <daypart>. "Who will take
-          it to the {villager.shop}?"
+        - <when>, {grown} <gave> {hero} a~{adj} {thing} for {villager} the {villager.trade}.
+        - "<wow>! {villager} the {villager.trade} needs a~{adj} {thing}," <gtag>. "Who will take it there?"
         """,
         """
-        - {hero} packed <snack>, <snack>, and <item> in a~<color> bag. {hero.petname} carried <item>.
-        - "We will!" <tag>. {hero.petname} the {hero.pet} hopped <like>, and off they <went>.
-        - {hero} put the {thing} in a~<thing_adj> <container>, waved <adv>, and <went> off with {hero.petname}.
-        """,
-        _BREAK,
-        """
-        - First they came to the <place_adj> {place}. There <creature> wanted <snack> before it let them by.
-        - First they came to the {place}, where <creature> and <creature> were <hobby> <where>.
-        - At the <place_adj> {place} they [rested|stopped|sat] <where> and ate <snack>.
-        """,
-        """
-        - Next came the {place2}, <place_adj> and <place_adj>. <noises> A~<animal_adj> <animal> wanted the {thing}!
-        - Then they <went> by the <place_adj> {place2}. {hero} lost <item> there and <felt_bad>.
-        - At the {place2} the road split. One sign showed <item>, and the other showed <creature>.
-        """,
-        """
-        - "Which way, {hero.petname}?" <tag>. {hero.petname} sniffed at <sight> and <went> left.
-        - "<wow>, may we pass?" <tag>. "If you tell me about <hobby> and <animals>," <said> <creature>.
-        - Some <animal_adj> <animals> helped them over <sight>, and {hero} gave them <snack>.
-        - The {thing} nearly fell into a~<place_adj> ditch, but {hero.petname} caught it <adv>.
+        - {hero} packed <snack>, <snack>, and <item>.
+        - "We will!" <tag>. {hero.petname} the {hero.pet} took <items>.
+        - {hero} took <item>, and {hero.petname} the {hero.pet} <went> <like>.
         """,
         _BREAK,
         """
-        - At <daypart> they reached the {villager.shop}. {villager} was [polishing|mending|painting|washing|admiring|selling] <item>.
-        - At last they saw the {villager.shop}, with <flower> by the door and <creature> on the roof.
+        - First they came to the <place_adj> {place}. There <creature> <rested>, <doing> <item>.
+        - Near the <place_adj> {place}, {hero} <ate> <snack> <where>.
+        - They <went> by the <place_adj> {place}, past <creature>, <doing> <items>.
         """,
         """
-        - "<wow>! My {adj} {thing}!" <said> {villager} <adv>. "I missed it <adv> since <weekday>."
-        - {villager} took the {thing} <adv>. "You walked so far, past the {place} and the {place2}?"
+        - Then came the <place_adj> {place2}. ^<one> wanted the {thing}, so {hero} <gave> it <snack>.
+        - Near the {place2}, the {thing} fell <prep> <sight>. <noises> {hero.petname} fetched it <like>.
+        - By the <place_adj>, <place_adj> {place2}, {hero} was <bad> and lost. "Go past <sight>," <said>
+          <creature> <adv>.
         """,
         """
-        - {villager.He} gave them <snack>, <snack>, and <item> for the way home.
-        - For thanks {villager.he} gave {hero} <item>, and {hero.petname} got <snack>.
-        - They warmed their toes <where>, drank <drink>, and {hero} <felt>.
+        - {hero} <went> on <like>, past <sight> and <creature>.
+        - <scene>
+        """,
+        _BREAK,
+        """
+        - There was the {villager.shop}, and {villager} <rested>, <doing> <item>. "<wow>! My {thing}!" <said>
+          {villager}
+          <adv>.
+        - "<wow>! My {adj} {thing}!" <said> {villager}, <doing> <item>. {villager.He} <gave> them <snack> and
+          <item>.
         """,
         """
-        - "From the {place} to the {place2}, we were <good>," {hero} told {grown}. <dream>
-        - A long road is made of short steps, past <sight> and past <sight>. <dream>
-        - "And was the {thing} heavy?" asked {grown}. "Only <as>," said {hero}. <dream>
+        - "We saw <creature> and <creature>," <tag>, and <ate> <snack>. <dream>
+        - [A long road is made of short steps|Every road ends at a door|Brave feet go far|Who keeps on will
+          arrive].
+          {hero} <felt>. <dream>
         """,
     ),
     "garden": (
         """
-        - <open> {grown} gave {hero.him} a bag of seeds for {veg}.
-        - <when>, {hero} found <num> <color> seeds <where>. "They are seeds for {veg}," <gtag>.
-        - {hero} wanted a garden with {veg} and {flower}, and maybe <item> for the birds.
+        - <open> {grown} <gave> {hero.him} <num> <color> seeds for {veg}.
+        - <when>, {hero} found <num> <color> seeds <where>. "They will be {veg}," <gtag>.
         """,
         """
-        - {hero.He} dug with a~<thing_adj> <household>, and {hero.petname} dug, too, <like>.
-        - Behind {hero.home}, beside <sight>, {hero.he} dug a bed <as>.
-        - {hero.He} planted {veg} in a~<color> <container>, with <flower> and <flower> around them.
+        - {hero.He} dug <where> with <item>, and {hero.petname} the {hero.pet} dug <like>.
+        - {hero.He} put them <prep> <item>, with <color> <flower> and <color> <flower>.
+        - {hero.He} watered them from <item> and sang of <creature>, <doing> <item>.
         """,
         """
-        - On <weekday> {hero.he} looked. Nothing! On <weekday> {hero.he} looked again. There was only <creature>.
-        - {hero.He} watered them from a~<thing_adj> <household> and sang <adv> about <animals>.
-        - "Grow!" <tag>. But the {veg} did not grow, and {hero} <felt_bad>.
+        - But nothing grew, and {hero} <felt_bad>.
+        - "<wow>! Grow!" <tag>. But there was only <one>, <doing> <item>.
         """,
         _BREAK,
         """
-        - "You must wait <adv>," <gtag>. "Your {veg} need sun, water, and <weather> days."
-        - "Seeds are <as>," <gtag>. "You cannot hurry {veg}."
-        - {villager} the {villager.trade} looked over the fence. "Give them <item> for shade," <said> {villager},
-          "and tell them about <hobby>."
+        - "Seeds grow <adv>," <gtag>. "Even <animals> were small once."
+        - "<wow>! Give them water and <ingredient>," <said> {villager} the {villager.trade}, <doing> <item>.
+        - "<wow>! Wait until <month>," <gtag>. <scene>
         """,
         """
-        - Then <creature> came and nibbled the leaves. "<wow>! Shoo!" <tag>.
-        - In <month> came <num> <animal_adj> <animals>, who wanted to eat everything, even <item>.
-        - A~<weather> wind blew down <item> and <sight>, but {hero} held the plants <adv>.
-        """,
-        """
-        - {hero} made a scarecrow from <item>, <item>, and {grown}'s <thing_adj> hat.
-        - So {hero} planted <flower> beside <sight>, just for them. Then the {veg} were safe.
-        - {hero} and {friend} built a fence from <item>, <item>, and <glue>.
+        - In <month>, <creature> came to eat the leaves, <doing> <item>. "<wow>!" <tag>.
+        - One <weather> <daypart>, the wind took <item> and <item>, but {hero} held the leaves <adv>.
+        - Then <some> <rested> on the leaves. So {hero} made a scarecrow from <items>.
         """,
         _BREAK,
         """
-        - At last, one <weather> <daypart>, there were {veg}! They were <color>, <food_adj>, and <as>.
-        - By <month> the {veg} were <as>. {hero} needed <item> to carry them.
-        - First came <num> leaves, then <num> <color> flowers, and then {veg}, <food_adj> and <food_adj>.
+        - At last the {veg} were <color>, <ripe>, and <ripe>, and as big as <item>.
+        - One <weather> <daypart> there were <num> {veg}, <ripe> and <ripe>, <thing_like>.
         """,
         """
-        - They cooked {dish} with {veg}, and {hero} gave some to <creature> and to {friend}.
-        - {hero} traded {veg} at the market for <snack>, <item>, and <item>.
-        - {hero} <felt>. {hero.petname} sat in the garden <like>.
-        """,
-        """
-        - "Next year I shall plant <vegetable> by the {veg}," said {hero} <adv>. <dream>
-        - Good things, like {veg} and <hobby>, need time. <dream>
-        - One last seed of the {veg} went into a~<material> box for next <month>. <dream>
+        - {hero} <gave> {veg} to {friend} and to <creature>. <dream>
+        - They <ate> {dish} with {veg}, <vegetable>, and <snack>. [Good things need time|Small seeds grow big|
+          Who waits
+          will eat|Patience is the best water]. <dream>
+        - {hero} sold the {veg} for <items>, and <felt>. <dream>
         """,
     ),
     "practice": (
         """
-        - <when>, {hero} saw <creature> by the {place}, and {friend}, who knew how to {skill} <adv>.
-        - {hero} wanted to learn to {skill}. {friend} could do it, and so could <creature> <where>, or so {hero}
-          thought.
-        - <open> There was {friend}, showing everyone how to {skill}.
+        - <open> There {friend} tried to {skill}, <doing> <item>.
+        - <when>, {hero} saw {friend} {skill} <like> near the <place_adj> {place}.
+        - {hero} wanted to {skill} <like>. {friend}, a~<kid_adj>, <kid_adj> {friend.kid}, could do it <adv>.
         """,
         """
-        - "<wow>! I can do that, too," <tag>. {hero.He} tried to {skill}, <like>. <noises>
-        - {hero} tried to {skill}, but {hero.he} landed on <item>, and <creature> laughed.
-        - {hero} took <item>, closed {hero.his} eyes, and tried to {skill}. It went <like>.
+        - "<wow>! I will {skill}, too," <tag>. <noises> {hero} fell on <item>.
+        - {hero} tried to {skill}, <doing> <item>, but <creature> laughed <adv>.
+        - {hero} tried to {skill} <like>. <noises> Down came <item> and <item>.
         """,
         """
-        - "I shall never learn to {skill}," <tag>. {hero} <felt_bad>.
-        - {hero} <felt_bad> and hid <where> with {hero.petname}.
-        - "That is hard," <tag>, rubbing {hero.his} [knee|elbow|nose|toe|chin].
+        - {hero} <felt_bad> and hid <where>.
+        - "<wow>! I cannot {skill}," <tag>. {hero} <felt_bad>.
         """,
         _BREAK,
         """
-        - "I fell <num> times," <ftag>. "Start <adv>, and hold <item> like this."
-        - "I learned it from {villager} the {villager.trade}," <ftag>. "{villager.He} said: first <adv>, then <adv>."
-        - "When I began, even the <animals> ran away," <ftag>. "Try it with <item>."
+        - "I fell on <item>, <item>, and <one>," <ftag>. "Try again, <adv>."
+        - "<wow>! Think of <creature>, <doing> <item>," <ftag>.
+        - "{villager} the {villager.trade} taught me," <ftag>. "Begin <adv> and end <adv>."
         """,
         """
-        - On <weekday> {hero} tried <where>. On <weekday> {hero.he} tried <where>.
-        - {hero} practiced in the {room}, by <sight>, and at last near the <place_adj> {place2}.
-        - Every <daypart> {hero.he} tried <num> times, and {hero.petname} watched <like>.
-        """,
-        """
-        - {hero} fell over <item>, over <creature>, and once into <sight>. But {hero.he} got up <adv>.
-        - <noises> It was a little better. <noises> It was better still.
-        - {grown} gave {hero.him} <snack> for each try, and <item> to lean on.
+        - So {hero} tried <where>, and <where>, <adv> and <adv>.
+        - Every <weekday> {hero} tried <num> times, and <creature> watched <adv>, <doing> <item>.
+        - {hero} fell over <item> and <creature>, but {grown} <gave> {hero.him} <snack>.
         """,
         _BREAK,
         """
-        - Then, one <weather> <daypart>, it worked! {hero} could {skill} <as>.
-        - In <month>, before {grown}, {friend}, and <creature>, {hero} began to {skill}, <adv> and <adv>.
-        - "Look at me!" <tag>. And indeed {hero.he} could {skill}, <adv>, <like>.
+        - One <weather> <daypart>, {hero} could {skill} <as>.
+        - "<wow>! Look at me!" <tag>. {hero} could {skill} <like>, and <creature> clapped <adv>.
         """,
         """
-        - {hero} <felt>. {friend} clapped <adv>, and {friend.petname} the {friend.pet} jumped <like>.
-        - "<wow>! You are better than I am," <ftag>, and gave {hero.him} <snack>.
-        - <snacks>
-        """,
-        """
-        - Now {hero} is teaching <creature> to {skill}. <dream>
-        - Nobody can {skill} on the first <weekday>, but anybody can begin. <dream>
-        - "Tomorrow I shall learn to <skill>," said {hero} <adv>. <dream>
+        - "<wow>! You {skill} <like>," <ftag>. <dream>
+        - [Practice is the best teacher|Nobody can {skill} at once|Fall down, get up, and try again|Small
+          steps make big
+          ones]. {hero} <felt>. <dream>
+        - Now {hero} is teaching <creature> to {skill} <prep> <sight>. <dream>
         """,
     ),
     "contest": (
         """
-        - <when>, there was a fair by the {place}, with <items> and a~{contest}. First prize was a~<color> {prize}.
-        - <open> There was a sign on <sight>: "Come to the {contest} on {day} and win a~<color> {prize}!"
+        - <open> On {day} there was a~{contest}, with a~{pcolor} {prize} for the winner.
+        - <when>, there was a~{contest} near the <place_adj> {place}. The winner would get a~{pcolor} {prize}.
         """,
         """
-        - {hero} wanted the {prize} more than <snack>. {hero.He} trained <adv> every <daypart> with {hero.petname}.
-        - "We shall win the {prize}, {hero.petname}!" <tag>. They got ready with <item> and <item>.
-        - {friend} wanted to win, too. "My {friend.pet} and I are <good>," <ftag>.
+        - {hero} wanted the {prize} more than <snack> or <item>.
+        - "<wow>! I will win," <tag>. "No, I will," <ftag>.
+        - {hero} and {hero.petname} the {hero.pet} trained with <item>, <adv> and <adv>.
         """,
         """
-        - On {day} came everyone: {villager} the {villager.trade}, <creature>, and <creature> with <snack>.
-        - {villager} the {villager.trade} was the judge and wore a~<thing_adj> <color> hat. "Ready, steady, go!"
-          <said> {villager}.
-        - There were <flower>, <foods>, and drums. <noises> The {contest} began.
-        """,
-        _BREAK,
-        """
-        - {hero} did well, <like>. Only {friend} was ahead, by <item>.
-        - {hero} was [second|third|fourth|fifth] and then first. {hero.His} heart went <noise>, <noise>.
-        - {hero} was first of all, and the {prize} was so near that {hero.he} felt <good>.
-        """,
-        """
-        - Then {friend} slipped on <snack> and fell <where>. {friend.He} looked <bad> and <bad>.
-        - Then {friend.petname} got caught behind <sight>, and {friend} called for help <adv>.
-        - Then a~<animal_adj> <animal> fell into <sight>, and nobody else had seen it.
-        """,
-        """
-        - {hero} looked at the {prize}. Then {hero.he} turned back <adv>. "<wow>, take my hand," <tag>.
-        - {hero} stopped. "A~{prize} is only <item>," thought {hero.he}, and <went> to help.
-        - "Somebody has to help," <tag>, and {hero.he} <went> back with <item>.
+        - ^<creature> came, <creature> came, and <some> <gave> everyone <snack>.
+        - {villager} the {villager.trade} was the judge, <doing> <item>. "<wow>! Go!" <said> {villager}.
+          <noises>
         """,
         _BREAK,
         """
-        - So the {prize} went to <creature>, who <went> around the {place} <adv> with it.
-        - A~<kid_adj> [girl|boy] with <item> won the {prize}. {hero} clapped <adv>.
-        - They were last, after <creature> and <creature>, but they came in together, laughing <like>.
+        - {hero} was first, <like>. Then {friend} fell over <item> and was <bad>.
+        - {hero} was near the end when <one> fell <prep> <sight>. It <felt_bad>.
+        - {hero} was ahead of <creature> and <creature>. But {friend} was stuck <where>, <bad> and <bad>.
         """,
         """
-        - "I have one more {prize}," said {villager} <adv>. "It is <color>, and it is for a <good> heart."
-        - {friend} gave {hero} <snack> and <item>. "You are my <color> {prize}," <ftag>.
-        - {villager} made {hero} a~{prize} of <flower> and <color> [paper|ribbon|string|yarn].
+        - {hero} turned back <adv>. "<wow>! I will help," <tag>.
+        - "A~{prize} is only <single>," <tag>, and <went> back <like>.
+        - {hero} thought of the {prize}, and then <went> back with <item>, <adv>.
+        """,
+        _BREAK,
+        """
+        - So <creature> won the {prize}, <doing> <item>, and {hero} clapped <adv>.
+        - A~<kid_adj>, <kid_adj> [girl|boy] from the {place2} won the {pcolor} {prize}. They were last,
+          <doing> <item>.
         """,
         """
-        - {hero} hung the {prize} in the {room}, next to <item>. <dream>
-        - To help is better than to win a~{contest}, and {hero} <felt>. <dream>
-        - "Next <month> we shall win the {contest} together," said {friend} <adv>. <dream>
+        - "<wow>! You won a friend," <gtag>. They <ate> <snack>. <dream>
+        - {friend} <gave> {hero} <snack> and a~{prize} of <flower>. [A friend is the best {prize}|Helping is
+          winning|Kindness comes first]. <dream>
+        - {villager} <gave> {hero} a~{pcolor} {prize}, too, and {hero} <felt>. <dream>
         """,
     ),
     "noise": (
         """
-        - <when>, {hero} woke up. "<noise>, <noise>," said something in the {room}.
-        - It was a~<weather> night in {hero.home}. <noises> Something was in the {room}!
+        - One <weather> night in <month>, {hero} woke up. <noises> Something was in the {room}, <prep> <item>!
+        - It was a~<weather>, <weather> night. <noises> Something was in the {room}, <prep> <item>!
         """,
         """
-        - "<wow>! Is it a dragon with <items>?" <tag>. {hero.petname} hid <where>.
-        - {hero} <felt_bad>. Maybe it was <creature>, or a robber with <item>.
-        - {hero.He} held {hero.petname} the {hero.pet} tight and thought of <creature> with <thing_adj> teeth.
+        - "<wow>! Is it <one>, <doing> <item>?" <tag>. {hero} <felt_bad>.
+        - {hero} thought of <creature>, <doing> <items>, and <felt_bad>.
+        - {hero.petname} the {hero.pet} hid <prep> <item>. "<wow>! Who is there?" <tag>.
         """,
         """
-        - {hero} took <item> and <item> and <went> down the stairs <adv>.
-        - "I will go and see," <tag>, and {hero.he} put <item> on {hero.his} head.
-        - {grown} was asleep, snoring <like>. So {hero} lit a~<color> candle and <went> out <adv>.
-        """,
-        _BREAK,
-        """
-        - In the hall there was only <item>. Behind the door were <items>. And there it was again. <noises>
-        - The moon was <as>, and the shadows looked like <animals> with <households>.
-        - {hero.He} looked <where>, and then <where>. {hero.He} found <item> and <num> <thing_adj> <toys>.
-        """,
-        """
-        - It came from a~{adj} {item}! {hero} lifted the {item} <adv>, with shaking hands.
-        - The {adj} {item} moved! It <went> across the floor <like>.
-        - Something under the {adj} {item} sneezed.
-        """,
-        """
-        - Inside was a~{badj} {beast} with a~<food_adj> <food> in its mouth.
-        - Out came a~{badj} {beast}, looking <bad>. It had only wanted <snack>.
-        - And there sat a~{badj} {beast}, who was just as <bad> as {hero}.
+        - {hero} took <items> and <went> down <like>.
+        - "I will look," <tag>. {hero.He} <went> <adv>, <doing> <item>.
         """,
         _BREAK,
         """
-        - "<wow>! So it was you, little {beast}!" <tag>. {hero} <felt>.
-        - {hero} laughed <adv>. "We thought you were a monster, {beast}!" <tag>.
-        - "<noise>," said the {beast} <adv>. "<noise>," <tag>, and both felt <good>.
+        - ^<prep> <item> stood <items>. The shadows were like <animals>, <doing> <item>.
+        - {hero.He} looked <prep> <item> and <prep> <item>. There was only <single>.
+        - The moon was <as>, and the door was <thing_like>. <noises>
         """,
         """
-        - {hero.He} gave the {beast} <snack> and a bed of <flower> and [wool|straw|leaves|feathers] in a~<container>.
-        - They shared <snack> and <snack> by the {item}, and {hero.petname} got some, too.
-        - "What is going on here?" <gtag>. Then {grown} saw the {beast}, and laughed <like>.
+        - Then a~{adj} {item} moved <like>! There was a~{badj} {beast}, <doing> <item>.
+        - ^<prep> a~{adj} {item} was a~{badj} {beast}, eating <snack>. It <felt_bad>.
+        - Out of a~{adj} {item} came a~{badj} {beast}, <eating> <snack>.
+        """,
+        _BREAK,
+        """
+        - "<wow>! It is only a~{beast}!" <tag>. {hero} <gave> it <snack> and <item>.
+        - "<noise>," said the {beast} <adv>. "<noise>," <tag>. They <ate> <snack> and <snack>.
+        - "<wow>! What is it?" <gtag>. "A~{badj} {beast}!" <tag>.
         """,
         """
-        - In the dark a~{beast} can sound like <num> dragons. <dream>
-        - Since then the {beast} has lived <where>, and the {adj} {item} is its front door. <dream>
-        - "Look first, and be <bad> later," said {grown} <adv>. <dream>
+        - Since then the {beast} has lived <prep> the {adj} {item}. <dream>
+        - [Look first and fear later|In the dark small things seem big|A noise may be a friend|Every shadow
+          has a
+          reason]. {hero} and the {beast} were <good>. <dream>
+        - The {beast} <rested> with {hero.petname}, <prep> the {item}, <good> and <good>. <dream>
         """,
     ),
 }

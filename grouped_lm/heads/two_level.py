@@ -37,8 +37,9 @@ class TwoLevelHead(Head):
     def __init__(self, n_embd: int, grouping: Grouping) -> None:
         super().__init__(n_embd, grouping.vocab_size)
         self.n_group, self.group_size = grouping.n_group, grouping.group_size
-        self.group = nn.Linear(n_embd, self.n_group, bias=False)
+        self.group = nn.Linear(n_embd, self.n_group)
         init_linear(self.group.weight)
+        nn.init.zeros_(self.group.bias)
         self.register_buffer("token_to_group", grouping.token_to_group.clone())
         self.register_buffer("token_to_slot", grouping.token_to_slot.clone())
         self.register_buffer("phantom", torch.zeros(self.n_group, self.group_size), persistent=False)

@@ -91,18 +91,14 @@ def randomize(model: nn.Module, seed: int) -> None:
             parameter.copy_(noise + ("ln_" in name and name.endswith("weight")))
 
 
-def functional_and_grads(
-    model: nn.Module, hidden: Tensor, direction: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
+def functional_and_grads(model: nn.Module, hidden: Tensor, direction: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Return <direction, hidden> and its gradient by every parameter."""
     value = (hidden * direction).sum()
     value.backward()
     return value.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def parity_error(
-    config: ModelConfig, vocab_size: int, n_tokens: int, dtype: torch.dtype, seed: int = 0
-) -> float:
+def parity_error(config: ModelConfig, vocab_size: int, n_tokens: int, dtype: torch.dtype, seed: int = 0) -> float:
     """Return the largest difference to the twin in states, functional and gradients.
 
     Relative to the largest value of each tensor, or to 1 where that is less.
@@ -179,9 +175,7 @@ def test_later_tokens_do_not_reach_earlier_states(body: str) -> None:
         changed[:, t] = (changed[:, t] + 1) % 13
         after = model(changed)
         torch.testing.assert_close(after[:, :t], before[:, :t], rtol=0, atol=1e-12)
-        assert (
-            (after - before)[:, t:].abs().amax(-1) > 1e-6
-        ).all()  # the global layers carry it to every later one
+        assert ((after - before)[:, t:].abs().amax(-1) > 1e-6).all()  # the global layers carry it to every later one
 
 
 def test_local_layer_reaches_exactly_its_window() -> None:
@@ -226,9 +220,7 @@ def test_initialisation_has_the_twins_statistics(body: str) -> None:
     def by_kind(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         kinds = defaultdict(list)
         for name, parameter in parameters.items():
-            kinds[".".join(part for part in name.split(".") if not part.isdigit())].append(
-                parameter.flatten()
-            )
+            kinds[".".join(part for part in name.split(".") if not part.isdigit())].append(parameter.flatten())
         return {kind: torch.cat(parts).detach() for kind, parts in kinds.items()}
 
     a, b = by_kind(ours), by_kind(twin)
@@ -277,9 +269,7 @@ def test_preset_has_the_estimated_parameters(path: Path) -> None:
     counted = sum(p.numel() for p in body.parameters())
     assert counted == estimate_body_params(config, 50_257)
     embeddings = (50_257 + config.block_size) * config.n_embd
-    outside = sum(
-        p.numel() for name, p in body.named_parameters() if name.split(".")[0] not in ("wte", "wpe")
-    )
+    outside = sum(p.numel() for name, p in body.named_parameters() if name.split(".")[0] not in ("wte", "wpe"))
     assert outside == counted - embeddings
 
 
