@@ -20,7 +20,7 @@ def prepare(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print both manifests on stdout.")] = False,
 ) -> None:
-    """Tokenize a corpus once into the cache: data=tinytales, data=tinystories, data=text data.train=... data.valid=..."""
+    """Tokenize a corpus once into the cache: data=tinystories, or data=text data.train=... data.valid=..."""
     from grouped_lm.data import prepare_data
     from grouped_lm.display import PrepareDisplay
 

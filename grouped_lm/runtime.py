@@ -1,4 +1,4 @@
-"""The machine and the process: device, threads, seeds, what to write down about them, files that are whole or absent."""
+"""The machine and the process: device, threads, signals, what to write down about them."""
 
 import contextlib
 import json
@@ -43,12 +43,13 @@ def git_commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        run = dict(cwd=root, capture_output=True, text=True, timeout=10, check=True)
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], **run).stdout.strip()  # type: ignore[call-overload]
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+" if dirty else "")
+    return commit.strip() + ("+" if changes.strip() else "")
 
 
 def cpu_model() -> str:

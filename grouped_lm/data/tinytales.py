@@ -10,7 +10,7 @@ training, whatever the seeds; endings are redrawn until the text falls on the ri
 Measured over 20,000 training stories with GPT-2's tokenizer: 143 words (98 to 194) and 187.8 tokens per
 story, 1,877 different words, no story twice. Entropy: log(choices) added up over every random draw gives
 303.0 nats per story, 1.61 per token, a perplexity of 5.0. Several ways of drawing could lead to one text, so
-an exact parse (`tests/data/test_tinytales.py`) sums over all ways to a text, its slots being known: that takes
+an exact parse (`tests/data/test_tinytales.py`) sums over all ways to a text, its slots being known: it takes
 away 0.05 nats, and the redraws for split and echoes less than 1, or 0.005 per token. This is a floor for any
 model: GPT-2's perplexity on validation stories stays above 4 (1.386 nats) however long it trains.
 Speed: 6,000 to 10,000 training stories (1.1 to 1.9 million tokens) per second and core; about a third of that

@@ -32,6 +32,10 @@ class FilmConfig:
 class FilmHead(TwoLevelHead):
     """Token logits in group g: W_s (scale[g] * h + shift[g]) + bias[g], with scale and shift of D numbers per group.
 
+    `scale` starts at N(0, 1): random signs give the tokens in one slot of different groups nearly unrelated
+    directions. Started at 1 they share one direction and hardly part: 181 where this reaches 86 in validation
+    perplexity after 0.8 million tokens of TinyStories (`runs/LOG.md`).
+
     `bias` is one number per token, so that a token's frequency need not be said through h; it also holds the
     phantom slots' -inf.
     """
@@ -42,7 +46,7 @@ class FilmHead(TwoLevelHead):
         super().__init__(n_embd, grouping)
         self.slot = nn.Linear(n_embd, self.group_size, bias=False)
         init_linear(self.slot.weight)
-        self.scale = nn.Parameter(torch.ones(self.n_group, n_embd))
+        self.scale = nn.Parameter(torch.randn(self.n_group, n_embd))
         self.shift = nn.Parameter(torch.zeros(self.n_group, n_embd))
         self.bias = nn.Parameter(torch.zeros(self.n_group, self.group_size))
 

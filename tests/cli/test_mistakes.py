@@ -87,6 +87,7 @@ def test_usage(gvc, words):
 
 def test_debug_shows_the_traceback(gvc, tiny):
     from grouped_lm.cli.main import main
+
     from grouped_lm.errors import ConfigError
 
     with pytest.raises(ConfigError):

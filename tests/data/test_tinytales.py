@@ -14,7 +14,7 @@ from grouped_lm.data.tinytales import generate_stories, generate_story, in_valid
 GOLDEN_SHA256 = "5d938fad98e2a4ae9afb4c6bb5becc1eb490dabbecaa7281638eb4f433a1c0c5"
 # Mean GPT-2 tokens per story over 20,000 training stories; the tokenizer is not loaded here to stay quick.
 MEAN_TOKENS = 187.8
-STORIES = 720  # drawn for the entropy; its standard error is then about 2 nats of 303
+STORIES = 720  # drawn for the entropy; its standard error is then 1.5 nats of 303
 
 
 @pytest.fixture(scope="module")
