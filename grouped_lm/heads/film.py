@@ -45,7 +45,7 @@ class FilmHead(TwoLevelHead):
     def __init__(self, config: FilmConfig, n_embd: int, grouping: Grouping) -> None:
         super().__init__(n_embd, grouping)
         self.slot = nn.Linear(n_embd, self.group_size, bias=False)
-        init_linear(self.slot.weight)
+        init_linear(self.slot.weight, std=n_embd**-0.5)
         self.scale = nn.Parameter(torch.randn(self.n_group, n_embd))
         self.shift = nn.Parameter(torch.zeros(self.n_group, n_embd))
         self.bias = nn.Parameter(torch.zeros(self.n_group, self.group_size))

