@@ -1,6 +1,7 @@
 """`gvc data`."""
 
 import json
+import time
 from typing import Annotated
 
 import typer
@@ -29,14 +30,17 @@ def prepare(
     flags = HydraFlags()
     with explained(overrides or [], flags):
         ((config, _),) = compose_jobs(overrides or [], flags)
+    started = time.perf_counter()
     with PrepareDisplay() as display:
         corpus = prepare_data(config.data, config.tokenizer, display.progress)
     if as_json:
         print(json.dumps({"train": corpus.train.manifest, "valid": corpus.valid.manifest}, indent=2))
         return
+    seconds = time.perf_counter() - started
     for split, tokens in (("train", corpus.train), ("valid", corpus.valid)):
         manifest = tokens.manifest
         print(
             f"{split}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, "
             f"{manifest['bytes']:,} bytes in {tokens.folder}"
         )
+    print(f"ready in {seconds:.1f} s; a second time is reading a manifest")

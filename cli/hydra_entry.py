@@ -6,6 +6,7 @@ overrides, multirun, config groups, launchers and sweepers stay its own.
 
 import difflib
 import os
+import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ COMMON_NAMES = {
 def register() -> None:
     """Tell Hydra the schema, and a resolver that keeps two runs of the same second apart."""
     ConfigStore.instance().store(name="gvc_schema", node=Config)
+    OmegaConf.register_new_resolver("gvc_slug", lambda value: re.sub(r"[^\w.+-]", "_", str(value)), replace=True)
     OmegaConf.register_new_resolver("gvc_unique", lambda: secrets.token_hex(2), use_cache=True, replace=True)
 
 
@@ -153,16 +155,21 @@ def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], 
         if not flags.only_prints:
             for config, run_dir in compose_jobs(overrides, flags):
                 preflight(config, run_dir)
+        launch(overrides, flags, task)
 
-        def job(composed: DictConfig) -> Any:
-            return task(to_config(composed), Path(HydraConfig.get().runtime.output_dir))
 
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
-        previous, sys.argv = sys.argv, ["gvc", *flags.argv(), *overrides]
-        try:
-            hydra.main(config_path=f"pkg://{CONF}", config_name=flags.config_name, version_base="1.3")(job)()
-        finally:
-            sys.argv = previous
+def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], Any]) -> None:
+    """Call the real `hydra.main` with the command line that flags and overrides stand for."""
+
+    def job(composed: DictConfig) -> Any:
+        return task(to_config(composed), Path(HydraConfig.get().runtime.output_dir))
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    previous, sys.argv = sys.argv, ["gvc", *flags.argv(), *overrides]
+    try:
+        hydra.main(config_path=f"pkg://{CONF}", config_name=flags.config_name, version_base="1.3")(job)()
+    finally:
+        sys.argv = previous
 
 
 def override_saved(config: Config, overrides: list[str]) -> Config:

@@ -17,6 +17,7 @@ CLOSING_ROWS = (
     ("share of the matrix-multiply roof", "throughput/mfu", "{:.1%}"),
     ("peak GPU memory, GiB", "memory/peak_gpu_gib", "{:.3f}"),
     ("peak tensor memory, GiB", "memory/peak_tensor_gib", "{:.3f}"),
+    ("peak memory of the head alone, GiB", "memory/peak_head_gib", "{:.3f}"),
     ("peak resident memory, GiB", "memory/peak_rss_gib", "{:.3f}"),
     ("parameters", "params/total", "{:,}"),
     ("parameters of the head alone", "params/head", "{:,}"),

@@ -30,6 +30,10 @@ class RunFolderError(GvcError):
     exit_code = 3
 
 
+class BusyError(RunFolderError):
+    """Another process trains in this run folder."""
+
+
 class DiskError(GvcError):
     """The disk is full or refuses to be written."""
 
@@ -52,6 +56,12 @@ class DivergedError(GvcError):
     """The loss or its gradient is no longer a finite number."""
 
     exit_code = 7
+
+
+class MemoryShortError(GvcError):
+    """The device has too little memory for this config."""
+
+    exit_code = 8
 
 
 EXIT_PREEMPTED = 75

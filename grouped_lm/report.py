@@ -1,5 +1,7 @@
 """Runs side by side, read from their folders."""
 
+import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ from rich.table import Table
 from grouped_lm.display import peak_memory_gib
 from grouped_lm.errors import RunFolderError
 from grouped_lm.run_folder import RunFolder
+from grouped_lm.runtime import write_text
 
 COLUMNS = (
     ("head", "head", "{}"),
@@ -20,7 +23,10 @@ COLUMNS = (
     ("bits/byte", "val/bits_per_byte", "{:.3f}"),
     ("group acc.", "val/group_accuracy", "{:.1%}"),
     ("tokens/s", "throughput/tokens_per_sec", "{:,.0f}"),
+    ("x dense", "throughput/vs_dense", "{:.1f}"),
     ("peak GiB", "memory/peak", "{:.3f}"),
+    ("x dense", "memory/vs_dense", "{:.2f}"),
+    ("head GiB", "memory/peak_head_gib", "{:.4f}"),
     ("parameters", "params/total", "{:,}"),
 )
 
@@ -35,7 +41,8 @@ def find_runs(folders: list[Path]) -> list[Path]:
     for folder in folders:
         if not folder.is_dir():
             raise RunFolderError(f"{folder} is not a folder: name run folders, or a folder of them")
-        found += sorted(path.parent for path in folder.rglob("config.json"))
+        inside = (path.parent for path in folder.rglob("config.json"))
+        found += sorted(path for path in inside if not any(p.startswith(".") for p in path.relative_to(folder).parts))
     if not found:
         raise RunFolderError(f"no run in {', '.join(map(str, folders))}: `gvc train` makes one")
     return found
@@ -43,7 +50,7 @@ def find_runs(folders: list[Path]) -> list[Path]:
 
 def collect_runs(folders: list[Path]) -> list[dict[str, Any]]:
     """Return a row per run: its folder, state, labels and final figures."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in find_runs(folders):
         folder = RunFolder(path)
         config = folder.read_config()
@@ -55,17 +62,55 @@ def collect_runs(folders: list[Path]) -> list[dict[str, Any]]:
         }
         row = {"run": str(path)} | labels | (folder.read_result() or {})
         rows.append(row | {"memory/peak": peak_memory_gib(row)})
+    add_ratios(rows)
     return rows
 
 
+def add_ratios(rows: list[dict[str, Any]]) -> None:
+    """Add speed and memory over those of the first dense run of the same body, text and budget, where there is one."""
+    alike = ("model", "data", "tokenizer", "trainer/tokens")
+    for row in rows:
+        dense = [r for r in rows if r["head"] == "dense" and all(r.get(key) == row.get(key) for key in alike)]
+        for ratio, key in (("throughput/vs_dense", "throughput/tokens_per_sec"), ("memory/vs_dense", "memory/peak")):
+            if dense and dense[0].get(key) and row.get(key):
+                row[ratio] = row[key] / dense[0][key]
+
+
+def write_results(folder: Path) -> list[dict[str, Any]]:
+    """Write `results.csv` (full precision) and `results.md` of the runs below `folder`, and return the rows."""
+    try:
+        rows = collect_runs([folder])
+    except RunFolderError:
+        return []  # no job got so far
+    for row in rows:
+        row["run"] = str(Path(row["run"]).relative_to(folder))
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / "results.csv", table.getvalue())
+    columns = [c for c in (("run", "run", "{}"), *COLUMNS) if any(row.get(c[1]) is not None for row in rows)]
+    lines = [[label for label, _, _ in columns], ["---"] * len(columns)]
+    lines += [[cell(row.get(key), form) for _, key, form in columns] for row in rows]
+    failed = [f"- {row['run']}: {row['reason']}" for row in rows if row.get("reason")]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    write_text(folder / "results.md", text + ("\nFailed:\n" + "\n".join(failed) + "\n" if failed else ""))
+    return rows
+
+
+def cell(value: Any, form: str) -> str:
+    """Return a figure as a table shows it, "-" where there is none."""
+    return form.format(value) if value is not None else "-"
+
+
 def comparison_table(rows: list[dict[str, Any]]) -> Table:
-    """Return runs as lines; columns that no run fills are left out, and so is the run folder where it says nothing."""
+    """Return runs as lines; columns that no run fills are left out."""
     table = Table(title_justify="left")
     columns = [c for c in COLUMNS if any(row.get(c[1]) is not None for row in rows)]
     table.add_column("run", overflow="fold")
     for label, _, form in columns:
         table.add_column(label, justify="left" if form == "{}" else "right")
     for row in rows:
-        cells = [form.format(row[key]) if row.get(key) is not None else "-" for _, key, form in columns]
-        table.add_row(row["run"], *cells)
+        table.add_row(row["run"], *(cell(row.get(key), form) for _, key, form in columns))
     return table

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from grouped_lm.checkpoint import load_latest
 from grouped_lm.config import Config, config_from_dict, config_identity, config_to_dict
 from grouped_lm.data.tokenizer import vocab_size_of
-from grouped_lm.errors import CheckpointError, DriftError, RunFolderError
+from grouped_lm.errors import BusyError, CheckpointError, DriftError, RunFolderError
 from grouped_lm.heads import parse_head_config
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.lm import LanguageModel
@@ -42,14 +42,14 @@ class RunFolder:
         """Hold the folder for one process; the kernel lets go when the holder dies.
 
         Raises:
-            RunFolderError: another process trains here.
+            BusyError: another process trains here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 yield
         except Timeout as error:
-            raise RunFolderError(
+            raise BusyError(
                 f"{self.path} is in use by another gvc: wait for it, or give another hydra.run.dir"
             ) from error
 

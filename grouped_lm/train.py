@@ -15,16 +15,22 @@ from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches, ValidWindows
 from grouped_lm.data.tokenizer import vocab_size_of
 from grouped_lm.display import PrepareDisplay, TrainDisplay
-from grouped_lm.errors import DivergedError, DriftError
+from grouped_lm.errors import DivergedError, DriftError, MemoryShortError
 from grouped_lm.evaluate import autocast, evaluate
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.base import HeadLoss
-from grouped_lm.measure import UNTIMED_STEPS, StepMemory, Throughput, measure_gemm_flops_per_sec
+from grouped_lm.measure import (
+    UNTIMED_STEPS,
+    StepMemory,
+    Throughput,
+    measure_gemm_flops_per_sec,
+    measure_head_peak_gib,
+)
 from grouped_lm.models.build import build_lm, count_params
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer, learning_rate
-from grouped_lm.run_folder import COMPLETE, INTERRUPTED, RunFolder
+from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runtime import StopSignals, describe_environment, resolve_device, set_threads, write_json
 from grouped_lm.tracking import MetricsLog, Tracker
 from grouped_lm.train_state import pack, unpack
@@ -39,6 +45,8 @@ class Progress:
     loss_sums: dict[str, float] = field(default_factory=dict)
     """Losses since the last logged row, added up over `loss_steps` steps."""
     loss_steps: int = 0
+    seconds: float = 0.0
+    """Time spent before this process took over."""
     row: dict[str, Any] = field(default_factory=dict)
     """The last logged row."""
 
@@ -64,7 +72,14 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
         result = folder.read_result()
         if result is not None and result["state"] == COMPLETE:
             return result
-        return _train(config, folder)
+        try:
+            return _train(config, folder)
+        except Exception as error:
+            known = out_of_memory(error, config)
+            write_json(folder.result, {"state": FAILED, "reason": f"{known or error}"})
+            if known is None:
+                raise
+            raise known from error
 
 
 def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
@@ -95,12 +110,17 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
     forward_flops = estimate_body_flops_per_token(config.model, block_size) + model.head.flops_per_token()
     roof = measure_gemm_flops_per_sec(device, getattr(torch, cfg.dtype))
     mfu_per_rate = 3.0 * forward_flops / roof  # backward takes twice the forward pass
+    head_peak = measure_head_peak_gib(
+        model.head, cfg.micro_batch_size * block_size, config.model.n_embd, model.head.vocab_size, device
+    )
     memory, speed = StepMemory(device, model, optimizer), Throughput()
     save_every = cfg.checkpoint_every_steps or max(1, cfg.max_steps // 10)
-    first_step, saved_at = progress.step, time.monotonic()
+    first_step, started = progress.step, time.monotonic()
+    saved_at = started
 
     def save() -> None:
-        state = {"progress": vars(progress), "metrics_bytes": log.size(), "identity": identity}
+        spent = progress.seconds + time.monotonic() - started
+        state = {"progress": vars(progress) | {"seconds": spent}, "metrics_bytes": log.size(), "identity": identity}
         write_checkpoint(folder.checkpoints, progress.step, pack(model, optimizer, state), cfg.keep_checkpoints)
 
     def judge() -> dict[str, Any]:
@@ -179,6 +199,8 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
             **judge(),
             "throughput/tokens_per_sec": rate,
             "throughput/mfu": rate and rate * mfu_per_rate,
+            "time/total_s": progress.seconds + time.monotonic() - started,
+            "memory/peak_head_gib": head_peak,
             "throughput/roof_tflops_per_sec": roof / 1e12,
             "time/step_ms": rate and 1000 * step_tokens / rate,
         }
@@ -228,6 +250,19 @@ def resume(
         )
     log.cut(state["metrics_bytes"])
     return Progress(**state["progress"])
+
+
+def out_of_memory(error: Exception, config: Config) -> MemoryShortError | None:
+    """Return what to tell a user whose device ran out of memory; None for any other error."""
+    words = str(error).lower()
+    if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in words):
+        return None
+    batch = config.train.micro_batch_size
+    return MemoryShortError(
+        f"out of memory with train.micro_batch_size={batch} and model.block_size={config.model.block_size}: "
+        "take a smaller batch and more train.grad_accum_steps"
+        + ("" if config.head.name != "dense" else ", or head.chunk_rows=256")
+    )
 
 
 def clip_gradients(model: torch.nn.Module, max_norm: float) -> Tensor:

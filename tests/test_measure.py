@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from grouped_lm.heads import DenseConfig, GroupedConfig, build_head
 from grouped_lm.measure import (
     GIB,
     CudaMemory,
@@ -10,6 +11,7 @@ from grouped_lm.measure import (
     PeakTensorMemory,
     StepMemory,
     Throughput,
+    measure_head_peak_gib,
     peak_of_events,
     tensor_bytes,
 )
@@ -132,3 +134,16 @@ def test_peak_rss_reads_the_high_water_mark(tmp_path):
     assert (tmp_path / "clear_refs").read_text() == "5"
     assert rss.gib() == 1.0
     assert PeakRss(tmp_path / "nowhere").gib() is None
+
+
+def test_head_peak_counts_logits_and_leaves_no_trace():
+    n_tokens, n_embd, vocab_size = 64, 8, 1000
+    head = build_head(DenseConfig(tied=False), n_embd, vocab_size)
+    state = torch.get_rng_state()
+    peak = measure_head_peak_gib(head, n_tokens, n_embd, vocab_size, CPU) * GIB
+    assert torch.equal(torch.get_rng_state(), state)
+    assert head.weight.grad is None
+    logits, weights = n_tokens * vocab_size * 4, vocab_size * n_embd * 4
+    assert 2 * logits + weights <= peak <= 3 * logits + 3 * weights
+    grouped = build_head(GroupedConfig(), n_embd, vocab_size)
+    assert measure_head_peak_gib(grouped, n_tokens, n_embd, vocab_size, CPU) * GIB < peak / 4

@@ -1,0 +1,127 @@
+"""What a sweep will run: its folder, its jobs and their folders, known before any of them is made."""
+
+import os
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from grouped_lm.config import Config
+from grouped_lm.errors import ConfigError
+from grouped_lm.train import preflight
+
+from .hydra_entry import CONF, HydraFlags, composing, config_groups, expand_jobs, explained, nearest, parse, to_config
+
+if TYPE_CHECKING:
+    from grouped_lm.sweep import SweepLimits
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """The jobs of a sweep, by the overrides that make Hydra run them."""
+
+    folder: Path
+    overrides: list[str]
+    jobs: list[tuple[Config, Path]]
+    """Empty where only a sweeper knows the values, as with Optuna's intervals."""
+
+    def describe(self) -> list[str]:
+        """Return a line per job: what its folder holds, and the folder."""
+        from grouped_lm.sweep import job_state
+
+        return [f"{job_state(config, run_dir):12} {run_dir}" for config, run_dir in self.jobs]
+
+
+@dataclass(frozen=True)
+class SweepTask:
+    """What Hydra's launchers run for each job; it travels to their workers."""
+
+    limits: "SweepLimits"
+    wait: bool
+
+    def __call__(self, config: Config, run_dir: Path) -> float:
+        """Run one job and return its validation loss, infinite where there is none, for sweepers that minimise."""
+        from grouped_lm.sweep import run_limited
+
+        side_by_side = HydraConfig.get().launcher.get("n_jobs", 1)
+        cores = os.cpu_count() or 1
+        threads = max(1, cores // (side_by_side if side_by_side > 0 else cores)) if side_by_side != 1 else None
+        return run_limited(config, run_dir, self.limits, self.wait, threads)
+
+
+def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
+    """Compose, validate and name every job of a preset.
+
+    What the user overrides replaces what the preset sweeps. The sweep's folder is runs/NAME unless hydra.sweep.dir
+    says otherwise, and a job's folder is named after the values that differ, so that the same command finds them again.
+
+    Raises:
+        ConfigError, DataError: a preset that does not exist, a bad value in any job, bad data.
+    """
+    presets = config_groups()["sweep"]
+    if name not in presets:
+        raise ConfigError(f"sweep {name} is not known{nearest(name, presets)}; there are {', '.join(presets)}")
+    with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with:
+        base = compose_with([f"sweep={name}"], return_hydra_config=True)
+        given = {o.key_or_group for o in parse(overrides)}
+        params = {key: value for key, value in (base.hydra.sweeper.get("params") or {}).items() if key not in given}
+        swept = [*params, *(o.key_or_group for o in parse(overrides) if o.is_sweep_override())]
+        words = [f"sweep={name}", "hydra.sweeper.params=null", *(f"{key}={value}" for key, value in params.items())]
+        words += overrides
+        if "hydra.sweep.dir" not in given:
+            words.append(f"hydra.sweep.dir=runs/{name}")
+        if "tracking.group" not in given:
+            words.append(f"tracking.group={name}")
+        if "hydra.sweep.subdir" not in given:
+            words.append(f'hydra.sweep.subdir="{folder_name(swept)}"')
+        jobs = []
+        for job in expand_jobs(words, {}):
+            composed = compose_with(job, return_hydra_config=True)
+            folder = Path(composed.hydra.sweep.dir)
+            run_dir = folder / composed.hydra.sweep.subdir
+            OmegaConf.set_struct(composed, False)
+            del composed["hydra"]
+            jobs.append((to_config(composed), run_dir))
+    taken: dict[Path, int] = {}
+    for config, run_dir in jobs:
+        taken[run_dir] = taken.get(run_dir, 0) + 1
+        preflight(config)
+    twice = [path.name for path, count in taken.items() if count > 1]
+    if twice:
+        raise ConfigError(f"two jobs would share the folder {twice[0]}: leave hydra.sweep.subdir to gvc")
+    return SweepPlan(folder, words, jobs)
+
+
+def folder_name(keys: list[str]) -> str:
+    """Return the pattern of a job's folder: every swept key with its value."""
+    groups = config_groups()
+    values = (f"${{hydra.runtime.choices.{key}}}" if key in groups else f"${{gvc_slug:${{{key}}}}}" for key in keys)
+    return ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in zip(keys, values, strict=True)) or "only"
+
+
+def describe_presets(flags: HydraFlags) -> list[str]:
+    """Return a line per preset: its name, how many jobs, what they are, and how long they take where that is known."""
+    lines = []
+    with composing(flags) as compose_with:
+        for name in config_groups()["sweep"]:
+            base = compose_with([f"sweep={name}"], return_hydra_config=True)
+            params: dict[str, Any] = dict(base.hydra.sweeper.get("params") or {})
+            count = len(expand_jobs([], params))
+            text = (files(CONF) / "sweep" / f"{name}.yaml").read_text(encoding="utf-8")
+            about = " ".join(line[2:] for line in text.splitlines() if line.startswith("# ") and "@package" not in line)
+            lines.append(f"{name:18} {count:3} jobs  {about}{known_duration(Path('runs') / name, count)}")
+    return lines
+
+
+def known_duration(folder: Path, count: int) -> str:
+    """Return how long `count` jobs take, judged by one that has ended in `folder`; nothing where none has."""
+    from grouped_lm.run_folder import RunFolder
+
+    for path in sorted(folder.glob("*/result.json")):
+        seconds = (RunFolder(path.parent).read_result() or {}).get("time/total_s")
+        if seconds:
+            return f" (about {seconds * count / 60:,.0f} minutes here)"
+    return ""

@@ -1,0 +1,190 @@
+"""The jobs of a sweep: each in a process of its own, in a folder of its own, ended exactly once.
+
+A job is its run folder. Its config hash says whether what lies there is what is asked for, the folder's lock says
+whether somebody works on it, and `result.json` how it ended; so a sweep that is run again, by the same driver or by
+several at once, does only what is left.
+"""
+
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grouped_lm.config import Config, config_hash, config_to_dict
+from grouped_lm.errors import GvcError, RunFolderError
+from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
+from grouped_lm.runtime import write_json
+
+JOB = "job.json"
+LOG = "job.log"
+RUNNING = "running"
+BUSY_EXIT = 64
+"""A worker's exit code where another process trains in its folder."""
+
+
+def job_state(config: Config, run_dir: Path) -> str:
+    """Return `complete`, `failed`, `interrupted`, `unfinished`, `changed` or `new`: what a folder holds of this job."""
+    folder = RunFolder(run_dir)
+    result = folder.read_result() or {}
+    if not folder.config.exists():
+        return result.get("state", "new")  # it may have failed before it wrote its config
+    try:
+        same = config_hash(folder.read_config()) == config_hash(config)
+    except GvcError:
+        same = False
+    return result.get("state", "unfinished") if same else "changed"
+
+
+def set_aside(run_dir: Path) -> Path:
+    """Move a run folder out of the sweep's sight, into `.replaced/` beside it, and return where it went."""
+    aside = run_dir.parent / ".replaced" / f"{run_dir.name}-{time.time_ns()}"
+    aside.parent.mkdir(parents=True, exist_ok=True)
+    return run_dir.rename(aside)
+
+
+def run_job(config: Config, run_dir: Path, wait: bool = False, threads: int | None = None) -> str:
+    """Train `config` in `run_dir` in a child process, if that is not done yet, and return the state it ended in.
+
+    The child is asked to save and stop when this process dies, however it dies.
+
+    Args:
+        config: the job.
+        run_dir: its folder; one that holds another config is set aside, and that is said.
+        threads: CPU threads of the child where `train.threads` leaves them open: jobs side by side that each take all
+            cores are many times slower than one after the other.
+        wait: wait for another process that trains here; otherwise return `running` at once.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: this process was asked to stop; the child has saved.
+    """
+    state = job_state(config, run_dir)
+    if state == COMPLETE:
+        return state
+    if state == "changed":
+        aside = set_aside(run_dir)
+        print(f"gvc: {run_dir.name} was made with another config: kept as {aside}, run anew", file=sys.stderr)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(run_dir / JOB, config_to_dict(config))
+    while True:
+        code = _run_child(run_dir, threads)
+        if code != BUSY_EXIT:
+            break
+        if not wait:
+            return RUNNING
+        time.sleep(1.0)
+    return _record_end(run_dir, code)
+
+
+def _run_child(run_dir: Path, threads: int | None) -> int:
+    command = [sys.executable, "-m", "grouped_lm.worker", str(run_dir), str(os.getpid())]
+    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    with (run_dir / LOG).open("ab") as log:
+        child = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=environment
+        )
+        try:
+            return child.wait()
+        except BaseException:  # Ctrl-C or SIGTERM here: the child saves first
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+            raise
+
+
+def _record_end(run_dir: Path, code: int) -> str:
+    """Return the state that the child left, writing it where the child could not."""
+    folder = RunFolder(run_dir)
+    state = (folder.read_result() or {}).get("state")
+    if code == 0 and state == COMPLETE:
+        return COMPLETE
+    if state == INTERRUPTED and code > 0:
+        return INTERRUPTED
+    if state != FAILED or code < 0:
+        why = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else last_line(run_dir / LOG)
+        write_json(folder.result, {"state": FAILED, "reason": why, "exit_code": code})
+    return FAILED
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a log that says something."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it ended without a word"
+
+
+def failures(jobs: list[tuple[Config, Path]]) -> list[str]:
+    """Return "folder: reason" of every job that failed."""
+    failed = (path for config, path in jobs if job_state(config, path) == FAILED)
+    return [f"{path.name}: {failure_reason(path)}" for path in failed]
+
+
+def failure_reason(run_dir: Path) -> str:
+    """Return why a job failed, as its folder says."""
+    return (RunFolder(run_dir).read_result() or {}).get("reason", "unknown")
+
+
+def read_job(run_dir: Path) -> dict[str, Any]:
+    """Return the config that a driver left for its worker.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    try:
+        return json.loads((run_dir / JOB).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{run_dir} holds no job") from error
+
+
+@dataclass(frozen=True)
+class SweepLimits:
+    """What one call of a driver may start. `ledger` is a folder that its workers share, wherever they run."""
+
+    ledger: Path
+    max_jobs: int | None = None
+    fail_fast: bool = False
+    only_failed: bool = False
+
+    def allow(self, state: str) -> bool:
+        """Return whether a job in `state` may start now, and count it if so."""
+        if self.only_failed and state != FAILED:
+            return False
+        if self.fail_fast and (self.ledger / FAILED).exists():
+            return False
+        for number in range(self.max_jobs if self.max_jobs is not None else 0):
+            with contextlib.suppress(FileExistsError):
+                (self.ledger / f"start-{number}").touch(exist_ok=False)
+                return True
+        return self.max_jobs is None
+
+    def note(self, state: str, run_dir: Path) -> None:
+        """Write down what became of a job, for the rest of this call."""
+        (self.ledger / state).touch()
+        if state == RUNNING:
+            (self.ledger / f"{RUNNING}-{run_dir.name}").touch()
+
+    def left_to_others(self, run_dir: Path) -> bool:
+        """Return whether another driver had this job when it was this one's turn."""
+        return (self.ledger / f"{RUNNING}-{run_dir.name}").exists()
+
+    def any_left_to_others(self) -> bool:
+        """Return whether another driver had any job."""
+        return (self.ledger / RUNNING).exists()
+
+
+def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, threads: int | None) -> float:
+    """Run one job if the limits allow it; return its validation loss, infinite where there is none.
+
+    With `wait`, only jobs that were left to another driver are looked at: they are waited for, or taken over.
+    """
+    state = job_state(config, run_dir)
+    if state != COMPLETE and (limits.left_to_others(run_dir) if wait else limits.allow(state)):
+        state = run_job(config, run_dir, wait=wait, threads=threads)
+        limits.note(state, run_dir)
+    if state != COMPLETE:
+        return math.inf
+    return (RunFolder(run_dir).read_result() or {})["val/loss"]
