@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ COLUMNS = (
     ("bits/byte", "val/bits_per_byte", "{:.3f}"),
     ("group acc.", "val/group_accuracy", "{:.1%}"),
     ("tokens/s", "throughput/tokens_per_sec", "{:,.0f}"),
-    ("x dense", "throughput/vs_dense", "{:.1f}"),
+    ("speed, x dense", "throughput/vs_dense", "{:.1f}"),
     ("peak GiB", "memory/peak", "{:.3f}"),
-    ("x dense", "memory/vs_dense", "{:.2f}"),
+    ("memory, x dense", "memory/vs_dense", "{:.2f}"),
     ("head GiB", "memory/peak_head_gib", "{:.4f}"),
     ("parameters", "params/total", "{:,}"),
 )
@@ -104,13 +105,35 @@ def cell(value: Any, form: str) -> str:
     return form.format(value) if value is not None else "-"
 
 
+FEW_RUNS = 4
+"""Up to here runs stand side by side as columns, which a narrow terminal can show; more of them are lines."""
+
+
 def comparison_table(rows: list[dict[str, Any]]) -> Table:
-    """Return runs as lines; columns that no run fills are left out."""
-    table = Table(title_justify="left")
-    columns = [c for c in COLUMNS if any(row.get(c[1]) is not None for row in rows)]
+    """Return runs side by side; what is the same in all of them stands in the title, what none has nowhere."""
+    filled = [c for c in COLUMNS if any(row.get(c[1]) is not None for row in rows)]
+    same = [c for c in filled if form_is_label(c) and len(rows) > 1 and len({row.get(c[1]) for row in rows}) == 1]
+    columns = [c for c in filled if c not in same]
+    paths = [Path(row["run"]) for row in rows]
+    parent = Path(os.path.commonpath([path.parent for path in paths]))
+    names = [str(path.relative_to(parent)) for path in paths]
+    title = ", ".join([str(parent), *(f"{label} {cell(rows[0][key], form)}" for label, key, form in same)])
+    table = Table(title=title, title_justify="left")
+    if len(rows) <= FEW_RUNS:
+        table.add_column("")
+        for name in names:
+            table.add_column(name, justify="right", overflow="fold")
+        for label, key, form in columns:
+            table.add_row(label, *(cell(row.get(key), form) for row in rows))
+        return table
     table.add_column("run", overflow="fold")
     for label, _, form in columns:
         table.add_column(label, justify="left" if form == "{}" else "right")
-    for row in rows:
-        table.add_row(row["run"], *(cell(row.get(key), form) for _, key, form in columns))
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(name, *(cell(row.get(key), form) for _, key, form in columns))
     return table
+
+
+def form_is_label(column: tuple[str, str, str]) -> bool:
+    """Return whether a column says what a run is rather than what it reached."""
+    return column[1] in ("head", "group_size", "model", "seed", "state", "trainer/step")
