@@ -68,7 +68,7 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
         base = compose_with([f"sweep={name}"], return_hydra_config=True)
         given = {o.key_or_group for o in parse(overrides)}
         params = {key: value for key, value in (base.hydra.sweeper.get("params") or {}).items() if key not in given}
-        swept = [*params, *(o.key_or_group for o in parse(overrides) if o.is_sweep_override())]
+        swept = sorted({*params, *(o.key_or_group for o in parse(overrides) if o.is_sweep_override())})
         words = [f"sweep={name}", "hydra.sweeper.params=null", *(f"{key}={value}" for key, value in params.items())]
         words += overrides
         if "hydra.sweep.dir" not in given:

@@ -106,7 +106,11 @@ def _record_end(run_dir: Path, code: int) -> str:
     if state == INTERRUPTED and code > 0:
         return INTERRUPTED
     if state != FAILED or code < 0:
-        why = f"killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else last_line(run_dir / LOG)
+        why = last_line(run_dir / LOG)
+        if code < 0:
+            why = f"killed by signal {-code} ({signal.Signals(-code).name})"
+        if code == -signal.SIGKILL:
+            why += ", from outside or by the system for want of memory"
         write_json(folder.result, {"state": FAILED, "reason": why, "exit_code": code})
     return FAILED
 
