@@ -33,7 +33,7 @@ train: $(VENV)/.users  ## The plain `gvc train`; ARGS="head=dense train.max_step
 	$(BIN)/gvc train $(ARGS)
 
 test: $(VENV)/.developers  ## Run the tests (no network needed)
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(VENV)/.developers  ## Format, lint, import fences, types
 	$(BIN)/ruff format --check .

@@ -4,7 +4,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 CLOSING_ROWS = (
     ("validation perplexity", "val/perplexity", "{:,.2f}"),
@@ -52,12 +52,13 @@ class TrainDisplay:
         self._title, self._max_steps = title, max_steps
         self._line = ""
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=18),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")),
+            BarColumn(bar_width=6),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(max_steps)) + 1)),
+            TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True, min_width=44)),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
             console=self._console,
+            expand=True,
             disable=not self._console.is_terminal,
             transient=True,
         )
