@@ -27,7 +27,8 @@ def sweep(
     """
     from grouped_lm.errors import ConfigError, GvcError
     from grouped_lm.report import write_results
-    from grouped_lm.sweep import SweepLimits, failures
+    from grouped_lm.run_folder import COMPLETE
+    from grouped_lm.sweep import SweepLimits, failures, job_state
     from grouped_lm.sweep_display import SweepDisplay
 
     from .hydra_entry import HydraFlags, explained, launch
@@ -59,3 +60,6 @@ def sweep(
     failed = failures(plan.jobs)
     if failed:
         raise GvcError(f"{len(failed)} of {len(plan.jobs)} jobs failed: {'; '.join(failed)}")
+    left = [path.name for config, path in plan.jobs if job_state(config, path) != COMPLETE]
+    if left and max_jobs is None and not only_failed:
+        raise GvcError(f"{len(left)} of {len(plan.jobs)} jobs are not done ({', '.join(left)}): run the command again")

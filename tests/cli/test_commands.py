@@ -125,8 +125,10 @@ def test_multirun_runs_every_job(gvc, tiny):
 
 def test_multirun_over_joblib(gvc, tiny):
     words = [*tiny, "head=dense,grouped", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]
-    outcome = gvc("train", "-m", *words)
-    assert outcome.code == 0, outcome.err
+    # a process of its own: joblib keeps its workers, and with them the folder in which an earlier test stood
+    command = [Path(sys.executable).parent / "gvc", "train", "-m", *words]
+    outcome = subprocess.run(command, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
     assert len(list(Path("sweep").glob("*/result.json"))) == 2
 
 
