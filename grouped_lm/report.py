@@ -1,15 +1,17 @@
 """Runs side by side, read from their folders."""
 
 import csv
+import difflib
 import io
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from grouped_lm.display import peak_memory_gib
-from grouped_lm.errors import RunFolderError
+from grouped_lm.errors import ConfigError, RunFolderError
 from grouped_lm.run_folder import RunFolder
 from grouped_lm.runtime import write_text
 
@@ -85,12 +87,7 @@ def write_results(folder: Path) -> list[dict[str, Any]]:
         return []  # no job got so far
     for row in rows:
         row["run"] = str(Path(row["run"]).relative_to(folder))
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    table = io.StringIO()
-    writer = csv.DictWriter(table, keys, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / "results.csv", table.getvalue())
+    write_text(folder / "results.csv", to_csv(rows))
     columns = [c for c in (("run", "run", "{}"), *COLUMNS) if any(row.get(c[1]) is not None for row in rows)]
     lines = [[label for label, _, _ in columns], ["---"] * len(columns)]
     lines += [[cell(row.get(key), form) for _, key, form in columns] for row in rows]
@@ -98,6 +95,75 @@ def write_results(folder: Path) -> list[dict[str, Any]]:
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     write_text(folder / "results.md", text + ("\nFailed:\n" + "\n".join(failed) + "\n" if failed else ""))
     return rows
+
+
+def find_column(name: str, rows: list[dict[str, Any]]) -> str:
+    """Return the key that a person means by a column's name: `perplexity`, `val/perplexity`, `seed`, ...
+
+    Raises:
+        ConfigError: no run has such a column.
+    """
+    names = {key: key for row in rows for key in row} | {label: key for label, key, _ in COLUMNS}
+    names = {key.rsplit("/", 1)[-1]: key for key in reversed(names.values())} | names
+    if name in names:
+        return names[name]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    raise ConfigError(f"no column {name}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def select_rows(rows: list[dict[str, Any]], conditions: list[str]) -> list[dict[str, Any]]:
+    """Return the rows that meet every condition: `head=grouped`, `seed!=0`, `perplexity<70`, `tokens/s>1000`.
+
+    Raises:
+        ConfigError: a condition that cannot be read, or a column that no run has.
+    """
+    for condition in conditions:
+        parts = re.fullmatch(r"\s*(.+?)\s*(!=|<|>|=)\s*(.*?)\s*", condition)
+        if parts is None:
+            raise ConfigError(f"cannot read --where {condition!r}: write column=value, column<number or column>number")
+        name, sign, value = parts.groups()
+        key = find_column(name, rows)
+        rows = [row for row in rows if meets(row.get(key), sign, value)]
+    return rows
+
+
+def meets(found: Any, sign: str, value: str) -> bool:
+    """Return whether `found` stands to `value` as `sign` says; numbers are compared as numbers."""
+    if sign in ("=", "!="):
+        same = str(found) == value or (isinstance(found, int | float) and number(value) == found)
+        return same == (sign == "=")
+    limit = number(value)
+    if limit is None:
+        raise ConfigError(f"{value!r} is not a number")
+    return isinstance(found, int | float) and (found < limit if sign == "<" else found > limit)
+
+
+def number(text: str) -> float | None:
+    """Return the number that `text` is, None where it is none."""
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return None
+
+
+def sort_rows(rows: list[dict[str, Any]], name: str, reverse: bool = False) -> list[dict[str, Any]]:
+    """Return the rows in the order of a column; those without a figure come last either way.
+
+    Raises:
+        ConfigError: no run has such a column.
+    """
+    key = find_column(name, rows)
+    known = [row for row in rows if row.get(key) is not None]
+    return sorted(known, key=lambda row: row[key], reverse=reverse) + [row for row in rows if row.get(key) is None]
+
+
+def to_csv(rows: list[dict[str, Any]]) -> str:
+    """Return every figure of every run in full precision."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return table.getvalue()
 
 
 def cell(value: Any, form: str) -> str:
