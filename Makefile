@@ -11,7 +11,7 @@ help:  ## List the targets
 
 $(VENV)/.users: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sweep]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sweep,report]'
 	@touch $@
 
 $(VENV)/.developers: $(VENV)/.users

@@ -12,16 +12,23 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
     {"config", "checkpoint"},
-    {"runtime", "grouping", "measure"},
-    {"heads"},
-    {"data", "optim", "tracking", "train_state"},
+    {"runtime", "grouping", "measure", "theory", "ranking"},
+    {"heads", "plot_data"},
+    {"data", "optim", "tracking", "train_state", "plot_parts"},
     {"models"},
-    {"run_folder", "display"},
-    {"evaluate", "generate", "report", "plots", "doctor", "sweep"},
+    {"run_folder", "display", "plots"},
+    {"rows"},
+    {"evaluate", "generate", "report", "doctor", "sweep"},
     {"train", "sweep_display"},
     {"worker"},
 ]
-ONE_ROOM = {"wandb": {"grouped_lm/tracking.py"}, "typer": {"cli"}, "hydra": {"cli"}, "omegaconf": {"cli"}}
+ONE_ROOM = {
+    "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},
+    "wandb": {"grouped_lm/tracking.py"},
+    "typer": {"cli"},
+    "hydra": {"cli"},
+    "omegaconf": {"cli"},
+}
 
 
 def imports_of(path: Path) -> set[str]:

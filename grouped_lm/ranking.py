@@ -1,0 +1,154 @@
+"""Rows of runs in order: sorted, filtered, and which of them no other beats. Knows nothing of folders."""
+
+import difflib
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from grouped_lm.errors import ConfigError
+
+Row = dict[str, Any]
+
+COLUMNS = (
+    ("head", "head", "{}"),
+    ("group size", "group_size", "{:,}"),
+    ("model", "model", "{}"),
+    ("seed", "seed", "{}"),
+    ("state", "state", "{}"),
+    ("step", "trainer/step", "{:,}"),
+    ("perplexity", "val/perplexity", "{:,.2f}"),
+    ("bits/byte", "val/bits_per_byte", "{:.3f}"),
+    ("group acc.", "val/group_accuracy", "{:.1%}"),
+    ("train ppl", "train/perplexity", "{:,.1f}"),
+    ("tokens/s", "throughput/tokens_per_sec", "{:,.0f}"),
+    ("speed, x dense", "throughput/vs_dense", "{:.1f}"),
+    ("peak GiB", "memory/peak", "{:.3f}"),
+    ("memory, x dense", "memory/vs_dense", "{:.2f}"),
+    ("head GiB", "memory/peak_head_gib", "{:.4f}"),
+    ("parameters", "params/total", "{:,}"),
+    ("front", "front", "{}"),
+)
+"""What tables show: label, key of the row, format."""
+
+QUALITY, SPEED, MEMORY = ("val/loss", -1), ("throughput/tokens_per_sec", 1), ("memory/peak", -1)
+PARETO_KEYS = (QUALITY, SPEED, MEMORY)
+"""What a run is judged by: key, and 1 where more is better or -1 where less is."""
+
+OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+def column_names(rows: list[Row]) -> dict[str, str]:
+    """Return every name that a column answers to, and its key: the key, a table's label, the key's last word."""
+    keys = {key for row in rows for key in row} | {key for _, key, _ in COLUMNS}
+    words: dict[str, list[str]] = {}
+    for key in sorted(keys):
+        words.setdefault(re.split(r"[/.]", key)[-1], []).append(key)
+    names = {word: found[0] for word, found in words.items() if len(found) == 1}
+    return names | {label: key for label, key, _ in COLUMNS} | {key: key for key in keys}
+
+
+def find_column(name: str, rows: list[Row]) -> str:
+    """Return the key of the column that `name` means.
+
+    Raises:
+        ConfigError: none does; the message gives the nearest name.
+    """
+    names = column_names(rows)
+    wanted = name.strip()
+    for spelled in (wanted, wanted.lower(), wanted.replace("_", " ")):
+        if spelled in names:
+            return names[spelled]
+    near = difflib.get_close_matches(wanted.lower(), names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(label for label, _, _ in COLUMNS)}"
+    raise ConfigError(f"no column {wanted}: {hint}")
+
+
+def sort_rows(rows: list[Row], name: str, reverse: bool = False) -> list[Row]:
+    """Return the rows by one column, smallest first; those without a figure come last either way.
+
+    Raises:
+        ConfigError: no such column.
+    """
+    key = find_column(name, rows)
+    known = [row for row in rows if row.get(key) is not None]
+    # Numbers before words; sorted() keeps the order of equals, also in reverse.
+    known.sort(key=lambda row: (isinstance(row[key], str), row[key]), reverse=reverse)
+    return known + [row for row in rows if row.get(key) is None]
+
+
+def select_rows(rows: list[Row], conditions: Iterable[str]) -> list[Row]:
+    """Return the rows that meet every condition, such as `head=grouped`, `state!=failed` or `seed<3`.
+
+    Raises:
+        ConfigError: no such column, or no condition at all.
+    """
+    tests = [_parse(condition, rows) for condition in conditions]
+    return [row for row in rows if all(test(row) for test in tests)]
+
+
+def _parse(condition: str, rows: list[Row]) -> Callable[[Row], bool]:
+    parts = re.fullmatch(r"([^<>=!]+)(<=|>=|!=|==|=|<|>)(.*)", condition.strip())
+    if parts is None:
+        raise ConfigError(f"{condition!r} is no condition: write COLUMN=VALUE, or != < > <= >= for =")
+    key, sign, text = find_column(parts[1], rows), parts[2], parts[3].strip()
+    number = _number(text)
+    if sign in OPERATORS:
+        if number is None:
+            raise ConfigError(f"{condition!r}: {sign} needs a number, got {text!r}")
+        return lambda row: _number(row.get(key)) is not None and OPERATORS[sign](_number(row[key]), number)
+    return lambda row: _same(row.get(key), text, number) == (sign != "!=")
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value.replace(",", "").replace("_", "") if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        return None
+
+
+def _same(value: Any, text: str, number: float | None) -> bool:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number is not None and float(value) == number
+    return ("-" if value is None else str(value)).lower() == text.lower() or (value is None and text.lower() == "none")
+
+
+def pareto_rows(rows: list[Row], keys: Iterable[tuple[str, int]] = PARETO_KEYS) -> list[Row]:
+    """Return the runs that no other run beats: the Pareto front.
+
+    One run beats another if it is at least as good in every key and better in one. So of runs that are equal in
+    everything all stay, and a run that is best in anything always does. Runs that are not complete, or lack one of the
+    figures, take no part.
+
+    Args:
+        rows: runs that may be compared: the same text and tokenizer.
+        keys: (key, 1 where more is better, -1 where less is), by default quality, speed and memory.
+    """
+    signs = tuple(keys)
+    entries = []
+    for row in rows:
+        values = [row.get(key) for key, _ in signs]
+        if row.get("state") == "complete" and all(v is not None and math.isfinite(v) for v in values):
+            entries.append((row, tuple(sign * value for (_, sign), value in zip(signs, values, strict=True))))  # type: ignore[operator]
+
+    def beaten(mine: tuple[float, ...]) -> bool:
+        return any(other != mine and all(o >= m for o, m in zip(other, mine, strict=True)) for _, other in entries)
+
+    return [row for row, mine in entries if not beaten(mine)]
+
+
+def mark_front(rows: list[Row]) -> None:
+    """Set `front` to "yes" in the runs that none on the same text beats, "no" in other complete ones, else None."""
+    texts: dict[tuple[Any, Any], list[Row]] = {}
+    for row in rows:
+        row["front"] = "no" if row.get("state") == "complete" else None
+        texts.setdefault((row.get("data"), row.get("tokenizer")), []).append(row)
+    for alike in texts.values():
+        for row in pareto_rows(alike):
+            row["front"] = "yes"

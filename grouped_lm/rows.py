@@ -1,0 +1,178 @@
+"""Runs as rows: what their folders say about each, finished or not. Reads only; never takes a run's lock."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from grouped_lm.data.tokenizer import VOCAB_SIZES
+from grouped_lm.display import peak_memory_gib
+from grouped_lm.errors import RunFolderError
+from grouped_lm.grouping import default_group_size
+from grouped_lm.run_folder import COMPLETE, RunFolder
+
+Row = dict[str, Any]
+
+JOB = "job.json"
+"""A sweep's copy of the config, there before the run has written its own."""
+RUNNING, UNFINISHED = "running", "unfinished"
+CONFIG_KEYS = (
+    "model.n_embd",
+    "model.block_size",
+    "optim.lr",
+    "train.max_steps",
+    "train.micro_batch_size",
+    "train.grad_accum_steps",
+)
+"""Settings that a row carries under the name that commands use."""
+TAIL_BYTES = 65_536
+"""How much of the end of metrics.jsonl is read: over a hundred rows, whatever the file's length."""
+
+
+def find_runs(folders: list[Path]) -> list[Path]:
+    """Return the run folders among and below `folders`, numbers in their names in order of size.
+
+    Raises:
+        RunFolderError: a folder that does not exist, or no run anywhere.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise RunFolderError(f"{folder} is not a folder: name run folders, or a folder of them")
+        found += sorted(_runs_below(folder), key=natural_order)
+    if not found:
+        raise RunFolderError(f"no run in {', '.join(map(str, folders))}: `gvc train` makes one")
+    return list(dict.fromkeys(found))
+
+
+def _runs_below(folder: Path) -> list[Path]:
+    found = []
+    for path, inside, files in os.walk(folder):
+        if read_config(Path(path)) if {"config.json", JOB} & set(files) else None:
+            found.append(Path(path))
+            inside.clear()  # checkpoints and W&B files are no runs
+        inside[:] = [name for name in inside if not name.startswith(".")]  # `.replaced` keeps what was run anew
+    return found
+
+
+def natural_order(path: Path) -> list[tuple[int, int, str]]:
+    """Return a sort key under which `size=64` comes before `size=128`."""
+    parts = re.split(r"(\d+)", str(path))
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
+
+
+def read_config(path: Path) -> Row | None:
+    """Return a run folder's config as plain values, None where there is none: an old run need not fit the schema."""
+    for name in ("config.json", JOB):
+        try:
+            values = json.loads((path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(values, dict) and all(isinstance(values.get(k), dict) for k in ("model", "head", "train")):
+            return values
+    return None
+
+
+def collect_runs(folders: list[Path]) -> list[Row]:
+    """Return a row per run: its folder, sweep, state, labels and the last figures known.
+
+    Raises:
+        RunFolderError: see `find_runs`.
+    """
+    rows = [read_row(path) for path in find_runs(folders)]
+    add_ratios(rows)
+    return rows
+
+
+def read_row(path: Path) -> Row:
+    """Return what one run folder says.
+
+    `state` is result.json's once complete; before that `running` while a process holds the folder, then what the last
+    one left (`failed` with its `reason`, `interrupted`), and `unfinished` where it left nothing.
+    """
+    figures, result = last_metrics(path), RunFolder(path).read_result() or {}
+    state = result.get("state", UNFINISHED)
+    if state != COMPLETE and is_held(path / ".lock"):
+        state, known = RUNNING, result | figures  # the result is an earlier attempt's
+        known.pop("reason", None)
+    else:
+        known = figures | result
+    row = {"run": str(path), "sweep": sweep_of(path)} | _labels(read_config(path) or {}) | known | {"state": state}
+    return row | {"memory/peak": peak_memory_gib(row)}
+
+
+def _labels(config: Row) -> Row:
+    """Return what tells runs apart, and the sizes that theory needs."""
+    head, tokenizer = config.get("head", {}), config.get("tokenizer", {}).get("name")
+    vocab_size = VOCAB_SIZES.get(str(tokenizer))
+    group_size = head.get("group_size")
+    if "group_size" in head and group_size is None and vocab_size is not None:
+        group_size = default_group_size(vocab_size)
+    options = [f"{key}={value}" for key, value in sorted(head.items()) if key not in ("name", "group_size")]
+    labels = {
+        "model": config.get("model", {}).get("name"),
+        "head": head.get("name"),
+        "head_options": " ".join(options) or None,
+        "group_size": group_size,
+        "grouping": config.get("grouping", {}).get("name") if group_size is not None else None,
+        "data": config.get("data", {}).get("name"),
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+        "seed": config.get("seed"),
+    }
+    for key in CONFIG_KEYS:
+        part, name = key.split(".")
+        labels[key] = config.get(part, {}).get(name)
+    return labels
+
+
+def last_metrics(path: Path) -> Row:
+    """Return the last known figure of every metric; a line that is being written just now is left out."""
+    try:
+        with RunFolder(path).metrics.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    known: Row = {}
+    for line in lines:
+        try:
+            known |= json.loads(line)
+        except (ValueError, TypeError):
+            continue  # the first may be cut by the tail, the last by the writer
+    return known
+
+
+def is_held(lock: Path) -> bool:
+    """Return whether a process holds `lock`, without taking it for even an instant.
+
+    Trying it would make a trainer that starts in that instant fail, since it does not wait. filelock uses flock(2),
+    which the kernel lists in /proc/locks by inode. Over NFS flock is a byte-range lock on the server, which other
+    machines do not list. There, and where there is no /proc/locks, a run in training reads `unfinished`.
+    """
+    try:
+        inode = lock.stat().st_ino
+        held = Path("/proc/locks").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    # By inode alone: on btrfs and overlays the device that stat names is not the one listed here.
+    return re.search(rf"FLOCK .* \S+:\S+:{inode} ", held) is not None
+
+
+def sweep_of(path: Path) -> str | None:
+    """Return the name of the sweep folder that a run lies in, None for a run of its own."""
+    for parent in list(path.resolve().parents)[:4]:
+        if (parent / "multirun.yaml").exists():
+            return parent.name
+    return path.resolve().parent.name if (path / JOB).exists() else None
+
+
+def add_ratios(rows: list[Row]) -> None:
+    """Add speed and memory over those of the first dense run of the same body, text and budget, where there is one."""
+    alike = ("model", "data", "tokenizer", "trainer/tokens")
+    for row in rows:
+        dense = [r for r in rows if r["head"] == "dense" and all(r.get(key) == row.get(key) for key in alike)]
+        for ratio, key in (("throughput/vs_dense", "throughput/tokens_per_sec"), ("memory/vs_dense", "memory/peak")):
+            if dense and dense[0].get(key) and row.get(key):
+                row[ratio] = row[key] / dense[0][key]
