@@ -30,6 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 from grouped_lm.config import Config
 from grouped_lm.errors import ConfigError
 
+from .launchers import missing_plugin
+
 CONF = "grouped_lm.conf"
 COMMON_NAMES = {
     "learning_rate": "optim.lr",
@@ -221,6 +223,9 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
             return f"unknown key {key}{nearest(key, keys)}; `gvc train --cfg job` lists them all"
         if override.is_sweep_override() and not flags.multirun:
             return f"{override.input_line} gives several values: add -m to run a job for each"
+    missing = missing_plugin(str(error))
+    if missing:
+        return missing
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     full_key = getattr(cause, "full_key", None)
     return f"{full_key}: {first_line(cause)}" if full_key else first_line(cause)

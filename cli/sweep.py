@@ -1,7 +1,5 @@
 """`gvc sweep`: a preset of jobs, run by Hydra's multirun, each job finished exactly once."""
 
-import tempfile
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,12 +24,14 @@ def sweep(
     A job that fails does not stop the others: at the end the exit code is 1, and its reason is said.
     """
     from grouped_lm.errors import ConfigError, GvcError
-    from grouped_lm.report import write_results
+    from grouped_lm.report import to_csv, write_results
     from grouped_lm.run_folder import COMPLETE
-    from grouped_lm.sweep import SweepLimits, failures, job_state
+    from grouped_lm.sweep import SweepLimits, driver_ledger, failures, job_state
     from grouped_lm.sweep_display import SweepDisplay
+    from grouped_lm.tracking import log_sweep
 
     from .hydra_entry import HydraFlags, explained, launch
+    from .search import continued_study
     from .sweep_plan import SweepTask, describe_presets, plan_sweep
 
     flags = HydraFlags(multirun=True, config_dir=config_dir)
@@ -44,22 +44,32 @@ def sweep(
     if dry_run:
         print("\n".join(plan.describe()))
         return
+    if plan.n_trials is not None and (fail_fast or only_failed):
+        raise ConfigError("--fail-fast and --only-failed need a list of jobs, and Optuna chooses them as it goes")
     try:
         with (
-            tempfile.TemporaryDirectory(prefix="gvc-sweep-") as ledger,
-            SweepDisplay(plan.jobs),
+            driver_ledger(plan.folder) as ledger,
+            SweepDisplay(plan.find_jobs, plan.total),
             explained(plan.overrides, flags),
         ):
-            limits = SweepLimits(Path(ledger), max_jobs=max_jobs, fail_fast=fail_fast, only_failed=only_failed)
-            launch(plan.overrides, flags, SweepTask(limits, wait=False))
-            if limits.any_left_to_others():  # see them through, and take over where the other driver dies
-                launch(plan.overrides, flags, SweepTask(limits, wait=True))
+            limits = SweepLimits(ledger, max_jobs=max_jobs, fail_fast=fail_fast, only_failed=only_failed)
+            if plan.n_trials is not None:
+                with continued_study(plan.folder, plan.n_trials, plan.sampler_seed, max_jobs) as search:
+                    if search:
+                        launch([*plan.overrides, *search], flags, SweepTask(limits, wait=False))
+            else:
+                launch(plan.overrides, flags, SweepTask(limits, wait=False))
+                if limits.any_left_to_others():  # see them through, and take over where the other driver dies
+                    launch(plan.overrides, flags, SweepTask(limits, wait=True))
     finally:
-        write_results(plan.folder)
+        rows = write_results(plan.folder)
+    if rows:
+        log_sweep(plan.jobs[0][0].tracking, plan.folder, to_csv(rows))
     print(plan.folder, flush=True)
-    failed = failures(plan.jobs)
+    jobs = plan.find_jobs()
+    failed = failures(jobs)
     if failed:
-        raise GvcError(f"{len(failed)} of {len(plan.jobs)} jobs failed: {'; '.join(failed)}")
-    left = [path.name for config, path in plan.jobs if job_state(config, path) != COMPLETE]
+        raise GvcError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
+    left = [path.name for config, path in jobs if job_state(config, path) != COMPLETE]
     if left and max_jobs is None and not only_failed:
-        raise GvcError(f"{len(left)} of {len(plan.jobs)} jobs are not done ({', '.join(left)}): run the command again")
+        raise GvcError(f"{len(left)} of {len(jobs)} jobs are not done ({', '.join(left)}): run the command again")

@@ -1,12 +1,12 @@
 """What a sweep will run: its folder, its jobs and their folders, known before any of them is made."""
 
-import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from grouped_lm.config import Config
@@ -14,6 +14,8 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.train import preflight
 
 from .hydra_entry import CONF, HydraFlags, composing, config_groups, expand_jobs, explained, nearest, parse, to_config
+from .launchers import check_launcher, missing_plugin, share_of_job
+from .search import is_search
 
 if TYPE_CHECKING:
     from grouped_lm.sweep import SweepLimits
@@ -26,13 +28,29 @@ class SweepPlan:
     folder: Path
     overrides: list[str]
     jobs: list[tuple[Config, Path]]
-    """Empty where only a sweeper knows the values, as with Optuna's intervals."""
+    """Of a search, those at the ends of its intervals: they are checked, and not run."""
+    n_trials: int | None = None
+    """Of a search, how many jobs it may choose; None where the jobs are known."""
+    sampler_seed: int = 0
+
+    @property
+    def total(self) -> int:
+        """How many jobs there will be."""
+        return len(self.jobs) if self.n_trials is None else self.n_trials
+
+    def find_jobs(self) -> list[tuple[Config, Path]]:
+        """Return the jobs known by now."""
+        from grouped_lm.sweep import jobs_below
+
+        return self.jobs if self.n_trials is None else jobs_below(self.folder)
 
     def describe(self) -> list[str]:
         """Return a line per job: what its folder holds, and the folder."""
         from grouped_lm.sweep import job_state
 
-        return [f"{job_state(config, run_dir):12} {run_dir}" for config, run_dir in self.jobs]
+        lines = [f"{job_state(config, run_dir):12} {run_dir}" for config, run_dir in self.find_jobs()]
+        left = self.total - len(lines)
+        return lines + ([f"{left} more trials, whose values Optuna chooses as it goes"] if left > 0 else [])
 
 
 @dataclass(frozen=True)
@@ -46,10 +64,7 @@ class SweepTask:
         """Run one job and return its validation loss, infinite where there is none, for sweepers that minimise."""
         from grouped_lm.sweep import run_limited
 
-        side_by_side = HydraConfig.get().launcher.get("n_jobs", 1)
-        cores = os.cpu_count() or 1
-        threads = max(1, cores // (side_by_side if side_by_side > 0 else cores)) if side_by_side != 1 else None
-        return run_limited(config, run_dir, self.limits, self.wait, threads)
+        return run_limited(config, run_dir, self.limits, self.wait, share_of_job(HydraConfig.get().launcher))
 
 
 def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
@@ -77,8 +92,10 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
             words.append(f"tracking.group={name}")
         if "hydra.sweep.subdir" not in given:
             words.append(f'hydra.sweep.subdir="{folder_name(swept)}"')
+        chosen = compose_with(words_without_sweeps(words), return_hydra_config=True).hydra
+        check_launcher(chosen.launcher)
         jobs = []
-        for job in expand_jobs(words, {}):
+        for job in expand_jobs(interval_ends(words) if is_search(chosen.sweeper) else words, {}):
             composed = compose_with(job, return_hydra_config=True)
             folder = Path(composed.hydra.sweep.dir)
             run_dir = folder / composed.hydra.sweep.subdir
@@ -89,10 +106,27 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
     for config, run_dir in jobs:
         taken[run_dir] = taken.get(run_dir, 0) + 1
         preflight(config)
+    if is_search(chosen.sweeper):
+        return SweepPlan(folder, words, jobs, chosen.sweeper.n_trials, chosen.sweeper.sampler.get("seed") or 0)
     twice = [path.name for path, count in taken.items() if count > 1]
     if twice:
         raise ConfigError(f"two jobs would share the folder {twice[0]}: leave hydra.sweep.subdir to gvc")
     return SweepPlan(folder, words, jobs)
+
+
+def words_without_sweeps(words: list[str]) -> list[str]:
+    """Return the overrides that hold for every job."""
+    return [o.input_line or "" for o in parse(words) if not o.is_sweep_override()]
+
+
+def interval_ends(words: list[str]) -> list[str]:
+    """Return the overrides with each interval as its two ends: what holds for these is taken to hold between."""
+    ends = []
+    for override in parse(words):
+        value: Any = override.value()
+        is_interval = override.is_interval_sweep()
+        ends.append(f"{override.key_or_group}={value.start},{value.end}" if is_interval else override.input_line or "")
+    return ends
 
 
 def folder_name(keys: list[str]) -> str:
@@ -107,9 +141,13 @@ def describe_presets(flags: HydraFlags) -> list[str]:
     lines = []
     with composing(flags) as compose_with:
         for name in config_groups()["sweep"]:
-            base = compose_with([f"sweep={name}"], return_hydra_config=True)
-            params: dict[str, Any] = dict(base.hydra.sweeper.get("params") or {})
-            count = len(expand_jobs([], params))
+            try:
+                sweeper = compose_with([f"sweep={name}"], return_hydra_config=True).hydra.sweeper
+            except HydraException as error:
+                lines.append(f"{name:18}   - jobs  {missing_plugin(str(error)) or error}")
+                continue
+            params: dict[str, Any] = dict(sweeper.get("params") or {})
+            count = sweeper.n_trials if is_search(sweeper) else len(expand_jobs([], params))
             text = (files(CONF) / "sweep" / f"{name}.yaml").read_text(encoding="utf-8")
             about = " ".join(line[2:] for line in text.splitlines() if line.startswith("# ") and "@package" not in line)
             lines.append(f"{name:18} {count:3} jobs  {about}{known_duration(Path('runs') / name, count)}")

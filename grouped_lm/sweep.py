@@ -9,18 +9,25 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.config import Config, config_hash, config_to_dict
+from filelock import FileLock, Timeout
+
+from grouped_lm.config import Config, config_from_dict, config_hash, config_to_dict
 from grouped_lm.errors import GvcError, RunFolderError
+from grouped_lm.heads import parse_head_config
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runtime import write_json
+from grouped_lm.slots import Share
 
 JOB = "job.json"
 LOG = "job.log"
@@ -49,7 +56,7 @@ def set_aside(run_dir: Path) -> Path:
     return run_dir.rename(aside)
 
 
-def run_job(config: Config, run_dir: Path, wait: bool = False, threads: int | None = None) -> str:
+def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict[str, str] | None = None) -> str:
     """Train `config` in `run_dir` in a child process, if that is not done yet, and return the state it ended in.
 
     The child is asked to save and stop when this process dies, however it dies.
@@ -57,9 +64,8 @@ def run_job(config: Config, run_dir: Path, wait: bool = False, threads: int | No
     Args:
         config: the job.
         run_dir: its folder; one that holds another config is set aside, and that is said.
-        threads: CPU threads of the child where `train.threads` leaves them open: jobs side by side that each take all
-            cores are many times slower than one after the other.
         wait: wait for another process that trains here; otherwise return `running` at once.
+        environment: variables of the child on top of this process's.
 
     Raises:
         KeyboardInterrupt, SystemExit: this process was asked to stop; the child has saved.
@@ -73,7 +79,7 @@ def run_job(config: Config, run_dir: Path, wait: bool = False, threads: int | No
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(run_dir / JOB, config_to_dict(config))
     while True:
-        code = _run_child(run_dir, threads)
+        code = _run_child(run_dir, environment or {})
         if code != BUSY_EXIT:
             break
         if not wait:
@@ -82,12 +88,16 @@ def run_job(config: Config, run_dir: Path, wait: bool = False, threads: int | No
     return _record_end(run_dir, code)
 
 
-def _run_child(run_dir: Path, threads: int | None) -> int:
+def _run_child(run_dir: Path, environment: dict[str, str]) -> int:
     command = [sys.executable, "-m", "grouped_lm.worker", str(run_dir), str(os.getpid())]
-    environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
     with (run_dir / LOG).open("ab") as log:
         child = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=environment
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | environment,
         )
         try:
             return child.wait()
@@ -144,6 +154,33 @@ def read_job(run_dir: Path) -> dict[str, Any]:
         raise RunFolderError(f"{run_dir} holds no job") from error
 
 
+def jobs_below(folder: Path) -> list[tuple[Config, Path]]:
+    """Return the jobs that lie in a sweep's folder: all there are where a sweeper chooses values as it goes."""
+    jobs = []
+    for path in sorted(folder.glob(f"*/{JOB}")):
+        with contextlib.suppress(GvcError):
+            values = read_job(path.parent)
+            jobs.append((config_from_dict(values, parse_head_config(values["head"])), path.parent))
+    return jobs
+
+
+@contextlib.contextmanager
+def driver_ledger(sweep_dir: Path) -> Iterator[Path]:
+    """Make a folder for one call of a driver, beside its jobs, since these may run on other machines.
+
+    It is gone afterwards; what killed drivers left is removed by the next one.
+    """
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    for stale in sweep_dir.glob(".driver-*"):
+        with contextlib.suppress(Timeout, OSError), FileLock(stale / ".lock", timeout=0):
+            shutil.rmtree(stale)
+    with (
+        tempfile.TemporaryDirectory(prefix=".driver-", dir=sweep_dir, ignore_cleanup_errors=True) as ledger,
+        FileLock(Path(ledger) / ".lock"),
+    ):
+        yield Path(ledger)
+
+
 @dataclass(frozen=True)
 class SweepLimits:
     """What one call of a driver may start. `ledger` is a folder that its workers share, wherever they run."""
@@ -180,15 +217,18 @@ class SweepLimits:
         return (self.ledger / RUNNING).exists()
 
 
-def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, threads: int | None) -> float:
-    """Run one job if the limits allow it; return its validation loss, infinite where there is none.
+def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, share: Share) -> float:
+    """Run one job if the limits allow it, in its share of the machine; return its validation loss, else infinity.
 
     With `wait`, only jobs that were left to another driver are looked at: they are waited for, or taken over.
     """
     state = job_state(config, run_dir)
-    if state != COMPLETE and (limits.left_to_others(run_dir) if wait else limits.allow(state)):
-        state = run_job(config, run_dir, wait=wait, threads=threads)
-        limits.note(state, run_dir)
+    if state != COMPLETE and (not wait or limits.left_to_others(run_dir)):
+        with share.environment(config.train.device) as environment:
+            state = job_state(config, run_dir)  # waiting for a slot can take hours
+            if state != COMPLETE and (wait or limits.allow(state)):
+                state = run_job(config, run_dir, wait=wait, environment=environment)
+                limits.note(state, run_dir)
     if state != COMPLETE:
         return math.inf
     return (RunFolder(run_dir).read_result() or {})["val/loss"]

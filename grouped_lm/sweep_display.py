@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,16 @@ def last_row(run_dir: Path) -> dict[str, Any]:
 
 
 class SweepDisplay:
-    """A live table on a terminal; elsewhere a plain line whenever a job ends."""
+    """A live table on a terminal; elsewhere a plain line whenever a job ends.
 
-    def __init__(self, jobs: list[tuple[Config, Path]]) -> None:
-        self._jobs = jobs
+    Args:
+        find_jobs: gives the jobs known by now; a sweeper may still choose more.
+        total: how many there will be.
+    """
+
+    def __init__(self, find_jobs: Callable[[], list[tuple[Config, Path]]], total: int) -> None:
+        self._find_jobs, self._total = find_jobs, total
+        jobs = find_jobs()
         self._console = Console(stderr=True, highlight=False)
         self._started = time.monotonic()
         self._ended_before = sum(job_state(config, path) in ENDED for config, path in jobs)
@@ -59,30 +66,31 @@ class SweepDisplay:
         self._say_ends()
 
     def _say_ends(self) -> None:
-        for config, path in self._jobs:
+        for config, path in self._find_jobs():
             state = job_state(config, path)
             if state in ENDED and path not in self._said:
                 self._said.add(path)
                 result = RunFolder(path).read_result() or {}
                 what = one_line(result) if state == COMPLETE else failure_reason(path)
-                self._console.print(f"{len(self._said)}/{len(self._jobs)} {path.name}: {state}  {what}", soft_wrap=True)
+                self._console.print(f"{len(self._said)}/{self._total} {path.name}: {state}  {what}", soft_wrap=True)
 
     def table(self) -> Table:
         """Return the state of every job, and how long the rest may take."""
-        states = [job_state(config, path) for config, path in self._jobs]
+        jobs = self._find_jobs()
+        states = [job_state(config, path) for config, path in jobs]
         ended = sum(state in ENDED for state in states)
-        table = Table(title=f"{ended}/{len(states)} jobs{self._time_left(ended, len(states))}", title_justify="left")
+        table = Table(title=f"{ended}/{self._total} jobs{self._time_left(ended)}", title_justify="left")
         for column in ("job", "state", "step", "last figures"):
             table.add_column(column)
-        for (config, path), state in zip(self._jobs, states, strict=True):
+        for (config, path), state in zip(jobs, states, strict=True):
             row = last_row(path) if state != "changed" else {}
             step = f"{row['trainer/step']}/{config.train.max_steps}" if row else "-"
             table.add_row(path.name, state, step, failure_reason(path) if state == FAILED else one_line(row))
         return table
 
-    def _time_left(self, ended: int, total: int) -> str:
+    def _time_left(self, ended: int) -> str:
         ended_now = ended - self._ended_before
-        if ended_now <= 0 or ended == total:
+        if ended_now <= 0 or ended == self._total:
             return ""
-        left = (time.monotonic() - self._started) / ended_now * (total - ended)
+        left = (time.monotonic() - self._started) / ended_now * (self._total - ended)
         return f", about {left / 60:.0f} minutes left" if left >= 60 else f", about {left:.0f} s left"

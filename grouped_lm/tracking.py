@@ -1,5 +1,7 @@
 """The record of a run: metrics.jsonl always, W&B as a copy that can neither stop nor change it."""
 
+import csv
+import io
 import json
 import netrc
 import os
@@ -8,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.config import Config, config_hash, config_to_dict
+from grouped_lm.config import Config, TrackingConfig, config_hash, config_to_dict
 
 STEP_AXIS = "trainer/step"
 METRIC_FAMILIES = ("train", "val", "throughput", "time", "memory")
@@ -110,6 +112,42 @@ class Tracker:
     def finish(self, result: dict[str, Any], exit_code: int = 0) -> None:
         """Close the copy with the final figures."""
         self._wandb.finish({key: value for key, value in result.items() if value is not None}, exit_code)
+
+
+def log_sweep(tracking: TrackingConfig, folder: Path, table: str) -> None:
+    """Write a sweep's table and plots into W&B, as one more run in the sweep's group; it can fail no sweep.
+
+    Args:
+        tracking: as the sweep's jobs have it; `disabled` writes nothing.
+        folder: of the sweep, with its `plots/`.
+        table: CSV, the first line being the names of the columns.
+    """
+    if tracking.mode == "disabled":
+        return
+    try:
+        import wandb
+
+        names, *rows = csv.reader(io.StringIO(table))
+        run = wandb.init(
+            id=_stable_id(folder),
+            resume="allow",
+            mode=tracking.mode,  # type: ignore[arg-type]
+            project=tracking.project,
+            entity=tracking.entity,
+            group=tracking.group,
+            job_type="sweep",
+            name=f"{folder.name}-results",
+            tags=sorted({"sweep", "paper-repro", *tracking.tags}),
+            dir=str(folder),
+            settings=wandb.Settings(init_timeout=tracking.init_timeout_s, silent=True, console="off"),
+        )
+        with run:
+            run.log({"sweep/results": wandb.Table(columns=[*names], data=rows)})
+            for picture in sorted((folder / "plots").glob("*.png")):
+                run.log({f"sweep/{picture.stem}": wandb.Image(str(picture))})
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        print(f"gvc: warning: W&B could not take the sweep's table ({reason})", file=sys.stderr)
 
 
 def login_state() -> str:

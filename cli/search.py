@@ -1,0 +1,75 @@
+"""A sweep whose values Optuna chooses: its study lies in the sweep's folder, and is continued there."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from grouped_lm.errors import BusyError
+
+STUDY = "study.db"
+STUDY_NAME = "gvc"
+ABANDONED = "abandoned_trials"
+"""Attribute of the study: numbers of trials that a killed driver left, each asked again under a new number."""
+
+
+def is_search(sweeper: Any) -> bool:
+    """Return whether a composed `hydra.sweeper` chooses values itself."""
+    return "optuna" in str(sweeper["_target_"])
+
+
+@contextmanager
+def continued_study(folder: Path, n_trials: int, seed: int, at_most: int | None = None) -> Iterator[list[str]]:
+    """Hold the study in `folder`, and give the overrides that make Optuna run what is left; none when nothing is.
+
+    Trials that a killed driver left are asked again first, with the same values: their jobs go on from their
+    checkpoints. The sampler is seeded by how many trials there were, or it would propose the first ones once more.
+
+    Args:
+        folder: of the sweep.
+        n_trials: in all, over every call.
+        seed: of the sampler.
+        at_most: trials in this call; None: all that are left.
+
+    Raises:
+        BusyError: another driver searches here.
+    """
+    import optuna
+
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = f"sqlite:///{folder / STUDY}"
+    try:
+        with FileLock(folder / ".search.lock", timeout=0):
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            study = optuna.create_study(storage=storage, study_name=STUDY_NAME, load_if_exists=True)
+            ask_again(study)
+            left = max(0, n_trials - len(ended_trials(study)))
+            overrides = [
+                f"hydra.sweeper.storage={storage}",
+                f"hydra.sweeper.study_name={STUDY_NAME}",
+                f"hydra.sweeper.n_trials={left if at_most is None else min(left, at_most)}",
+                "hydra.sweeper.max_failure_rate=1.0",
+                f"hydra.sweeper.sampler.seed={seed + len(study.trials)}",
+            ]
+            yield overrides if left else []
+    except Timeout as error:
+        raise BusyError(f"another driver searches in {folder}: wait for it, or give another hydra.sweep.dir") from error
+
+
+def ask_again(study: Any) -> None:
+    """Close the trials that a killed driver left open, and queue their values as new ones."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.set_user_attr(ABANDONED, [*study.user_attrs.get(ABANDONED, []), trial.number])
+        if trial.params:  # killed before it chose: nothing to repeat
+            study.enqueue_trial(trial.params)
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def ended_trials(study: Any) -> list[Any]:
+    """Return the trials that ran to an end, good or bad."""
+    abandoned = study.user_attrs.get(ABANDONED, [])
+    return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in abandoned]
