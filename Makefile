@@ -35,6 +35,9 @@ train: $(VENV)/.users  ## The plain `gvc train`; ARGS="head=dense train.max_step
 test: $(VENV)/.developers  ## Run the tests (no network needed)
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
+test-long: $(VENV)/.developers  ## Run the tests that take minutes each: sweeps killed again and again
+	$(BIN)/pytest -m long $(ARGS)
+
 check: $(VENV)/.developers  ## Format, lint, import fences, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -44,4 +47,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo train test check clean
+.PHONY: help install demo train test test-long check clean

@@ -54,7 +54,7 @@ def register() -> None:
     """Tell Hydra the schema, and a resolver that keeps two runs of the same second apart."""
     ConfigStore.instance().store(name="gvc_schema", node=Config)
     OmegaConf.register_new_resolver("gvc_slug", lambda value: re.sub(r"[^\w.+-]", "_", str(value)), replace=True)
-    OmegaConf.register_new_resolver("gvc_unique", lambda: secrets.token_hex(2), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("gvc_unique", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 
 
 register()  # at import, so that a launcher's worker that unpickles a task knows them too

@@ -1,5 +1,6 @@
 """Sweeps finish: whatever is killed, fails or changes, every job ends exactly once."""
 
+import csv
 import json
 import random
 import subprocess
@@ -8,6 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from grouped_lm.cli.hydra_entry import HydraFlags, composing
+from grouped_lm.cli.launchers import missing_plugin
+
+from grouped_lm.sweep import driver_ledger
 
 GVC = str(Path(sys.executable).parent / "gvc")
 
@@ -20,6 +25,14 @@ def results(folder: Path) -> dict[str, dict]:
         clockless = {k: v for k, v in result.items() if not k.startswith(("throughput", "time", "memory", "commit"))}
         found[path.parent.name] = clockless
     return found
+
+
+def clockless_table(folder: Path) -> list[dict[str, str]]:
+    """The sweep's CSV without what a clock or an allocator says, which also decides the front."""
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    unlike = ("throughput", "time", "memory", "commit", "front", "sweep")
+    return [{key: value for key, value in row.items() if not key.startswith(unlike)} for row in rows]
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -100,13 +113,16 @@ def test_unknown_and_missing_presets(gvc):
     assert "12 jobs" in listed
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_a_driver_killed_again_and_again_completes_every_job_once(gvc, tiny, seed):
-    words = ["sweep", "heads", *tiny, "head=dense,grouped", "seed=0,1", "train.checkpoint_every_steps=2"]
+@pytest.mark.parametrize(
+    ("n_seeds", "kills", "seed"), [(2, 2, 0), pytest.param(6, 15, 1, marks=pytest.mark.long)], ids=["short", "long"]
+)
+def test_a_driver_killed_again_and_again_completes_every_job_once(gvc, tiny, n_seeds, kills, seed):
+    seeds = ",".join(map(str, range(n_seeds)))
+    words = ["sweep", "heads", *tiny, "head=dense,grouped", f"seed={seeds}", "train.checkpoint_every_steps=2"]
     assert gvc(*words, "hydra.sweep.dir=whole").code == 0
     rng = random.Random(seed)
     ended: dict[str, int] = {}
-    for _ in range(2):
+    for _ in range(kills):
         driver = subprocess.Popen(
             [GVC, *words, "hydra.sweep.dir=cut"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -119,6 +135,8 @@ def test_a_driver_killed_again_and_again_completes_every_job_once(gvc, tiny, see
     outcome = gvc(*words, "hydra.sweep.dir=cut")
     assert outcome.code == 0, outcome.err
     assert results(Path("cut")) == results(Path("whole"))
+    assert len(results(Path("cut"))) == 2 * n_seeds
+    assert clockless_table(Path("cut")) == clockless_table(Path("whole"))
 
 
 def test_a_job_killed_from_outside_is_named_and_the_rest_finish(gvc, tiny):
@@ -147,9 +165,130 @@ def test_two_drivers_share_the_jobs(gvc, tiny):
         assert steps == [2, 4, 6, 8, 8]
 
 
-def test_over_joblib(gvc, tiny):
-    words = [*tiny, "head=dense,grouped", "hydra/launcher=local_2", "hydra.sweep.dir=s"]
-    # a process of its own: joblib keeps its workers, and with them the folder in which an earlier test stood
+@pytest.fixture(scope="module")
+def unbroken(tiny, tmp_path_factory):
+    """The figures of a small sweep over the basic launcher."""
+    folder = tmp_path_factory.mktemp("basic") / "s"
+    words = [GVC, "sweep", "heads", *tiny, "head=dense,grouped", f"hydra.sweep.dir={folder}"]
+    subprocess.run(words, check=True, capture_output=True)
+    return results(folder)
+
+
+@pytest.mark.parametrize("launcher", ["local_2", "submitit_local", "ray"])
+def test_every_launcher_gives_the_same_figures(gvc, tiny, unbroken, launcher):
+    words = [*tiny, "head=dense,grouped", f"hydra/launcher={launcher}", "hydra.sweep.dir=s"]
+    # a process of its own: joblib and Ray keep their workers, and with them the folder in which an earlier test stood
     outcome = subprocess.run([GVC, "sweep", "heads", *words], capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
-    assert {row["state"] for row in results(Path("s")).values()} == {"complete"}
+    assert results(Path("s")) == unbroken
+    assert not list(Path("s").glob(".driver-*"))
+
+
+def test_slurm_without_slurm_is_refused_before_the_first_job(gvc, tiny):
+    outcome = gvc("sweep", "heads", *tiny, "hydra/launcher=slurm_gpu")
+    assert outcome.code == 2
+    assert "no sbatch here" in outcome.err
+    assert not Path("runs").exists()
+
+
+def test_a_plugin_that_is_not_installed_is_named_with_its_extra():
+    assert "grouped-lm[ray]" in (missing_plugin("In 'config': Could not find 'hydra/launcher/ray'") or "")
+    assert missing_plugin("Could not find 'model/nosuch'") is None
+
+
+def test_a_killed_search_goes_on_with_the_trials_that_are_left(gvc, tiny):
+    words = ["sweep", "lr-search", *tiny, "head=grouped", "hydra.sweep.dir=s"]
+    driver = subprocess.Popen([GVC, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 200
+    while len(list(Path("s").glob("lr=*/job.json"))) < 5 and time.monotonic() < until:
+        time.sleep(0.02)
+    driver.kill()  # the fifth has begun
+    driver.wait()
+    before = {
+        name: stamp for name, stamp in stamps(Path("s")).items() if results(Path("s"))[name]["state"] == "complete"
+    }
+    assert len(before) == 4
+    started = {path.parent.name for path in Path("s").glob("lr=*/job.json")}
+
+    assert gvc(*words, "--only-failed").code == 2
+    outcome = gvc(*words)
+    assert outcome.code == 0, outcome.err
+    after = stamps(Path("s"))
+    assert len(after) == 8
+    assert before.items() <= after.items()
+    assert started <= after.keys()  # the fifth was finished, with its own value
+    assert gvc(*words).code == 0
+    assert stamps(Path("s")) == after
+
+
+@pytest.mark.parametrize("ends", ["interval(-1,1)", "interval(1e-4,nan)"])
+def test_a_search_over_values_out_of_range_is_refused(gvc, tiny, ends):
+    outcome = gvc("sweep", "lr-search", *tiny, f"optim.lr={ends}")
+    assert outcome.code == 2
+    assert not Path("runs").exists()
+
+
+def test_the_ledger_of_a_killed_driver_is_removed_by_the_next_one(tmp_path):
+    (tmp_path / ".driver-dead").mkdir()
+    with driver_ledger(tmp_path) as mine:
+        assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+        with driver_ledger(tmp_path) as other:
+            assert mine.exists()
+            assert other != mine
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_in_wandb_has_its_table_and_plots(gvc, tiny):
+    words = [word for word in tiny if word != "tracking=none"]
+    words = [GVC, "sweep", "heads", *words, "head=grouped", "head.group_size=4,8", "hydra.sweep.dir=s"]
+    subprocess.run(words, check=True, capture_output=True)  # a process of its own: W&B's service outlives a test
+    (record,) = Path("s/wandb").glob("offline-run-*")
+    command = [str(Path(GVC).parent / "wandb"), "leet", "inspect", "--json", str(record)]
+    read = subprocess.run(command, capture_output=True, text=True)
+    assert "sweep/results" in read.stdout
+    assert "sweep/perplexity-by-group-size" in read.stdout
+
+
+def test_32_runs_of_one_second_have_32_folders():
+    with composing(HydraFlags()) as compose_with:
+        folders = {compose_with([], return_hydra_config=True).hydra.run.dir for _ in range(32)}
+    assert len(folders) == 32
+
+
+@pytest.mark.long
+def test_32_runs_started_together_have_32_folders(gvc, tiny):
+    runs = [
+        subprocess.Popen([GVC, "train", *tiny], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) for _ in range(32)
+    ]
+    folders = {run.communicate()[0].split()[-1] for run in runs}
+    assert {run.returncode for run in runs} == {0}
+    assert len(folders) == 32
+    assert len(list(Path("runs").iterdir())) == 32
+
+
+@pytest.mark.long
+def test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again(gvc, tiny):
+    words = ["sweep", "seeds", *tiny, "head=grouped", "seed=0,1", "train.max_steps=1500", "hydra.sweep.dir=s"]
+    words += ["optim.warmup_steps=0", "optim.grad_clip=0", "train.micro_batch_size=2,200000", "optim.lr=1e-3,1e9"]
+    limited = f"ulimit -v 8000000; exec {GVC} {' '.join(words)}"
+    driver = subprocess.Popen(["bash", "-c", limited], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    victim = Path("s/lr=0.001,micro_batch_size=2,seed=1")
+    while not (victim / "metrics.jsonl").exists() and driver.poll() is None:
+        time.sleep(0.05)
+    found = subprocess.run(["pgrep", "-f", f"grouped_lm.worker.*{victim}"], capture_output=True, text=True)
+    subprocess.run(["kill", "-9", *found.stdout.split()], check=True)
+    _, err = driver.communicate(timeout=600)
+    assert driver.returncode == 1
+    table = (Path("s") / "results.md").read_text()
+    for reason in ("killed by signal 9", "diverged at step", "out of memory with train.micro_batch_size=200000"):
+        assert reason in err
+        assert reason in table
+    states = {name: row["state"] for name, row in results(Path("s")).items()}
+    assert [name for name, state in states.items() if state == "complete"] == ["lr=0.001,micro_batch_size=2,seed=0"]
+    before = stamps(Path("s"))
+    again = subprocess.run(["bash", "-c", f"{limited} --only-failed"], capture_output=True, text=True)
+    assert again.returncode == 1  # two reasons are still there
+    after = results(Path("s"))
+    assert after["lr=0.001,micro_batch_size=2,seed=1"]["state"] == "complete"
+    changed = {name for name, stamp in stamps(Path("s")).items() if stamp != before[name]}
+    assert changed == {name for name, state in states.items() if state == "failed"}
