@@ -1,5 +1,6 @@
 """A sweep whose values Optuna chooses: its study lies in the sweep's folder, and is continued there."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +65,9 @@ def ask_again(study: Any) -> None:
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.set_user_attr(ABANDONED, [*study.user_attrs.get(ABANDONED, []), trial.number])
-        if trial.params:  # killed before it chose: nothing to repeat
-            study.enqueue_trial(trial.params)
+        if trial.params:  # without: killed before it chose, nothing to repeat
+            with warnings.catch_warnings(action="ignore"):  # optuna 2 calls the method experimental
+                study.enqueue_trial(trial.params)
         study.tell(trial.number, state=TrialState.FAIL)
 
 

@@ -161,5 +161,6 @@ def known_duration(folder: Path, count: int) -> str:
     for path in sorted(folder.glob("*/result.json")):
         seconds = (RunFolder(path.parent).read_result() or {}).get("time/total_s")
         if seconds:
-            return f" (about {seconds * count / 60:,.0f} minutes here)"
+            whole = seconds * count
+            return f" (about {whole / 60:,.0f} minutes here)" if whole >= 120 else f" (about {whole:.0f} s here)"
     return ""

@@ -197,16 +197,17 @@ class SweepLimits:
         if self.fail_fast and (self.ledger / FAILED).exists():
             return False
         for number in range(self.max_jobs if self.max_jobs is not None else 0):
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # no ledger: its driver was killed
                 (self.ledger / f"start-{number}").touch(exist_ok=False)
                 return True
         return self.max_jobs is None
 
     def note(self, state: str, run_dir: Path) -> None:
         """Write down what became of a job, for the rest of this call."""
-        (self.ledger / state).touch()
-        if state == RUNNING:
-            (self.ledger / f"{RUNNING}-{run_dir.name}").touch()
+        with contextlib.suppress(FileNotFoundError):  # a queued job may outlive its driver, and then nobody asks
+            (self.ledger / state).touch()
+            if state == RUNNING:
+                (self.ledger / f"{RUNNING}-{run_dir.name}").touch()
 
     def left_to_others(self, run_dir: Path) -> bool:
         """Return whether another driver had this job when it was this one's turn."""

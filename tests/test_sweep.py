@@ -12,7 +12,7 @@ import pytest
 from grouped_lm.cli.hydra_entry import HydraFlags, composing
 from grouped_lm.cli.launchers import missing_plugin
 
-from grouped_lm.sweep import driver_ledger
+from grouped_lm.sweep import SweepLimits, driver_ledger
 
 GVC = str(Path(sys.executable).parent / "gvc")
 
@@ -236,6 +236,13 @@ def test_the_ledger_of_a_killed_driver_is_removed_by_the_next_one(tmp_path):
             assert mine.exists()
             assert other != mine
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_that_outlives_its_driver_ends_all_the_same(tmp_path):
+    limits = SweepLimits(tmp_path / "gone", max_jobs=1)
+    assert not limits.allow("new")
+    assert SweepLimits(tmp_path / "gone").allow("new")
+    limits.note("complete", tmp_path)
 
 
 def test_a_sweep_in_wandb_has_its_table_and_plots(gvc, tiny):
