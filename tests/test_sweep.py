@@ -279,7 +279,7 @@ def test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again(
     words += ["optim.warmup_steps=0", "optim.grad_clip=0", "train.micro_batch_size=2,200000", "optim.lr=1e-3,1e9"]
     limited = f"ulimit -v 8000000; exec {GVC} {' '.join(words)}"
     driver = subprocess.Popen(["bash", "-c", limited], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    victim = Path("s/lr=0.001,micro_batch_size=2,seed=1")
+    victim = Path("s/lr=0.001,seed=1,micro_batch_size=2")
     while not (victim / "metrics.jsonl").exists() and driver.poll() is None:
         time.sleep(0.05)
     found = subprocess.run(["pgrep", "-f", f"grouped_lm.worker.*{victim}"], capture_output=True, text=True)
@@ -291,11 +291,11 @@ def test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again(
         assert reason in err
         assert reason in table
     states = {name: row["state"] for name, row in results(Path("s")).items()}
-    assert [name for name, state in states.items() if state == "complete"] == ["lr=0.001,micro_batch_size=2,seed=0"]
+    assert [name for name, state in states.items() if state == "complete"] == ["lr=0.001,seed=0,micro_batch_size=2"]
     before = stamps(Path("s"))
     again = subprocess.run(["bash", "-c", f"{limited} --only-failed"], capture_output=True, text=True)
     assert again.returncode == 1  # two reasons are still there
     after = results(Path("s"))
-    assert after["lr=0.001,micro_batch_size=2,seed=1"]["state"] == "complete"
+    assert after["lr=0.001,seed=1,micro_batch_size=2"]["state"] == "complete"
     changed = {name for name, stamp in stamps(Path("s")).items() if stamp != before[name]}
     assert changed == {name for name, state in states.items() if state == "failed"}
