@@ -11,6 +11,7 @@ from .data import data_app
 from .doctor import doctor
 from .eval import evaluate_run
 from .ls import list_runs
+from .plan import plan
 from .sample import sample
 from .sweep import sweep
 from .train import train
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Train and measure small language models with grouped output layers (arXiv 2411.06371).",
 )
 app.command("train")(train)
+app.command("plan")(plan)
 app.command("eval")(evaluate_run)
 app.command("sample")(sample)
 app.command("sweep")(sweep)

@@ -12,15 +12,15 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
     {"config", "checkpoint"},
-    {"runtime", "grouping", "measure", "theory", "ranking"},
-    {"heads", "plot_data"},
+    {"runtime", "grouping", "measure", "theory", "ranking", "live_bytes"},
+    {"heads", "plot_data", "devices"},
     {"data", "optim", "tracking", "train_state", "plot_parts"},
     {"models"},
     {"run_folder", "display", "plots"},
     {"rows"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
-    {"train", "sweep_display"},
-    {"worker"},
+    {"train", "sweep_display", "plan"},
+    {"worker", "plan_table"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},

@@ -105,3 +105,8 @@ def _make_local_causal_mask(n_tokens: int, window: int, device: torch.device) ->
 @lru_cache(maxsize=4)
 def _cached_local_causal_mask(n_tokens: int, window: int, device: torch.device) -> Tensor:
     return _make_local_causal_mask(n_tokens, window, device)
+
+
+def forget_masks() -> None:
+    """Drop the masks made so far: those of a fake step have no data, and a real step must not find them."""
+    _cached_local_causal_mask.cache_clear()

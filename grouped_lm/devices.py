@@ -1,0 +1,113 @@
+"""What a device can do, from its maker's data sheet; the CPU is measured, since it is here."""
+
+import difflib
+import os
+import re
+import time
+from dataclasses import dataclass
+
+import torch
+
+from grouped_lm.errors import ConfigError
+from grouped_lm.measure import GIB, measure_gemm_flops_per_sec
+
+UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": GIB, "TIB": 2**40}
+UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Peak figures. Matrix products in fp32 run without TF32, which torch leaves off unless asked."""
+
+    name: str
+    fp32_flops_per_sec: float
+    bf16_flops_per_sec: float
+    """Dense, fp32 accumulation."""
+    bytes_per_sec: float
+    """Of its memory."""
+    memory_bytes: int
+    source: str
+
+    def flops_per_sec(self, dtype: str) -> float:
+        """Return the peak for matrix products in `float32` or `bfloat16`."""
+        return self.bf16_flops_per_sec if dtype == "bfloat16" else self.fp32_flops_per_sec
+
+
+DEVICES = {
+    "a100": Device(
+        "a100",
+        19.5e12,
+        312e12,
+        1.555e12,
+        40 * GIB,
+        "NVIDIA A100 Tensor Core GPU data sheet, 40GB SXM: FP32, BFLOAT16 Tensor Core without sparsity, bandwidth",
+    ),
+    "h100": Device(
+        "h100",
+        67e12,
+        989.4e12,
+        3.35e12,
+        80 * GIB,
+        "NVIDIA H100 Tensor Core GPU data sheet, SXM5: FP32, BFLOAT16 Tensor Core (half the figure with sparsity), "
+        "bandwidth",
+    ),
+    "t4": Device(
+        "t4",
+        8.1e12,
+        8.1e12,
+        0.320e12,
+        16 * GIB,
+        "NVIDIA T4 Tensor Core GPU data sheet: single precision, bandwidth; its tensor cores know no bfloat16, so "
+        "that figure is fp32's",
+    ),
+    "rtx4090": Device(
+        "rtx4090",
+        82.6e12,
+        165.2e12,
+        1.008e12,
+        24 * GIB,
+        "NVIDIA Ada GPU architecture white paper, GeForce RTX 4090: FP32, BF16 Tensor with FP32 accumulate without "
+        "sparsity, bandwidth",
+    ),
+}
+
+
+def measure_copy_bytes_per_sec(n_bytes: int = 2**26) -> float:
+    """Return the best of five rates at which a tensor is read and written here, in bytes moved per second."""
+    source, target = (torch.zeros(n_bytes // 4) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        started = time.perf_counter()
+        target.copy_(source)
+        best = min(best, time.perf_counter() - started)
+    return 2 * n_bytes / best
+
+
+def find_device(name: str, dtype: str) -> Device:
+    """Return the device of that name, the CPU measured for `dtype`.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name in DEVICES:
+        return DEVICES[name]
+    if name != "cpu":
+        near = difflib.get_close_matches(name.lower(), [*DEVICES, "cpu"], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"--device must be one of {', '.join(DEVICES)}, cpu, got {name!r}{hint}")
+    flops = measure_gemm_flops_per_sec(torch.device("cpu"), getattr(torch, dtype))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    source = f"measured here: a matrix product and a copy with {torch.get_num_threads()} threads"
+    return Device("cpu", flops, flops, measure_copy_bytes_per_sec(), memory, source)
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that `8GiB`, `500 MB` or `1e9` means.
+
+    Raises:
+        ConfigError: no number, an unknown unit, or nothing above 0.
+    """
+    found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE]\d{1,2})?)\s*([A-Za-z]*)\s*", text)
+    if not found or found[2].upper() not in UNITS or float(found[1]) * UNITS[found[2].upper()] < 1:
+        raise ConfigError(f"--memory must be a size above 0 such as 8GiB, 500MiB or 16GB, got {text!r}")
+    return int(float(found[1]) * UNITS[found[2].upper()])

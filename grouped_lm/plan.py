@@ -1,0 +1,255 @@
+"""What a run will need, before it runs: memory, largest shapes, FLOPs and speed of every head, from fake steps.
+
+A fake step goes through the operators of a training step with shapes alone. Its bytes agree with the allocator events
+of a real step on a CPU within 1 % (`tests/test_plan.py`). Not seen: what a kernel written in C++ allocates inside,
+such as the few KiB per thread of CPU attention. On a GPU come on top of live tensors: the context, the libraries'
+workspaces, rounding to 512 bytes and fragmentation; its attention kernels save about the same tensors as the CPU's.
+
+Letters: B micro_batch_size, T block_size.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from grouped_lm.config import Config, GroupingConfig
+from grouped_lm.devices import Device
+from grouped_lm.evaluate import autocast
+from grouped_lm.heads import HEAD_CONFIGS
+from grouped_lm.heads.base import HeadLoss
+from grouped_lm.live_bytes import KINDS, LiveBytes, Moments
+from grouped_lm.models.build import build_lm
+from grouped_lm.models.gpt_neo import forget_masks
+from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
+from grouped_lm.optim import build_optimizer
+
+MAX_BATCH, MAX_CONTEXT = 2**16, 2**17
+"""Where the search for the largest shapes ends."""
+UTILISATION = 0.5
+"""Assumed share of the peak FLOP/s that matrix products reach: large ones reach more, narrow ones less."""
+ADAMW_BYTES = 28
+"""Traffic of a fused update per fp32 weight: weight, gradient and two averages read, all but the gradient written."""
+WORTH = 1.1
+"""A head that gains less than this in memory and in speed is not worth its loss in quality."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadPlan:
+    """What one head needs with the body, batch and context of the config."""
+
+    head: str
+    peak_bytes: int
+    parts: dict[str, int]
+    """Bytes at the peak by kind (`live_bytes.KINDS`)."""
+    peak_module: str
+    largest_micro_batch_size: int
+    """At the config's context; 0 where not even one window fits."""
+    longest_block_size: int
+    """At the config's batch; 0 where not even one token fits."""
+    body_flops_per_token: float
+    """Forward pass; a training step takes three times as much."""
+    head_flops_per_token: float
+    tokens_per_sec: float
+    hours: float
+    flops_ratio: float = 1.0
+    """Of the dense head's total to this one's: above 1 is fewer."""
+    memory_ratio: float = 1.0
+    speed_ratio: float = 1.0
+
+    @property
+    def flops_cap(self) -> float:
+        """1 + F_head / F_body: how many times fewer FLOPs a head that costs nothing would leave."""
+        return 1 + self.head_flops_per_token / self.body_flops_per_token
+
+    @property
+    def helps(self) -> bool:
+        """Whether memory or speed is at least `WORTH` times better than with the dense head."""
+        return max(self.memory_ratio, self.speed_ratio) >= WORTH
+
+
+def fake_model(config: Config) -> LanguageModel:
+    """Build the model of shapes alone, in training mode; which token is in which group changes no size."""
+    return build_lm(dataclasses.replace(config, grouping=GroupingConfig())).train()
+
+
+def fake_step(config: Config) -> Moments:
+    """Return what lives during an optimizer step of the loop in `train`, with optimizer state from a step before.
+
+    Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations.
+    """
+    forget_masks()
+    try:
+        with FakeTensorMode():
+            return _fake_step(config)
+    finally:
+        forget_masks()  # a fake mask must not reach a real step
+
+
+def _fake_step(config: Config) -> Moments:
+    model = fake_model(config)
+    parameters = list(model.parameters())
+    optimizer = build_optimizer(config.optim, model)
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    live = LiveBytes(model)
+    live.hold([*parameters, *model.buffers()], "weights")
+    live.hold((v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)), "optimizer")
+    shape = config.train.micro_batch_size, config.model.block_size
+    with live:
+        losses: list[HeadLoss] = []
+        for _ in range(min(2, config.train.grad_accum_steps)):
+            input_ids, targets = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
+            with autocast(torch.device("cpu"), config.train.dtype):
+                losses.append(model(input_ids, targets))
+            (losses[-1].nll / config.train.grad_accum_steps).backward()
+            live.hold((p.grad for p in parameters if p.grad is not None), "gradients")
+        torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return live.moments()
+
+
+def with_shape(config: Config, batch: int | None = None, context: int | None = None) -> Config:
+    """Return the config with another B or T."""
+    train = dataclasses.replace(config.train, micro_batch_size=batch or config.train.micro_batch_size)
+    model = dataclasses.replace(config.model, block_size=context or config.model.block_size)
+    return dataclasses.replace(config, train=train, model=model)
+
+
+def interpolate(steps: dict[int, Moments], x: int) -> np.ndarray | None:
+    """Return the (moments, kinds) bytes at `x`, by the polynomial through the steps; None if they do not match.
+
+    Sizes grow as polynomials of B (degree 1) and T (1, or 2 with attention scores or masks), so enough steps give
+    every x exactly. The peak itself is none: it is the greatest of the moments.
+    """
+    first, *others = steps.values()
+    if any(step.modules != first.modules for step in others):
+        return None
+    live = np.zeros(first.live.shape)
+    for at, step in steps.items():
+        weight = math.prod((x - other) / (at - other) for other in steps if other != at)
+        live += weight * step.live
+    return live
+
+
+def largest(fits: Callable[[int], bool], high: int) -> int:
+    """Return the greatest x in [0, high] that fits, if what is smaller fits too; 0 always does."""
+    low = 0
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def peak_function(steps: dict[int, Moments], config_at: Callable[[int], Config]) -> Callable[[int], float]:
+    """Return x -> peak bytes: interpolated, or by a fake step at x where the steps do not match."""
+
+    def peak(x: int) -> float:
+        live = interpolate(steps, x)
+        return float((fake_step(config_at(x)).live if live is None else live).sum(1).max())
+
+    return peak
+
+
+def largest_shapes(config: Config, step: Moments, memory_bytes: int) -> tuple[int, int]:
+    """Return the largest B at the config's T, and the longest T at its B, whose peak is at most `memory_bytes`.
+
+    Args:
+        config: the run.
+        step: its fake step.
+        memory_bytes: for live tensors.
+    """
+    batch, context = config.train.micro_batch_size, config.model.block_size
+
+    def batch_config(x: int) -> Config:
+        return with_shape(config, batch=x)
+
+    def context_config(x: int) -> Config:
+        return with_shape(config, context=x)
+
+    batches = {batch: step} if batch > 1 else {2: fake_step(batch_config(2))}  # one row is laid out differently
+    batches[2 * max(2, batch)] = fake_step(batch_config(2 * max(2, batch)))
+    cut = config.model.body == "gpt_neo" and context <= config.model.window_size  # a longer text needs a mask
+    start = 2 * config.model.window_size if cut else context
+    square = config.model.body == "gpt_neo" or config.model.dropout > 0  # masks, and attention without its kernel
+    lengths = (start, 2 * start, 3 * start) if square else (start, 2 * start)
+    contexts = {x: step if x == context else fake_step(context_config(x)) for x in lengths}
+    batch_peak, context_peak = peak_function(batches, batch_config), peak_function(contexts, context_config)
+    return (
+        largest(lambda x: batch_peak(x) <= memory_bytes, MAX_BATCH),
+        largest(lambda x: context_peak(x) <= memory_bytes, MAX_CONTEXT),
+    )
+
+
+def seconds_per_step(config: Config, model: LanguageModel, made: int, device: Device) -> float:
+    """Return matrix products at `UTILISATION` of their peak, plus what is made written and read once at full bandwidth.
+
+    Args:
+        config: the run.
+        model: its (fake) model.
+        made: bytes of all storages of a step.
+        device: where.
+    """
+    forward = estimate_body_flops_per_token(config.model, config.model.block_size) + model.head.flops_per_token()
+    n_tokens = config.train.micro_batch_size * config.model.block_size * config.train.grad_accum_steps
+    compute = 3 * forward * n_tokens / (UTILISATION * device.flops_per_sec(config.train.dtype))
+    repeats = config.train.grad_accum_steps / min(2, config.train.grad_accum_steps)
+    traffic = 2 * made * repeats + ADAMW_BYTES * sum(p.numel() for p in model.parameters())
+    return compute + traffic / device.bytes_per_sec
+
+
+def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) -> HeadPlan:
+    """Plan the run of `config`; see `HeadPlan`. The ratios are set by `plan_heads`."""
+    step = fake_step(config)
+    with FakeTensorMode():
+        model = fake_model(config)
+    at = int(step.live.sum(1).argmax())
+    batch, context = largest_shapes(config, step, memory_bytes)
+    n_tokens = config.train.micro_batch_size * config.model.block_size * config.train.grad_accum_steps
+    rate = n_tokens / seconds_per_step(config, model, step.made, device)
+    return HeadPlan(
+        head=config.head.name,
+        peak_bytes=int(step.live[at].sum()),
+        parts={kind: int(size) for kind, size in zip(KINDS, step.live[at], strict=True)},
+        peak_module=step.modules[at] or "optimizer",
+        largest_micro_batch_size=batch,
+        longest_block_size=context,
+        body_flops_per_token=estimate_body_flops_per_token(config.model, config.model.block_size),
+        head_flops_per_token=model.head.flops_per_token(),
+        tokens_per_sec=rate,
+        hours=tokens / rate / 3600,
+    )
+
+
+def plan_heads(config: Config, memory_bytes: int, device: Device, tokens: int | None = None) -> list[HeadPlan]:
+    """Plan every head, the config's own settings for its own head, and hold each against the dense one.
+
+    Args:
+        config: the run.
+        memory_bytes: for live tensors.
+        device: whose speed counts.
+        tokens: of the whole training; None means those of the config.
+    """
+    train = config.train
+    total = tokens or train.max_steps * train.micro_batch_size * train.grad_accum_steps * config.model.block_size
+    heads: dict[str, Any] = {name: schema() for name, schema in HEAD_CONFIGS.items()} | {config.head.name: config.head}
+    plans = [plan_head(dataclasses.replace(config, head=h), memory_bytes, device, total) for h in heads.values()]
+    dense = plans[0]
+    dense_flops = dense.body_flops_per_token + dense.head_flops_per_token
+    return [
+        dataclasses.replace(
+            plan,
+            flops_ratio=dense_flops / (plan.body_flops_per_token + plan.head_flops_per_token),
+            memory_ratio=dense.peak_bytes / plan.peak_bytes,
+            speed_ratio=plan.tokens_per_sec / dense.tokens_per_sec,
+        )
+        for plan in plans
+    ]
