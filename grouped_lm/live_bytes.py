@@ -74,7 +74,7 @@ class Moments:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Record every storage that operators make while the mode is on.
+    """Record every storage that operators make while it is `watching`.
 
     While a mode watches, autograd adds up gradients in new storages; without one it adds in place where nobody else
     holds the first term. So a sum in the backward pass counts only once the terms that are to go are gone.
@@ -119,26 +119,20 @@ class LiveBytes(TorchDispatchMode):
         self._refs.append(weakref.ref(storage, gone))
         return number
 
-    def __enter__(self) -> "LiveBytes":
-        self._watch = self._place.watching()
-        self._watch.__enter__()
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow what is made inside."""
         self._held = len(self._sizes)
-        return super().__enter__()
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        self._watch.__exit__(*exception)
+        with self._place.watching(), self:
+            yield
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` and follow the storages in its output that are new."""
         backward, module = torch._C._current_graph_task_id() != -1, self._place.now()
         kind = "temporary" if backward else module.split(".")[0]
         kind = kind if kind in KINDS else "temporary"
-        if func in INSIDE:  # its body in Python, run once more for what it makes and drops before it returns
-            inside = LiveBytes(nn.Module())
-            with inside:
-                INSIDE[func](*args, **(kwargs or {}))
-            self._events.append((self._new(int(inside.moments().live.sum(1).max()), kind, module), -1))
+        if func in INSIDE:
+            self._events.append((self._new(bytes_inside(INSIDE[func], args, kwargs or {}), kind, module), -1))
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._alive:
@@ -146,6 +140,10 @@ class LiveBytes(TorchDispatchMode):
                 if backward and func is torch.ops.aten.add.Tensor:
                     self._sums.add(number)
         return out
+
+    def held_bytes(self) -> int:
+        """Return the bytes that lived before the step."""
+        return sum(self._sizes[: self._held])
 
     def moments(self) -> Moments:
         """Return what lived at each allocation so far."""
@@ -165,6 +163,16 @@ class LiveBytes(TorchDispatchMode):
                 if not waiting:
                     rows.append(live.copy())
         return Moments(np.array(rows), modules, sum(self._sizes[self._held :]))
+
+
+def bytes_inside(body: Any, args: Any, kwargs: Any) -> int:
+    """Return the peak bytes of what an operator's `body` makes, its arguments left out."""
+    inside = LiveBytes(nn.Module())
+    inside.hold((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), "weights")
+    with inside.watching():
+        body(*args, **kwargs)
+    live = inside.moments().live.sum(1)
+    return int(live.max() - inside.held_bytes())
 
 
 def _bodies() -> dict[Any, Any]:

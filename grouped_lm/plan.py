@@ -10,7 +10,7 @@ Letters: B micro_batch_size, T block_size.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,32 +78,36 @@ def fake_model(config: Config) -> LanguageModel:
     return build_lm(dataclasses.replace(config, grouping=GroupingConfig())).train()
 
 
-def fake_step(config: Config) -> Moments:
-    """Return what lives during an optimizer step of the loop in `train`, with optimizer state from a step before.
+def fake_steps(config: Config, batches: Sequence[int]) -> list[Moments]:
+    """Return what lives during an optimizer step of the loop in `train`, for each B, with the state of a step before.
 
     Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations.
     """
     forget_masks()
     try:
         with FakeTensorMode():
-            return _fake_step(config)
+            model = fake_model(config)
+            optimizer = build_optimizer(config.optim, model)
+            for parameter in model.parameters():
+                parameter.grad = torch.empty_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return [_fake_step(config, model, optimizer, batch) for batch in batches]
     finally:
         forget_masks()  # a fake mask must not reach a real step
 
 
-def _fake_step(config: Config) -> Moments:
-    model = fake_model(config)
-    parameters = list(model.parameters())
-    optimizer = build_optimizer(config.optim, model)
-    for parameter in parameters:
-        parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+def fake_step(config: Config) -> Moments:
+    """Return what lives during a step at the config's own B; see `fake_steps`."""
+    return fake_steps(config, [config.train.micro_batch_size])[0]
+
+
+def _fake_step(config: Config, model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int) -> Moments:
+    parameters, shape = list(model.parameters()), (batch, config.model.block_size)
     live = LiveBytes(model)
     live.hold([*parameters, *model.buffers()], "weights")
     live.hold((v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)), "optimizer")
-    shape = config.train.micro_batch_size, config.model.block_size
-    with live:
+    with live.watching():
         losses: list[HeadLoss] = []
         for _ in range(min(2, config.train.grad_accum_steps)):
             input_ids, targets = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
@@ -114,6 +118,7 @@ def _fake_step(config: Config) -> Moments:
         torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    forget_masks()  # the next batch makes its own, as this one did
     return live.moments()
 
 
@@ -159,71 +164,63 @@ def peak_function(steps: dict[int, Moments], config_at: Callable[[int], Config])
     return peak
 
 
-def largest_shapes(config: Config, step: Moments, memory_bytes: int) -> tuple[int, int]:
-    """Return the largest B at the config's T, and the longest T at its B, whose peak is at most `memory_bytes`.
+def measure_points(config: Config) -> tuple[Moments, dict[int, Moments], dict[int, Moments]]:
+    """Return the config's own step, and steps enough to interpolate: by B at its T, and by T at its B.
 
-    Args:
-        config: the run.
-        step: its fake step.
-        memory_bytes: for live tensors.
+    Where GPT-Neo's window cuts nothing off at the config's T, lengths below it are charged for masks they do not make.
     """
     batch, context = config.train.micro_batch_size, config.model.block_size
-
-    def batch_config(x: int) -> Config:
-        return with_shape(config, batch=x)
-
-    def context_config(x: int) -> Config:
-        return with_shape(config, context=x)
-
-    batches = {batch: step} if batch > 1 else {2: fake_step(batch_config(2))}  # one row is laid out differently
-    batches[2 * max(2, batch)] = fake_step(batch_config(2 * max(2, batch)))
+    batches = sorted({batch, max(2, batch), 2 * max(2, batch)})
+    by_batch = dict(zip(batches, fake_steps(config, batches), strict=True))
+    step = by_batch[batch]
+    if batch == 1:
+        del by_batch[1]  # one row is laid out differently
     cut = config.model.body == "gpt_neo" and context <= config.model.window_size  # a longer text needs a mask
-    start = 2 * config.model.window_size if cut else context
     square = config.model.body == "gpt_neo" or config.model.dropout > 0  # masks, and attention without its kernel
-    lengths = (start, 2 * start, 3 * start) if square else (start, 2 * start)
-    contexts = {x: step if x == context else fake_step(context_config(x)) for x in lengths}
-    batch_peak, context_peak = peak_function(batches, batch_config), peak_function(contexts, context_config)
-    return (
-        largest(lambda x: batch_peak(x) <= memory_bytes, MAX_BATCH),
-        largest(lambda x: context_peak(x) <= memory_bytes, MAX_CONTEXT),
-    )
+    start = 2 * config.model.window_size if cut else context
+    lengths = range(start, start * (4 if square else 3), start)
+    by_context = {x: step if x == context else fake_step(with_shape(config, context=x)) for x in lengths}
+    return step, by_batch, by_context
 
 
-def seconds_per_step(config: Config, model: LanguageModel, made: int, device: Device) -> float:
+def seconds_per_step(config: Config, forward_flops: float, n_params: int, made: int, device: Device) -> float:
     """Return matrix products at `UTILISATION` of their peak, plus what is made written and read once at full bandwidth.
 
     Args:
         config: the run.
-        model: its (fake) model.
-        made: bytes of all storages of a step.
+        forward_flops: per token.
+        n_params: that AdamW updates.
+        made: bytes of all storages of a fake step.
         device: where.
     """
-    forward = estimate_body_flops_per_token(config.model, config.model.block_size) + model.head.flops_per_token()
-    n_tokens = config.train.micro_batch_size * config.model.block_size * config.train.grad_accum_steps
-    compute = 3 * forward * n_tokens / (UTILISATION * device.flops_per_sec(config.train.dtype))
-    repeats = config.train.grad_accum_steps / min(2, config.train.grad_accum_steps)
-    traffic = 2 * made * repeats + ADAMW_BYTES * sum(p.numel() for p in model.parameters())
+    train = config.train
+    n_tokens = train.micro_batch_size * config.model.block_size * train.grad_accum_steps
+    compute = 3 * forward_flops * n_tokens / (UTILISATION * device.flops_per_sec(train.dtype))
+    traffic = 2 * made * train.grad_accum_steps / min(2, train.grad_accum_steps) + ADAMW_BYTES * n_params
     return compute + traffic / device.bytes_per_sec
 
 
 def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) -> HeadPlan:
     """Plan the run of `config`; see `HeadPlan`. The ratios are set by `plan_heads`."""
-    step = fake_step(config)
+    step, by_batch, by_context = measure_points(config)
+    batch_peak = peak_function(by_batch, lambda x: with_shape(config, batch=x))
+    context_peak = peak_function(by_context, lambda x: with_shape(config, context=x))
     with FakeTensorMode():
         model = fake_model(config)
-    at = int(step.live.sum(1).argmax())
-    batch, context = largest_shapes(config, step, memory_bytes)
+    head, body = model.head.flops_per_token(), estimate_body_flops_per_token(config.model, config.model.block_size)
+    n_params = sum(p.numel() for p in model.parameters())
     n_tokens = config.train.micro_batch_size * config.model.block_size * config.train.grad_accum_steps
-    rate = n_tokens / seconds_per_step(config, model, step.made, device)
+    rate = n_tokens / seconds_per_step(config, body + head, n_params, step.made, device)
+    at = int(step.live.sum(1).argmax())
     return HeadPlan(
         head=config.head.name,
         peak_bytes=int(step.live[at].sum()),
         parts={kind: int(size) for kind, size in zip(KINDS, step.live[at], strict=True)},
         peak_module=step.modules[at] or "optimizer",
-        largest_micro_batch_size=batch,
-        longest_block_size=context,
-        body_flops_per_token=estimate_body_flops_per_token(config.model, config.model.block_size),
-        head_flops_per_token=model.head.flops_per_token(),
+        largest_micro_batch_size=largest(lambda x: batch_peak(x) <= memory_bytes, MAX_BATCH),
+        longest_block_size=largest(lambda x: context_peak(x) <= memory_bytes, MAX_CONTEXT),
+        body_flops_per_token=body,
+        head_flops_per_token=head,
         tokens_per_sec=rate,
         hours=tokens / rate / 3600,
     )
