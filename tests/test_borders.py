@@ -19,8 +19,9 @@ LEVELS = [
     {"run_folder", "display", "plots"},
     {"rows"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
-    {"train", "sweep_display", "plan"},
-    {"worker", "plan_table"},
+    {"train", "sweep_display", "fake_step"},
+    {"worker", "plan"},
+    {"plan_table"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},

@@ -9,11 +9,12 @@ from grouped_lm.cli.hydra_entry import HydraFlags, compose_jobs
 
 from grouped_lm.devices import DEVICES, find_device, parse_bytes
 from grouped_lm.errors import ConfigError
+from grouped_lm.fake_step import fake_step, with_shape
 from grouped_lm.heads import HEAD_CONFIGS
 from grouped_lm.live_bytes import KINDS, LiveBytes
 from grouped_lm.measure import GIB
 from grouped_lm.models.gpt_neo import local_causal_mask
-from grouped_lm.plan import fake_step, interpolate, largest, plan_heads, with_shape
+from grouped_lm.plan import interpolate, largest, plan_heads
 from grouped_lm.train import train
 
 BODIES = {
