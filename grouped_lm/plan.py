@@ -21,7 +21,11 @@ from grouped_lm.models.lm import estimate_body_flops_per_token
 MAX_BATCH, MAX_CONTEXT = 2**16, 2**17
 """Where the search for the largest shapes ends."""
 UTILISATION = 0.5
-"""Assumed share of the peak FLOP/s that matrix products reach: large ones reach more, narrow ones less."""
+"""Assumed share of the peak FLOP/s that matrix products reach: large ones reach more, narrow ones less.
+
+Held against runs on one CPU thread: D 128 with 3 layers came within 15 %, dense and grouped; D 64 with 16 attention
+heads of width 4 ran 2.5 times (dense) and 6 times (grouped) slower than planned.
+"""
 ADAMW_BYTES = 28
 """Traffic of a fused update per fp32 weight: weight, gradient and two averages read, all but the gradient written."""
 WORTH = 1.1
