@@ -10,6 +10,7 @@ from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadContext, HeadLoss
+from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
 from grouped_lm.heads.dense import DenseConfig, DenseHead
 from grouped_lm.heads.film import FilmConfig, FilmHead
 from grouped_lm.heads.grouped import GroupedConfig, GroupedHead
@@ -19,6 +20,7 @@ HEADS: dict[str, tuple[type, type[Head]]] = {
     "dense": (DenseConfig, DenseHead),
     "grouped": (GroupedConfig, GroupedHead),
     "film": (FilmConfig, FilmHead),
+    "class_full": (ClassFullConfig, ClassFullHead),
 }
 """Every head, its schema and its class, by the name that commands and columns use."""
 HEAD_CONFIGS: dict[str, type] = {name: schema for name, (schema, _) in HEADS.items()}
@@ -82,6 +84,8 @@ __all__ = [
     "HEADS",
     "HEAD_CONFIGS",
     "IGNORE_INDEX",
+    "ClassFullConfig",
+    "ClassFullHead",
     "DenseConfig",
     "DenseHead",
     "FilmConfig",

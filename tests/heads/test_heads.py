@@ -9,6 +9,7 @@ from torch import Tensor
 from grouped_lm.config import GroupingConfig
 from grouped_lm.heads import (
     IGNORE_INDEX,
+    ClassFullConfig,
     DenseConfig,
     FilmConfig,
     GroupedConfig,
@@ -20,7 +21,7 @@ from grouped_lm.heads import (
 
 D = 6
 SHAPES = [(103, 7), (103, None), (10, 3), (5, 5), (9, 1), (2, 2), (1, 1)]  # partial groups, one group, S = 1, S = V
-KINDS = [GroupedConfig, FilmConfig]
+KINDS = [GroupedConfig, FilmConfig, ClassFullConfig]  # groups, and phantom slots in their masks
 
 
 def random_head(config, vocab_size: int, grouping: str = "merge_rank") -> Head:
@@ -72,9 +73,10 @@ def test_exact_distribution(config, vocab_size):
         torch.testing.assert_close(per_token.group_nll + per_token.token_nll, per_token.nll)
 
 
-@pytest.mark.parametrize("config", [GroupedConfig(group_size=7), FilmConfig(group_size=7), DenseConfig()], ids=str)
-def test_gradients(config):
-    head = random_head(config, 23)
+@pytest.mark.parametrize("grouping", ["merge_rank", "random"])
+@pytest.mark.parametrize("config", [*(kind(group_size=7) for kind in KINDS), DenseConfig()], ids=str)
+def test_gradients(config, grouping):
+    head = random_head(config, 23, grouping)
     hidden, targets = states_and_targets(23, 2, 3)
     names, parameters = zip(*head.named_parameters(), strict=True)
     weights = torch.randn(2, 3, dtype=torch.float64)
@@ -134,8 +136,9 @@ def test_phantom_slots_would_leak_without_their_mask(kind):
     assert head.log_prob(hidden).exp().sum(-1).max() < 1 - 1e-6
 
 
-def test_accuracies_count_targets_only():
-    head = random_head(GroupedConfig(group_size=7), 103)
+@pytest.mark.parametrize("kind", [GroupedConfig, ClassFullConfig])
+def test_accuracies_count_targets_only(kind):
+    head = random_head(kind(group_size=7), 103)
     hidden, targets = states_and_targets(103, 40)
     joint = head.log_prob(hidden)
     by_group = torch.zeros(40, head.n_group, dtype=torch.float64).index_add_(1, head.token_to_group, joint.exp())
@@ -147,7 +150,10 @@ def test_accuracies_count_targets_only():
     assert loss.token_correct == ((in_group.argmax(1) == targets) & counted).sum()
 
 
-@pytest.mark.parametrize("config", [GroupedConfig(group_size=7), FilmConfig(group_size=7), DenseConfig(tied=False)])
+UNTIED = [GroupedConfig(), FilmConfig(), ClassFullConfig(tied=False), DenseConfig(tied=False)]
+
+
+@pytest.mark.parametrize("config", UNTIED, ids=str)
 def test_bf16_autocast_keeps_the_loss_in_fp32(config):
     head = build_head(config, 64, 103)
     generator = torch.Generator().manual_seed(0)
@@ -168,7 +174,7 @@ def test_the_paper_example_has_225_groups_and_143_phantom_slots():
 
 
 def test_initial_loss_is_that_of_a_uniform_guess():
-    for config in (GroupedConfig(), FilmConfig(), DenseConfig(tied=False)):
+    for config in UNTIED:
         torch.manual_seed(0)
         head = build_head(config, 64, 5_000)
         hidden = torch.nn.functional.layer_norm(torch.randn(200, 64), (64,))
