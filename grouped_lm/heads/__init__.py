@@ -14,6 +14,7 @@ from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
 from grouped_lm.heads.dense import DenseConfig, DenseHead
 from grouped_lm.heads.film import FilmConfig, FilmHead
 from grouped_lm.heads.grouped import GroupedConfig, GroupedHead
+from grouped_lm.heads.shortlist import ShortlistConfig, ShortlistHead
 from grouped_lm.heads.two_level import TwoLevelHead
 
 HEADS: dict[str, tuple[type, type[Head]]] = {
@@ -21,6 +22,7 @@ HEADS: dict[str, tuple[type, type[Head]]] = {
     "grouped": (GroupedConfig, GroupedHead),
     "film": (FilmConfig, FilmHead),
     "class_full": (ClassFullConfig, ClassFullHead),
+    "shortlist": (ShortlistConfig, ShortlistHead),
 }
 """Every head, its schema and its class, by the name that commands and columns use."""
 HEAD_CONFIGS: dict[str, type] = {name: schema for name, (schema, _) in HEADS.items()}
@@ -96,6 +98,8 @@ __all__ = [
     "Head",
     "HeadContext",
     "HeadLoss",
+    "ShortlistConfig",
+    "ShortlistHead",
     "TwoLevelHead",
     "build_head",
     "needs_counts",

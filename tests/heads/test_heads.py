@@ -14,6 +14,7 @@ from grouped_lm.heads import (
     FilmConfig,
     GroupedConfig,
     Head,
+    ShortlistConfig,
     TwoLevelHead,
     build_head,
     parse_head_config,
@@ -22,6 +23,14 @@ from grouped_lm.heads import (
 D = 6
 SHAPES = [(103, 7), (103, None), (10, 3), (5, 5), (9, 1), (2, 2), (1, 1)]  # partial groups, one group, S = 1, S = V
 KINDS = [GroupedConfig, FilmConfig, ClassFullConfig]  # groups, and phantom slots in their masks
+
+
+SHORTLISTS = [
+    ShortlistConfig(shortlist_size=0, group_size=1),
+    ShortlistConfig(shortlist_size=8, group_size=None),
+    ShortlistConfig(shortlist_size=102),
+    ShortlistConfig(),  # all of V
+]
 
 
 def random_head(config, vocab_size: int, grouping: str = "merge_rank") -> Head:
@@ -44,6 +53,8 @@ def states_and_targets(vocab_size: int, *shape: int) -> tuple[Tensor, Tensor]:
 
 def configs_for(group_size: int | None):
     return [kind(group_size=group_size) for kind in KINDS] + [
+        *SHORTLISTS,
+        ShortlistConfig(shortlist_size=4, group_size=group_size, directions=2),
         DenseConfig(),
         DenseConfig(tied=False),
         DenseConfig(chunk_rows=4),
@@ -74,7 +85,7 @@ def test_exact_distribution(config, vocab_size):
 
 
 @pytest.mark.parametrize("grouping", ["merge_rank", "random"])
-@pytest.mark.parametrize("config", [*(kind(group_size=7) for kind in KINDS), DenseConfig()], ids=str)
+@pytest.mark.parametrize("config", [*configs_for(7)[:-1]], ids=str)
 def test_gradients(config, grouping):
     head = random_head(config, 23, grouping)
     hidden, targets = states_and_targets(23, 2, 3)
@@ -118,10 +129,10 @@ def test_nothing_counted_is_zero_not_nan(config):
     assert hidden.grad.abs().max() == 0.0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("config", [*(kind(group_size=7) for kind in KINDS), *SHORTLISTS], ids=str)
 @pytest.mark.parametrize("grouping", ["merge_rank", "frequency", "random"])
-def test_every_grouping_is_a_partition_and_exact(kind, grouping):
-    head = random_head(kind(group_size=7), 103, grouping)
+def test_every_grouping_is_a_partition_and_exact(config, grouping):
+    head = random_head(config, 103, grouping)
     hidden, _ = states_and_targets(103, 4)
     assert head.log_prob(hidden).exp().sum(-1).sub(1).abs().max() < 1e-12
     pairs = set(zip(head.token_to_group.tolist(), head.token_to_slot.tolist(), strict=True))
@@ -151,9 +162,12 @@ def test_accuracies_count_targets_only(kind):
 
 
 UNTIED = [GroupedConfig(), FilmConfig(), ClassFullConfig(tied=False), DenseConfig(tied=False)]
+UNTIED_BY_COUNT = [
+    ShortlistConfig(tied=False, shortlist_size=k, directions=r) for k, r in ((0, 1), (20, 1), (20, 4), (103, 1))
+]
 
 
-@pytest.mark.parametrize("config", UNTIED, ids=str)
+@pytest.mark.parametrize("config", UNTIED + UNTIED_BY_COUNT, ids=str)
 def test_bf16_autocast_keeps_the_loss_in_fp32(config):
     head = build_head(config, 64, 103)
     generator = torch.Generator().manual_seed(0)
