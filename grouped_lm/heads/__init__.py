@@ -9,6 +9,7 @@ from torch import Tensor
 from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import Grouping
+from grouped_lm.heads.adaptive import AdaptiveConfig, AdaptiveHead
 from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadContext, HeadLoss
 from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
 from grouped_lm.heads.dense import DenseConfig, DenseHead
@@ -23,6 +24,7 @@ HEADS: dict[str, tuple[type, type[Head]]] = {
     "film": (FilmConfig, FilmHead),
     "class_full": (ClassFullConfig, ClassFullHead),
     "shortlist": (ShortlistConfig, ShortlistHead),
+    "adaptive": (AdaptiveConfig, AdaptiveHead),
 }
 """Every head, its schema and its class, by the name that commands and columns use."""
 HEAD_CONFIGS: dict[str, type] = {name: schema for name, (schema, _) in HEADS.items()}
@@ -86,6 +88,8 @@ __all__ = [
     "HEADS",
     "HEAD_CONFIGS",
     "IGNORE_INDEX",
+    "AdaptiveConfig",
+    "AdaptiveHead",
     "ClassFullConfig",
     "ClassFullHead",
     "DenseConfig",

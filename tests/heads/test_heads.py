@@ -9,6 +9,7 @@ from torch import Tensor
 from grouped_lm.config import GroupingConfig
 from grouped_lm.heads import (
     IGNORE_INDEX,
+    AdaptiveConfig,
     ClassFullConfig,
     DenseConfig,
     FilmConfig,
@@ -31,6 +32,7 @@ SHORTLISTS = [
     ShortlistConfig(shortlist_size=102),
     ShortlistConfig(),  # all of V
 ]
+ADAPTIVE = [AdaptiveConfig(cutoffs=[5, 20], div_value=2.0), AdaptiveConfig(cutoffs=[1, 2, 3], div_value=1.0)]
 
 
 def random_head(config, vocab_size: int, grouping: str = "merge_rank") -> Head:
@@ -62,6 +64,7 @@ def configs_for(group_size: int | None):
 
 
 CASES = [(config, vocab) for vocab, size in SHAPES for config in configs_for(size)]
+CASES += [(config, vocab) for vocab in (103, 10, 5, 2) for config in [*ADAPTIVE, AdaptiveConfig()]]
 
 
 @pytest.mark.parametrize(("config", "vocab_size"), CASES, ids=str)
@@ -85,7 +88,7 @@ def test_exact_distribution(config, vocab_size):
 
 
 @pytest.mark.parametrize("grouping", ["merge_rank", "random"])
-@pytest.mark.parametrize("config", [*configs_for(7)[:-1]], ids=str)
+@pytest.mark.parametrize("config", [*configs_for(7)[:-1], *ADAPTIVE], ids=str)
 def test_gradients(config, grouping):
     head = random_head(config, 23, grouping)
     hidden, targets = states_and_targets(23, 2, 3)
@@ -119,7 +122,7 @@ def test_chunked_dense_equals_plain(rows, reduction):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("config", [*configs_for(7)], ids=str)
+@pytest.mark.parametrize("config", [*configs_for(7), *ADAPTIVE], ids=str)
 def test_nothing_counted_is_zero_not_nan(config):
     head = random_head(config, 103)
     hidden, targets = states_and_targets(103, 2, 3)
@@ -167,7 +170,7 @@ UNTIED_BY_COUNT = [
 ]
 
 
-@pytest.mark.parametrize("config", UNTIED + UNTIED_BY_COUNT, ids=str)
+@pytest.mark.parametrize("config", UNTIED + UNTIED_BY_COUNT + ADAPTIVE, ids=str)
 def test_bf16_autocast_keeps_the_loss_in_fp32(config):
     head = build_head(config, 64, 103)
     generator = torch.Generator().manual_seed(0)
@@ -204,6 +207,9 @@ def test_initial_loss_is_that_of_a_uniform_guess():
         ({"name": "dense", "tyed": True}, "did you mean head.tied"),
         ({"name": "grouped", "group_size": "seven"}, "head.group_size must be int"),
         ({"name": "grouped", "group_size": 0}, r"head.group_size must be in \[1"),
+        ({"name": "adaptive", "cutoffs": [20, 5]}, "head.cutoffs must be rising"),
+        ({"name": "adaptive", "cutoffs": 5}, "head.cutoffs must be list"),
+        ({"name": "shortlist", "directions": 0}, r"head.directions must be in \[1"),
         ({"name": "grouped", "group_size": True}, "head.group_size must be int"),
     ],
 )

@@ -7,7 +7,7 @@ from grouped_lm.config import Config, GroupingConfig, ModelConfig, TokenizerConf
 from grouped_lm.heads import HEAD_CONFIGS
 from grouped_lm.models.build import build_lm
 
-BY_COUNT = {"shortlist"}
+BY_COUNT = {"shortlist", "adaptive"}
 
 
 @pytest.mark.parametrize("grouping", ["merge_rank", "frequency"])
