@@ -50,10 +50,21 @@ class GroupRows(nn.Module):
         """G."""
         return len(self.starts) - 1
 
-    def of(self, group: int) -> slice | Tensor:
-        """Return what picks the rows of `group`, in the order of its slots."""
+    def take(self, table: Tensor, group: int) -> Tensor:
+        """Return the (S, ...) rows of `group`, in the order of its slots; a view where it can be one."""
         rows = slice(self.starts[group], self.starts[group + 1])
-        return rows if self.in_id_order else self.grouped[rows]
+        return table[rows] if self.in_id_order else table.index_select(0, self.grouped[rows])
+
+    def put(self, table: Tensor, group: int, values: Tensor) -> None:
+        """Write the (S, ...) rows of `group`.
+
+        With indexing instead of index_select and index_copy_ a pass over 225 groups by frequency took 55 ms, not 43.
+        """
+        rows = slice(self.starts[group], self.starts[group + 1])
+        if self.in_id_order:
+            table[rows] = values
+        else:
+            table.index_copy_(0, self.grouped[rows], values.to(table.dtype))
 
 
 class _InGroupLoss(torch.autograd.Function):
@@ -78,31 +89,38 @@ class _InGroupLoss(torch.autograd.Function):
         errors = []
         dtype = hidden.dtype
         for group, start, stop in pieces:
-            index, target = rows.of(group), slots[start:stop, None]
-            logits = F.linear(states[start:stop], weight[index], bias[index])
+            target = slots[start:stop, None]
+            logits = F.linear(states[start:stop], rows.take(weight, group), rows.take(bias, group))
             dtype, log_p = logits.dtype, at_least_fp32(logits).log_softmax(-1)
-            nll[place[start:stop]] = -log_p.gather(1, target).squeeze(1)
-            hits[place[start:stop]] = log_p.argmax(-1) == target.squeeze(1)
+            nll[start:stop] = -log_p.gather(1, target).squeeze(1)
+            hits[start:stop] = log_p.argmax(-1) == target.squeeze(1)
             if keep:
                 errors.append(log_p.exp_().scatter_add_(1, target, log_p.new_full((1, 1), -1.0).expand_as(target)))
         ctx.rows, ctx.pieces, ctx.dtype = rows, pieces, dtype
         ctx.save_for_backward(hidden, weight, bias, place, *errors)
+        nll, hits = _unsort(nll, place), _unsort(hits, place)
         ctx.mark_non_differentiable(hits)
-        return nll, hits, weight[rows.outside]
+        return nll, hits, weight.index_select(0, rows.outside)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_nll: Tensor, _hits: Tensor, d_outside: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, place, *errors = ctx.saved_tensors
-        d_hidden, d_weight, d_bias = (torch.zeros_like(t) for t in (hidden, weight, bias))
+        rows: GroupRows = ctx.rows
+        states, scale = hidden[place].to(ctx.dtype), d_nll[place].unsqueeze(1)
+        d_states, d_weight, d_bias = (torch.zeros_like(t) for t in (hidden, weight, bias))
         for (group, start, stop), error in zip(ctx.pieces, errors, strict=True):
-            index, tokens = ctx.rows.of(group), place[start:stop]
-            d_logits = (error * d_nll[tokens, None]).to(ctx.dtype)  # the matrix products run in the forward's dtype
-            d_hidden[tokens] = (d_logits @ weight[index].to(ctx.dtype)).to(hidden.dtype)
-            d_weight[index] = (d_logits.T @ hidden[tokens].to(ctx.dtype)).to(weight.dtype)
-            d_bias[index] = d_logits.sum(0, dtype=bias.dtype)
-        d_weight[ctx.rows.outside] = d_outside
-        return d_hidden, d_weight, d_bias, None, None, None, None
+            d_logits = (error * scale[start:stop]).to(ctx.dtype)  # the matrix products run in the forward's dtype
+            d_states[start:stop] = d_logits @ rows.take(weight, group).to(ctx.dtype)
+            rows.put(d_weight, group, d_logits.T @ states[start:stop])
+            rows.put(d_bias, group, d_logits.sum(0, dtype=bias.dtype))
+        d_weight.index_copy_(0, rows.outside, d_outside)
+        return _unsort(d_states, place), d_weight, d_bias, None, None, None, None
+
+
+def _unsort(values: Tensor, place: Tensor) -> Tensor:
+    """Return the rows in the order from which `place` sorted them."""
+    return torch.empty_like(values).index_copy_(0, place, values)
 
 
 def _pieces(groups: Tensor, n_group: int) -> Any:

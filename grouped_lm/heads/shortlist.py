@@ -137,7 +137,7 @@ class ShortlistHead(Head):
         logits = at_least_fp32(F.linear(states, self.weight, self.bias))
         parts = [first[:, : self.shortlist_size]]
         for group in range(self.n_group):
-            inside = logits[:, self.rows.of(group)].log_softmax(-1)
+            inside = self.rows.take(logits.T, group).T.log_softmax(-1)
             parts.append(inside + first[:, self.shortlist_size + group, None])
         order = torch.cat([self.rows.outside, self.rows.grouped])
         return torch.cat(parts, dim=1)[:, order.argsort()].view(*hidden.shape[:-1], self.vocab_size)
