@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
     {"config", "checkpoint"},
-    {"runtime", "grouping", "measure", "theory", "ranking"},
+    {"runtime", "grouping", "measure", "theory", "ranking", "slots"},
     {"heads", "plot_data"},
     {"data", "optim", "tracking", "train_state", "plot_parts"},
     {"models"},
