@@ -43,11 +43,11 @@ def plan(
     from grouped_lm.plan_table import notes, plan_table, plan_values
 
     memory_bytes = memory_bytes or chosen.memory_bytes
-    plans = plan_heads(config, memory_bytes, chosen, tokens)
+    plans, unplanned = plan_heads(config, memory_bytes, chosen, tokens)
     if as_json:
-        print(json.dumps(plan_values(config, plans, memory_bytes, chosen), indent=2))
+        print(json.dumps(plan_values(config, plans, unplanned, memory_bytes, chosen), indent=2))
     else:
         from grouped_lm.display import print_table
 
         print_table(plan_table(config, plans, memory_bytes, chosen))
-        print("\n".join(notes(plans, chosen)))
+        print("\n".join(notes(plans, unplanned, chosen)))

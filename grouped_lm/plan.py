@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from grouped_lm.config import Config
 from grouped_lm.devices import Device
@@ -163,8 +163,14 @@ def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) ->
     )
 
 
-def plan_heads(config: Config, memory_bytes: int, device: Device, tokens: int | None = None) -> list[HeadPlan]:
+def plan_heads(
+    config: Config, memory_bytes: int, device: Device, tokens: int | None = None
+) -> tuple[list[HeadPlan], list[str]]:
     """Plan every head, the config's own settings for its own head, and hold each against the dense one.
+
+    Returns:
+        The plans, the dense one first; and the names of the heads whose sizes depend on the tokens of a batch, which
+        shapes alone do not tell.
 
     Args:
         config: the run.
@@ -175,10 +181,15 @@ def plan_heads(config: Config, memory_bytes: int, device: Device, tokens: int | 
     train = config.train
     total = tokens or train.max_steps * train.micro_batch_size * train.grad_accum_steps * config.model.block_size
     heads: dict[str, Any] = {name: schema() for name, schema in HEAD_CONFIGS.items()} | {config.head.name: config.head}
-    plans = [plan_head(dataclasses.replace(config, head=h), memory_bytes, device, total) for h in heads.values()]
+    plans, unplanned = [], []
+    for name, head in heads.items():
+        try:
+            plans.append(plan_head(dataclasses.replace(config, head=head), memory_bytes, device, total))
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            unplanned.append(name)
     dense = plans[0]
     dense_flops = dense.body_flops_per_token + dense.head_flops_per_token
-    return [
+    ratios = [
         dataclasses.replace(
             plan,
             flops_ratio=dense_flops / (plan.body_flops_per_token + plan.head_flops_per_token),
@@ -187,3 +198,4 @@ def plan_heads(config: Config, memory_bytes: int, device: Device, tokens: int | 
         )
         for plan in plans
     ]
+    return ratios, unplanned

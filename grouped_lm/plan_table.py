@@ -52,11 +52,12 @@ def rows() -> list[Row]:
     ]
 
 
-def notes(plans: list[HeadPlan], device: Device) -> list[str]:
+def notes(plans: list[HeadPlan], unplanned: list[str], device: Device) -> list[str]:
     """Return the heads that do not help, and what the figures take for granted."""
     useless = [f"{p.head}: this head will not help you here" for p in plans if p.head != "dense" and not p.helps]
     return [
         *useless,
+        *(f"{name}: not planned, its sizes depend on the tokens of a batch" for name in unplanned),
         "memory: live tensors of an eager step; a GPU's context, workspaces and fragmentation come on top",
         f"speed: assumes {UTILISATION:.0%} of the peak FLOP/s, and every tensor written and read once; narrow bodies "
         "(D 64) have run 2 to 6 times slower",
@@ -80,7 +81,9 @@ def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device:
     return table
 
 
-def plan_values(config: Config, plans: list[HeadPlan], memory_bytes: int, device: Device) -> dict[str, Any]:
+def plan_values(
+    config: Config, plans: list[HeadPlan], unplanned: list[str], memory_bytes: int, device: Device
+) -> dict[str, Any]:
     """Return the plan ready for JSON; sizes in bytes, FLOPs per token and forward pass."""
     return {
         "model": config.model.name,
@@ -90,6 +93,7 @@ def plan_values(config: Config, plans: list[HeadPlan], memory_bytes: int, device
         "memory_bytes": memory_bytes,
         "device": dataclasses.asdict(device),
         "assumed_utilisation": UTILISATION,
+        "unplanned": unplanned,
         "heads": [
             dataclasses.asdict(plan) | {"flops_cap": plan.flops_cap, "helps": plan.head == "dense" or plan.helps}
             for plan in plans

@@ -171,14 +171,15 @@ def driver_ledger(sweep_dir: Path) -> Iterator[Path]:
     It is gone afterwards; what killed drivers left is removed by the next one.
     """
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    for stale in sweep_dir.glob(".driver-*"):
-        with contextlib.suppress(Timeout, OSError), FileLock(stale / ".lock", timeout=0):
-            shutil.rmtree(stale)
-    with (
-        tempfile.TemporaryDirectory(prefix=".driver-", dir=sweep_dir, ignore_cleanup_errors=True) as ledger,
-        FileLock(Path(ledger) / ".lock"),
-    ):
-        yield Path(ledger)
+    with contextlib.ExitStack() as stack:
+        with FileLock(sweep_dir / ".drivers.lock"):  # no driver may look at a ledger that is not locked yet
+            for stale in sweep_dir.glob(".driver-*"):
+                with contextlib.suppress(Timeout, OSError), FileLock(stale / ".lock", timeout=0):
+                    shutil.rmtree(stale)
+            made = tempfile.TemporaryDirectory(prefix=".driver-", dir=sweep_dir, ignore_cleanup_errors=True)
+            ledger = Path(stack.enter_context(made))
+            stack.enter_context(FileLock(ledger / ".lock"))
+        yield ledger
 
 
 @dataclass(frozen=True)

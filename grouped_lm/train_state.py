@@ -10,7 +10,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from grouped_lm.errors import CheckpointError
-from grouped_lm.heads import TwoLevelHead
+from grouped_lm.heads import Head
 
 TENSORS, STATE = "state.safetensors", "state.json"
 
@@ -53,8 +53,8 @@ def unpack_model(files: dict[str, bytes], model: nn.Module) -> dict[str, Any]:
     tensors, state = _read(files)
     _copy_weights(tensors, model)
     for module in model.modules():
-        if isinstance(module, TwoLevelHead):
-            module.mask_phantoms()
+        if isinstance(module, Head):
+            module.after_load()
     return state
 
 

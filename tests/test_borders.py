@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
     {"config", "checkpoint"},
-    {"runtime", "grouping", "measure", "theory", "ranking", "live_bytes"},
+    {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes"},
     {"heads", "plot_data", "devices"},
     {"data", "optim", "tracking", "train_state", "plot_parts"},
     {"models"},

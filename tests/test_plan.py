@@ -70,7 +70,7 @@ def test_chunked_operator_shows_what_it_makes_inside():
 @pytest.mark.parametrize("body", ["gpt2", "gpt_neo"])
 def test_interpolation_finds_the_border_exactly(body):
     config = compose(["model=debug", "tokenizer=bytes", f"model.body={body}", "model.window_size=16"])
-    for plan in plan_heads(config, 2**25, DEVICES["t4"]):
+    for plan in plan_heads(config, 2**25, DEVICES["t4"])[0]:
         own = dataclasses.replace(config, head=HEAD_CONFIGS[plan.head]())
         batch, context = plan.largest_micro_batch_size, plan.longest_block_size
         assert peak_bytes(with_shape(own, batch=batch)) <= 2**25 < peak_bytes(with_shape(own, batch=batch + 1))
@@ -110,7 +110,7 @@ def test_a_fake_step_leaves_no_trace():
 
 
 def test_ratios_cap_and_verdict():
-    plans = {p.head: p for p in plan_heads(compose(["model=debug"]), GIB, DEVICES["a100"], tokens=10**9)}
+    plans = {p.head: p for p in plan_heads(compose(["model=debug"]), GIB, DEVICES["a100"], tokens=10**9)[0]}
     dense, grouped = plans["dense"], plans["grouped"]
     assert dense.flops_cap == 1 + dense.head_flops_per_token / dense.body_flops_per_token
     assert 1 < grouped.flops_ratio < dense.flops_cap
@@ -143,7 +143,8 @@ def test_command(gvc):
     done = gvc("plan", "model=debug", "--memory", "1GiB", "--device", "h100", "--tokens", "1000000", "--json")
     assert done.code == 0
     plans = json.loads(done.out)
-    assert [p["head"] for p in plans["heads"]] == list(HEAD_CONFIGS)
+    assert [p["head"] for p in plans["heads"]] + plans["unplanned"] == list(HEAD_CONFIGS)
+    assert plans["unplanned"] == ["class_full", "shortlist", "adaptive"]
     assert plans["memory_bytes"] == GIB
     table = gvc("plan", "tokenizer=bytes", "model=debug", "model.n_embd=256", "--device", "a100")
     assert "\ngrouped: this head will not help you here\n" in table.out

@@ -8,15 +8,26 @@ from torch import Tensor
 
 from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
-from grouped_lm.grouping import Grouping, build_grouping
-from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadLoss
+from grouped_lm.grouping import Grouping
+from grouped_lm.heads.adaptive import AdaptiveConfig, AdaptiveHead
+from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadContext, HeadLoss
+from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
 from grouped_lm.heads.dense import DenseConfig, DenseHead
 from grouped_lm.heads.film import FilmConfig, FilmHead
 from grouped_lm.heads.grouped import GroupedConfig, GroupedHead
+from grouped_lm.heads.shortlist import ShortlistConfig, ShortlistHead
 from grouped_lm.heads.two_level import TwoLevelHead
 
-HEAD_CONFIGS: dict[str, type] = {"dense": DenseConfig, "grouped": GroupedConfig, "film": FilmConfig}
-"""Every head by the name that commands and columns use."""
+HEADS: dict[str, tuple[type, type[Head]]] = {
+    "dense": (DenseConfig, DenseHead),
+    "grouped": (GroupedConfig, GroupedHead),
+    "film": (FilmConfig, FilmHead),
+    "class_full": (ClassFullConfig, ClassFullHead),
+    "shortlist": (ShortlistConfig, ShortlistHead),
+    "adaptive": (AdaptiveConfig, AdaptiveHead),
+}
+"""Every head, its schema and its class, by the name that commands and columns use."""
+HEAD_CONFIGS: dict[str, type] = {name: schema for name, (schema, _) in HEADS.items()}
 
 
 def parse_head_config(values: dict[str, Any]) -> Any:
@@ -46,6 +57,11 @@ def needs_grouping(config: Any) -> bool:
     return hasattr(config, "group_size")
 
 
+def needs_counts(config: Any, grouping: GroupingConfig) -> bool:
+    """Return whether the head or its grouping is made from the training occurrences of the tokens."""
+    return HEADS[config.name][1].needs_counts or (needs_grouping(config) and grouping.name == "frequency")
+
+
 def build_head(
     config: Any,
     n_embd: int,
@@ -61,20 +77,21 @@ def build_head(
         n_embd: D.
         vocab_size: V.
         grouping: how tokens are put into groups; None means by merge rank.
-        counts: (V,) training occurrences, for groupings by frequency.
+        counts: (V,) training occurrences, for groupings by frequency and heads that sort their tokens.
         wte: (V, D) input embedding, for tied heads.
     """
-    if isinstance(config, DenseConfig):
-        return DenseHead(config, n_embd, vocab_size, wte)
-    groups = build_grouping(grouping or GroupingConfig(), vocab_size, config.group_size, counts)
-    if isinstance(config, FilmConfig):
-        return FilmHead(config, n_embd, groups)
-    return GroupedHead(config, n_embd, groups)
+    context = HeadContext(n_embd, vocab_size, grouping or GroupingConfig(), counts, wte)
+    return HEADS[config.name][1].build(config, context)
 
 
 __all__ = [
+    "HEADS",
     "HEAD_CONFIGS",
     "IGNORE_INDEX",
+    "AdaptiveConfig",
+    "AdaptiveHead",
+    "ClassFullConfig",
+    "ClassFullHead",
     "DenseConfig",
     "DenseHead",
     "FilmConfig",
@@ -83,9 +100,13 @@ __all__ = [
     "GroupedHead",
     "Grouping",
     "Head",
+    "HeadContext",
     "HeadLoss",
+    "ShortlistConfig",
+    "ShortlistHead",
     "TwoLevelHead",
     "build_head",
+    "needs_counts",
     "needs_grouping",
     "parse_head_config",
 ]

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from grouped_lm.config import GroupingConfig
+from grouped_lm.grouping import Grouping, build_grouping
 
 IGNORE_INDEX = -100
 """Targets of this value count nowhere: no loss, no gradient, not in the mean."""
@@ -45,15 +49,65 @@ def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
     raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
 
 
+@dataclass(frozen=True, eq=False)
+class HeadContext:
+    """What a head may be built from, besides its own config."""
+
+    n_embd: int
+    """D."""
+    vocab_size: int
+    """V."""
+    grouping: GroupingConfig
+    counts: Tensor | None = None
+    """(V,) training occurrences, where they are known."""
+    wte: Tensor | None = None
+    """(V, D) input embedding, for tied heads."""
+
+    def groups(self, group_size: int | None) -> Grouping:
+        """Return the grouping of all V tokens; see `build_grouping`."""
+        return build_grouping(self.grouping, self.vocab_size, group_size, self.counts)
+
+    def by_frequency(self) -> Tensor:
+        """Return the (V,) token ids, most frequent first and ties by id; by id alone where no counts are known."""
+        if self.counts is None:
+            return torch.arange(self.vocab_size)
+        return torch.argsort(self.counts, descending=True, stable=True)
+
+    def token_weight(self, tied: bool) -> nn.Parameter:
+        """Return a (V, D) matrix of a row per token: the input embedding, or one of the head's own.
+
+        Raises:
+            ValueError: tied, and there is no embedding of that shape.
+        """
+        shape = self.vocab_size, self.n_embd
+        if not tied:
+            weight = nn.Parameter(torch.empty(shape))
+            init_linear(weight)
+            return weight
+        if not isinstance(self.wte, nn.Parameter) or self.wte.shape != shape:
+            raise ValueError(f"a tied head needs a {shape} embedding")
+        return self.wte
+
+
 class Head(nn.Module, ABC):
     """An output layer. Its forward does the work, so that wrappers such as DDP and FSDP see its weights used."""
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ()
     """Names of matrices that are scales, shifts or biases, and so are not decayed."""
+    needs_counts: ClassVar[bool] = False
+    """Whether the head is built from the training occurrences of the tokens, whatever the grouping."""
 
     def __init__(self, n_embd: int, vocab_size: int) -> None:
         super().__init__()
         self.n_embd, self.vocab_size = n_embd, vocab_size
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any, context: HeadContext) -> "Head":
+        """Return a freshly initialised head of this kind from its own config."""
+
+    def after_load(self) -> None:
+        """Derive anew what follows from the grouping, once a checkpoint has brought its own."""
 
     def forward(self, hidden: Tensor, targets: Tensor, **kwargs: Any) -> HeadLoss:
         """Return `loss(hidden, targets, **kwargs)`."""
@@ -92,6 +146,42 @@ def flatten(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(f"hidden {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not match")
     return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+
+
+def classify(logits: Tensor, classes: Tensor, counted: Tensor, accuracy: bool) -> tuple[Tensor, Tensor | None]:
+    """Return (N,) cross entropies, zero where not counted, and with `accuracy` which rows have the likeliest class.
+
+    Args:
+        logits: (N, C), fp32 or finer.
+        classes: (N,) int64 in [0, C) where counted.
+        counted: (N,) bool.
+        accuracy: also compare with the largest logit.
+    """
+    picked = classes.masked_fill(~counted, IGNORE_INDEX)
+    nll = F.cross_entropy(logits, picked, ignore_index=IGNORE_INDEX, reduction="none")
+    return nll, (logits.argmax(-1) == classes) & counted if accuracy else None
+
+
+def two_step_loss(
+    targets: Tensor, reduction: str, group: tuple[Tensor, Tensor | None], token: tuple[Tensor, Tensor | None]
+) -> HeadLoss:
+    """Add up two steps, each the (N,) losses and hits of `classify`, into the loss of targets of any shape."""
+
+    def finish(values: Tensor) -> Tensor:
+        return reduce_nll(values.view(targets.shape), targets, reduction)
+
+    def count(hits: Tensor | None) -> Tensor | None:
+        if hits is None:
+            return None
+        return hits.view(targets.shape) if reduction == "none" else hits.sum()
+
+    return HeadLoss(
+        nll=finish(group[0] + token[0]),
+        group_nll=finish(group[0]),
+        token_nll=finish(token[0]),
+        group_correct=count(group[1]),
+        token_correct=count(token[1]),
+    )
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Letters: N tokens, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,10 @@ from grouped_lm.config import check_range
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
     Head,
+    HeadContext,
     HeadLoss,
     at_least_fp32,
     flatten,
-    init_linear,
     reduce_nll,
 )
 
@@ -43,16 +44,15 @@ class DenseHead(Head):
     ever holding N x V logits.
     """
 
-    def __init__(self, config: DenseConfig, n_embd: int, vocab_size: int, wte: Tensor | None = None) -> None:
-        super().__init__(n_embd, vocab_size)
+    def __init__(self, config: DenseConfig, weight: nn.Parameter) -> None:
+        super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
         self.chunk_rows = config.chunk_rows
-        if config.tied:
-            if not isinstance(wte, nn.Parameter) or wte.shape != (vocab_size, n_embd):
-                raise ValueError(f"a tied dense head needs a ({vocab_size}, {n_embd}) embedding")
-            self.weight = wte
-        else:
-            self.weight = nn.Parameter(torch.empty(vocab_size, n_embd))
-            init_linear(self.weight)
+        self.weight = weight
+
+    @classmethod
+    def build(cls, config: Any, context: HeadContext) -> "DenseHead":
+        """See `Head.build`."""
+        return cls(config, context.token_weight(config.tied))
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """See `Head.loss`; there are no parts."""

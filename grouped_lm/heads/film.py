@@ -5,7 +5,7 @@ Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
-from grouped_lm.heads.base import init_linear
+from grouped_lm.heads.base import HeadContext, init_linear
 from grouped_lm.heads.two_level import TwoLevelHead
 
 
@@ -49,6 +49,11 @@ class FilmHead(TwoLevelHead):
         self.scale = nn.Parameter(torch.randn(self.n_group, n_embd))
         self.shift = nn.Parameter(torch.zeros(self.n_group, n_embd))
         self.bias = nn.Parameter(torch.zeros(self.n_group, self.group_size))
+
+    @classmethod
+    def build(cls, config: Any, context: HeadContext) -> "FilmHead":
+        """See `Head.build`."""
+        return cls(config, context.n_embd, context.groups(config.group_size))
 
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
         """See `TwoLevelHead.token_logits`."""

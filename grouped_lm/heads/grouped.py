@@ -5,7 +5,7 @@ Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
-from grouped_lm.heads.base import init_linear
+from grouped_lm.heads.base import HeadContext, init_linear
 from grouped_lm.heads.two_level import TwoLevelHead
 
 
@@ -47,6 +47,11 @@ class GroupedHead(TwoLevelHead):
         init_linear(self.slot.weight, std=n_embd**-0.5)
         self.scale = nn.Parameter(torch.ones(self.n_group, self.group_size))
         self.shift = nn.Parameter(torch.zeros(self.n_group, self.group_size))
+
+    @classmethod
+    def build(cls, config: Any, context: HeadContext) -> "GroupedHead":
+        """See `Head.build`."""
+        return cls(config, context.n_embd, context.groups(config.group_size))
 
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
         """See `TwoLevelHead.token_logits`."""

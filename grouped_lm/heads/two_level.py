@@ -15,9 +15,10 @@ from grouped_lm.heads.base import (
     Head,
     HeadLoss,
     at_least_fp32,
+    classify,
     flatten,
     init_linear,
-    reduce_nll,
+    two_step_loss,
 )
 
 
@@ -50,6 +51,10 @@ class TwoLevelHead(Head):
         self.phantom.fill_(-torch.inf)
         self.phantom[self.token_to_group, self.token_to_slot] = 0.0
 
+    def after_load(self) -> None:
+        """See `Head.after_load`."""
+        self.mask_phantoms()
+
     @abstractmethod
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
         """Return (N, S) logits of the slots of one group per row, -inf at phantom slots.
@@ -71,26 +76,11 @@ class TwoLevelHead(Head):
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
         group_logits = at_least_fp32(self.group(states))
         token_logits = at_least_fp32(self.token_logits(states, groups))
-
-        def cross_entropy(logits: Tensor, classes: Tensor) -> Tensor:
-            classes = classes.masked_fill(~counted, IGNORE_INDEX)
-            return F.cross_entropy(logits, classes, ignore_index=IGNORE_INDEX, reduction="none")
-
-        def finish(values: Tensor) -> Tensor:
-            return reduce_nll(values.view(targets.shape), targets, reduction)
-
-        def correct(logits: Tensor, classes: Tensor) -> Tensor:
-            hits = ((logits.argmax(-1) == classes) & counted).view(targets.shape)
-            return hits if reduction == "none" else hits.sum()
-
-        group_nll = cross_entropy(group_logits, groups)
-        token_nll = cross_entropy(token_logits, slots)
-        return HeadLoss(
-            nll=finish(group_nll + token_nll),
-            group_nll=finish(group_nll),
-            token_nll=finish(token_nll),
-            group_correct=correct(group_logits, groups) if accuracy else None,
-            token_correct=correct(token_logits, slots) if accuracy else None,
+        return two_step_loss(
+            targets,
+            reduction,
+            classify(group_logits, groups, counted, accuracy),
+            classify(token_logits, slots, counted, accuracy),
         )
 
     def log_prob(self, hidden: Tensor) -> Tensor:

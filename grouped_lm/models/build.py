@@ -7,7 +7,7 @@ import torch
 
 from grouped_lm.config import Config
 from grouped_lm.data.tokenizer import vocab_size_of
-from grouped_lm.heads import build_head, needs_grouping
+from grouped_lm.heads import build_head, needs_counts
 from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
 
@@ -17,12 +17,12 @@ def build_lm(config: Config, count_tokens: Callable[[], np.ndarray] | None = Non
 
     Args:
         config: the run.
-        count_tokens: gives the (V,) occurrences in the training text; called only for a grouping that needs them.
+        count_tokens: gives the (V,) occurrences in the training text; called only where head or grouping need them.
     """
     vocab_size = vocab_size_of(config.tokenizer)
     body = build_body(config.model, vocab_size)
     counts = None
-    if count_tokens is not None and needs_grouping(config.head) and config.grouping.name == "frequency":
+    if count_tokens is not None and needs_counts(config.head, config.grouping):
         counts = torch.from_numpy(count_tokens())
     head = build_head(
         config.head,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from grouped_lm.heads import HEAD_CONFIGS
+
 
 @pytest.fixture
 def trained(gvc, tiny) -> Path:
@@ -136,7 +138,7 @@ def test_a_preset_is_a_multirun(gvc, tiny):
     outcome = gvc("sweep", "heads", *tiny, "train.max_steps=1", "hydra.sweep.dir=sweep")
     assert outcome.code == 0, outcome.err
     heads = {json.loads(p.read_text())["head"] for p in Path("sweep").glob("*/result.json")}
-    assert heads == {"dense", "grouped", "film"}
+    assert heads == set(HEAD_CONFIGS)
 
 
 def test_hydra_prints_its_config_on_stdout(gvc):

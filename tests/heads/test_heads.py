@@ -9,10 +9,13 @@ from torch import Tensor
 from grouped_lm.config import GroupingConfig
 from grouped_lm.heads import (
     IGNORE_INDEX,
+    AdaptiveConfig,
+    ClassFullConfig,
     DenseConfig,
     FilmConfig,
     GroupedConfig,
     Head,
+    ShortlistConfig,
     TwoLevelHead,
     build_head,
     parse_head_config,
@@ -20,7 +23,16 @@ from grouped_lm.heads import (
 
 D = 6
 SHAPES = [(103, 7), (103, None), (10, 3), (5, 5), (9, 1), (2, 2), (1, 1)]  # partial groups, one group, S = 1, S = V
-KINDS = [GroupedConfig, FilmConfig]
+KINDS = [GroupedConfig, FilmConfig, ClassFullConfig]  # groups, and phantom slots in their masks
+
+
+SHORTLISTS = [
+    ShortlistConfig(shortlist_size=0, group_size=1),
+    ShortlistConfig(shortlist_size=8, group_size=None),
+    ShortlistConfig(shortlist_size=102),
+    ShortlistConfig(),  # all of V
+]
+ADAPTIVE = [AdaptiveConfig(cutoffs=[5, 20], div_value=2.0), AdaptiveConfig(cutoffs=[1, 2, 3], div_value=1.0)]
 
 
 def random_head(config, vocab_size: int, grouping: str = "merge_rank") -> Head:
@@ -43,6 +55,8 @@ def states_and_targets(vocab_size: int, *shape: int) -> tuple[Tensor, Tensor]:
 
 def configs_for(group_size: int | None):
     return [kind(group_size=group_size) for kind in KINDS] + [
+        *SHORTLISTS,
+        ShortlistConfig(shortlist_size=4, group_size=group_size, directions=2),
         DenseConfig(),
         DenseConfig(tied=False),
         DenseConfig(chunk_rows=4),
@@ -50,6 +64,7 @@ def configs_for(group_size: int | None):
 
 
 CASES = [(config, vocab) for vocab, size in SHAPES for config in configs_for(size)]
+CASES += [(config, vocab) for vocab in (103, 10, 5, 2) for config in [*ADAPTIVE, AdaptiveConfig()]]
 
 
 @pytest.mark.parametrize(("config", "vocab_size"), CASES, ids=str)
@@ -72,9 +87,10 @@ def test_exact_distribution(config, vocab_size):
         torch.testing.assert_close(per_token.group_nll + per_token.token_nll, per_token.nll)
 
 
-@pytest.mark.parametrize("config", [GroupedConfig(group_size=7), FilmConfig(group_size=7), DenseConfig()], ids=str)
-def test_gradients(config):
-    head = random_head(config, 23)
+@pytest.mark.parametrize("grouping", ["merge_rank", "random"])
+@pytest.mark.parametrize("config", [*configs_for(7)[:-1], *ADAPTIVE], ids=str)
+def test_gradients(config, grouping):
+    head = random_head(config, 23, grouping)
     hidden, targets = states_and_targets(23, 2, 3)
     names, parameters = zip(*head.named_parameters(), strict=True)
     weights = torch.randn(2, 3, dtype=torch.float64)
@@ -106,7 +122,7 @@ def test_chunked_dense_equals_plain(rows, reduction):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("config", [*configs_for(7)], ids=str)
+@pytest.mark.parametrize("config", [*configs_for(7), *ADAPTIVE], ids=str)
 def test_nothing_counted_is_zero_not_nan(config):
     head = random_head(config, 103)
     hidden, targets = states_and_targets(103, 2, 3)
@@ -116,10 +132,10 @@ def test_nothing_counted_is_zero_not_nan(config):
     assert hidden.grad.abs().max() == 0.0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("config", [*(kind(group_size=7) for kind in KINDS), *SHORTLISTS], ids=str)
 @pytest.mark.parametrize("grouping", ["merge_rank", "frequency", "random"])
-def test_every_grouping_is_a_partition_and_exact(kind, grouping):
-    head = random_head(kind(group_size=7), 103, grouping)
+def test_every_grouping_is_a_partition_and_exact(config, grouping):
+    head = random_head(config, 103, grouping)
     hidden, _ = states_and_targets(103, 4)
     assert head.log_prob(hidden).exp().sum(-1).sub(1).abs().max() < 1e-12
     pairs = set(zip(head.token_to_group.tolist(), head.token_to_slot.tolist(), strict=True))
@@ -134,8 +150,9 @@ def test_phantom_slots_would_leak_without_their_mask(kind):
     assert head.log_prob(hidden).exp().sum(-1).max() < 1 - 1e-6
 
 
-def test_accuracies_count_targets_only():
-    head = random_head(GroupedConfig(group_size=7), 103)
+@pytest.mark.parametrize("kind", [GroupedConfig, ClassFullConfig])
+def test_accuracies_count_targets_only(kind):
+    head = random_head(kind(group_size=7), 103)
     hidden, targets = states_and_targets(103, 40)
     joint = head.log_prob(hidden)
     by_group = torch.zeros(40, head.n_group, dtype=torch.float64).index_add_(1, head.token_to_group, joint.exp())
@@ -147,7 +164,13 @@ def test_accuracies_count_targets_only():
     assert loss.token_correct == ((in_group.argmax(1) == targets) & counted).sum()
 
 
-@pytest.mark.parametrize("config", [GroupedConfig(group_size=7), FilmConfig(group_size=7), DenseConfig(tied=False)])
+UNTIED = [GroupedConfig(), FilmConfig(), ClassFullConfig(tied=False), DenseConfig(tied=False)]
+UNTIED_BY_COUNT = [
+    ShortlistConfig(tied=False, shortlist_size=k, directions=r) for k, r in ((0, 1), (20, 1), (20, 4), (103, 1))
+]
+
+
+@pytest.mark.parametrize("config", UNTIED + UNTIED_BY_COUNT + ADAPTIVE, ids=str)
 def test_bf16_autocast_keeps_the_loss_in_fp32(config):
     head = build_head(config, 64, 103)
     generator = torch.Generator().manual_seed(0)
@@ -168,7 +191,7 @@ def test_the_paper_example_has_225_groups_and_143_phantom_slots():
 
 
 def test_initial_loss_is_that_of_a_uniform_guess():
-    for config in (GroupedConfig(), FilmConfig(), DenseConfig(tied=False)):
+    for config in UNTIED:
         torch.manual_seed(0)
         head = build_head(config, 64, 5_000)
         hidden = torch.nn.functional.layer_norm(torch.randn(200, 64), (64,))
@@ -184,6 +207,9 @@ def test_initial_loss_is_that_of_a_uniform_guess():
         ({"name": "dense", "tyed": True}, "did you mean head.tied"),
         ({"name": "grouped", "group_size": "seven"}, "head.group_size must be int"),
         ({"name": "grouped", "group_size": 0}, r"head.group_size must be in \[1"),
+        ({"name": "adaptive", "cutoffs": [20, 5]}, "head.cutoffs must be rising"),
+        ({"name": "adaptive", "cutoffs": 5}, "head.cutoffs must be list"),
+        ({"name": "shortlist", "directions": 0}, r"head.directions must be in \[1"),
         ({"name": "grouped", "group_size": True}, "head.group_size must be int"),
     ],
 )

@@ -1,0 +1,105 @@
+"""Adaptive softmax, torch's own, on ids sorted by training frequency: the field's way to a cheap large vocabulary.
+
+Source: Grave et al. 2017 (arXiv 1609.04309), `torch.nn.AdaptiveLogSoftmaxWithLoss`.
+Letters: N tokens, D width, V vocabulary, K the first cutoff, C clusters after it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from grouped_lm.config import check_range
+from grouped_lm.errors import ConfigError
+from grouped_lm.heads.base import (
+    IGNORE_INDEX,
+    Head,
+    HeadContext,
+    HeadLoss,
+    at_least_fp32,
+    classify,
+    flatten,
+    two_step_loss,
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class AdaptiveConfig:
+    """`head=adaptive`."""
+
+    name: str = "adaptive"
+    cutoffs: list = field(default_factory=lambda: [2_000, 10_000])
+    """Ranks at which clusters begin, rising, >= 1; those from V on are left out, and V - 1 stands in for none."""
+    div_value: float | int = 4.0
+    """Cluster i of 1, 2, ... has D // div_value^i dimensions, >= 1."""
+
+    def __post_init__(self) -> None:
+        whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= 1 for c in self.cutoffs)
+        if not (self.cutoffs and whole and self.cutoffs == sorted(set(self.cutoffs))):
+            raise ConfigError(f"head.cutoffs must be rising whole numbers from 1 on, got {self.cutoffs}")
+        check_range("head.div_value", self.div_value, 1, 1e6)
+
+
+def clip_cutoffs(cutoffs: list[int], vocab_size: int) -> list[int]:
+    """Return the cutoffs below V, or V - 1 where there are none.
+
+    Raises:
+        ConfigError: V is 1, which leaves nothing to cut.
+    """
+    if vocab_size < 2:
+        raise ConfigError(f"head=adaptive needs a vocabulary of at least 2 tokens, got {vocab_size}")
+    return [cutoff for cutoff in cutoffs if cutoff < vocab_size] or [vocab_size - 1]
+
+
+class AdaptiveHead(Head):
+    """A softmax over the K most frequent tokens and C clusters, then one in the target's cluster, of lower rank.
+
+    The modules are torch's, so `log_prob` and the parameters are too; `loss` is rewritten, since torch's own takes no
+    ignored targets, has no reduction but the mean, and fails under bf16 autocast on fp32 states.
+    """
+
+    needs_counts: ClassVar[bool] = True
+
+    rank: Tensor
+
+    def __init__(self, config: AdaptiveConfig, n_embd: int, by_frequency: Tensor) -> None:
+        super().__init__(n_embd, vocab_size=by_frequency.numel())
+        cutoffs = clip_cutoffs(config.cutoffs, self.vocab_size)
+        self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(n_embd, self.vocab_size, cutoffs, config.div_value)
+        self.register_buffer("rank", torch.argsort(by_frequency))
+
+    @classmethod
+    def build(cls, config: Any, context: HeadContext) -> "AdaptiveHead":
+        """See `Head.build`; where no counts are known, ids stand for ranks."""
+        return cls(config, context.n_embd, context.by_frequency())
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """See `Head.loss`; the parts are the first softmax, and the one inside the cluster (0 for the K first)."""
+        states, flat = flatten(hidden, targets)
+        counted = flat != IGNORE_INDEX
+        rank = self.rank[flat.clamp_min(0)]
+        edges = torch.tensor(self.adaptive.cutoffs[:-1], device=rank.device)
+        cluster = torch.bucketize(rank, edges, right=True)  # 0 for the first K, then 1 to C
+        classes = torch.where(cluster == 0, rank, self.adaptive.shortlist_size + cluster - 1)
+        first = classify(at_least_fp32(self.adaptive.head(states)), classes, counted, accuracy)
+        inside = torch.zeros_like(first[0])
+        hits = counted & (cluster == 0)
+        for index, tail in enumerate(self.adaptive.tail, start=1):
+            rows = (counted & (cluster == index)).nonzero().squeeze(1)
+            logits, slots = at_least_fp32(tail(states[rows])), rank[rows] - self.adaptive.cutoffs[index - 1]
+            nll, right = classify(logits, slots, counted[rows], accuracy)
+            inside = inside.index_copy(0, rows, nll)
+            hits = hits if right is None else hits.index_copy(0, rows, right)
+        return two_step_loss(targets, reduction, first, (inside, hits if accuracy else None))
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """See `Head.log_prob`; torch's, in the weights' own precision."""
+        weight = self.adaptive.head.weight
+        with torch.autocast(hidden.device.type, enabled=False):
+            joint = self.adaptive.log_prob(hidden.reshape(-1, self.n_embd).to(weight.dtype))
+        return joint[:, self.rank].view(*hidden.shape[:-1], self.vocab_size)
+
+    def flops_per_token(self) -> float:
+        """Return 2 D (K + C): the first softmax, of every token; what the rarer ones add depends on the text."""
+        return 2.0 * self.n_embd * self.adaptive.head_size

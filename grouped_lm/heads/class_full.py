@@ -1,0 +1,94 @@
+"""Groups whose tokens have weights of their own: a class-factored full softmax.
+
+Source: classes of words by Goodman 2001 (arXiv cs/0108006), on the groups of arXiv 2411.06371.
+Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_lm.config import check_range
+from grouped_lm.grouping import Grouping
+from grouped_lm.heads.base import (
+    IGNORE_INDEX,
+    HeadContext,
+    HeadLoss,
+    at_least_fp32,
+    classify,
+    flatten,
+    two_step_loss,
+)
+from grouped_lm.heads.in_group import GroupRows, in_group_loss
+from grouped_lm.heads.two_level import TwoLevelHead
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassFullConfig:
+    """`head=class_full`."""
+
+    name: str = "class_full"
+    group_size: int | None = None
+    """Slots per group S, in [1, V]; null means round(sqrt V)."""
+    tied: bool = True
+    """Share the V x D matrix with the input embedding."""
+
+    def __post_init__(self) -> None:
+        check_range("head.group_size", self.group_size, 1, 10**9)
+
+
+class ClassFullHead(TwoLevelHead):
+    """Token logits in group g: W[ids of g] h + bias[ids of g], a row of D numbers per token.
+
+    Only W_g (G x D) and the biases come on top of a tied full softmax. `loss` takes the groups one after another
+    (`in_group_loss`); `TwoLevelHead.loss` is the slow line that it equals.
+    """
+
+    def __init__(self, config: ClassFullConfig, weight: nn.Parameter, grouping: Grouping) -> None:
+        super().__init__(weight.shape[1], grouping)
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(grouping.vocab_size))
+        self.rows = GroupRows(self.token_to_group, self.token_to_slot)
+
+    @classmethod
+    def build(cls, config: Any, context: HeadContext) -> "ClassFullHead":
+        """See `Head.build`."""
+        return cls(config, context.token_weight(config.tied), context.groups(config.group_size))
+
+    def after_load(self) -> None:
+        """See `Head.after_load`."""
+        super().after_load()
+        self.rows.assign(self.token_to_group, self.token_to_slot)
+
+    def members(self) -> Tensor:
+        """Return (G, S) ids, 0 at phantom slots."""
+        table = torch.zeros_like(self.phantom, dtype=torch.int64)
+        table[self.token_to_group, self.token_to_slot] = torch.arange(self.vocab_size, device=table.device)
+        return table
+
+    def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
+        """See `TwoLevelHead.token_logits`; (N, S, D) rows are gathered."""
+        ids = self.members()[groups]
+        return (self.weight[ids] @ hidden.unsqueeze(-1)).squeeze(-1) + self.bias[ids] + self.phantom[groups]
+
+    def all_token_logits(self, hidden: Tensor) -> Tensor:
+        """See `TwoLevelHead.all_token_logits`."""
+        return F.linear(hidden, self.weight, self.bias)[:, self.members()] + self.phantom
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """See `Head.loss`; the parts are the two cross entropies."""
+        states, flat = flatten(hidden, targets)
+        counted = flat != IGNORE_INDEX
+        token = flat.clamp_min(0)
+        groups, slots = self.token_to_group[token], self.token_to_slot[token]
+        group = classify(at_least_fp32(self.group(states)), groups, counted, accuracy)
+        inside = groups.masked_fill(~counted, -1)
+        nll, hits, _ = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots)
+        return two_step_loss(targets, reduction, group, (nll, hits if accuracy else None))
+
+    def flops_per_token(self) -> float:
+        """Return 2 D (G + S)."""
+        return 2.0 * self.n_embd * (self.n_group + self.group_size)

@@ -1,0 +1,148 @@
+"""The most frequent tokens beside groups of all others in the first softmax, rows of their own for all.
+
+Source: a shortlist beside clusters is that of adaptive softmax (Grave et al. 2017, arXiv 1609.04309), here with full
+rows and many small groups (arXiv 2411.06371); several directions per group are those of a mixture inside the logit.
+Letters: N tokens, D width, V vocabulary, K shortlist, G groups, S slots per group, R directions per group.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_lm.config import check_range
+from grouped_lm.grouping import Grouping, build_grouping, check_group_size
+from grouped_lm.heads.base import (
+    IGNORE_INDEX,
+    Head,
+    HeadContext,
+    HeadLoss,
+    at_least_fp32,
+    classify,
+    flatten,
+    init_linear,
+    two_step_loss,
+)
+from grouped_lm.heads.in_group import GroupRows, in_group_loss
+
+
+@dataclass(kw_only=True, slots=True)
+class ShortlistConfig:
+    """`head=shortlist`."""
+
+    name: str = "shortlist"
+    shortlist_size: int = 1024
+    """Tokens K that stand in no group, >= 0; more than V mean all V."""
+    group_size: int | None = None
+    """Slots per group S, in [1, V]; null means round(sqrt V)."""
+    directions: int = 1
+    """Vectors R per group, >= 1; the group's logit is the log-sum-exp of theirs."""
+    tied: bool = True
+    """Share the V x D matrix with the input embedding."""
+
+    def __post_init__(self) -> None:
+        check_range("head.shortlist_size", self.shortlist_size, 0, 10**9)
+        check_range("head.group_size", self.group_size, 1, 10**9)
+        check_range("head.directions", self.directions, 1, 10**6)
+
+
+def place_tokens(config: ShortlistConfig, context: HeadContext) -> tuple[Tensor, Tensor]:
+    """Return (V,) groups, -1 for the K most frequent tokens, and (V,) slots in the group or in the shortlist.
+
+    Where no counts are known, the shortlist is the first K ids. The others keep the order that the grouping asks for.
+    """
+    order, size = context.by_frequency(), check_group_size(config.group_size, context.vocab_size)
+    first, rest = order[: config.shortlist_size], order[config.shortlist_size :].sort().values
+    token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)
+    token_to_slot[first] = torch.arange(first.numel())
+    if rest.numel():
+        counts = None if context.counts is None else context.counts[rest]
+        grouping: Grouping = build_grouping(context.grouping, rest.numel(), min(size, rest.numel()), counts)
+        token_to_group[rest], token_to_slot[rest] = grouping.token_to_group, grouping.token_to_slot
+    return token_to_group, token_to_slot
+
+
+class ShortlistHead(Head):
+    """p(token) of the first softmax for K tokens, p(group) p(token | group) for all others.
+
+    The first softmax has K logits W[ids] h + bias[ids] and G logits logsumexp_r(directions[g, r] h + b[g, r]). A
+    group's true logit is the log-sum-exp over its tokens, which one direction can only follow as a line. `b` starts
+    at -log R, so that R changes nothing at the start.
+    """
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("group_bias",)
+    needs_counts: ClassVar[bool] = True
+
+    token_to_group: Tensor
+    token_to_slot: Tensor
+
+    def __init__(
+        self, config: ShortlistConfig, weight: nn.Parameter, token_to_group: Tensor, token_to_slot: Tensor
+    ) -> None:
+        super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(self.vocab_size))
+        self.register_buffer("token_to_group", token_to_group)
+        self.register_buffer("token_to_slot", token_to_slot)
+        self.rows = GroupRows(token_to_group, token_to_slot)
+        self.shortlist_size, self.n_group = self.rows.outside.numel(), self.rows.n_group
+        self.group_size = int(token_to_slot[token_to_group >= 0].max()) + 1 if self.n_group else None
+        self.directions = nn.Parameter(torch.empty(self.n_group, config.directions, self.n_embd))
+        self.group_bias = nn.Parameter(torch.full((self.n_group, config.directions), -math.log(config.directions)))
+        if self.n_group:
+            init_linear(self.directions)
+
+    @classmethod
+    def build(cls, config: Any, context: HeadContext) -> "ShortlistHead":
+        """See `Head.build`."""
+        return cls(config, context.token_weight(config.tied), *place_tokens(config, context))
+
+    def after_load(self) -> None:
+        """See `Head.after_load`."""
+        self.rows.assign(self.token_to_group, self.token_to_slot)
+
+    def first_logits(self, states: Tensor, shortlist: Tensor) -> Tensor:
+        """Return the (N, K + G) logits of the first softmax.
+
+        Args:
+            states: (N, D).
+            shortlist: (K, D), the rows of the shortlist.
+        """
+        own = at_least_fp32(F.linear(states, shortlist, self.bias[self.rows.outside]))
+        groups = at_least_fp32(F.linear(states, self.directions.flatten(0, 1), self.group_bias.flatten()))
+        if self.directions.shape[1] > 1:
+            groups = groups.unflatten(1, self.group_bias.shape).logsumexp(-1)
+        return torch.cat([own, groups], dim=1)
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """See `Head.loss`; the parts are the first softmax, and the one inside the group (0 in the shortlist)."""
+        states, flat = flatten(hidden, targets)
+        counted = flat != IGNORE_INDEX
+        token = flat.clamp_min(0)
+        groups, slots = self.token_to_group[token], self.token_to_slot[token]
+        inside = groups.masked_fill(~counted, -1)
+        nll, hits, shortlist = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots)
+        classes = torch.where(groups < 0, slots, groups + self.shortlist_size)
+        first = classify(self.first_logits(states, shortlist), classes, counted, accuracy)
+        alone = counted & (groups < 0)  # a shortlisted token is the only one of its class
+        return two_step_loss(targets, reduction, first, (nll, hits | alone if accuracy else None))
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """See `Head.log_prob`; plain autograd over all V logits, the slow line that `loss` equals."""
+        states = hidden.reshape(-1, self.n_embd)
+        first = self.first_logits(states, self.weight[self.rows.outside]).log_softmax(-1)
+        logits = at_least_fp32(F.linear(states, self.weight, self.bias))
+        parts = [first[:, : self.shortlist_size]]
+        for group in range(self.n_group):
+            inside = self.rows.take(logits.T, group).T.log_softmax(-1)
+            parts.append(inside + first[:, self.shortlist_size + group, None])
+        order = torch.cat([self.rows.outside, self.rows.grouped])
+        return torch.cat(parts, dim=1)[:, order.argsort()].view(*hidden.shape[:-1], self.vocab_size)
+
+    def flops_per_token(self) -> float:
+        """Return 2 D (K + G R + S): that of a token in a group, 2 D S more than of one in the shortlist."""
+        first = self.shortlist_size + self.group_bias.numel()
+        return 2.0 * self.n_embd * (first + (self.group_size or 0))

@@ -1,0 +1,177 @@
+"""The fused softmax inside groups equals the slow line beside it, in values and gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from grouped_lm.config import GroupingConfig
+from grouped_lm.heads import (
+    IGNORE_INDEX,
+    ClassFullConfig,
+    DenseConfig,
+    Head,
+    HeadLoss,
+    ShortlistConfig,
+    TwoLevelHead,
+    build_head,
+)
+
+D = 6
+GROUPINGS = ["merge_rank", "frequency", "random"]
+
+
+def random_head(config, vocab_size: int, grouping: str = "merge_rank", dtype=torch.float64) -> Head:
+    torch.manual_seed(0)
+    wte = torch.nn.Parameter(torch.randn(vocab_size, D, dtype=torch.float64))
+    head = build_head(config, D, vocab_size, GroupingConfig(name=grouping), torch.arange(vocab_size) % 11, wte)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    return head.to(dtype)
+
+
+def states_and_targets(vocab_size: int, count: int, dtype=torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.randint(0, vocab_size, (count,), generator=generator)
+    targets[::4] = IGNORE_INDEX
+    hidden = torch.randn(count, D, dtype=torch.float64, generator=generator)
+    return hidden.to(dtype).requires_grad_(), targets
+
+
+def loss_and_gradients(head: Head, call, targets: Tensor, hidden: Tensor) -> list[Tensor]:
+    """Of every token's loss under a random weight of its own: a gradient scaled as a whole would not pass."""
+    found = call(head, hidden, targets, reduction="none", accuracy=True)
+    weights = torch.randn(targets.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    parameters = [hidden, *head.parameters()]
+    gradients = torch.autograd.grad((found.nll * weights).sum(), parameters)
+    parts = [found.nll, found.group_nll, found.token_nll, found.group_correct, found.token_correct]
+    return [*parts, *gradients]
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+@pytest.mark.parametrize(("vocab_size", "group_size"), [(103, 7), (103, None), (9, 1), (5, 5), (2, 2), (1, 1)])
+@pytest.mark.parametrize("count", [0, 1, 50])
+def test_class_full_equals_its_slow_line(vocab_size, group_size, grouping, count):
+    head = random_head(ClassFullConfig(group_size=group_size), vocab_size, grouping)
+    hidden, targets = states_and_targets(vocab_size, count)
+    fused = loss_and_gradients(head, type(head).loss, targets, hidden)
+    slow = loss_and_gradients(head, TwoLevelHead.loss, targets, hidden)
+    for ours, theirs in zip(fused, slow, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def shortlist_slow_line(head: Head, hidden: Tensor, targets: Tensor, reduction: str, accuracy: bool) -> HeadLoss:
+    """The loss and its parts from the V-wide log-probabilities, under plain autograd."""
+    joint, counted, token = head.log_prob(hidden), targets != IGNORE_INDEX, targets.clamp_min(0)
+    groups, n_class = head.token_to_group, head.shortlist_size + head.n_group
+    class_of = torch.where(groups < 0, head.token_to_slot, groups + head.shortlist_size)
+    same = class_of == class_of[token, None]
+    first = torch.stack([joint[:, class_of == c].logsumexp(-1) for c in range(n_class)], dim=-1)
+    nll = torch.where(counted, -joint.gather(1, token[:, None])[:, 0], 0.0)
+    group_nll = torch.where(counted, -first.gather(1, class_of[token, None])[:, 0], 0.0)
+    group_hits = (first.argmax(-1) == class_of[token]) & counted
+    token_hits = (joint.masked_fill(~same, -torch.inf).argmax(-1) == token) & counted
+    return HeadLoss(nll, group_nll, nll - group_nll, group_hits, token_hits)
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+@pytest.mark.parametrize(
+    ("vocab_size", "values"),
+    [
+        (103, {"shortlist_size": 20, "group_size": 7}),
+        (103, {"shortlist_size": 20, "directions": 3}),
+        (103, {"shortlist_size": 0, "directions": 2}),
+        (103, {"shortlist_size": 102}),
+        (9, {"shortlist_size": 4, "group_size": 9}),
+        (9, {}),
+        (1, {"shortlist_size": 0}),
+        (1, {}),
+    ],
+)
+def test_shortlist_equals_its_slow_line(vocab_size, values, grouping):
+    head = random_head(ShortlistConfig(**values), vocab_size, grouping)
+    hidden, targets = states_and_targets(vocab_size, 50)
+    fused = loss_and_gradients(head, type(head).loss, targets, hidden)
+    slow = loss_and_gradients(head, shortlist_slow_line, targets, hidden)
+    for ours, theirs in zip(fused, slow, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_shortlist_holds_the_most_frequent_tokens():
+    head = random_head(ShortlistConfig(shortlist_size=20), 103)  # counts are id % 11
+    assert head.rows.outside.tolist() == [*range(10, 103, 11), *range(9, 103, 11), *range(8, 20, 11)]
+    unknown = build_head(ShortlistConfig(shortlist_size=20, tied=False), D, 103)
+    assert unknown.rows.outside.tolist() == list(range(20))
+
+
+def test_directions_change_nothing_at_the_start():
+    hidden, targets = states_and_targets(2_003, 200, torch.float32)
+    losses = []
+    for directions in (1, 16):
+        torch.manual_seed(0)
+        config = ShortlistConfig(shortlist_size=100, directions=directions, tied=False)
+        losses.append(build_head(config, D, 2_003).loss(hidden, targets).nll.item())
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_class_full_in_fp32_is_as_near_to_fp64_as_its_slow_line(grouping):
+    exact, rough = (random_head(ClassFullConfig(), 1_003, grouping, dtype) for dtype in (torch.float64, torch.float32))
+    slow = TwoLevelHead.loss
+    hidden, targets = states_and_targets(1_003, 300)
+    truth = loss_and_gradients(exact, slow, targets, hidden)
+    hidden, _ = states_and_targets(1_003, 300, torch.float32)
+    fused, eager = (loss_and_gradients(rough, call, targets, hidden) for call in (type(rough).loss, slow))
+    for ours, theirs, exactly in zip(fused, eager, truth, strict=True):
+        if ours.is_floating_point():
+            error = (theirs - exactly).abs().max()
+            assert (ours - exactly).abs().max() <= 2 * error + 1e-6
+
+
+@pytest.mark.parametrize("grouping", GROUPINGS)
+def test_one_group_is_the_dense_softmax(grouping):
+    wte = torch.nn.Parameter(torch.randn(31, D, dtype=torch.float64))
+    counts = torch.arange(31) % 5
+    dense = build_head(DenseConfig(), D, 31, wte=wte)
+    one = build_head(ClassFullConfig(group_size=31), D, 31, GroupingConfig(name=grouping), counts, wte).double()
+    hidden, targets = states_and_targets(31, 40)
+    torch.testing.assert_close(one.loss(hidden, targets).nll, dense.loss(hidden, targets).nll)
+    torch.testing.assert_close(one.log_prob(hidden), dense.log_prob(hidden))
+
+
+BOTH = [ClassFullConfig(), ShortlistConfig(shortlist_size=20, directions=2)]
+
+
+@pytest.mark.parametrize("config", BOTH, ids=str)
+@pytest.mark.parametrize("states", [torch.float32, torch.bfloat16])
+def test_gradients_under_bf16_autocast(states, config):
+    head = random_head(config, 103, "random", torch.float32)
+    hidden, targets = states_and_targets(103, 200, torch.float32)
+    exact = torch.autograd.grad(head.loss(hidden, targets).nll, [hidden, *head.parameters()])
+    cast = hidden.detach().to(states).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = head.loss(cast, targets).nll
+    rough = torch.autograd.grad(loss, [cast, *head.parameters()])
+    for ours, theirs in zip(rough, exact, strict=True):
+        assert (ours - theirs).abs().max() <= 0.03 * theirs.abs().max()
+    assert [g.dtype for g in rough] == [states, *(p.dtype for p in head.parameters())]
+
+
+@pytest.mark.parametrize("config", BOTH, ids=str)
+def test_a_loaded_grouping_is_followed(config):
+    ours, theirs = (random_head(config, 103, name) for name in ("merge_rank", "random"))
+    ours.load_state_dict(theirs.state_dict())
+    ours.after_load()
+    hidden, targets = states_and_targets(103, 50)
+    torch.testing.assert_close(ours.loss(hidden, targets).nll, theirs.loss(hidden, targets).nll)
+    torch.testing.assert_close(ours.log_prob(hidden), theirs.log_prob(hidden))
+
+
+@pytest.mark.parametrize("config", BOTH, ids=str)
+def test_nothing_of_the_size_of_the_logits_is_kept(config):
+    head = random_head(config, 10_000)
+    hidden, targets = states_and_targets(10_000, 64)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        head.loss(hidden, targets)
+    own = {p.data_ptr() for p in head.parameters()}
+    assert sum(t.numel() for t in kept if t.data_ptr() not in own) < 64 * (4 * head.n_group + head.group_size) + 12_000
