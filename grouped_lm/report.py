@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from rich.table import Table
 
 from grouped_lm.errors import RunFolderError
@@ -43,19 +44,23 @@ Column = tuple[str, str, str]
 def write_results(folder: Path) -> list[Row]:
     """Write `results.csv`, `results.md` and `plots/` of the runs below `folder`, and return the rows.
 
-    Without matplotlib the plots are left out, and that is said; where no job got so far, nothing is written.
+    Without matplotlib the plots are left out, and that is said; where no job got so far, nothing is written. Two
+    drivers of one sweep write one after the other.
     """
-    try:
-        rows = collect_runs([folder])
-    except RunFolderError:
+    if not folder.is_dir():
         return []
-    plots: list[Path] = []
-    try:
-        plots = write_plots(rows, folder / "plots")
-    except PlotLibraryError as error:
-        print(f"gvc: {error}", file=sys.stderr)
-    write_tables(rows, folder, plots)
-    return rows
+    with FileLock(folder / ".results.lock"):
+        try:
+            rows = collect_runs([folder])
+        except RunFolderError:
+            return []
+        plots: list[Path] = []
+        try:
+            plots = write_plots(rows, folder / "plots")
+        except PlotLibraryError as error:
+            print(f"gvc: {error}", file=sys.stderr)
+        write_tables(rows, folder, plots)
+        return rows
 
 
 def write_tables(rows: list[Row], folder: Path, plots: list[Path] | None = None) -> None:

@@ -60,7 +60,7 @@ class WandbRun:
             name=run_dir.name,
             tags=sorted({config.model.name, config.head.name, config.data.name, "paper-repro", *tracking.tags}),
             config=config_to_dict(config) | {"config_hash": config_hash(config)},
-            dir=str(run_dir),
+            dir=str(run_dir.resolve()),  # W&B's service may run in another folder
             settings=wandb.Settings(init_timeout=tracking.init_timeout_s, silent=True, console="off"),
         )
         for family in METRIC_FAMILIES:
@@ -138,7 +138,7 @@ def log_sweep(tracking: TrackingConfig, folder: Path, table: str) -> None:
             job_type="sweep",
             name=f"{folder.name}-results",
             tags=sorted({"sweep", "paper-repro", *tracking.tags}),
-            dir=str(folder),
+            dir=str(folder.resolve()),  # W&B's service may run in another folder
             settings=wandb.Settings(init_timeout=tracking.init_timeout_s, silent=True, console="off"),
         )
         with run:
