@@ -44,7 +44,7 @@ Column = tuple[str, str, str]
 def write_results(folder: Path) -> list[Row]:
     """Write `results.csv`, `results.md` and `plots/` of the runs below `folder`, and return the rows.
 
-    Without matplotlib the plots are left out, and that is said; where no job got so far, nothing is written. Two
+    Without matplotlib the plots are left out, and that is said; where no job got so far, no result is. Two
     drivers of one sweep write one after the other.
     """
     if not folder.is_dir():
