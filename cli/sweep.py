@@ -1,10 +1,17 @@
 """`gvc sweep`: a preset of jobs, run by Hydra's multirun, each job finished exactly once."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .train import ConfigDir, Overrides
+
+if TYPE_CHECKING:
+    from grouped_lm.config import Config
+
+    from .hydra_entry import HydraFlags
+    from .sweep_plan import SweepPlan
 
 
 def sweep(
@@ -23,16 +30,12 @@ def sweep(
 
     A job that fails does not stop the others: at the end the exit code is 1, and its reason is said.
     """
-    from grouped_lm.errors import ConfigError, GvcError
+    from grouped_lm.errors import ConfigError
     from grouped_lm.report import to_csv, write_results
-    from grouped_lm.run_folder import COMPLETE
-    from grouped_lm.sweep import SweepLimits, driver_ledger, failures, job_state
-    from grouped_lm.sweep_display import SweepDisplay
     from grouped_lm.tracking import log_sweep
 
-    from .hydra_entry import HydraFlags, explained, launch
-    from .search import continued_study
-    from .sweep_plan import SweepTask, describe_presets, plan_sweep
+    from .hydra_entry import HydraFlags
+    from .sweep_plan import describe_presets, plan_sweep
 
     flags = HydraFlags(multirun=True, config_dir=config_dir)
     if show:
@@ -47,29 +50,55 @@ def sweep(
     if plan.n_trials is not None and (fail_fast or only_failed):
         raise ConfigError("--fail-fast and --only-failed need a list of jobs, and Optuna chooses them as it goes")
     try:
-        with (
-            driver_ledger(plan.folder) as ledger,
-            SweepDisplay(plan.find_jobs, plan.total),
-            explained(plan.overrides, flags),
-        ):
-            limits = SweepLimits(ledger, max_jobs=max_jobs, fail_fast=fail_fast, only_failed=only_failed)
-            if plan.n_trials is not None:
-                with continued_study(plan.folder, plan.n_trials, plan.sampler_seed, max_jobs) as search:
-                    if search:
-                        launch([*plan.overrides, *search], flags, SweepTask(limits, wait=False))
-            else:
-                launch(plan.overrides, flags, SweepTask(limits, wait=False))
-                if limits.any_left_to_others():  # see them through, and take over where the other driver dies
-                    launch(plan.overrides, flags, SweepTask(limits, wait=True))
+        drive(plan, flags, max_jobs, fail_fast, only_failed)
     finally:
         rows = write_results(plan.folder)
     if rows:
         log_sweep(plan.jobs[0][0].tracking, plan.folder, to_csv(rows))
     print(plan.folder, flush=True)
-    jobs = plan.find_jobs()
+    judge(plan.find_jobs(), may_stop_early=max_jobs is not None or only_failed)
+
+
+def drive(
+    plan: "SweepPlan", flags: "HydraFlags", max_jobs: int | None, fail_fast: bool = False, only_failed: bool = False
+) -> None:
+    """Let Hydra run what is left of the jobs, or of the search."""
+    from grouped_lm.sweep import SweepLimits, driver_ledger
+    from grouped_lm.sweep_display import SweepDisplay
+
+    from .hydra_entry import explained, launch
+    from .search import continued_study
+    from .sweep_plan import SweepTask
+
+    with (
+        driver_ledger(plan.folder) as ledger,
+        SweepDisplay(plan.find_jobs, plan.total),
+        explained(plan.overrides, flags),
+    ):
+        limits = SweepLimits(ledger, max_jobs=max_jobs, fail_fast=fail_fast, only_failed=only_failed)
+        if plan.n_trials is not None:
+            with continued_study(plan.folder, plan.n_trials, plan.sampler_seed, max_jobs) as search:
+                if search:
+                    launch([*plan.overrides, *search], flags, SweepTask(limits, wait=False))
+            return
+        launch(plan.overrides, flags, SweepTask(limits, wait=False))
+        if limits.any_left_to_others():  # see them through, and take over where the other driver dies
+            launch(plan.overrides, flags, SweepTask(limits, wait=True))
+
+
+def judge(jobs: "list[tuple[Config, Path]]", may_stop_early: bool) -> None:
+    """Say which jobs failed, and which are not done unless that was asked for.
+
+    Raises:
+        GvcError: there are any; exit code 1.
+    """
+    from grouped_lm.errors import GvcError
+    from grouped_lm.run_folder import COMPLETE
+    from grouped_lm.sweep import failures, job_state
+
     failed = failures(jobs)
     if failed:
         raise GvcError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
     left = [path.name for config, path in jobs if job_state(config, path) != COMPLETE]
-    if left and max_jobs is None and not only_failed:
+    if left and not may_stop_early:
         raise GvcError(f"{len(left)} of {len(jobs)} jobs are not done ({', '.join(left)}): run the command again")

@@ -1,5 +1,6 @@
 """What a sweep will run: its folder, its jobs and their folders, known before any of them is made."""
 
+from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -102,13 +103,11 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
             OmegaConf.set_struct(composed, False)
             del composed["hydra"]
             jobs.append((to_config(composed), run_dir))
-    taken: dict[Path, int] = {}
-    for config, run_dir in jobs:
-        taken[run_dir] = taken.get(run_dir, 0) + 1
+    for config, _ in jobs:
         preflight(config)
     if is_search(chosen.sweeper):
         return SweepPlan(folder, words, jobs, chosen.sweeper.n_trials, chosen.sweeper.sampler.get("seed") or 0)
-    twice = [path.name for path, count in taken.items() if count > 1]
+    twice = [path.name for path, count in Counter(path for _, path in jobs).items() if count > 1]
     if twice:
         raise ConfigError(f"two jobs would share the folder {twice[0]}: leave hydra.sweep.subdir to gvc")
     return SweepPlan(folder, words, jobs)

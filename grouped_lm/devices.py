@@ -1,4 +1,8 @@
-"""What a device can do, from its maker's data sheet; the CPU is measured, since it is here."""
+"""What a device can do: published peak figures; the CPU is measured, since it is here.
+
+`source` names the figure as its maker publishes it. They were read on pages that repeat the maker's sheets, not on the
+sheets themselves.
+"""
 
 import difflib
 import os

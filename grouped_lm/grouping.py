@@ -63,6 +63,11 @@ class Grouping:
         return digest.hexdigest()
 
 
+def order_by_frequency(counts: Tensor) -> Tensor:
+    """Return the (V,) token ids by their (V,) counts, most frequent first and ties by id."""
+    return torch.argsort(counts, descending=True, stable=True)
+
+
 def group_in_order(order: Tensor, group_size: int) -> Grouping:
     """Put every `group_size` consecutive tokens of `order` into a group.
 
@@ -103,5 +108,5 @@ def build_grouping(
     elif config.name == "frequency":
         if counts is None:
             raise ConfigError("grouping=frequency needs the token counts of the training text")
-        order = torch.argsort(counts, descending=True, stable=True)
+        order = order_by_frequency(counts)
     return group_in_order(order, size)

@@ -14,8 +14,6 @@ from grouped_lm.run_folder import COMPLETE, RunFolder
 
 Row = dict[str, Any]
 
-JOB = "job.json"
-"""A sweep's copy of the config, there before the run has written its own."""
 RUNNING, UNFINISHED = "running", "unfinished"
 CONFIG_KEYS = (
     "model.n_embd",
@@ -48,8 +46,8 @@ def find_runs(folders: list[Path]) -> list[Path]:
 
 def _runs_below(folder: Path) -> list[Path]:
     found = []
-    for path, inside, files in os.walk(folder):
-        if read_config(Path(path)) if {"config.json", JOB} & set(files) else None:
+    for path, inside, _ in os.walk(folder):
+        if read_config(Path(path)) is not None:
             found.append(Path(path))
             inside.clear()  # checkpoints and W&B files are no runs
         inside[:] = [name for name in inside if not name.startswith(".")]  # `.replaced` keeps what was run anew
@@ -64,9 +62,9 @@ def natural_order(path: Path) -> list[tuple[int, int, str]]:
 
 def read_config(path: Path) -> Row | None:
     """Return a run folder's config as plain values, None where there is none: an old run need not fit the schema."""
-    for name in ("config.json", JOB):
+    for file in (RunFolder(path).config, RunFolder(path).job):
         try:
-            values = json.loads((path / name).read_text(encoding="utf-8"))
+            values = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(values, dict) and all(isinstance(values.get(k), dict) for k in ("model", "head", "train")):
@@ -165,7 +163,7 @@ def sweep_of(path: Path) -> str | None:
     for parent in list(path.resolve().parents)[:4]:
         if (parent / "multirun.yaml").exists():
             return parent.name
-    return path.resolve().parent.name if (path / JOB).exists() else None
+    return path.resolve().parent.name if RunFolder(path).job.exists() else None
 
 
 def add_ratios(rows: list[Row]) -> None:

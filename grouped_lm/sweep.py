@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -29,7 +28,6 @@ from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runtime import write_json
 from grouped_lm.slots import Share
 
-JOB = "job.json"
 LOG = "job.log"
 RUNNING = "running"
 BUSY_EXIT = 64
@@ -77,7 +75,7 @@ def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict
         aside = set_aside(run_dir)
         print(f"gvc: {run_dir.name} was made with another config: kept as {aside}, run anew", file=sys.stderr)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(run_dir / JOB, config_to_dict(config))
+    write_json(RunFolder(run_dir).job, config_to_dict(config))
     while True:
         code = _run_child(run_dir, environment or {})
         if code != BUSY_EXIT:
@@ -142,25 +140,25 @@ def failure_reason(run_dir: Path) -> str:
     return (RunFolder(run_dir).read_result() or {}).get("reason", "unknown")
 
 
-def read_job(run_dir: Path) -> dict[str, Any]:
+def read_job(run_dir: Path) -> Config:
     """Return the config that a driver left for its worker.
 
     Raises:
         RunFolderError: there is none.
     """
     try:
-        return json.loads((run_dir / JOB).read_text(encoding="utf-8"))
+        values = json.loads(RunFolder(run_dir).job.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{run_dir} holds no job") from error
+    return config_from_dict(values, parse_head_config(values["head"]))
 
 
 def jobs_below(folder: Path) -> list[tuple[Config, Path]]:
     """Return the jobs that lie in a sweep's folder: all there are where a sweeper chooses values as it goes."""
     jobs = []
-    for path in sorted(folder.glob(f"*/{JOB}")):
-        with contextlib.suppress(GvcError):
-            values = read_job(path.parent)
-            jobs.append((config_from_dict(values, parse_head_config(values["head"])), path.parent))
+    for path in sorted(folder.glob("*")):
+        with contextlib.suppress(GvcError):  # not a job's folder
+            jobs.append((read_job(path), path))
     return jobs
 
 

@@ -46,22 +46,11 @@ class WandbRun:
             self._try("start", lambda: self._start(config, run_dir))
 
     def _start(self, config: Config, run_dir: Path) -> None:
-        import wandb  # here, not above: it takes a second, and `tracking=disabled` need not wait for it
-
+        values = config_to_dict(config) | {"config_hash": config_hash(config)}
+        tags = [config.model.name, config.head.name, config.data.name]
         tracking = config.tracking
-        self._run = wandb.init(
-            id=_stable_id(run_dir),
-            resume="allow",
-            mode=tracking.mode,  # type: ignore[arg-type]
-            project=tracking.project,
-            entity=tracking.entity,
-            group=tracking.group,
-            job_type=tracking.job_type,
-            name=run_dir.name,
-            tags=sorted({config.model.name, config.head.name, config.data.name, "paper-repro", *tracking.tags}),
-            config=config_to_dict(config) | {"config_hash": config_hash(config)},
-            dir=str(run_dir.resolve()),  # W&B's service may run in another folder
-            settings=wandb.Settings(init_timeout=tracking.init_timeout_s, silent=True, console="off"),
+        self._run = _start_run(
+            tracking, run_dir, job_type=tracking.job_type, name=run_dir.name, tags=tags, config=values
         )
         for family in METRIC_FAMILIES:
             self._run.define_metric(f"{family}/*", step_metric=STEP_AXIS)
@@ -87,6 +76,24 @@ class WandbRun:
         self._try("write the summary", lambda: self._run.summary.update(flat))
         if self._run is not None:
             self._try("finish", lambda: self._run.finish(exit_code=exit_code))
+
+
+def _start_run(tracking: TrackingConfig, folder: Path, tags: list[str], **kwargs: Any) -> Any:
+    """Start, or go on with, the W&B run of `folder`; `kwargs` are those of `wandb.init`."""
+    import wandb  # here, not above: it takes a second, and `tracking=disabled` need not wait for it
+
+    return wandb.init(
+        id=_stable_id(folder),
+        resume="allow",
+        mode=tracking.mode,  # type: ignore[arg-type]
+        project=tracking.project,
+        entity=tracking.entity,
+        group=tracking.group,
+        tags=sorted({"paper-repro", *tags, *tracking.tags}),
+        dir=str(folder.resolve()),  # W&B's service may run in another folder
+        settings=wandb.Settings(init_timeout=tracking.init_timeout_s, silent=True, console="off"),
+        **kwargs,
+    )
 
 
 def _stable_id(run_dir: Path) -> str:
@@ -128,20 +135,7 @@ def log_sweep(tracking: TrackingConfig, folder: Path, table: str) -> None:
         import wandb
 
         names, *rows = csv.reader(io.StringIO(table))
-        run = wandb.init(
-            id=_stable_id(folder),
-            resume="allow",
-            mode=tracking.mode,  # type: ignore[arg-type]
-            project=tracking.project,
-            entity=tracking.entity,
-            group=tracking.group,
-            job_type="sweep",
-            name=f"{folder.name}-results",
-            tags=sorted({"sweep", "paper-repro", *tracking.tags}),
-            dir=str(folder.resolve()),  # W&B's service may run in another folder
-            settings=wandb.Settings(init_timeout=tracking.init_timeout_s, silent=True, console="off"),
-        )
-        with run:
+        with _start_run(tracking, folder, job_type="sweep", name=f"{folder.name}-results", tags=["sweep"]) as run:
             run.log({"sweep/results": wandb.Table(columns=[*names], data=rows)})
             for picture in sorted((folder / "plots").glob("*.png")):
                 run.log({f"sweep/{picture.stem}": wandb.Image(str(picture))})

@@ -6,9 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from grouped_lm.config import config_from_dict
 from grouped_lm.errors import BusyError, GvcError
-from grouped_lm.heads import parse_head_config
 from grouped_lm.sweep import BUSY_EXIT, read_job
 from grouped_lm.train import train
 
@@ -28,8 +26,7 @@ def main() -> None:
     run_dir = Path(sys.argv[1])
     stop_with_parent(int(sys.argv[2]))
     try:
-        values = read_job(run_dir)
-        train(config_from_dict(values, parse_head_config(values["head"])), run_dir)
+        train(read_job(run_dir), run_dir)
     except BusyError:
         sys.exit(BUSY_EXIT)
     except GvcError as error:

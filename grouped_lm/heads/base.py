@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import GroupingConfig
-from grouped_lm.grouping import Grouping, build_grouping
+from grouped_lm.grouping import Grouping, build_grouping, order_by_frequency
 
 IGNORE_INDEX = -100
 """Targets of this value count nowhere: no loss, no gradient, not in the mean."""
@@ -71,7 +71,7 @@ class HeadContext:
         """Return the (V,) token ids, most frequent first and ties by id; by id alone where no counts are known."""
         if self.counts is None:
             return torch.arange(self.vocab_size)
-        return torch.argsort(self.counts, descending=True, stable=True)
+        return order_by_frequency(self.counts)
 
     def token_weight(self, tied: bool) -> nn.Parameter:
         """Return a (V, D) matrix of a row per token: the input embedding, or one of the head's own.
