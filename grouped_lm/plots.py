@@ -106,6 +106,7 @@ def draw_by_group_size(axes: Any, points: list[Point], key: str) -> None:
     set_scale(axes.yaxis, [y for point in shown for y in point.values(key)], from_zero=key != PERPLEXITY)
     axes.set_xlabel("group size S (slots per group)")
     axes.set_ylabel(AXES[key])
+    axes.margins(y=0.16)  # room for the name of sqrt V above the marks, and for a note under the least
     if key == HEAD_MEMORY:
         labels += _draw_theory(axes, sized, sizes)
     _mark_root(axes, sized)
@@ -140,7 +141,6 @@ def _draw_theory(axes: Any, sized: list[Point], sizes: list[int]) -> list[Label]
         spot = {"textcoords": "offset points", "ha": "center", "color": GREY, "path_effects": halo()}
         axes.annotate(f"theory's least, S = {best:,}", (best, least), (0, -19), **spot)
         labels.append(Label(gib[-1], "theory" if len(cases) == 1 else f"theory, N {n_tokens:,}", GREY))
-    axes.margins(y=0.16)  # room for the note under the least
     return labels
 
 
