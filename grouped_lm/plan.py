@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from grouped_lm.config import Config
 from grouped_lm.devices import Device
 from grouped_lm.fake_step import fake_model, fake_step, fake_steps, with_shape
-from grouped_lm.heads import HEAD_CONFIGS
+from grouped_lm.heads import HEAD_CONFIGS, HEADS
 from grouped_lm.live_bytes import KINDS, Moments
 from grouped_lm.models.lm import estimate_body_flops_per_token
 
@@ -169,8 +169,8 @@ def plan_heads(
     """Plan every head, the config's own settings for its own head, and hold each against the dense one.
 
     Returns:
-        The plans, the dense one first; and the names of the heads whose sizes depend on the tokens of a batch, which
-        shapes alone do not tell.
+        The plans, the dense one first; and the names of the heads whose sizes depend on the tokens of a batch or of
+        the text, which shapes alone do not tell.
 
     Args:
         config: the run.
@@ -183,6 +183,9 @@ def plan_heads(
     heads: dict[str, Any] = {name: schema() for name, schema in HEAD_CONFIGS.items()} | {config.head.name: config.head}
     plans, unplanned = [], []
     for name, head in heads.items():
+        if HEADS[name][1].sizes_follow_text:
+            unplanned.append(name)
+            continue
         try:
             plans.append(plan_head(dataclasses.replace(config, head=head), memory_bytes, device, total))
         except (DataDependentOutputException, DynamicOutputShapeException):

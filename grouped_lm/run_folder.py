@@ -21,7 +21,7 @@ from grouped_lm.heads import parse_head_config
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runtime import write_json
-from grouped_lm.train_state import unpack_model
+from grouped_lm.train_state import head_buffers, unpack_model
 
 COMPLETE, INTERRUPTED, FAILED = "complete", "interrupted", "failed"
 
@@ -105,7 +105,8 @@ class RunFolder:
         if found is None:
             raise CheckpointError(f"{self.path} has no checkpoint yet: train it first")
         vocab_size = vocab_size_of(config.tokenizer)
-        model = build_lm(config, lambda: np.zeros(vocab_size, dtype=np.int64))  # the checkpoint brings its grouping
+        known = head_buffers(found[1])  # so the training text is not needed
+        model = build_lm(config, lambda: np.zeros(vocab_size, dtype=np.int64), saved=known)
         unpack_model(found[1], model)
         return model.to(device).eval(), found[0]
 

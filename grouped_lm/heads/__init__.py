@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +16,10 @@ from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
 from grouped_lm.heads.dense import DenseConfig, DenseHead
 from grouped_lm.heads.film import FilmConfig, FilmHead
 from grouped_lm.heads.grouped import GroupedConfig, GroupedHead
+from grouped_lm.heads.low_rank import LowRankConfig, LowRankHead
+from grouped_lm.heads.sampled import SampledConfig, SampledHead
 from grouped_lm.heads.shortlist import ShortlistConfig, ShortlistHead
+from grouped_lm.heads.trim import TrimConfig, TrimHead
 from grouped_lm.heads.two_level import TwoLevelHead
 
 HEADS: dict[str, tuple[type, type[Head]]] = {
@@ -25,6 +29,9 @@ HEADS: dict[str, tuple[type, type[Head]]] = {
     "class_full": (ClassFullConfig, ClassFullHead),
     "shortlist": (ShortlistConfig, ShortlistHead),
     "adaptive": (AdaptiveConfig, AdaptiveHead),
+    "low_rank": (LowRankConfig, LowRankHead),
+    "sampled": (SampledConfig, SampledHead),
+    "trim": (TrimConfig, TrimHead),
 }
 """Every head, its schema and its class, by the name that commands and columns use."""
 HEAD_CONFIGS: dict[str, type] = {name: schema for name, (schema, _) in HEADS.items()}
@@ -69,6 +76,7 @@ def build_head(
     grouping: GroupingConfig | None = None,
     counts: Tensor | None = None,
     wte: Tensor | None = None,
+    saved: Mapping[str, Tensor] | None = None,
 ) -> Head:
     """Build the head that `config` describes.
 
@@ -79,8 +87,9 @@ def build_head(
         grouping: how tokens are put into groups; None means by merge rank.
         counts: (V,) training occurrences, for groupings by frequency and heads that sort their tokens.
         wte: (V, D) input embedding, for tied heads.
+        saved: the head's buffers in a checkpoint that is being loaded for use.
     """
-    context = HeadContext(n_embd, vocab_size, grouping or GroupingConfig(), counts, wte)
+    context = HeadContext(n_embd, vocab_size, grouping or GroupingConfig(), counts, wte, saved or {})
     return HEADS[config.name][1].build(config, context)
 
 
@@ -102,8 +111,14 @@ __all__ = [
     "Head",
     "HeadContext",
     "HeadLoss",
+    "LowRankConfig",
+    "LowRankHead",
+    "SampledConfig",
+    "SampledHead",
     "ShortlistConfig",
     "ShortlistHead",
+    "TrimConfig",
+    "TrimHead",
     "TwoLevelHead",
     "build_head",
     "needs_counts",

@@ -4,7 +4,8 @@ Letters: B batch, T sequence, N = B*T, D width, V vocabulary, G groups, S slots 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +50,13 @@ def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
     raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
 
 
+def reduce_sums(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """Finish what `linear_nll` began: (N,) losses of "none" in the targets' shape, else a sum, divided for "mean"."""
+    if reduction == "none":
+        return nll.view(targets.shape)
+    return reduce_nll(nll, targets, reduction)
+
+
 @dataclass(frozen=True, eq=False)
 class HeadContext:
     """What a head may be built from, besides its own config."""
@@ -62,6 +70,8 @@ class HeadContext:
     """(V,) training occurrences, where they are known."""
     wte: Tensor | None = None
     """(V, D) input embedding, for tied heads."""
+    saved: Mapping[str, Tensor] = field(default_factory=dict)
+    """The head's buffers in the checkpoint that is being loaded for use: what the training text decided."""
 
     def groups(self, group_size: int | None) -> Grouping:
         """Return the grouping of all V tokens; see `build_grouping`."""
@@ -96,6 +106,8 @@ class Head(nn.Module, ABC):
     """Names of matrices that are scales, shifts or biases, and so are not decayed."""
     needs_counts: ClassVar[bool] = False
     """Whether the head is built from the training occurrences of the tokens, whatever the grouping."""
+    sizes_follow_text: ClassVar[bool] = False
+    """Whether the training text decides shapes of its parameters, which shapes of a run alone do not tell."""
 
     def __init__(self, n_embd: int, vocab_size: int) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
 """From the config of a run to its model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from grouped_lm.config import Config
 from grouped_lm.data.tokenizer import vocab_size_of
@@ -12,12 +13,17 @@ from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
 
 
-def build_lm(config: Config, count_tokens: Callable[[], np.ndarray] | None = None) -> LanguageModel:
+def build_lm(
+    config: Config,
+    count_tokens: Callable[[], np.ndarray] | None = None,
+    saved: Mapping[str, Tensor] | None = None,
+) -> LanguageModel:
     """Build the model of a run, freshly initialised from torch's global generator.
 
     Args:
         config: the run.
         count_tokens: gives the (V,) occurrences in the training text; called only where head or grouping need them.
+        saved: the head's buffers in a checkpoint that is being loaded for use, see `train_state.head_buffers`.
     """
     vocab_size = vocab_size_of(config.tokenizer)
     body = build_body(config.model, vocab_size)
@@ -31,6 +37,7 @@ def build_lm(config: Config, count_tokens: Callable[[], np.ndarray] | None = Non
         grouping=config.grouping,
         counts=counts,
         wte=body.wte.weight,
+        saved=saved,
     )
     return LanguageModel(body, head)
 
