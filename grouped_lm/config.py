@@ -60,17 +60,21 @@ class ModelConfig:
             raise ConfigError(f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} and {self.n_head}")
 
 
+GROUPINGS = ("merge_rank", "frequency", "sqrt_frequency", "kmeans", "brown", "random")
+
+
 @dataclass(kw_only=True, slots=True)
 class GroupingConfig:
     """How tokens are put into groups."""
 
     name: str = "merge_rank"
-    """`merge_rank` (the paper's: consecutive BPE ranks), `frequency` (by training count) or `random`."""
+    """`merge_rank` (the paper's: consecutive BPE ranks), `frequency` (by training count), `sqrt_frequency` (equal
+    shares of its root, groups of unequal sizes), `kmeans` or `brown` (by their neighbours in the text) or `random`."""
     seed: int = 0
-    """For `random`."""
+    """For `random` and `kmeans`."""
 
     def __post_init__(self) -> None:
-        check_choice("grouping.name", self.name, ("merge_rank", "frequency", "random"))
+        check_choice("grouping.name", self.name, GROUPINGS)
         check_range("grouping.seed", self.seed, 0, 2**63 - 1)
 
 

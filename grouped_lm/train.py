@@ -91,7 +91,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
     corpus = prepare_data(config.data, config.tokenizer)
     batches = TrainBatches(corpus.train.tokens(), block_size, cfg.micro_batch_size, config.seed)
     windows = ValidWindows(corpus.valid.tokens(), block_size, cfg.eval_batch_size or cfg.micro_batch_size)
-    model = build_lm(config, corpus.train.counts).to(device)
+    model = build_lm(config, corpus.train.counts, corpus.train.tokens).to(device)
     optimizer = build_optimizer(config.optim, model)
     forward = torch.compile(model) if cfg.compile else model
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
-    {"config", "checkpoint"},
+    {"config", "checkpoint", "clustering"},
     {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes"},
     {"heads", "plot_data", "devices"},
     {"data", "optim", "tracking", "train_state", "plot_parts"},

@@ -4,10 +4,11 @@ Letters: B batch, T sequence, N = B*T, D width, V vocabulary, G groups, S slots 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,12 +71,22 @@ class HeadContext:
     """(V,) training occurrences, where they are known."""
     wte: Tensor | None = None
     """(V, D) input embedding, for tied heads."""
+    tokens: Callable[[], np.ndarray] | None = None
+    """Gives the training text, (T,) ids, for groupings by the company that tokens keep."""
     saved: Mapping[str, Tensor] = field(default_factory=dict)
     """The head's buffers in the checkpoint that is being loaded for use: what the training text decided."""
 
-    def groups(self, group_size: int | None) -> Grouping:
-        """Return the grouping of all V tokens; see `build_grouping`."""
-        return build_grouping(self.grouping, self.vocab_size, group_size, self.counts)
+    def groups(self, group_size: int | None, ids: Tensor | None = None) -> Grouping:
+        """Return the grouping of all V tokens, or of `ids` alone; see `build_grouping`.
+
+        A checkpoint that is being loaded brings the one of all V.
+        """
+        if ids is None and "token_to_group" in self.saved:
+            groups, slots = self.saved["token_to_group"], self.saved["token_to_slot"]
+            return Grouping(groups, slots, int(groups.max()) + 1, int(slots.max()) + 1)
+        counts = self.counts if ids is None or self.counts is None else self.counts[ids]
+        number = self.vocab_size if ids is None else ids.numel()
+        return build_grouping(self.grouping, number, group_size, counts, self.tokens, ids)
 
     def by_frequency(self) -> Tensor:
         """Return the (V,) token ids, most frequent first and ties by id; by id alone where no counts are known."""

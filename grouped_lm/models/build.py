@@ -16,6 +16,7 @@ from grouped_lm.models.lm import LanguageModel
 def build_lm(
     config: Config,
     count_tokens: Callable[[], np.ndarray] | None = None,
+    read_tokens: Callable[[], np.ndarray] | None = None,
     saved: Mapping[str, Tensor] | None = None,
 ) -> LanguageModel:
     """Build the model of a run, freshly initialised from torch's global generator.
@@ -23,6 +24,7 @@ def build_lm(
     Args:
         config: the run.
         count_tokens: gives the (V,) occurrences in the training text; called only where head or grouping need them.
+        read_tokens: gives the training text, (T,) ids; called only for groupings by the company that tokens keep.
         saved: the head's buffers in a checkpoint that is being loaded for use, see `train_state.head_buffers`.
     """
     vocab_size = vocab_size_of(config.tokenizer)
@@ -37,6 +39,7 @@ def build_lm(
         grouping=config.grouping,
         counts=counts,
         wte=body.wte.weight,
+        tokens=read_tokens,
         saved=saved,
     )
     return LanguageModel(body, head)
