@@ -129,15 +129,34 @@ class DataConfig:
                     )
 
 
+def tokenizer_label(values: dict[str, Any]) -> str:
+    """Return `gpt2`, `bytes`, or `bpe-4096` for the fields of a `TokenizerConfig`."""
+    return "-".join(str(values[key]) for key in ("name", "vocab_size") if values.get(key) is not None)
+
+
 @dataclass(kw_only=True, slots=True)
 class TokenizerConfig:
     """Text to ids."""
 
     name: str = "gpt2"
-    """`gpt2` (50,257 ids) or `bytes` (256 bytes and one end-of-text)."""
+    """`gpt2` (50,257 ids), `bytes` (256 bytes and one end-of-text) or `bpe` (trained on the training text)."""
+    vocab_size: int | None = None
+    """`bpe`: ids, end-of-text included, in [258, 65536]; null for the others, whose sizes are fixed."""
+    file: str | None = None
+    """`bpe`: a tokenizer.json trained before, such as a run folder's; null trains one on data.train."""
 
     def __post_init__(self) -> None:
-        check_choice("tokenizer.name", self.name, ("gpt2", "bytes"))
+        check_choice("tokenizer.name", self.name, ("gpt2", "bytes", "bpe"))
+        check_range("tokenizer.vocab_size", self.vocab_size, 258, 65536)
+        if (self.vocab_size is not None) != (self.name == "bpe"):
+            raise ConfigError(f"tokenizer.vocab_size belongs to tokenizer=bpe, got {self.vocab_size} for {self.name}")
+        if self.file is not None and self.name != "bpe":
+            raise ConfigError(f"tokenizer.file belongs to tokenizer=bpe, got {self.file!r} for {self.name}")
+
+    @property
+    def label(self) -> str:
+        """The name that tables show: losses per token compare only where it is the same."""
+        return tokenizer_label(asdict(self))
 
 
 @dataclass(kw_only=True, slots=True)

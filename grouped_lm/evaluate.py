@@ -84,7 +84,7 @@ def evaluate_checkpoint(run_dir: Path, config: Config) -> dict[str, Any]:
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
     model, step = RunFolder(run_dir).load_model(config, device)
-    valid = prepare_split(config.data, config.tokenizer, "valid")
+    valid = prepare_split(config.data, RunFolder(run_dir).own_tokenizer(config.tokenizer), "valid")
     batch_size = config.train.eval_batch_size or config.train.micro_batch_size
     windows = ValidWindows(valid.tokens(), config.model.block_size, batch_size)
     judged = evaluate(model, windows, valid.text_bytes, device, config.train.dtype)

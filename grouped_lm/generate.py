@@ -85,7 +85,7 @@ def generate_texts(
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
     model, _ = RunFolder(run_dir).load_model(config, device)
-    tokenizer = build_tokenizer(config.tokenizer)
+    tokenizer = build_tokenizer(RunFolder(run_dir).own_tokenizer(config.tokenizer), config.data)
     generator = torch.Generator().manual_seed(seed)
     prompt_ids = [
         tokenizer.eot_id,

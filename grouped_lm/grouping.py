@@ -7,6 +7,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +65,28 @@ class Grouping:
         digest.update(self.token_to_group.numpy().astype("<i8").tobytes())
         digest.update(self.token_to_slot.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+def describe_groups(token_to_group: Tensor, token_to_slot: Tensor, special: dict[str, int]) -> dict[str, Any]:
+    """Return what people ask of a grouping, ready for JSON: sizes, a sha256 of all of it, where special tokens are.
+
+    Args:
+        token_to_group: (V,) int64, -1 for tokens outside the groups.
+        token_to_slot: (V,) int64.
+        special: ids by name, such as end-of-text.
+    """
+    groups, slots = token_to_group.cpu(), token_to_slot.cpu()
+    sizes = torch.bincount(groups[groups >= 0])
+    places = {name: {"id": i, "group": int(groups[i]), "slot": int(slots[i])} for name, i in special.items()}
+    return {
+        "vocab_size": groups.numel(),
+        "outside_groups": int((groups < 0).sum()),
+        "n_group": sizes.numel(),
+        "smallest_group": int(sizes.min()) if sizes.numel() else None,
+        "largest_group": int(sizes.max()) if sizes.numel() else None,
+        "sha256": Grouping(groups, slots, sizes.numel(), int(slots.max()) + 1).fingerprint(),
+        "special_tokens": places,
+    }
 
 
 def order_by_frequency(counts: Tensor) -> Tensor:

@@ -104,6 +104,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
     progress = resume(folder, model, optimizer, log, identity)
     environment = describe_environment(device)
     folder.write_start(config, environment)
+    folder.write_tokens(config, model.head)
     tracker = Tracker(config, folder.path, log)
 
     step_tokens = cfg.micro_batch_size * cfg.grad_accum_steps * block_size
@@ -309,7 +310,7 @@ def describe_model(config: Config, model: LanguageModel) -> dict[str, Any]:
         "group_size": getattr(head, "group_size", None),
         "n_group": getattr(head, "n_group", None),
         "data": config.data.name,
-        "tokenizer": config.tokenizer.name,
+        "tokenizer": config.tokenizer.label,
         "params/total": total,
         "params/head": own,
     }
