@@ -50,11 +50,14 @@ class ModelConfig:
     """Probability in [0, 0.99], on embeddings, attention weights, attention output and MLP output."""
     window_size: int = 256
     """GPT-Neo's local attention span, tokens, >= 1; every second layer uses it."""
+    embedding: str = "table"
+    """Input side: `table`, a row per token, or `factorised`, scale and shift per group on a row per slot (no tying)."""
 
     def __post_init__(self) -> None:
         check_choice("model.body", self.body, ("gpt2", "gpt_neo"))
         for key in ("n_layer", "n_head", "n_embd", "block_size", "window_size"):
             check_range(f"model.{key}", getattr(self, key), 1, 1_000_000)
+        check_choice("model.embedding", self.embedding, ("table", "factorised"))
         check_range("model.dropout", self.dropout, 0.0, 0.99)
         if self.n_embd % self.n_head:
             raise ConfigError(f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} and {self.n_head}")
@@ -177,6 +180,9 @@ class OptimConfig:
     """Learning rate at the last step, as a share of `lr`, in [0, 1]."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0 leaves it alone."""
+    sparse_rows: bool = False
+    """In tables with a row per token, update only rows that the step gave a gradient: not dense AdamW, where all
+    others decay and move on by their momentum. See `optim.SparseRowsAdamW`."""
 
     def __post_init__(self) -> None:
         check_choice("optim.name", self.name, ("adamw",))

@@ -38,7 +38,8 @@ def fake_steps(config: Config, batches: Sequence[int]) -> list[Moments]:
     try:
         with FakeTensorMode():
             model = fake_model(config)
-            optimizer = build_optimizer(config.optim, model)
+            every_row = dataclasses.replace(config.optim, sparse_rows=False)  # which ones a batch touches is not known
+            optimizer = build_optimizer(every_row, model)
             for parameter in model.parameters():
                 parameter.grad = torch.empty_like(parameter)
             optimizer.step()

@@ -180,7 +180,10 @@ def plan_heads(
     """
     train = config.train
     total = tokens or train.max_steps * train.micro_batch_size * train.grad_accum_steps * config.model.block_size
-    heads: dict[str, Any] = {name: schema() for name, schema in HEAD_CONFIGS.items()} | {config.head.name: config.head}
+    heads: dict[str, Any] = {name: schema() for name, schema in HEAD_CONFIGS.items()}
+    if config.model.embedding != "table":
+        heads |= {name: dataclasses.replace(head, tied=False) for name, head in heads.items() if hasattr(head, "tied")}
+    heads[config.head.name] = config.head
     plans, unplanned = [], []
     for name, head in heads.items():
         if HEADS[name][1].sizes_follow_text:

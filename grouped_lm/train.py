@@ -27,7 +27,7 @@ from grouped_lm.measure import (
     measure_gemm_flops_per_sec,
     measure_head_peak_gib,
 )
-from grouped_lm.models.build import build_lm, count_params
+from grouped_lm.models.build import build_lm, check_tying, count_params
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer, learning_rate
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
@@ -215,11 +215,12 @@ def preflight(config: Config, run_dir: Path | None = None) -> None:
     """Refuse what cannot run, before any folder is made; prepare the data on the way.
 
     Raises:
-        ConfigError: a group size above V, a device that is not there.
+        ConfigError: a group size above V, a device that is not there, a head tied to nothing.
         DataError: text that is missing, unreadable or too short.
         DriftError, RunFolderError: `run_dir` already holds something else.
     """
     resolve_device(config.train.device)
+    check_tying(config)
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
     if run_dir is not None:

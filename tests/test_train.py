@@ -54,9 +54,15 @@ def test_stopped_and_resumed_equals_uninterrupted(gvc, tiny, head, number, code)
     assert weights(Path("cut")) == weights(Path("whole"))
 
 
-@pytest.mark.parametrize("head", ["grouped", "sampled"])  # one that draws in training, too
-def test_a_damaged_checkpoint_falls_back_and_ends_the_same(gvc, tiny, head):
-    words = ["train", *tiny, f"head={head}", "train.checkpoint_every_steps=2"]
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["head=grouped", "model.embedding=factorised"],
+        ["head=sampled", "optim.sparse_rows=true"],  # draws in training, too
+    ],
+)
+def test_a_damaged_checkpoint_falls_back_and_ends_the_same(gvc, tiny, options):
+    words = ["train", *tiny, *options, "train.checkpoint_every_steps=2"]
     assert gvc(*words, "hydra.run.dir=whole").code == 0
     assert gvc(*words, "hydra.run.dir=cut").code == 0
     expected = weights(Path("whole"))

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from grouped_lm.config import Config
 from grouped_lm.data.tokenizer import vocab_size_of
+from grouped_lm.errors import ConfigError
 from grouped_lm.heads import build_head, needs_counts
 from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
@@ -26,7 +27,11 @@ def build_lm(
         count_tokens: gives the (V,) occurrences in the training text; called only where head or grouping need them.
         read_tokens: gives the training text, (T,) ids; called only for groupings by the company that tokens keep.
         saved: the head's buffers in a checkpoint that is being loaded for use, see `train_state.head_buffers`.
+
+    Raises:
+        ConfigError: see `check_tying`, and the grouping's own.
     """
+    check_tying(config)
     vocab_size = vocab_size_of(config.tokenizer)
     body = build_body(config.model, vocab_size)
     counts = None
@@ -38,11 +43,24 @@ def build_lm(
         vocab_size,
         grouping=config.grouping,
         counts=counts,
-        wte=body.wte.weight,
+        wte=body.wte.weight if isinstance(body.wte, nn.Embedding) else None,
         tokens=read_tokens,
         saved=saved,
     )
     return LanguageModel(body, head)
+
+
+def check_tying(config: Config) -> None:
+    """Refuse a head that shares an embedding which is not there.
+
+    Raises:
+        ConfigError: it is tied, and the input embedding is no table.
+    """
+    if config.model.embedding != "table" and getattr(config.head, "tied", False):
+        raise ConfigError(
+            f"model.embedding={config.model.embedding} has no row per token for head={config.head.name} to share: "
+            "set head.tied=false"
+        )
 
 
 def count_params(model: LanguageModel) -> tuple[int, int]:

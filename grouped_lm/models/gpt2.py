@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
+from grouped_lm.models.embedding import INIT_STD, build_embedding
 
-INIT_STD = 0.02
-"""Standard deviation of freshly drawn embeddings and projections."""
 LAYER_NORM_EPS = 1e-5
 
 
@@ -31,7 +30,7 @@ class GPT2(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.block_size = config.block_size
-        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wte = build_embedding(config, vocab_size)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, Attention(config)) for _ in range(config.n_layer))

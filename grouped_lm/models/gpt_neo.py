@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
+from grouped_lm.models.embedding import build_embedding
 from grouped_lm.models.gpt2 import LAYER_NORM_EPS, Block, init_weights, merge_heads, positions, split_heads
 
 
@@ -27,7 +28,7 @@ class GPTNeo(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.block_size = config.block_size
-        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wte = build_embedding(config, vocab_size)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         windows = [window_of_layer(config, layer) for layer in range(config.n_layer)]
