@@ -208,6 +208,11 @@ class TrainConfig:
     """Forward passes per optimizer step, >= 1."""
     dtype: str = "float32"
     """`float32`, or `bfloat16` for autocast with fp32 weights and losses."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability that all classes of the head's first softmax get, in [0, 0.99]; that softmax is
+    over groups in heads that have them. Reported losses stay true likelihoods."""
+    z_loss: float = 0.0
+    """Weight in [0, 1] of the squared log of the first softmax's partition function; 1e-4 is usual."""
     compile: bool = False
     """Run the body and head through `torch.compile`."""
     device: str = "auto"
@@ -234,6 +239,8 @@ class TrainConfig:
         check_range("train.max_steps", self.max_steps, 1, 10**9)
         check_range("train.micro_batch_size", self.micro_batch_size, 1, 10**6)
         check_range("train.grad_accum_steps", self.grad_accum_steps, 1, 10**6)
+        check_range("train.label_smoothing", self.label_smoothing, 0, 0.99)
+        check_range("train.z_loss", self.z_loss, 0, 1)
         check_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         check_range("train.devices", self.devices, 1, 1)

@@ -65,7 +65,7 @@ def _fake_step(config: Config, model: LanguageModel, optimizer: torch.optim.Opti
             input_ids, targets = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
             with autocast(torch.device("cpu"), config.train.dtype):
                 losses.append(model(input_ids, targets))
-            (losses[-1].nll / config.train.grad_accum_steps).backward()
+            (losses[-1].objective() / config.train.grad_accum_steps).backward()
             live.hold((p.grad for p in parameters if p.grad is not None), "gradients")
         torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
         optimizer.step()

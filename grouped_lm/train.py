@@ -27,7 +27,7 @@ from grouped_lm.measure import (
     measure_gemm_flops_per_sec,
     measure_head_peak_gib,
 )
-from grouped_lm.models.build import build_lm, check_tying, count_params
+from grouped_lm.models.build import build_lm, check_head, count_params
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer, learning_rate
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
@@ -145,7 +145,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
                     input_ids, targets = batches.batch(progress.step * cfg.grad_accum_steps + micro_step)
                     with autocast(device, cfg.dtype):
                         losses.append(forward(input_ids.to(device), targets.to(device)))
-                    (losses[-1].nll / cfg.grad_accum_steps).backward()
+                    (losses[-1].objective() / cfg.grad_accum_steps).backward()
                 grad_norm = clip_gradients(model, config.optim.grad_clip)
                 add_losses(progress, losses)
                 check_finite(progress, grad_norm, lr)
@@ -215,12 +215,13 @@ def preflight(config: Config, run_dir: Path | None = None) -> None:
     """Refuse what cannot run, before any folder is made; prepare the data on the way.
 
     Raises:
-        ConfigError: a group size above V, a device that is not there, a head tied to nothing.
+        ConfigError: a group size above V, a device that is not there, a head tied to nothing or without the
+            losses asked for.
         DataError: text that is missing, unreadable or too short.
         DriftError, RunFolderError: `run_dir` already holds something else.
     """
     resolve_device(config.train.device)
-    check_tying(config)
+    check_head(config)
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
     if run_dir is not None:

@@ -60,6 +60,7 @@ class AdaptiveHead(Head):
     """
 
     needs_counts: ClassVar[bool] = True
+    regularised: ClassVar[bool] = True
 
     rank: Tensor
 
@@ -82,7 +83,9 @@ class AdaptiveHead(Head):
         edges = torch.tensor(self.adaptive.cutoffs[:-1], device=rank.device)
         cluster = torch.bucketize(rank, edges, right=True)  # 0 for the first K, then 1 to C
         classes = torch.where(cluster == 0, rank, self.adaptive.shortlist_size + cluster - 1)
-        first = classify(at_least_fp32(self.adaptive.head(states)), classes, counted, accuracy)
+        first_logits = at_least_fp32(self.adaptive.head(states))
+        first = classify(first_logits, classes, counted, accuracy)
+        extra = self.logits_extra(first_logits, classes, first[0], counted)
         inside = torch.zeros_like(first[0])
         hits = counted & (cluster == 0)
         for index, tail in enumerate(self.adaptive.tail, start=1):
@@ -91,7 +94,7 @@ class AdaptiveHead(Head):
             nll, right = classify(logits, slots, counted[rows], accuracy)
             inside = inside.index_copy(0, rows, nll)
             hits = hits if right is None else hits.index_copy(0, rows, right)
-        return two_step_loss(targets, reduction, first, (inside, hits if accuracy else None))
+        return two_step_loss(targets, reduction, first, (inside, hits if accuracy else None), extra)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`; torch's, in the weights' own precision."""

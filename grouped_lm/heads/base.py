@@ -34,6 +34,12 @@ class HeadLoss:
     """Targets whose group is the likeliest one; asked for with accuracy=True."""
     token_correct: Tensor | None = None
     """Targets that are the likeliest token of their own group."""
+    extra: Tensor | None = None
+    """What training adds to `nll`, which stays the likelihood; see `Head.regularise`. None where nothing is added."""
+
+    def objective(self) -> Tensor:
+        """Return what training lowers: nll, and the extra if there is one."""
+        return self.nll if self.extra is None else self.nll + self.extra
 
 
 def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
@@ -49,13 +55,6 @@ def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
     if reduction == "mean":
         return nll.sum() / (targets != IGNORE_INDEX).sum().clamp_min(1)
     raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
-
-
-def reduce_sums(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    """Finish what `linear_nll` began: (N,) losses of "none" in the targets' shape, else a sum, divided for "mean"."""
-    if reduction == "none":
-        return nll.view(targets.shape)
-    return reduce_nll(nll, targets, reduction)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,12 +116,53 @@ class Head(nn.Module, ABC):
     """Names of matrices that are scales, shifts or biases, and so are not decayed."""
     needs_counts: ClassVar[bool] = False
     """Whether the head is built from the training occurrences of the tokens, whatever the grouping."""
+    regularised: ClassVar[bool] = False
+    """Whether label smoothing and z-loss are defined for it."""
     sizes_follow_text: ClassVar[bool] = False
     """Whether the training text decides shapes of its parameters, which shapes of a run alone do not tell."""
 
     def __init__(self, n_embd: int, vocab_size: int) -> None:
         super().__init__()
         self.n_embd, self.vocab_size = n_embd, vocab_size
+        self.label_smoothing, self.z_loss = 0.0, 0.0
+
+    def regularise(self, label_smoothing: float, z_loss: float) -> None:
+        """Add to the loss under `train()`, at the level of the first softmax.
+
+        That is the one over V for heads without groups, over groups (and what stands beside them) for others; a
+        softmax inside a group is left alone.
+
+        Args:
+            label_smoothing: e in [0, 1): adds e (mean -log p - nll), so that targets share e with all classes.
+            z_loss: adds z_loss * (log of the partition function)^2, as in PaLM (arXiv 2204.02311, section 5).
+
+        Raises:
+            ValueError: this head has no such loss.
+        """
+        if (label_smoothing or z_loss) and not self.regularised:
+            raise ValueError(f"{type(self).__name__} has no label smoothing and no z-loss")
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
+
+    @property
+    def adds_extra(self) -> bool:
+        """Whether `loss` has to give an extra now."""
+        return self.training and bool(self.label_smoothing or self.z_loss)
+
+    def extra_of(self, nll: Tensor, target_logit: Tensor, mean_logit: Tensor, counted: Tensor) -> Tensor:
+        """Return the (N,) extra of a softmax, all arguments (N,); no logits of all classes are needed.
+
+        -log p of class c is log Z - logit[c], so mean -log p - nll is target_logit - mean_logit, and log Z is nll +
+        target_logit.
+        """
+        extra = self.label_smoothing * (target_logit - mean_logit) + self.z_loss * (nll + target_logit).square()
+        return extra.masked_fill(~counted, 0.0)
+
+    def logits_extra(self, logits: Tensor, classes: Tensor, nll: Tensor, counted: Tensor) -> Tensor | None:
+        """Return `extra_of` the (N, C) logits of the first softmax; None where nothing is added."""
+        if not self.adds_extra:
+            return None
+        target = logits.gather(1, classes.clamp_min(0)[:, None]).squeeze(1)
+        return self.extra_of(nll, target, logits.mean(1), counted)
 
     @classmethod
     @abstractmethod
@@ -186,9 +226,16 @@ def classify(logits: Tensor, classes: Tensor, counted: Tensor, accuracy: bool) -
 
 
 def two_step_loss(
-    targets: Tensor, reduction: str, group: tuple[Tensor, Tensor | None], token: tuple[Tensor, Tensor | None]
+    targets: Tensor,
+    reduction: str,
+    group: tuple[Tensor, Tensor | None],
+    token: tuple[Tensor, Tensor | None],
+    extra: Tensor | None = None,
 ) -> HeadLoss:
-    """Add up two steps, each the (N,) losses and hits of `classify`, into the loss of targets of any shape."""
+    """Add up two steps, each the (N,) losses and hits of `classify`, into the loss of targets of any shape.
+
+    `extra`, (N,), is that of `Head.logits_extra`.
+    """
 
     def finish(values: Tensor) -> Tensor:
         return reduce_nll(values.view(targets.shape), targets, reduction)
@@ -204,6 +251,7 @@ def two_step_loss(
         token_nll=finish(token[0]),
         group_correct=count(group[1]),
         token_correct=count(token[1]),
+        extra=None if extra is None else finish(extra),
     )
 
 

@@ -1,4 +1,4 @@
-"""The exact cross entropy of a linear layer over many classes, a chunk of rows at a time: no (N, C) tensor is kept.
+"""The exact cross entropy of one linear layer over many classes, a chunk of rows at a time: no (N, C) tensor is kept.
 
 Letters: N tokens, D width, C classes.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import LinearCrossEntropyOptions
 from torch.utils.checkpoint import checkpoint
 
-from grouped_lm.heads.base import IGNORE_INDEX, at_least_fp32
+from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadLoss, at_least_fp32, reduce_nll
 
 TUNED_CHUNK_ROWS = 256
 """Rows of logits at once: the fastest of 64 to 1,024 on a CPU; torch's own "auto" took 4, and four times as long."""
@@ -57,3 +57,39 @@ def linear_nll(
         reduction="sum",
         options=LinearCrossEntropyOptions(batch_chunk_size=chunk_rows),
     )
+
+
+def linear_loss(
+    head: Head,
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    classes: Tensor,
+    chunk_rows: int | None,
+    shape: torch.Size,
+    reduction: str,
+    share: Tensor | None = None,
+) -> HeadLoss:
+    """Return the loss of a head that is one softmax, with what its `regularise` adds.
+
+    Args:
+        head: whose loss it is.
+        states, weight, bias, classes, chunk_rows: see `linear_nll`.
+        shape: of the head's targets.
+        reduction: mean, sum or none.
+        share: (N,) -log p(target | its class), where a class has more than one token.
+    """
+
+    def finish(values: Tensor) -> Tensor:
+        return reduce_nll(values.view(shape) if reduction == "none" else values, classes, reduction)
+
+    nll = linear_nll(states, weight, bias, classes, chunk_rows, "none" if head.adds_extra else reduction)
+    total = nll if share is None else nll + (share if nll.ndim else share.sum())
+    if not head.adds_extra:
+        return HeadLoss(nll=finish(total))
+    known = classes.clamp_min(0)
+    target, mean = (states * F.embedding(known, weight)).sum(-1), states @ weight.mean(0).to(states.dtype)
+    if bias is not None:
+        target, mean = target + bias[known], mean + bias.mean()
+    extra = head.extra_of(nll, target, mean, classes != IGNORE_INDEX)
+    return HeadLoss(nll=finish(total), extra=finish(extra))

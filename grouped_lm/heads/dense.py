@@ -4,15 +4,15 @@ Letters: N tokens, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import check_range
-from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, flatten, reduce_sums
-from grouped_lm.heads.chunked import linear_nll
+from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, flatten
+from grouped_lm.heads.chunked import linear_loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -34,8 +34,10 @@ class DenseConfig:
 class DenseHead(Head):
     """logits = W h + b; loss = cross entropy.
 
-    With `chunk_rows`, the same loss and gradients (they are exact) without ever holding N x V logits: `linear_nll`.
+    With `chunk_rows`, the same loss and gradients (they are exact) without ever holding N x V logits: `linear_loss`.
     """
+
+    regularised: ClassVar[bool] = True
 
     def __init__(self, config: DenseConfig, weight: nn.Parameter) -> None:
         super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
@@ -51,8 +53,7 @@ class DenseHead(Head):
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """See `Head.loss`; there are no parts."""
         states, flat = flatten(hidden, targets)
-        nll = linear_nll(states, self.weight, self.bias, flat, self.chunk_rows, reduction)
-        return HeadLoss(nll=reduce_sums(nll, targets, reduction))
+        return linear_loss(self, states, self.weight, self.bias, flat, self.chunk_rows, targets.shape, reduction)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`."""

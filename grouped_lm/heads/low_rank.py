@@ -4,15 +4,15 @@ Letters: N tokens, D width, V vocabulary, r rank.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import check_range
-from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, flatten, init_linear, reduce_sums
-from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_nll
+from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, flatten, init_linear
+from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,6 +39,8 @@ class LowRankHead(Head):
     2018, arXiv 1711.03953). A keeps the scale of h, so that logits start as the dense head's do.
     """
 
+    regularised: ClassVar[bool] = True
+
     def __init__(self, config: LowRankConfig, n_embd: int, vocab_size: int) -> None:
         super().__init__(n_embd, vocab_size)
         self.rank, self.chunk_rows = config.rank, config.chunk_rows
@@ -56,8 +58,8 @@ class LowRankHead(Head):
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """See `Head.loss`; there are no parts."""
         states, flat = flatten(hidden, targets)
-        nll = linear_nll(self.down(states), self.weight, self.bias, flat, self.chunk_rows, reduction)
-        return HeadLoss(nll=reduce_sums(nll, targets, reduction))
+        low = self.down(states)
+        return linear_loss(self, low, self.weight, self.bias, flat, self.chunk_rows, targets.shape, reduction)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`."""

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import check_choice, check_range
-from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, classify, flatten, reduce_nll, reduce_sums
-from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_nll
+from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, classify, flatten, reduce_nll
+from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -90,8 +90,7 @@ class SampledHead(Head):
         states, flat = flatten(hidden, targets)
         if self.training:
             return HeadLoss(nll=reduce_nll(self.sampled_nll(states, flat).view(targets.shape), targets, reduction))
-        nll = linear_nll(states, self.weight, self.bias, flat, self.chunk_rows, reduction)
-        return HeadLoss(nll=reduce_sums(nll, targets, reduction))
+        return linear_loss(self, states, self.weight, self.bias, flat, self.chunk_rows, targets.shape, reduction)
 
     def sampled_nll(self, states: Tensor, targets: Tensor) -> Tensor:
         """Return (N,) estimated losses, zero at ignored targets; K + 1 logits per token."""

@@ -20,9 +20,8 @@ from grouped_lm.heads.base import (
     at_least_fp32,
     flatten,
     init_linear,
-    reduce_sums,
 )
-from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_nll
+from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,6 +56,7 @@ class TrimHead(Head):
 
     needs_counts: ClassVar[bool] = True
     sizes_follow_text: ClassVar[bool] = True
+    regularised: ClassVar[bool] = True
 
     token_to_class: Tensor
     seen: Tensor
@@ -107,9 +107,9 @@ class TrimHead(Head):
         """See `Head.loss`; there are no parts."""
         states, flat = flatten(hidden, targets)
         classes = self.token_to_class[flat.clamp_min(0)].masked_fill(flat == IGNORE_INDEX, IGNORE_INDEX)
-        nll = linear_nll(states, self.rows(), self.bias, classes, self.chunk_rows, reduction)
-        share = self.log_share(classes, nll.dtype)
-        return HeadLoss(nll=reduce_sums(nll - (share if reduction == "none" else share.sum()), targets, reduction))
+        share = -self.log_share(classes, self.weight.dtype)
+        rows, shape = self.rows(), targets.shape
+        return linear_loss(self, states, rows, self.bias, classes, self.chunk_rows, shape, reduction, share)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`."""

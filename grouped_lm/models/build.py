@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from grouped_lm.config import Config
 from grouped_lm.data.tokenizer import vocab_size_of
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import build_head, needs_counts
+from grouped_lm.heads import HEADS, build_head, needs_counts
 from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
 
@@ -29,9 +29,9 @@ def build_lm(
         saved: the head's buffers in a checkpoint that is being loaded for use, see `train_state.head_buffers`.
 
     Raises:
-        ConfigError: see `check_tying`, and the grouping's own.
+        ConfigError: see `check_head`, and the grouping's own.
     """
-    check_tying(config)
+    check_head(config)
     vocab_size = vocab_size_of(config.tokenizer)
     body = build_body(config.model, vocab_size)
     counts = None
@@ -47,19 +47,26 @@ def build_lm(
         tokens=read_tokens,
         saved=saved,
     )
+    head.regularise(config.train.label_smoothing, config.train.z_loss)
     return LanguageModel(body, head)
 
 
-def check_tying(config: Config) -> None:
-    """Refuse a head that shares an embedding which is not there.
+def check_head(config: Config) -> None:
+    """Refuse a head that the rest of the config does not go with.
 
     Raises:
-        ConfigError: it is tied, and the input embedding is no table.
+        ConfigError: it is tied, and the input embedding is no table; or it lacks the losses that are to be added.
     """
     if config.model.embedding != "table" and getattr(config.head, "tied", False):
         raise ConfigError(
             f"model.embedding={config.model.embedding} has no row per token for head={config.head.name} to share: "
             "set head.tied=false"
+        )
+    if (config.train.label_smoothing or config.train.z_loss) and not HEADS[config.head.name][1].regularised:
+        allowed = ", ".join(name for name, (_, head) in HEADS.items() if head.regularised)
+        raise ConfigError(
+            f"train.label_smoothing and train.z_loss must be 0 for head={config.head.name}, "
+            f"got {config.train.label_smoothing} and {config.train.z_loss}: they are defined for {allowed}"
         )
 
 

@@ -1,42 +1,17 @@
 """What every head in HEADS must show, in fp64 and at odd sizes; a new head is in here as soon as it is listed."""
 
 import copy
-import dataclasses
 
 import pytest
 import torch
+from head_cases import D, batch_of, head_of
 from torch import Tensor
 
-from grouped_lm.config import GroupingConfig
 from grouped_lm.heads import HEADS, IGNORE_INDEX, ClassFullConfig, DenseConfig, Head, TrimConfig, build_head
 from grouped_lm.heads.base import HeadLoss
 
-D = 6
-SMALL = {"shortlist_size": 4, "directions": 2, "cutoffs": [3, 20], "div_value": 2.0, "rank": 3, "samples": 50}
-"""Options under whose defaults a head would be another one at these sizes."""
 SIZES = [(103, 7), (103, None), (9, 1), (5, 5), (2, 2)]
 """V and S: V not divisible by S; S = round(sqrt V); S = 1; S = V, one group; next to nothing."""
-
-
-def head_of(name: str, vocab_size: int = 103, group_size: int | None = 7, dtype=torch.float64, width=D, **own) -> Head:
-    """Build a head with random weights, in evaluation mode; tokens 0, 11, 22, ... were not seen in training."""
-    schema = HEADS[name][0]
-    fields = {field.name for field in dataclasses.fields(schema)}
-    values = {key: value for key, value in (SMALL | {"group_size": group_size} | own).items() if key in fields}
-    torch.manual_seed(0)
-    wte = torch.nn.Parameter(torch.randn(vocab_size, width, dtype=dtype))
-    head = build_head(schema(**values), width, vocab_size, GroupingConfig(), torch.arange(vocab_size) % 11, wte)
-    for parameter in head.parameters():
-        torch.nn.init.normal_(parameter)
-    return head.to(dtype).eval()
-
-
-def batch_of(vocab_size: int, *shape: int, dtype=torch.float64, width=D) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(*shape, width, dtype=torch.float64, generator=generator)
-    targets = torch.randint(0, vocab_size, shape, generator=generator)
-    targets.view(-1)[::4] = IGNORE_INDEX
-    return hidden.to(dtype).requires_grad_(), targets
 
 
 def plain_loss(head: Head, hidden: Tensor, targets: Tensor) -> Tensor:
