@@ -7,12 +7,14 @@ writes its part of one. The slow line that it equals is `TwoLevelHead.token_logi
 Letters: N tokens, D width, V vocabulary, G groups, S slots per group, K tokens outside the groups.
 """
 
+import itertools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.utils.rnn import pad_sequence
 
 from grouped_lm.heads.base import at_least_fp32
 
@@ -43,12 +45,21 @@ class GroupRows(nn.Module):
         self.starts = [0]
         for size in sizes[1:]:
             self.starts.append(self.starts[-1] + size)
+        self._members: Tensor | None = None
         self.in_id_order = torch.equal(self.grouped, torch.arange(order.numel(), device=order.device))
 
     @property
     def n_group(self) -> int:
         """G."""
         return len(self.starts) - 1
+
+    def members(self) -> Tensor:
+        """Return (G, S) ids of every group in the order of its slots, -1 where it has none; made when first asked."""
+        if self._members is None or self._members.device != self.grouped.device:
+            sizes = [stop - start for start, stop in itertools.pairwise(self.starts)]
+            groups = self.grouped.split(sizes) if sizes else [self.grouped]
+            self._members = pad_sequence(groups, batch_first=True, padding_value=-1)[: self.n_group]
+        return self._members
 
     def take(self, table: Tensor, group: int) -> Tensor:
         """Return the (S, ...) rows of `group`, in the order of its slots; a view where it can be one."""
