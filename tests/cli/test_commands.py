@@ -1,5 +1,6 @@
 """Every command, as a user types it, on a text of a few kilobytes."""
 
+import io
 import json
 import subprocess
 import sys
@@ -93,7 +94,38 @@ def test_sample_repeats_with_its_seed(gvc, trained):
     assert first.startswith("Once")
     assert first.count("\n---\n") == 1
     line = json.loads(gvc("sample", str(trained), "--temperature", "0", "--max-new-tokens", "3", "--json").out)
-    assert set(line) == {"index", "prompt", "text"}
+    assert set(line) == {"index", "prompt", "text", "tokens", "log_probs", "finish"}
+    assert 1 <= len(line["tokens"]) == len(line["log_probs"]) <= 3
+
+
+def test_sample_takes_prompts_from_files_and_stdin(gvc, trained, monkeypatch):
+    Path("prompt.txt").write_text("Für Anna", encoding="utf-8")
+    words = ["sample", str(trained), "--max-new-tokens", "5", "--top-p", "0.9", "--min-p", "0.01", "--stop", "zz"]
+    from_flag = gvc(*words, "--prompt", "Für Anna")
+    assert from_flag.out.startswith("Für Anna")
+    assert gvc(*words, "--prompt-file", "prompt.txt").out == from_flag.out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("Für Anna".encode())))
+    assert gvc(*words, "--prompt", "-").out == from_flag.out
+    assert gvc(*words, "--prompt", "a", "--prompt-file", "prompt.txt").code == 2
+    Path("prompt.txt").write_bytes(b"\xff")
+    assert gvc(*words, "--prompt-file", "prompt.txt").code == 3
+    assert gvc(*words, "--prompt-file", "none.txt").code == 3
+
+
+@pytest.mark.parametrize(
+    "words", [["--temperature", "-1"], ["--temperature", "nan"], ["--top-p", "2"], ["--top-p", "0"], ["--top-k", "0"]]
+)
+def test_sample_refuses_values_out_of_range(gvc, trained, words):
+    outcome = gvc("sample", str(trained), *words)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert outcome.out == ""
+
+
+def test_sample_answers_a_prompt_longer_than_the_block(gvc, trained):
+    outcome = gvc("sample", str(trained), "--prompt", "word " * 50, "--max-new-tokens", "3")
+    assert outcome.code == 0
+    assert outcome.err.count("gvc: note: ") == 1
 
 
 def test_sample_of_a_run_without_checkpoint(gvc, trained):
