@@ -74,6 +74,10 @@ def test_eval_agrees_with_training_and_takes_another_text(gvc, trained, texts):
     assert other["val/tokens"] > figures["val/tokens"]
     assert "validation perplexity" in gvc("eval", str(trained)).out
     assert gvc("eval", str(trained), "optim.lrr=3").code == 2
+    assert json.loads((trained / "eval.json").read_text())["val/loss"] == pytest.approx(result["val/loss"], abs=1e-7)
+    by_flag = json.loads(gvc("eval", str(trained), "--data", texts["train"], "--json", "--samples", "0").out)
+    assert by_flag["val/loss"] == pytest.approx(other["val/loss"])
+    assert gvc("eval", str(trained), "--stride", "65").code == 2
 
 
 def test_eval_in_other_windows_than_trained(gvc, trained):
@@ -85,6 +89,27 @@ def test_eval_of_a_frequency_grouping_needs_no_training_text(gvc, tiny, texts):
     trained = json.loads((run / "result.json").read_text())["val/loss"]
     figures = json.loads(gvc("eval", str(run), "data.train=gone.txt", "--json").out)
     assert figures["val/loss"] == pytest.approx(trained, abs=1e-7)
+
+
+def test_eval_of_a_run_against_itself_and_another(gvc, tiny, trained, texts):
+    dense = gvc("train", *tiny, "head=dense", "hydra.run.dir='runs/head=dense,seed=0'").run_dir
+    found = json.loads(gvc("eval", str(trained), str(trained), str(dense), "--samples", "0", "--json").out)
+    same, other = found["checkpoints"]
+    assert (same["difference"], same["low"], same["high"], same["p_value"]) == (0.0, 0.0, 0.0, 1.0)
+    stories = [run["story/loss"] for run in found["runs"]]
+    assert other["difference"] == pytest.approx(stories[2] - stories[0])
+    assert [m["verdict"] for m in found["methods"]] == ["not shown"]
+    assert {m["second"].split()[0] for m in found["methods"]} == {"head=dense"}
+    table = gvc("eval", str(trained), str(dense), "--samples", "2").out
+    assert "not shown" in table
+    assert "one seed" in table
+    byte_text, words = gvc("eval", str(trained), "nowhere"), gvc("eval", "data=text")
+    assert (byte_text.code, words.code) == (3, 2)
+
+
+def test_eval_writes_into_the_summary_of_wandb(gvc, trained):
+    assert gvc("eval", str(trained), "tracking.mode=offline", "--samples", "0").code == 0
+    assert list((trained / "wandb").glob("offline-run-*"))
 
 
 def test_sample_repeats_with_its_seed(gvc, trained):
