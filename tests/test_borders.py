@@ -19,7 +19,7 @@ LEVELS = [
     {"run_folder", "display", "plots", "scoring"},
     {"rows", "figures"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
-    {"train", "sweep_display", "fake_step", "assess"},
+    {"train", "sweep_display", "fake_step", "assess", "hf"},
     {"worker", "plan"},
     {"plan_table", "assess_tables"},
 ]
