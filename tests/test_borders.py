@@ -14,7 +14,7 @@ LEVELS = [
     {"config", "checkpoint"},
     {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes", "compare", "diagnose"},
     {"heads", "plot_data", "devices"},
-    {"data", "optim", "tracking", "train_state", "plot_parts"},
+    {"compression", "data", "optim", "tracking", "train_state", "plot_parts"},
     {"models"},
     {"run_folder", "display", "plots", "scoring"},
     {"rows", "figures"},
