@@ -1,6 +1,7 @@
 """`gvc eval`: everything that is measured of a trained run on a text, and how runs differ."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from grouped_lm.compare import compare_checkpoints, compare_methods
 from grouped_lm.config import Config, config_identity, config_to_dict
-from grouped_lm.data import TokenFile, build_tokenizer, prepare_split
+from grouped_lm.data import TokenFile, build_tokenizer, iter_documents, prepare_split
 from grouped_lm.diagnose import diagnose
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.figures import by_frequency, by_group, by_position, sum_by_story, summarise, text_measures
@@ -19,10 +20,14 @@ from grouped_lm.models.lm import LanguageModel
 from grouped_lm.run_folder import RunFolder
 from grouped_lm.runtime import resolve_device, set_threads, write_json
 from grouped_lm.scoring import Reading, Scores, list_windows, score
+from grouped_lm.story_tasks import score_tasks
 from grouped_lm.tracking import WandbRun
 
 SAMPLES = 16
 """Texts that are written for the measures without a reference, at temperature 1 and without a cut."""
+
+TASK_STORIES = 1_000
+"""Stories of the text, the first ones, that tasks are made from."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -70,6 +75,8 @@ def assess(run: Path, config: Config, stride: int | None = None, samples: int = 
     figures |= {key.replace("val/", "story/"): value for key, value in story.items()}
     figures["reading"] = {"val": readings[0].describe(), "story": readings[1].describe()}
     figures |= tables(run, packed, model)
+    documents = itertools.islice(iter_documents(config.data, "valid"), TASK_STORIES)
+    figures |= score_tasks(model, build_tokenizer(config.tokenizer), list(documents), batch_size)
     if samples:
         figures |= write_samples(model, config, samples, device)
     head: Any = model.head

@@ -21,13 +21,15 @@ ROWS = (
     ("accuracy inside the group", "token_in_group_accuracy", "{:.1%}"),
     ("calibration error of the group", "group_calibration_error", "{:.4f}"),
 )
-SAMPLE_ROWS = (
-    ("distinct 1-grams", "sample/distinct_1", "{:.3f}"),
-    ("distinct 2-grams", "sample/distinct_2", "{:.3f}"),
-    ("distinct 3-grams", "sample/distinct_3", "{:.3f}"),
-    ("repeated 4-grams", "sample/repetition_4", "{:.1%}"),
-    ("ends in end-of-text", "sample/end_of_text", "{:.1%}"),
-    ("mean length, tokens", "sample/mean_tokens", "{:,.1f}"),
+OTHER_ROWS = (
+    ("the right last sentence of four", "task/choice_accuracy", "{:.1%}"),
+    ("the last word", "task/cloze_accuracy", "{:.1%}"),
+    ("written: distinct 1-grams", "sample/distinct_1", "{:.3f}"),
+    ("written: distinct 2-grams", "sample/distinct_2", "{:.3f}"),
+    ("written: distinct 3-grams", "sample/distinct_3", "{:.3f}"),
+    ("written: repeated 4-grams", "sample/repetition_4", "{:.1%}"),
+    ("written: ends in end-of-text", "sample/end_of_text", "{:.1%}"),
+    ("written: mean length, tokens", "sample/mean_tokens", "{:,.1f}"),
 )
 
 
@@ -40,9 +42,9 @@ def print_run(figures: dict[str, Any]) -> None:
     for label, key, form in ROWS:
         if figures.get(f"val/{key}") is not None:
             table.add_row(label, form.format(figures[f"val/{key}"]), form.format(figures[f"story/{key}"]))
-    for label, key, form in SAMPLE_ROWS:
+    for label, key, form in OTHER_ROWS:
         if key in figures:
-            table.add_row(f"written: {label}", form.format(figures[key]), "")
+            table.add_row(label, form.format(figures[key]), "")
     print_table(table)
     for key, title in (("by_frequency", "training frequency"), ("by_position", "tokens read before")):
         if figures.get(key):
