@@ -10,6 +10,7 @@ import typer
 from .data import data_app
 from .doctor import doctor
 from .eval import evaluate_run
+from .export import export, import_model
 from .ls import list_runs
 from .plan import plan
 from .sample import sample
@@ -27,6 +28,8 @@ app.command("train")(train)
 app.command("plan")(plan)
 app.command("eval")(evaluate_run)
 app.command("sample")(sample)
+app.command("export")(export)
+app.command("import")(import_model)
 app.command("sweep")(sweep)
 app.command("ls")(list_runs)
 app.add_typer(data_app, name="data")

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_lm.config import Config, GroupingConfig
-from grouped_lm.evaluate import autocast
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.live_bytes import LiveBytes, Moments
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.gpt_neo import forget_masks
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer
+from grouped_lm.scoring import autocast
 
 
 def fake_model(config: Config) -> LanguageModel:

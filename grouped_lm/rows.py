@@ -98,7 +98,16 @@ def read_row(path: Path) -> Row:
     else:
         known = figures | result
     row = {"run": str(path), "sweep": sweep_of(path)} | _labels(read_config(path) or {}) | known | {"state": state}
-    return row | {"memory/peak": peak_memory_gib(row)}
+    return row | read_tasks(path) | {"memory/peak": peak_memory_gib(row)}
+
+
+def read_tasks(path: Path) -> Row:
+    """Return what `gvc eval` found of a run's tasks and written texts, nothing where it has not judged it."""
+    try:
+        figures = json.loads((path / "eval.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in figures.items() if key.startswith(("task/", "sample/"))}
 
 
 def _labels(config: Row) -> Row:

@@ -16,7 +16,7 @@ from grouped_lm.data.loader import TrainBatches, ValidWindows
 from grouped_lm.data.tokenizer import vocab_size_of
 from grouped_lm.display import PrepareDisplay, TrainDisplay
 from grouped_lm.errors import DivergedError, DriftError, MemoryShortError
-from grouped_lm.evaluate import autocast, evaluate
+from grouped_lm.evaluate import evaluate
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.base import HeadLoss
@@ -32,6 +32,7 @@ from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer, learning_rate
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runtime import StopSignals, describe_environment, resolve_device, set_threads, write_json
+from grouped_lm.scoring import autocast
 from grouped_lm.tracking import MetricsLog, Tracker
 from grouped_lm.train_state import pack, unpack
 

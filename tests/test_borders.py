@@ -12,16 +12,17 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
     {"config", "checkpoint", "clustering"},
-    {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes"},
+    {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes", "compare", "diagnose"},
     {"heads", "plot_data", "devices"},
-    {"data", "optim", "tracking", "train_state", "plot_parts"},
+    {"compression", "data", "optim", "tracking", "train_state", "plot_parts"},
     {"models"},
-    {"run_folder", "display", "plots"},
-    {"rows"},
+    {"run_folder", "display", "plots", "scoring"},
+    {"rows", "figures", "continuations"},
+    {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
-    {"train", "sweep_display", "fake_step"},
+    {"train", "sweep_display", "fake_step", "assess", "hf"},
     {"worker", "plan"},
-    {"plan_table"},
+    {"plan_table", "assess_tables"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},

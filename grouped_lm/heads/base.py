@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import GroupingConfig
 from grouped_lm.grouping import Grouping, build_grouping, order_by_frequency
+from grouped_lm.heads.cuts import Cut, Kept, draw_kept, keep
 
 IGNORE_INDEX = -100
 """Targets of this value count nowhere: no loss, no gradient, not in the mean."""
@@ -198,6 +199,50 @@ class Head(nn.Module, ABC):
     def target_log_prob(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return (...) log p(target), zero where ignored."""
         return -self.loss(hidden, targets, reduction="none").nll
+
+    def keep(self, hidden: Tensor, cut: Cut) -> Kept:
+        """Return the tokens that `cut` keeps of the joint distribution, likeliest first, the lowest id among equals.
+
+        Args:
+            hidden: (N, D).
+            cut: by rank, cumulated probability, or share of the likeliest.
+        """
+        return keep(self.log_prob(hidden), None, cut)
+
+    def topk(self, hidden: Tensor, k: int) -> Kept:
+        """Return the min(k, V) likeliest tokens of (N, D) states."""
+        return self.keep(hidden, Cut(top_k=k))
+
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """Return (N,) ids of the likeliest token of (N, D) states."""
+        return self.keep(hidden, Cut(top_k=1)).ids.squeeze(1)
+
+    def sample(
+        self,
+        hidden: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        temperature: float = 1.0,
+        cut: Cut | None = None,
+        num_samples: int = 1,
+    ) -> Tensor:
+        """Draw (N, num_samples) token ids from the joint distribution.
+
+        Args:
+            hidden: (N, D).
+            generator: on the device of the states; None is torch's global one.
+            temperature: T >= 0; tokens that the cut leaves get weight p^(1/T), 0 takes the likeliest.
+            cut: what may be drawn; None is all.
+            num_samples: draws per state, >= 1.
+        """
+        if temperature == 0:
+            return self.argmax(hidden).unsqueeze(1).expand(-1, num_samples)
+        cut = cut or Cut()
+        if not cut.keeps_all:
+            return draw_kept(self.keep(hidden, cut), temperature, num_samples, generator)
+        log_prob = self.log_prob(hidden)
+        ids = torch.arange(self.vocab_size, device=log_prob.device).expand_as(log_prob)
+        return draw_kept(Kept(log_prob, ids), temperature, num_samples, generator)
 
 
 def flatten(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,20 +63,14 @@ class ClassFullHead(TwoLevelHead):
         super().after_load()
         self.rows.assign(self.token_to_group, self.token_to_slot)
 
-    def members(self) -> Tensor:
-        """Return (G, S) ids, 0 at phantom slots."""
-        table = torch.zeros_like(self.phantom, dtype=torch.int64)
-        table[self.token_to_group, self.token_to_slot] = torch.arange(self.vocab_size, device=table.device)
-        return table
-
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
         """See `TwoLevelHead.token_logits`; (N, S, D) rows are gathered."""
-        ids = self.members()[groups]
+        ids = self.members[groups].clamp_min(0)
         return (self.weight[ids] @ hidden.unsqueeze(-1)).squeeze(-1) + self.bias[ids] + self.phantom[groups]
 
     def all_token_logits(self, hidden: Tensor) -> Tensor:
         """See `TwoLevelHead.all_token_logits`."""
-        return F.linear(hidden, self.weight, self.bias)[:, self.members()] + self.phantom
+        return F.linear(hidden, self.weight, self.bias)[:, self.members.clamp_min(0)] + self.phantom
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """See `Head.loss`; the parts are the two cross entropies."""

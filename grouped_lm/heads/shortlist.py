@@ -17,7 +17,6 @@ from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping, build_grouping, check_group_size
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
-    Head,
     HeadContext,
     HeadLoss,
     at_least_fp32,
@@ -26,6 +25,7 @@ from grouped_lm.heads.base import (
     init_linear,
     two_step_loss,
 )
+from grouped_lm.heads.best_first import BestFirstHead
 from grouped_lm.heads.in_group import GroupRows, in_group_loss
 
 
@@ -69,7 +69,7 @@ def place_tokens(config: ShortlistConfig, context: HeadContext) -> tuple[Tensor,
     return token_to_group, token_to_slot
 
 
-class ShortlistHead(Head):
+class ShortlistHead(BestFirstHead):
     """p(token) of the first softmax for K tokens, p(group) p(token | group) for all others.
 
     The first softmax has K logits W[ids] h + bias[ids] and G logits logsumexp_r(directions[g, r] h + b[g, r]). A
@@ -154,11 +154,30 @@ class ShortlistHead(Head):
         alone = counted & (groups < 0)  # a shortlisted token is the only one of its class
         return two_step_loss(targets, reduction, first, (nll, hits | alone if accuracy else None))
 
+    def alone(self) -> Tensor:
+        """See `BestFirstHead.alone`: the shortlist."""
+        return self.rows.outside
+
+    def group_members(self) -> Tensor:
+        """See `BestFirstHead.group_members`."""
+        return self.rows.members
+
+    def first_step(self, states: Tensor) -> Tensor:
+        """See `BestFirstHead.first_step`."""
+        own = self.weight[self.rows.outside] if self.shortlist_weight is None else self.shortlist_weight
+        return self.first_logits(states, own).log_softmax(-1)
+
+    def inside(self, states: Tensor, groups: Tensor) -> Tensor:
+        """See `BestFirstHead.inside`."""
+        ids = self.rows.members[groups]
+        rows = ids.clamp_min(0)
+        logits = at_least_fp32((self.weight[rows] @ states.unsqueeze(-1)).squeeze(-1) + self.bias[rows])
+        return logits.masked_fill(ids < 0, -torch.inf).log_softmax(-1)
+
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`; plain autograd over all V logits, the slow line that `loss` equals."""
         states = hidden.reshape(-1, self.n_embd)
-        own = self.shortlist_weight if self.shortlist_weight is not None else self.weight[self.rows.outside]
-        first = self.first_logits(states, own).log_softmax(-1)
+        first = self.first_step(states)
         logits = at_least_fp32(F.linear(states, self.weight, self.bias))
         members = self.rows.members
         inside = logits[:, members.clamp_min(0)].masked_fill(members < 0, -torch.inf).log_softmax(-1)

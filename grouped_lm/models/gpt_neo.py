@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from grouped_lm.config import ModelConfig
 from grouped_lm.models.embedding import build_embedding
 from grouped_lm.models.gpt2 import LAYER_NORM_EPS, Block, init_weights, merge_heads, positions, split_heads
+from grouped_lm.models.kv_cache import KVCache, LayerCache, visible
 
 
 class GPTNeo(nn.Module):
@@ -36,18 +37,19 @@ class GPTNeo(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         init_weights(self)  # no smaller residual projections, unlike GPT-2
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return the (B, T, D) states after `ln_f`; state t knows tokens 0..t and no later one.
 
         Args:
             input_ids: (B, T) int64 in [0, V), T in [1, block_size].
+            cache: of the tokens before these, which is added to; T and its length are in [1, block_size] together.
 
         Raises:
             ValueError: T is above block_size.
         """
-        x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size)))
-        for block in self.h:
-            x = block(x)
+        x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size, cache)))
+        for layer, block in enumerate(self.h):
+            x = block(x) if cache is None else block(x, cache.layers[layer])
         return self.ln_f(x)
 
 
@@ -73,12 +75,15 @@ class NeoAttention(nn.Module):
         self.out_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         q, k, v = (split_heads(proj(x), self.n_head) for proj in (self.q_proj, self.k_proj, self.v_proj))
         n_tokens = x.shape[1]
         mask = None
-        if self.window is not None and n_tokens > self.window:  # else the window cuts nothing off
+        if cache is not None:
+            k, v = cache.append(k, v)
+            mask = visible(n_tokens, k.shape[2], self.window, x.device)
+        elif self.window is not None and n_tokens > self.window:  # else the window cuts nothing off
             mask = local_causal_mask(n_tokens, self.window, x.device)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(

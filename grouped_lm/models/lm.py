@@ -12,6 +12,7 @@ from grouped_lm.heads.base import Head, HeadLoss
 from grouped_lm.models.embedding import estimate_embedding_params
 from grouped_lm.models.gpt2 import check_seq_len
 from grouped_lm.models.gpt_neo import window_of_layer
+from grouped_lm.models.kv_cache import KVCache
 
 
 class LanguageModel(nn.Module):
@@ -42,9 +43,9 @@ class LanguageModel(nn.Module):
         """
         return self.head(self.hidden(input_ids), targets, **kwargs)
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Return the (B, T, D) states that the head reads."""
-        return self.body(input_ids)
+    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the (B, T, D) states that the head reads; see the body for `cache`."""
+        return self.body(input_ids) if cache is None else self.body(input_ids, cache)
 
 
 def estimate_body_params(config: ModelConfig, vocab_size: int) -> int:
