@@ -12,16 +12,16 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
     {"config", "checkpoint"},
-    {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes"},
+    {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes", "synthetic"},
     {"heads", "plot_data", "devices"},
     {"data", "optim", "tracking", "train_state", "plot_parts"},
     {"models"},
     {"run_folder", "display", "plots"},
-    {"rows"},
+    {"rows", "plots_bench"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
     {"train", "sweep_display", "fake_step"},
     {"worker", "plan"},
-    {"plan_table"},
+    {"plan_table", "bench"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},
