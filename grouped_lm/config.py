@@ -50,9 +50,12 @@ class ModelConfig:
     """Probability in [0, 0.99], on embeddings, attention weights, attention output and MLP output."""
     window_size: int = 256
     """GPT-Neo's local attention span, tokens, >= 1; every second layer uses it."""
+    attention: str = "fused"
+    """`fused` (torch's kernel) or `unfused`: the same function with T x T scores in memory, to measure their cost."""
 
     def __post_init__(self) -> None:
         check_choice("model.body", self.body, ("gpt2", "gpt_neo"))
+        check_choice("model.attention", self.attention, ("fused", "unfused"))
         for key in ("n_layer", "n_head", "n_embd", "block_size", "window_size"):
             check_range(f"model.{key}", getattr(self, key), 1, 1_000_000)
         check_range("model.dropout", self.dropout, 0.0, 0.99)
@@ -268,6 +271,7 @@ FREE_FIELDS = (
     "name",
     "data.cache_dir",
     "data.name",
+    "model.attention",
     "tracking",
     "train.log_every_steps",
     "train.eval_every_steps",

@@ -1,24 +1,36 @@
 """One suite from settings to rows, files and a table."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grouped_lm.bench.decode import decode_cells
 from grouped_lm.bench.heads import Cell, heads_cells
+from grouped_lm.bench.memory import memory_cells
 from grouped_lm.bench.results import Row, environment_columns, run_cells, to_csv
 from grouped_lm.bench.settings import BenchConfig
 from grouped_lm.bench.steps import steps_cells
 from grouped_lm.bench.tables import suite_tables
+from grouped_lm.bench.vocab import vocab_cells
 from grouped_lm.bench.workload import Workload, say
 from grouped_lm.config import ModelConfig
 from grouped_lm.display import print_table
 from grouped_lm.plots_bench import PlotLibraryError, write_bench_plots
 from grouped_lm.runtime import set_threads, write_text
 
+SUITE_CELLS: dict[str, Callable[[Workload], list[Cell]]] = {
+    "heads": heads_cells,
+    "steps": steps_cells,
+    "memory": memory_cells,
+    "decode": decode_cells,
+    "vocab": vocab_cells,
+}
+
 
 def suite_cells(suite: str, work: Workload) -> list[Cell]:
     """Return the cells of a suite, each a set of rows that are measured together."""
-    return {"heads": heads_cells, "steps": steps_cells}[suite](work)
+    return SUITE_CELLS[suite](work)
 
 
 def run_suite(

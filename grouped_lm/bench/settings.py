@@ -105,8 +105,8 @@ class DecodeGrid:
     context: int = 32
     """Tokens before the new one."""
     top_p: float = 0.9
-    run: str | None = None
-    """A run folder: its trained body, head and text instead of fresh ones; its own head is then the only one."""
+    runs: list[str] = field(default_factory=list)
+    """Run folders: their trained bodies and heads instead of fresh ones of every competitor."""
 
     def __post_init__(self) -> None:
         _check_sizes("decode.batches", self.batches)
@@ -131,6 +131,7 @@ class VocabGrid:
     """`zipf` (no memory: nothing but the frequencies can be learnt) or `markov` (classes of tokens)."""
     excess_steps: int = 100
     excess_batch_size: int = 16
+    excess_block_size: int = 64
     excess_lr: list[float] = field(default_factory=lambda: [1e-2])
     """Learning rates tried for every head alike; the best stands in the row."""
 

@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 
 from grouped_lm.bench.results import Row
+from grouped_lm.live_bytes import KINDS
 from grouped_lm.measure import GIB
 
 Column = tuple[str, str, str]
@@ -40,7 +41,48 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("samples", "samples", "{}"),
     ),
 }
-SHAPE = ("part", "model", "n_tokens", "n_embd", "vocab_size", "micro_batch_size", "block_size")
+COLUMNS["memory"] = (
+    ("B", "micro_batch_size", "{:,}"),
+    ("head", "head", "{}"),
+    ("mode", "mode", "{}"),
+    ("measured", "measured_bytes", "bytes"),
+    ("predicted", "predicted_bytes", "bytes"),
+    ("error", "prediction_error", "{:+.2%}"),
+    *((kind, f"{kind}_bytes", "bytes") for kind in (*KINDS, "embedding")),
+    ("peak in", "peak_module", "{}"),
+    ("dense", "dense_bytes", "bytes"),
+    ("grouped", "grouped_bytes", "bytes"),
+    ("x less", "memory_ratio", "{:.2f}"),
+    ("B of the claim", "batch_at_claim", "{:,}"),
+    ("x at most", "ratio_limit", "{:.2f}"),
+)
+COLUMNS["decode"] = (
+    ("head", "head", "{}"),
+    ("way", "way", "{}"),
+    ("head ms", "head_ms", "{:,.3f}"),
+    ("quartiles", "head_ms_q1", "{:,.3f}"),
+    ("", "head_ms_q3", "{:,.3f}"),
+    ("head, x dense", "head_speedup", "{:,.1f}"),
+    ("token ms", "ms", "{:,.2f}"),
+    ("token, x dense", "speedup", "{:,.2f}"),
+    ("samples", "samples", "{}"),
+)
+COLUMNS["vocab"] = (
+    ("head", "head", "{}"),
+    ("measured", "measured_bytes", "bytes"),
+    ("predicted", "predicted_bytes", "bytes"),
+    ("body's weights x 16", "state_bytes", "bytes"),
+    ("ms", "ms", "{:,.1f}"),
+    ("tokens/s", "tokens_per_sec", "{:,.0f}"),
+    ("of the cap", "share_of_cap", "{:.1%}"),
+    ("x dense", "over_dense", "{:,.2f}"),
+    ("entropy", "entropy_nats", "{:.3f}"),
+    ("loss", "loss_nats", "{:.3f}"),
+    ("excess", "excess_nats", "{:+.4f}"),
+    ("+-", "excess_stderr", "{:.4f}"),
+    ("lr", "lr", "{:g}"),
+)
+SHAPE = ("part", "model", "attention", "language", "n_tokens", "n_embd", "vocab_size", "block_size", "batch_size")
 """What tables are split by."""
 
 

@@ -12,14 +12,17 @@ from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
 
 
-def build_lm(config: Config, count_tokens: Callable[[], np.ndarray] | None = None) -> LanguageModel:
+def build_lm(
+    config: Config, count_tokens: Callable[[], np.ndarray] | None = None, vocab_size: int | None = None
+) -> LanguageModel:
     """Build the model of a run, freshly initialised from torch's global generator.
 
     Args:
         config: the run.
         count_tokens: gives the (V,) occurrences in the training text; called only where head or grouping need them.
+        vocab_size: V; None means the tokenizer's.
     """
-    vocab_size = vocab_size_of(config.tokenizer)
+    vocab_size = vocab_size or vocab_size_of(config.tokenizer)
     body = build_body(config.model, vocab_size)
     counts = None
     if count_tokens is not None and needs_counts(config.head, config.grouping):
