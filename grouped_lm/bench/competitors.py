@@ -4,11 +4,12 @@ Every competitor has a declared grid of options; the quickest is chosen where it
 stands in its row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import LinearCrossEntropyOptions
@@ -136,6 +137,12 @@ def choose(names: list[str], say: Callable[[str], None]) -> list[Competitor]:
             package = str(competitor.package).replace("_", "-")
             say(f"{competitor.name} is left out: {package} is not installed (pip install 'grouped-lm[bench]')")
     return [c for c in wanted if not c.missing]
+
+
+def forget_compiled(competitors: Iterable[Competitor]) -> None:
+    """Forget what was compiled for an earlier cell: its shapes would make this one's code general, and slower."""
+    if any(c.compiled or c.package for c in competitors):
+        torch._dynamo.reset()
 
 
 def describe_option(option: Option) -> str:

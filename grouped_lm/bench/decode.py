@@ -15,7 +15,7 @@ from grouped_lm.bench.heads import Cell
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.timing import Sampler, interleave, timed
 from grouped_lm.bench.workload import Workload
-from grouped_lm.heads import Head
+from grouped_lm.heads import DenseHead, Head
 from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.run_folder import RunFolder
@@ -86,7 +86,7 @@ def measure_cell(work: Workload, batch_size: int) -> list[Row]:
         timing = session.timings[f"{head}|{way}"]
         columns = timing.columns("head_ms") | timing.columns("ms") | session.columns(f"{head}|{way}")
         rows.append({"head": head, "way": way, **columns})
-    dense = next((h for h, m in models.items() if h == BASELINE or type(m.head).__name__ == "DenseHead"), None)
+    dense = next((h for h, m in models.items() if h == BASELINE or isinstance(m.head, DenseHead)), None)
     for row in rows:
         base = next((r for r in rows if r["head"] == dense and r["way"] == row["way"]), None)
         row["head_speedup"] = base and base["head_ms"] / row["head_ms"]

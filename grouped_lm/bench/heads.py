@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grouped_lm.bench.competitors import BASELINE, Competitor, Option, describe_option, describe_tuning
+from grouped_lm.bench.competitors import BASELINE, Competitor, Option, describe_option, describe_tuning, forget_compiled
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.timing import Sampler, Session, interleave, quickest, timed
 from grouped_lm.bench.workload import Workload
@@ -36,7 +36,7 @@ def heads_cells(work: Workload) -> list[Cell]:
 def measure_cell(work: Workload, n_tokens: int, n_embd: int) -> list[Row]:
     """Return a row per competitor: first the option of each, then times in turn, then memory one by one."""
     torch.manual_seed(work.settings.seed)
-    torch._dynamo.reset()  # shapes of an earlier cell would make the compiled ones general, and slower
+    forget_compiled(work.competitors)
     hidden = torch.randn(n_tokens, n_embd).requires_grad_()
     targets = work.targets(n_tokens)
     wte = nn.Parameter(0.02 * torch.randn(work.vocab_size, n_embd))

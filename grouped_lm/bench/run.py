@@ -28,6 +28,10 @@ SUITE_CELLS: dict[str, Callable[[Workload], list[Cell]]] = {
 }
 
 
+TOGETHER = ("heads", "steps", "decode")
+"""Suites whose cells measure all competitors at once: with another one, they are measured anew."""
+
+
 def suite_cells(suite: str, work: Workload) -> list[Cell]:
     """Return the cells of a suite, each a set of rows that are measured together."""
     return SUITE_CELLS[suite](work)
@@ -76,7 +80,7 @@ def identity(suite: str, work: Workload) -> dict[str, Any]:
         "tokenizer": settings["tokenizer"],
         "threads": settings["threads"],
         "seed": settings["seed"],
-        "competitors": [c.name for c in work.competitors],
+        "competitors": [c.name for c in work.competitors] if suite in TOGETHER else [],
         "meter": settings["meter"],
         "suite": {key: value for key, value in own.items() if key not in lists},
     }

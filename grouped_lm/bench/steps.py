@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grouped_lm.bench.competitors import BASELINE, Competitor, Option, describe_option, describe_tuning
+from grouped_lm.bench.competitors import BASELINE, Competitor, Option, describe_option, describe_tuning, forget_compiled
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.timing import Sampler, Session, interleave, quickest, timed
 from grouped_lm.bench.workload import Workload
@@ -85,7 +85,7 @@ def compare_steps(
         competitors: the heads.
     """
     torch.manual_seed(work.settings.seed)
-    torch._dynamo.reset()
+    forget_compiled(competitors)
     body = build_body(model, vocab_size)
     cap, state = NoHead(body), defaultdict(dict)  # type: ignore[var-annotated]
     contenders = {CAP: Contender(cap, step_sampler(cap, cap, batches, state), {}, {})}

@@ -18,6 +18,9 @@ from grouped_lm.measure import measure_gemm_flops_per_sec
 Sampler = Callable[[], dict[str, float]]
 """Does a thing once and returns milliseconds by name ("ms", "forward_ms", ...)."""
 
+SLOW_MS = 2000.0
+"""Options that take longer are tried once when tuned."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -137,16 +140,17 @@ def timed(action: Callable[[], object], clock: Callable[[], float] = time.perf_c
 
 
 def quickest(options: dict[str, Sampler], key: str, samples: int = 2) -> tuple[str, dict[str, float]]:
-    """Return the option of the least time, and every option's least ms; each is warmed up once.
+    """Return the option of the least time, and every option's least ms.
 
-    Options take turns, so that a drift hits all of them. One option alone is not run.
+    Options take turns, so that a drift hits all of them. The first sample of each is a warm-up, but for one so slow
+    that warmth is nothing to it: that is its only one. One option alone is not run.
     """
     if len(options) == 1:
         return next(iter(options)), {}
-    best = dict.fromkeys(options, float("inf"))
-    for sample in options.values():
-        sample()
+    best = {name: sample()[key] for name, sample in options.items()}
+    quick = [name for name in options if best[name] < SLOW_MS]
+    best |= dict.fromkeys(quick, float("inf"))
     for _ in range(samples):
-        for name, sample in options.items():
-            best[name] = min(best[name], sample()[key])
+        for name in quick:
+            best[name] = min(best[name], options[name]()[key])
     return min(best, key=lambda name: best[name]), best
