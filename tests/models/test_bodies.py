@@ -323,7 +323,7 @@ def test_unfused_attention_is_the_same_function(body: str) -> None:
     states = [model(input_ids) for model in (fused, unfused)]
     # the softmax of scores is taken in fp32, as in `transformers`
     torch.testing.assert_close(states[0], states[1], rtol=1e-6, atol=1e-6)
-    for model, out in zip((fused, unfused), states, strict=True):
+    for out in states:
         (out - target).pow(2).sum().backward()
     for one, other in zip(fused.parameters(), unfused.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)
