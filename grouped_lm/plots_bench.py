@@ -96,18 +96,20 @@ def draw_by_vocab(axes: Any, rows: Sequence[Row], key: str) -> None:
     set_scale(axes.xaxis, [row["vocab_size"] for row in rows])
     set_scale(axes.yaxis, [y for points in series.values() for _, y in points])
     axes.set_xlabel("vocabulary V")
-    axes.set_ylabel("ms per step" if key == "ms" else "peak of a step (GiB); predicted where it was not run")
-    write_title(axes, "Steps over vocabularies", rows[0]["model"])
+    axes.set_ylabel("ms per step" if key == "ms" else "peak of a step (GiB)")
+    where = "" if key == "ms" else ", predicted where it was not run"
+    write_title(axes, "Steps over vocabularies", f"{rows[0]['model']}{where}")
     label_ends(axes, labels)
 
 
-def _bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str) -> None:
+def _bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str, also: Sequence[float] = ()) -> None:
+    """Draw a bar each; `also` are figures that have to be in sight."""
     places = range(len(names))
     axes.barh(places, values, color=[STYLES[1][0] if n.startswith("dense") else STYLES[0][0] for n in names])
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
-    set_scale(axes.xaxis, list(values), from_zero=True)
+    set_scale(axes.xaxis, [*values, *also], from_zero=True)
     axes.set_xlabel(label)
 
 
@@ -123,9 +125,9 @@ def draw_times(axes: Any, rows: Sequence[Row], where: str) -> None:
 def draw_memory(axes: Any, rows: Sequence[Row], where: str) -> None:
     """Draw peaks and each head's floor; a tied table and its gradient are left out of both."""
     values = [(row["peak_bytes"] - row["tied_table_bytes"]) / 2**20 for row in rows]
-    _bars(axes, [row["head"] for row in rows], values, "peak MiB, without a tied table; dashed: the floor")
-    for place, row in enumerate(rows):
-        floor = row["floor_bytes"] / 2**20
+    floors = [row["floor_bytes"] / 2**20 for row in rows]
+    _bars(axes, [row["head"] for row in rows], values, "peak MiB, without a tied table; dashed: the floor", floors)
+    for place, floor in enumerate(floors):
         axes.plot([floor, floor], [place - 0.4, place + 0.4], color="black", linestyle="--", linewidth=1.4)
     write_title(axes, "Memory of the head alone", where)
 
@@ -135,6 +137,6 @@ def draw_rates(axes: Any, rows: Sequence[Row], model: str) -> None:
     heads = [row for row in rows if row["head"] != "no head"]
     cap = next(row for row in rows if row["head"] == "no head")
     label = "tokens per second; dashed: without any head"
-    _bars(axes, [row["head"] for row in heads], [row["tokens_per_sec"] for row in heads], label)
+    _bars(axes, [r["head"] for r in heads], [r["tokens_per_sec"] for r in heads], label, [cap["tokens_per_sec"]])
     axes.axvline(cap["tokens_per_sec"], color="black", linestyle="--", linewidth=1.4)
     write_title(axes, "Whole optimizer steps", model)

@@ -19,7 +19,7 @@ from grouped_lm.measure import GIB, measure_head_peak_gib
 
 FLOAT_BYTES = 4
 CHUNK = 256
-"""Rows of logits that a head has to hold at once, at least (the floor's)."""
+"""Rows of logits that the floor allows to live at once; smaller chunks go below it, and are slower."""
 Cell = tuple[Row, Callable[[], list[Row]]]
 
 

@@ -20,12 +20,12 @@ from grouped_lm.bench.results import Row
 from grouped_lm.bench.steps import Batch
 from grouped_lm.bench.workload import Workload, say
 from grouped_lm.config import Config, ModelConfig, TrainConfig
-from grouped_lm.fake_step import fake_passes, fake_steps, make_state, watch_step, with_shape
+from grouped_lm.fake_step import fake_model, fake_passes, fake_steps, faking, make_state, watch_step, with_shape
 from grouped_lm.heads import HEADS, parse_head_config
 from grouped_lm.live_bytes import KINDS, Moments
 from grouped_lm.measure import GIB, PeakTensorMemory, live_state, tensor_bytes
 from grouped_lm.models.build import build_lm
-from grouped_lm.models.lm import LanguageModel
+from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer
 from grouped_lm.plan import MAX_BATCH, largest, peak_function
 from grouped_lm.train import clip_gradients
@@ -149,8 +149,18 @@ def predicted_by_batch(config: Config, steps: Callable[[Config, list[int]], list
     return lambda batch: float(peak_of(steps(config, [1])[0])) if batch == 1 else peak(batch)
 
 
+def flops_of(config: Config) -> tuple[float, float]:
+    """Return the operations of body and head per token, by their formulas."""
+    with faking():
+        head = fake_model(config).head.flops_per_token()
+    return estimate_body_flops_per_token(config.model, config.model.block_size), head
+
+
 def predict_claim(work: Workload, name: str, attention: str) -> list[Row]:
-    """Return dense over grouped at every B of the claim, the least B that reaches the paper's ratio, and the limit."""
+    """Return dense over grouped at every B of the claim, the least B that reaches the paper's ratio, and the limit.
+
+    Beside it FLOPs: how many times fewer with the grouped head, and with a head that costs nothing.
+    """
     grid = work.settings.memory
     model = dataclasses.replace(work.models[name], attention=attention)
     dense, grouped = (
@@ -160,6 +170,7 @@ def predict_claim(work: Workload, name: str, attention: str) -> list[Row]:
     def ratio(batch: int) -> float:
         return dense(batch) / grouped(batch)
 
+    flops = [flops_of(config_of(work, model, head, 2, grid.claim_block_size)) for head in PAIR]
     below = largest(lambda batch: batch == 0 or ratio(batch) < grid.claim_ratio, MAX_BATCH)
     reached = None if below == MAX_BATCH else below + 1
     return [
@@ -171,6 +182,8 @@ def predict_claim(work: Workload, name: str, attention: str) -> list[Row]:
             "claim_ratio": grid.claim_ratio,
             "batch_at_claim": reached,
             "ratio_limit": ratio(MAX_BATCH),
+            "flops_ratio": sum(flops[0]) / sum(flops[1]),
+            "flops_cap": sum(flops[0]) / flops[0][0],
         }
         for batch in grid.claim_batches
     ]

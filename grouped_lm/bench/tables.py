@@ -55,6 +55,8 @@ COLUMNS["memory"] = (
     ("x less", "memory_ratio", "{:.2f}"),
     ("B of the claim", "batch_at_claim", "{:,}"),
     ("x at most", "ratio_limit", "{:.2f}"),
+    ("FLOPs fewer", "flops_ratio", "{:.2f}"),
+    ("at most", "flops_cap", "{:.2f}"),
 )
 COLUMNS["decode"] = (
     ("head", "head", "{}"),

@@ -67,6 +67,7 @@ def test_memory_parts(bench):
     fused, unfused = (row["dense_bytes"] for row in claims if row["micro_batch_size"] == 80)
     assert fused < unfused
     for row in claims:
+        assert 1 < row["flops_ratio"] < row["flops_cap"]
         if row["batch_at_claim"]:
             assert (row["memory_ratio"] >= 1.1) == (row["micro_batch_size"] >= row["batch_at_claim"])
     dense, grouped = (row for row in rows if row["part"] == "fit")
