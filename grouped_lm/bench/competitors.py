@@ -91,7 +91,9 @@ def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
 
 
 CHUNK_ROWS = (64, 128, 256, 512, 1024)
-CUTOFFS = ([1000, 5000], [2000, 10_000], [4000, 20_000], [1000, 4000, 16_000], [500, 2000, 8000, 25_000])
+CUTOFFS = ([1000, 5000], [2000, 10_000], [4000, 20_000], [2000], [8000])
+"""Of adaptive softmax, chosen by time alone. No more than two clusters: a third has a rank of 1 or 2 at widths 64 and
+128, which is quick and predicts nothing."""
 VARIANTS = (
     Competitor("dense, untied", {"name": "dense", "tied": False}),
     Competitor("dense, compiled", {"name": "dense"}, compiled=True),

@@ -25,7 +25,8 @@ class MeterConfig:
     max_drift: float = 0.10
     """A round is dropped where the calibration after it differs from that before by more than this share."""
     max_dropped: int = 4
-    """Rounds of one cell that are dropped and done again; further ones are kept, and their drift is reported."""
+    """Rounds of one cell that are dropped and done again; further ones are kept, and their drift is reported.
+    Fewer where those took longer than all budgets together."""
 
     def __post_init__(self) -> None:
         check_range("meter.min_rounds", self.min_rounds, 1, 1000)

@@ -99,11 +99,13 @@ def interleave(
     """Sample every competitor in rounds, forwards and then backwards, each round between two calibrations.
 
     A slow competitor leaves once it has had `min_rounds` and spent its budget; the fast ones go on among themselves
-    until their own is spent. The warm-up sample of each counts towards nothing.
+    until their own is spent. The warm-up sample of each counts towards nothing. Rounds are dropped only as long as
+    those dropped took less than all budgets together: where a round takes minutes, one is done again and no more.
     """
     session = Session({name: Timing() for name in samplers}, [], 0)
     spent = dict.fromkeys(samplers, 0.0)
     done = dict.fromkeys(samplers, 0)
+    wasted = 0.0
     for sample in samplers.values():
         sample()
     while True:
@@ -114,16 +116,17 @@ def interleave(
         ]
         if not wanted:
             return session
-        before = calibrate()
+        before, round_started = calibrate(), clock()
         found: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
         for name in [*wanted, *reversed(wanted)]:
             started = clock()
             found[name].append(samplers[name]())
             spent[name] += clock() - started
-        after = calibrate()
-        drift = before.drift_to(after)
-        if drift > config.max_drift and session.dropped < config.max_dropped:
+        took, after = clock() - round_started, calibrate()
+        drift, may_drop = before.drift_to(after), wasted < config.budget_s * len(samplers)
+        if drift > config.max_drift and session.dropped < config.max_dropped and may_drop:
             session.dropped += 1
+            wasted += took
             continue
         session.calibrations += [before, after]
         for name, samples in found.items():

@@ -81,6 +81,16 @@ def test_a_machine_that_never_settles_ends_with_its_drift_said():
     assert session.columns("a")["kept_drift"] == pytest.approx(0.5)
 
 
+def test_rounds_that_take_minutes_are_not_done_again_and_again():
+    machine = FakeMachine()
+    copies = itertools.cycle([10.0, 5.0])
+    config = meter(max_rounds=1, max_dropped=9, budget_s=60.0)
+    samplers = {"a": machine.competitor("a", 50.0)}
+    session = interleave(samplers, config, lambda: Calibration(100.0, next(copies)), machine.clock)
+    assert session.dropped == 1
+    assert len(session.timings["a"].samples) == 2
+
+
 def test_quartiles_do_not_move_with_one_stutter():
     timing = Timing([{"ms": ms} for ms in (1.0, 2.0, 3.0, 4.0, 500.0)])
     assert timing.columns("ms") == {"ms": 3.0, "ms_q1": 2.0, "ms_q3": 4.0}
