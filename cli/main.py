@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from .bench import bench
 from .data import data_app
 from .doctor import doctor
 from .eval import evaluate_run
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("plan")(plan)
+app.command("bench")(bench)
 app.command("eval")(evaluate_run)
 app.command("sample")(sample)
 app.command("export")(export)

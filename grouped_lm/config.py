@@ -52,9 +52,12 @@ class ModelConfig:
     """GPT-Neo's local attention span, tokens, >= 1; every second layer uses it."""
     embedding: str = "table"
     """Input side: `table`, a row per token, or `factorised`, scale and shift per group on a row per slot (no tying)."""
+    attention: str = "fused"
+    """`fused` (torch's kernel) or `unfused`: the same function with T x T scores in memory, to measure their cost."""
 
     def __post_init__(self) -> None:
         check_choice("model.body", self.body, ("gpt2", "gpt_neo"))
+        check_choice("model.attention", self.attention, ("fused", "unfused"))
         for key in ("n_layer", "n_head", "n_embd", "block_size", "window_size"):
             check_range(f"model.{key}", getattr(self, key), 1, 1_000_000)
         check_choice("model.embedding", self.embedding, ("table", "factorised"))
@@ -304,6 +307,7 @@ FREE_FIELDS = (
     "name",
     "data.cache_dir",
     "data.name",
+    "model.attention",
     "tracking",
     "train.log_every_steps",
     "train.eval_every_steps",

@@ -113,7 +113,8 @@ def measure_points(config: Config) -> tuple[Moments, dict[int, Moments], dict[in
     if batch == 1:
         del by_batch[1]  # one row is laid out differently
     cut = config.model.body == "gpt_neo" and context <= config.model.window_size  # a longer text needs a mask
-    square = config.model.body == "gpt_neo" or config.model.dropout > 0  # masks, and attention without its kernel
+    # masks, and attention without its kernel
+    square = config.model.body == "gpt_neo" or config.model.dropout > 0 or config.model.attention == "unfused"
     start = 2 * config.model.window_size if cut else context
     lengths = range(start, start * (4 if square else 3), start)
     by_context = {x: step if x == context else fake_step(with_shape(config, context=x)) for x in lengths}

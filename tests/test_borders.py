@@ -12,17 +12,17 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
     {"config", "checkpoint", "clustering"},
-    {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes", "compare", "diagnose"},
+    {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes", "compare", "diagnose", "synthetic"},
     {"heads", "plot_data", "devices"},
     {"compression", "data", "optim", "tracking", "train_state", "plot_parts"},
     {"models"},
     {"run_folder", "display", "plots", "scoring"},
-    {"rows", "figures", "continuations"},
+    {"rows", "figures", "continuations", "plots_bench"},
     {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
     {"train", "sweep_display", "fake_step", "assess", "hf"},
     {"worker", "plan"},
-    {"plan_table", "assess_tables"},
+    {"plan_table", "assess_tables", "bench"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},

@@ -10,7 +10,7 @@ from grouped_lm.clustering import assign_within, brown_clusters, count_pairs, km
 from grouped_lm.config import GROUPINGS, GroupingConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import BY_TEXT, build_grouping
-from grouped_lm.heads import ClassFullConfig, GroupedConfig, build_head
+from grouped_lm.heads import ClassFullConfig, GroupedConfig, ShortlistConfig, build_head
 
 
 def text_of_two_kinds(number: int = 20_000) -> np.ndarray:
@@ -111,7 +111,15 @@ def test_text_and_counts_are_asked_for():
         build_grouping(GroupingConfig(name="kmeans"), 10, counts=torch.ones(10))
 
 
-@pytest.mark.parametrize("config", [ClassFullConfig(tied=False, group_size=7), GroupedConfig(group_size=7)], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        ClassFullConfig(tied=False, group_size=7),
+        GroupedConfig(group_size=7),
+        ShortlistConfig(tied=False, group_size=7, shortlist_size=9),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("name", ["sqrt_frequency", "kmeans", "brown"])
 def test_heads_stay_exact_and_are_loaded_without_the_text(config, name):
     tokens = np.random.default_rng(0).zipf(1.3, 2_000) % 103

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import check_range
-from grouped_lm.grouping import Grouping, build_grouping, check_group_size
+from grouped_lm.grouping import check_group_size
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
     HeadContext,
@@ -58,13 +58,14 @@ def place_tokens(config: ShortlistConfig, context: HeadContext) -> tuple[Tensor,
 
     Where no counts are known, the shortlist is the first K ids. The others keep the order that the grouping asks for.
     """
+    if "token_to_group" in context.saved:
+        return context.saved["token_to_group"], context.saved["token_to_slot"]
     order, size = context.by_frequency(), check_group_size(config.group_size, context.vocab_size)
     first, rest = order[: config.shortlist_size], order[config.shortlist_size :].sort().values
     token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)
     token_to_slot[first] = torch.arange(first.numel())
     if rest.numel():
-        counts = None if context.counts is None else context.counts[rest]
-        grouping: Grouping = build_grouping(context.grouping, rest.numel(), min(size, rest.numel()), counts)
+        grouping = context.groups(min(size, rest.numel()), rest)
         token_to_group[rest], token_to_slot[rest] = grouping.token_to_group, grouping.token_to_slot
     return token_to_group, token_to_slot
 
@@ -79,6 +80,7 @@ class ShortlistHead(BestFirstHead):
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("group_bias",)
     needs_counts: ClassVar[bool] = True
+    regularised: ClassVar[bool] = True
 
     token_to_group: Tensor
     token_to_slot: Tensor
@@ -150,9 +152,11 @@ class ShortlistHead(BestFirstHead):
         if self.shortlist_weight is not None:
             shortlist = self.shortlist_weight
         classes = torch.where(groups < 0, slots, groups + self.shortlist_size)
-        first = classify(self.first_logits(states, shortlist), classes, counted, accuracy)
+        first_logits = self.first_logits(states, shortlist)
+        first = classify(first_logits, classes, counted, accuracy)
+        extra = self.logits_extra(first_logits, classes, first[0], counted)
         alone = counted & (groups < 0)  # a shortlisted token is the only one of its class
-        return two_step_loss(targets, reduction, first, (nll, hits | alone if accuracy else None))
+        return two_step_loss(targets, reduction, first, (nll, hits | alone if accuracy else None), extra)
 
     def alone(self) -> Tensor:
         """See `BestFirstHead.alone`: the shortlist."""

@@ -19,6 +19,7 @@ def build_lm(
     count_tokens: Callable[[], np.ndarray] | None = None,
     read_tokens: Callable[[], np.ndarray] | None = None,
     saved: Mapping[str, Tensor] | None = None,
+    vocab_size: int | None = None,
 ) -> LanguageModel:
     """Build the model of a run, freshly initialised from torch's global generator.
 
@@ -27,12 +28,13 @@ def build_lm(
         count_tokens: gives the (V,) occurrences in the training text; called only where head or grouping need them.
         read_tokens: gives the training text, (T,) ids; called only for groupings by the company that tokens keep.
         saved: the head's buffers in a checkpoint that is being loaded for use, see `train_state.head_buffers`.
+        vocab_size: V; None means the tokenizer's.
 
     Raises:
         ConfigError: see `check_head`, and the grouping's own.
     """
     check_head(config)
-    vocab_size = vocab_size_of(config.tokenizer)
+    vocab_size = vocab_size or vocab_size_of(config.tokenizer)
     body = build_body(config.model, vocab_size)
     counts = None
     if count_tokens is not None and needs_counts(config.head, config.grouping):
