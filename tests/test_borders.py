@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
-    {"config", "checkpoint"},
+    {"config", "checkpoint", "signals", "watchdog", "secret_values"},
     {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes"},
     {"heads", "plot_data", "devices"},
     {"data", "optim", "tracking", "train_state", "plot_parts"},
@@ -19,9 +19,11 @@ LEVELS = [
     {"run_folder", "display", "plots"},
     {"rows"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
-    {"train", "sweep_display", "fake_step"},
-    {"worker", "plan"},
-    {"plan_table"},
+    {"sweep_display", "fake_step"},
+    {"plan"},
+    {"room", "plan_table"},
+    {"train"},
+    {"worker"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},
