@@ -6,6 +6,7 @@ damaged one is renamed `corrupt-*`, said, and the one before it is used. Every s
 that a test can fail each of them, or die in it.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -55,8 +56,7 @@ def write_checkpoint(parent: Path, step: int, files: dict[str, bytes], keep: int
     temporary = parent / f".tmp-{target.name}-{os.getpid()}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        for stale in parent.glob(".tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
+        _remove_leftovers(parent)
         os.mkdir(temporary)  # noqa: PTH102
         for name, data in files.items():
             _write_flushed(temporary / name, data)
@@ -70,7 +70,8 @@ def write_checkpoint(parent: Path, step: int, files: dict[str, bytes], keep: int
     except (OSError, CheckpointError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DiskError(f"checkpoint of step {step} could not be written to {parent}: {error}") from error
-    _prune(parent, max(LEAST_KEPT, keep))
+    with contextlib.suppress(OSError):  # it is saved; the next save prunes
+        _prune(parent, max(LEAST_KEPT, keep))
     return target
 
 
@@ -112,6 +113,8 @@ def load_latest(parent: Path, quarantine: bool = True) -> tuple[int, dict[str, b
         CheckpointError: there were checkpoints, and none of them can be trusted.
         SchemaError: another gvc wrote them.
     """
+    if quarantine:
+        _remove_leftovers(parent)
     found = list_checkpoints(parent)
     for folder in reversed(found):
         try:
@@ -208,19 +211,25 @@ def _check_pieces(
 
 
 def _prune(parent: Path, keep: int) -> None:
-    """Remove what is older than the `keep` newest good ones, and what a repeated step replaced."""
+    """Remove what is older than the `keep` newest good ones."""
     good = 0
     for folder in reversed(list_checkpoints(parent)):
-        if good >= keep:
-            shutil.rmtree(folder, ignore_errors=True)
+        if good >= keep:  # renamed first: a kill leaves no half of it under its name
+            with contextlib.suppress(OSError):
+                os.rename(folder, parent / f".tmp-pruned-{folder.name}")  # noqa: PTH104
             continue
         try:
             verify(folder)
             good += 1
         except (CheckpointError, SchemaError):
             continue  # it stays where it is: who loads it will say so
-    for replaced in parent.glob("replaced-*"):
-        shutil.rmtree(replaced, ignore_errors=True)
+    _remove_leftovers(parent)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove what killed saves left, and what a repeated step replaced."""
+    for stale in [*parent.glob(".tmp-*"), *parent.glob("replaced-*")]:
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _set_aside(folder: Path, prefix: str) -> Path:

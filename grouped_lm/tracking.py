@@ -129,6 +129,16 @@ def _end_service() -> None:
             name, rest = status.read_text().split("(", 1)[1].rsplit(")", 1)
             if name.startswith(("wandb-core", "gpu_stats")) and int(rest.split()[1]) == os.getpid():
                 os.kill(int(status.parent.name), signal.SIGKILL)
+    forget = threading.Thread(target=_forget_service, daemon=True)
+    forget.start()
+    forget.join(1.0)
+
+
+def _forget_service() -> None:
+    import wandb
+
+    with contextlib.suppress(Exception):  # it finds its process dead, which is what we want it to know
+        wandb.teardown()
 
 
 def _start_run(tracking: TrackingConfig, folder: Path, tags: list[str], **kwargs: Any) -> Any:
