@@ -235,7 +235,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
                     "trainer/step": step,
                     "trainer/tokens": step * step_tokens,
                     **progress.mean_losses(),
-                    "train/grad_norm": grad_norm.item(),
+                    "train/grad_norm": grad_norm.item() if problem is None else None,  # JSON has no NaN
                     "train/lr": lr,
                     "throughput/tokens_per_sec": rate,
                     "throughput/mfu": rate and rate * mfu_per_rate,
