@@ -20,7 +20,7 @@ from grouped_lm.config import Config, TrackingConfig, config_hash, config_to_dic
 
 STEP_AXIS = "trainer/step"
 METRIC_FAMILIES = ("train", "val", "throughput", "time", "memory")
-QUIET_S = 4.5
+QUIET_S = 3.5
 """Longest silence of W&B at the end of a run."""
 FINISH_S = 60.0
 """Longest end of a run whose rows do arrive, one by one."""
@@ -70,6 +70,7 @@ class WandbRun:
         self._actions: queue.SimpleQueue[tuple[str, Callable[[], object]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         if not self._over:
+            self._actions.put(("load", _load))
             self._actions.put(("start", lambda: self._start(config, run_dir)))
             self._thread.start()
 
@@ -139,6 +140,10 @@ def _forget_service() -> None:
 
     with contextlib.suppress(Exception):  # it finds its process dead, which is what we want it to know
         wandb.teardown()
+
+
+def _load() -> None:
+    import wandb  # noqa: F401, a step of its own: it takes a second and waits for nobody
 
 
 def _start_run(tracking: TrackingConfig, folder: Path, tags: list[str], **kwargs: Any) -> Any:

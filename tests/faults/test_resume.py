@@ -1,4 +1,4 @@
-"""Stopped here and gone on there equals never stopped: losses, learning rates, weights, moments, random state, samples."""
+"""Stopped and gone on equals never stopped: losses, learning rates, weights, moments, random state, samples."""
 
 import contextlib
 import json
