@@ -38,6 +38,10 @@ test: $(VENV)/.developers  ## Run the tests (no network needed)
 test-long: $(VENV)/.developers  ## Run the tests that take minutes each: sweeps killed again and again
 	$(BIN)/pytest -m long $(ARGS)
 
+test-faults: $(VENV)/.developers  ## Kill, fill, corrupt and attack (20 minutes); TRIAL=kill-dense:123 replays one, SEED=1 starts there
+	FAULT_TRIAL='$(TRIAL)' $(if $(SEED),FAULT_SEED=$(SEED)) $(BIN)/pytest tests/faults tests/test_sweep.py -n 2 --dist worksteal \
+	  -m 'faults or long or not long' -k 'faults or long' $(if $(TRIAL),-x) $(ARGS)
+
 check: $(VENV)/.developers  ## Format, lint, import fences, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -47,4 +51,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo train test test-long check clean
+.PHONY: help install demo train test test-long test-faults check clean

@@ -1,7 +1,6 @@
 """The table of promises: every fault test says what it counted, and the end of the session shows it."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from fault_tools import BASE_SEED, LOG
@@ -54,5 +53,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
     terminalreporter.section("what it promises")
     terminalreporter.write_line(table)
     terminalreporter.write_line(f"seeds from {BASE_SEED}; every trial with the command that replays it: {LOG}")
-    LOG.parent.mkdir(parents=True, exist_ok=True)
-    Path(LOG.with_suffix(".md")).write_text(table + "\n")
+    if LOG.suffix:
+        LOG.parent.mkdir(parents=True, exist_ok=True)
+        LOG.with_suffix(".md").write_text(table + "\n")
