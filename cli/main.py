@@ -59,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         *([w] for w in words if "=" in w),
     ):
         words[words.index("--info")] = "--info=all"  # Hydra's --info may stand alone, Typer's options may not
-    sys.exit(_run(words))
+    from grouped_lm.signals import exit_on_sigterm
+
+    with exit_on_sigterm():  # a training takes the signals over, to save first
+        code = _run(words)
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> int:

@@ -15,7 +15,14 @@ import torch
 from filelock import FileLock, Timeout
 
 from grouped_lm.checkpoint import load_latest
-from grouped_lm.config import Config, TokenizerConfig, config_from_dict, config_identity, config_to_dict
+from grouped_lm.config import (
+    Config,
+    TokenizerConfig,
+    changed_fields,
+    config_from_dict,
+    config_identity,
+    config_to_dict,
+)
 from grouped_lm.data.bpe import BPETokenizer
 from grouped_lm.data.tokenizer import EOT_TEXT, build_tokenizer, vocab_size_of
 from grouped_lm.errors import BusyError, CheckpointError, DriftError, RunFolderError
@@ -27,6 +34,9 @@ from grouped_lm.runtime import write_json
 from grouped_lm.train_state import head_buffers, unpack_model
 
 COMPLETE, INTERRUPTED, FAILED = "complete", "interrupted", "failed"
+
+LOCK_S = 0.5
+"""Who only asks whether a folder is held, as `gvc ls` does, holds it for a moment."""
 
 
 class RunFolder:
@@ -55,7 +65,7 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with FileLock(self.path / ".lock", timeout=0):
+            with FileLock(self.path / ".lock", timeout=LOCK_S):
                 yield
         except Timeout as error:
             raise BusyError(
@@ -70,16 +80,18 @@ class RunFolder:
         """
         try:
             values = json.loads(self.config.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            head = dict(values["head"])
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunFolderError(f"{self.path} is not a run folder: no readable {self.config.name}") from error
-        return config_from_dict(values, parse_head_config(values["head"]))
+        return config_from_dict(values, parse_head_config(head))
 
     def read_result(self) -> dict[str, Any] | None:
         """Return result.json, None where there is none that can be read."""
         try:
-            return json.loads(self.result.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return None
+        return result if isinstance(result, dict) and isinstance(result.get("state"), str) else None
 
     def check_same_run(self, config: Config) -> None:
         """Refuse a folder that holds something else than `config`.
@@ -94,13 +106,15 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} already holds a run: give another hydra.run.dir, or train.resume=auto to go on with it"
             )
-        old = config_identity(config_to_dict(self.read_config()))
-        new = config_identity(config_to_dict(config))
-        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        changed = changed_fields(
+            config_identity(config_to_dict(self.read_config())), config_identity(config_to_dict(config))
+        )
         if changed:
-            shown = ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed[:5])
-            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            raise DriftError(f"{self.path} holds another run ({shown}{more}): give another hydra.run.dir")
+            raise DriftError(f"{self.path} holds another run ({changed}): give another hydra.run.dir")
+
+    def mirror(self, config: Config) -> Path | None:
+        """Return where the run's checkpoints are copied to, None where they are not."""
+        return Path(config.train.mirror).expanduser() / self.path.resolve().name if config.train.mirror else None
 
     def load_model(self, config: Config, device: torch.device) -> tuple[LanguageModel, int]:
         """Return the model of the newest checkpoint, in evaluation mode, and its step.
@@ -108,10 +122,15 @@ class RunFolder:
         Raises:
             CheckpointError: there is none, none can be trusted, or it is not the model that `config` describes.
         """
-        found = load_latest(self.checkpoints)
+        found = load_latest(self.checkpoints, quarantine=False)
         if found is None:
             raise CheckpointError(f"{self.path} has no checkpoint yet: train it first")
         vocab_size = vocab_size_of(config.tokenizer)
+        least = 12 * config.model.n_layer * config.model.n_embd**2 + vocab_size * config.model.n_embd
+        if config.model.embedding != "table":
+            least -= vocab_size * config.model.n_embd
+        if 4 * least > sum(map(len, found[1].values())):  # a stranger's config must not make us allocate at will
+            raise CheckpointError(f"{self.path}: its config describes a larger model than its checkpoint holds")
         known = head_buffers(found[1])  # so the training text is not needed
         model = build_lm(config, lambda: np.zeros(vocab_size, dtype=np.int64), saved=known)
         unpack_model(found[1], model)

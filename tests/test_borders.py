@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
-    {"config", "checkpoint", "clustering"},
+    {"config", "checkpoint", "clustering", "signals", "watchdog", "secret_values"},
     {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes", "compare", "diagnose", "synthetic"},
     {"heads", "plot_data", "devices"},
     {"compression", "data", "optim", "tracking", "train_state", "plot_parts"},
@@ -20,9 +20,11 @@ LEVELS = [
     {"rows", "figures", "continuations", "plots_bench"},
     {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
-    {"train", "sweep_display", "fake_step", "assess", "hf"},
-    {"worker", "plan"},
-    {"plan_table", "assess_tables", "bench"},
+    {"sweep_display", "fake_step", "assess", "hf"},
+    {"plan"},
+    {"room", "plan_table", "assess_tables", "bench"},
+    {"train"},
+    {"worker"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},
