@@ -20,6 +20,7 @@ LEVELS = [
     {"rows", "figures", "continuations"},
     {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
+    {"harness"},
     {"train", "sweep_display", "fake_step", "assess", "hf"},
     {"worker", "plan"},
     {"plan_table", "assess_tables"},
