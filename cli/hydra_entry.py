@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -28,8 +30,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from grouped_lm.config import Config
-from grouped_lm.errors import ConfigError
+from grouped_lm.errors import ConfigError, GvcError
 
+from .config_files import check_config_files
 from .launchers import missing_plugin
 
 CONF = "grouped_lm.conf"
@@ -48,6 +51,9 @@ COMMON_NAMES = {
     "wandb_project": "tracking.project",
 }
 """What other trainers call our keys: a misspelt one is looked up here too."""
+RAISED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+RAISED_COMPOSING = (ValueError, TypeError, AssertionError, RecursionError)
+"""What else Hydra raises over odd overrides and files; only while it composes, when none of our own code runs."""
 
 
 def register() -> None:
@@ -90,12 +96,15 @@ class HydraFlags:
 @contextmanager
 def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
     """Give a function that composes overrides outside of a run, from the same places as the run itself."""
-    extra = [f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]"] if flags.config_dir else []
 
     def compose_with(overrides: list[str], **kwargs: Any) -> DictConfig:
-        return compose(config_name=flags.config_name, overrides=extra + overrides, **kwargs)
+        return compose(config_name=flags.config_name, overrides=overrides, **kwargs)
 
     with initialize_config_module(config_module=CONF, version_base="1.3", job_name="gvc"):
+        if flags.config_dir:
+            loader: Any = GlobalHydra.instance().config_loader()
+            loader.get_search_path().prepend("command-line", f"file://{Path(flags.config_dir).absolute()}", "schema")
+            loader.repository.initialize_sources(loader.get_search_path())
         yield compose_with
 
 
@@ -153,10 +162,14 @@ def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], 
     """
     from grouped_lm.train import preflight
 
+    if flags.config_dir:
+        check_config_files(Path(flags.config_dir))
+    if not flags.only_prints:
+        with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)):
+            jobs = compose_jobs(overrides, flags)
+        for config, run_dir in jobs:
+            preflight(config, run_dir)
     with explained(overrides, flags):
-        if not flags.only_prints:
-            for config, run_dir in compose_jobs(overrides, flags):
-                preflight(config, run_dir)
         launch(overrides, flags, task)
 
 
@@ -181,6 +194,7 @@ def override_saved(config: Config, overrides: list[str]) -> Config:
     flags = HydraFlags()
     with explained(overrides, flags), composing(flags) as compose_with:
         composed = OmegaConf.create(config_to_dict(config))
+        composed.data.cache_dir = compose_with([]).data.cache_dir  # a stranger's run may not say where we write
         chosen = [o for o in parse(overrides) if o.key_or_group in config_groups()]
         for override in chosen:
             fresh = compose_with([o for o in overrides if o.split("=")[0].split(".")[0] == override.key_or_group])
@@ -193,11 +207,13 @@ def override_saved(config: Config, overrides: list[str]) -> Config:
 
 
 @contextmanager
-def explained(overrides: list[str], flags: HydraFlags) -> Iterator[None]:
+def explained(overrides: list[str], flags: HydraFlags, raised: tuple[type[Exception], ...] = RAISED) -> Iterator[None]:
     """Turn whatever Hydra and OmegaConf raise into a `ConfigError` of one line."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except GvcError:
+        raise
+    except raised as error:
         if os.environ.get("GVC_DEBUG"):
             raise
         raise ConfigError(explain(error, overrides, flags)) from error
@@ -216,11 +232,17 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
             return (
                 f"{group}={choice} is not known{nearest(choice, groups[group])}; there are {', '.join(groups[group])}"
             )
-    keys = known_keys([o.input_line or "" for o in parsed if o.key_or_group in groups], flags)
+    try:
+        keys = known_keys([o.input_line or "" for o in parsed if o.key_or_group in groups], flags)
+    except (*RAISED, *RAISED_COMPOSING):
+        return " ".join(str(error).split())[:300]  # the files themselves are wrong, no override
     for override in parsed:
         key = override.key_or_group
         if key not in groups and key not in keys and not key.startswith("hydra"):
-            return f"unknown key {key}{nearest(key, keys)}; `gvc train --cfg job` lists them all"
+            where = (
+                "grouped_lm/bench/settings.py has" if flags.config_name == "bench" else "`gvc train --cfg job` lists"
+            )
+            return f"unknown key {key}{nearest(key, keys)}; {where} them all"
         if override.is_sweep_override() and not flags.multirun:
             return f"{override.input_line} gives several values: add -m to run a job for each"
     missing = missing_plugin(str(error))

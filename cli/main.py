@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from .bench import bench
 from .data import data_app
 from .doctor import doctor
 from .eval import evaluate_run
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("plan")(plan)
+app.command("bench")(bench)
 app.command("eval")(evaluate_run)
 app.command("sample")(sample)
 app.command("export")(export)
@@ -57,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         *([w] for w in words if "=" in w),
     ):
         words[words.index("--info")] = "--info=all"  # Hydra's --info may stand alone, Typer's options may not
-    sys.exit(_run(words))
+    from grouped_lm.signals import exit_on_sigterm
+
+    with exit_on_sigterm():  # a training takes the signals over, to save first
+        code = _run(words)
+    sys.exit(code)
 
 
 def _run(words: list[str]) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def assess(
         RunFolderError, CheckpointError, DataError, ConfigError: no run, no checkpoint, no text, a stride out of range.
     """
     readings = [Reading(window=config.model.block_size, stride=stride, per_story=story) for story in (False, True)]
+    config = replace(config, tokenizer=RunFolder(run).own_tokenizer(config.tokenizer))
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
     model, step = RunFolder(run).load_model(config, device)
@@ -133,7 +134,7 @@ def training_text(run: Path) -> TokenFile | None:
     """Return the text that the run was trained on, None where it is gone."""
     config = RunFolder(run).read_config()
     try:
-        return prepare_split(config.data, config.tokenizer, "train")
+        return prepare_split(config.data, RunFolder(run).own_tokenizer(config.tokenizer), "train")
     except DataError:
         return None
 

@@ -1,22 +1,151 @@
 """Checkpoints as folders that are whole or absent; bytes in, bytes out, no torch and no pickle.
 
 `checkpoints/step-00000100/` holds the given files and a `manifest.json` with their sizes and sha256. It is written
-to the side, flushed, renamed and read back; only then are older ones pruned. A damaged one is renamed `corrupt-*`,
-said, and the one before it is used.
+to the side, flushed, renamed and read back; only then are older ones pruned, and never the last two good ones. A
+damaged one is renamed `corrupt-*`, said, and the one before it is used. Every step of a save is a call of `os`, so
+that a test can fail each of them, or die in it.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import shutil
+import stat
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from grouped_lm.errors import CheckpointError, DiskError
+from grouped_lm.errors import CheckpointError, DiskError, SchemaError
 
 MANIFEST = "manifest.json"
 SCHEMA_VERSION = 1
+"""Of the folder, its manifest and `state.json`; `tests/faults/golden/` keeps one checkpoint of every version."""
+LEAST_KEPT = 2
+"""Good checkpoints that always stay: the newest may turn out bad after it was verified."""
+_CHUNK = 1 << 20
+
+
+def step_folder(parent: Path, step: int) -> Path:
+    """Return the folder of a step."""
+    return parent / f"step-{step:08d}"
+
+
+def list_checkpoints(parent: Path) -> list[Path]:
+    """Return the folders that claim to be checkpoints, oldest first."""
+    found = (p for p in parent.glob("step-*") if p.is_dir() and p.name[5:].isascii() and p.name[5:].isdigit())
+    return sorted(found, key=lambda p: int(p.name[5:]))
+
+
+def write_checkpoint(parent: Path, step: int, files: dict[str, bytes], keep: int) -> Path:
+    """Write the files of `step` so that a kill at any moment leaves the old checkpoints or these as well.
+
+    Args:
+        parent: folder of all checkpoints of a run.
+        step: optimizer steps done.
+        files: contents by name.
+        keep: newest good checkpoints to keep, >= 2.
+
+    Raises:
+        DiskError: the disk is full or cannot be written; older checkpoints are untouched.
+    """
+    target = step_folder(parent, step)
+    temporary = parent / f".tmp-{target.name}-{os.getpid()}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(parent)
+        os.mkdir(temporary)  # noqa: PTH102
+        for name, data in files.items():
+            _write_flushed(temporary / name, data)
+        _write_flushed(temporary / MANIFEST, _manifest_of(step, files))
+        _fsync_folder(temporary)
+        if target.exists():  # the same step again, after a resume: what stands there was superseded or damaged
+            _set_aside(target, "replaced")
+        os.rename(temporary, target)  # noqa: PTH104
+        _fsync_folder(parent)
+        verify(target)
+    except (OSError, CheckpointError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise DiskError(f"checkpoint of step {step} could not be written to {parent}: {error}") from error
+    with contextlib.suppress(OSError):  # it is saved; the next save prunes
+        _prune(parent, max(LEAST_KEPT, keep))
+    return target
+
+
+def verify(folder: Path) -> None:
+    """Hold every file of a checkpoint against the manifest, a piece at a time.
+
+    Raises:
+        CheckpointError: as `read_verified`.
+        SchemaError: another gvc wrote it.
+    """
+    for name, entry in _entries(folder).items():
+        _check_pieces(folder, name, entry, _pieces(folder / name))
+
+
+def read_verified(folder: Path) -> dict[str, bytes]:
+    """Return every file of a checkpoint by name, each equal to its manifest.
+
+    Raises:
+        CheckpointError: anything missing, added, no plain file, of another size or with another sha256.
+        SchemaError: another gvc wrote it.
+    """
+    files = {}
+    for name, entry in _entries(folder).items():
+        kept = io.BytesIO()
+        _check_pieces(folder, name, entry, _pieces(folder / name), kept)
+        files[name] = kept.getvalue()
+    return files
+
+
+def load_latest(parent: Path, quarantine: bool = True) -> tuple[int, dict[str, bytes]] | None:
+    """Return (step, files) of the newest checkpoint that verifies, None where there never was one.
+
+    Args:
+        parent: folder of all checkpoints of a run.
+        quarantine: rename damaged ones `corrupt-*`; only for the process that holds the run's lock, since one that
+            reads beside a running training sees checkpoints vanish.
+
+    Raises:
+        CheckpointError: there were checkpoints, and none of them can be trusted.
+        SchemaError: another gvc wrote them.
+    """
+    if quarantine:
+        _remove_leftovers(parent)
+    found = list_checkpoints(parent)
+    for folder in reversed(found):
+        try:
+            return int(folder.name[5:]), read_verified(folder)
+        except CheckpointError as error:
+            kept = f"kept as {_set_aside(folder, 'corrupt').name}, " if quarantine else ""
+            print(f"gvc: warning: {error}; {kept}trying the one before", file=sys.stderr)
+    if found or any(parent.glob("corrupt-*")):
+        raise CheckpointError(f"no usable checkpoint in {parent}: all are damaged; move it away to start anew")
+    return None
+
+
+def _manifest_of(step: int, files: dict[str, bytes]) -> bytes:
+    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
+    manifest: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "step": step, "files": entries}
+    return json.dumps(manifest | {"sha256": _hash_manifest(manifest)}, indent=2).encode()
+
+
+def _hash_manifest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _write_flushed(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -27,117 +156,83 @@ def _fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def step_folder(parent: Path, step: int) -> Path:
-    """Return the folder of a step."""
-    return parent / f"step-{step:08d}"
-
-
-def list_checkpoints(parent: Path) -> list[Path]:
-    """Return the folders that claim to be checkpoints, oldest first."""
-    return sorted(p for p in parent.glob("step-*") if p.is_dir() and p.name[5:].isdigit())
-
-
-def read_verified(folder: Path) -> dict[str, bytes]:
-    """Return every file of a checkpoint by name, each equal to its manifest.
-
-    Raises:
-        CheckpointError: anything missing, added, of another size or with another sha256.
-    """
+def _pieces(path: Path) -> Iterator[bytes]:
+    """Yield the content of a plain file; a link, a pipe or a device in a stranger's folder is not followed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise CheckpointError(f"{path.parent}: {path.name} is no plain file")
+        while piece := os.read(descriptor, _CHUNK):
+            yield piece
+    except OSError as error:
+        raise CheckpointError(f"{path.parent}: unreadable ({error})") from error
+    finally:
+        os.close(descriptor)
+
+
+def _entries(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return name -> size and sha256, as a manifest says that was not changed and lists what is there, no more."""
+    try:
+        manifest = json.loads(b"".join(_pieces(folder / MANIFEST)))
         entries, version = manifest["files"], manifest["schema_version"]
-        own_hash = manifest.pop("sha256")
-        if own_hash != _hash_manifest(manifest):
+        if manifest.pop("sha256") != _hash_manifest(manifest):
             raise CheckpointError(f"{folder}: {MANIFEST} was changed")
         if version != SCHEMA_VERSION:
-            raise CheckpointError(f"{folder}: schema version {version}, this gvc reads {SCHEMA_VERSION}")
+            raise SchemaError(
+                f"{folder} has schema version {version}, this gvc reads {SCHEMA_VERSION}: use the gvc that wrote it"
+            )
+        if manifest["step"] != int(folder.name[5:]):
+            raise CheckpointError(f"{folder}: it holds step {manifest['step']}")
         present = {p.name for p in folder.iterdir()} - {MANIFEST}
         if present != set(entries):
             raise CheckpointError(f"{folder}: files {sorted(present)} where the manifest lists {sorted(entries)}")
-        files = {name: (folder / name).read_bytes() for name in entries}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}: unreadable ({error})") from error
-    for name, data in files.items():
-        if len(data) != entries[name]["bytes"] or hashlib.sha256(data).hexdigest() != entries[name]["sha256"]:
-            raise CheckpointError(f"{folder}: {name} is not what was saved")
-    return files
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{folder}: unreadable ({error or type(error).__name__})") from error
+    return entries
 
 
-def _hash_manifest(manifest: dict) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def write_checkpoint(parent: Path, step: int, files: dict[str, bytes], keep: int) -> Path:
-    """Write the files of `step` so that a kill at any moment leaves the old checkpoints or these as well.
-
-    Args:
-        parent: folder of all checkpoints of a run.
-        step: optimizer steps done.
-        files: contents by name.
-        keep: newest checkpoints to keep, >= 2.
-
-    Raises:
-        DiskError: the disk is full or cannot be written; older checkpoints are untouched.
-    """
-    target = step_folder(parent, step)
-    temporary = parent / f".tmp-{target.name}-{os.getpid()}"
-    manifest: dict = {
-        "schema_version": SCHEMA_VERSION,
-        "step": step,
-        "files": {
-            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
-        },
-    }
-    manifest["sha256"] = _hash_manifest(manifest)
+def _check_pieces(
+    folder: Path, name: str, entry: dict[str, Any], pieces: Iterator[bytes], copy: io.BytesIO | None = None
+) -> None:
+    digest, size = hashlib.sha256(), 0
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for stale in parent.glob(".tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary.mkdir()
-        for name, data in files.items():
-            _write_flushed(temporary / name, data)
-        _write_flushed(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
-        _fsync_folder(temporary)
-        if target.exists():  # the same step again, after a resume: what stands there was superseded or damaged
-            _set_aside(target, "replaced")
-        temporary.rename(target)
-        _fsync_folder(parent)
-        read_verified(target)
-    except (OSError, CheckpointError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise DiskError(f"checkpoint of step {step} could not be written to {parent}: {error}") from error
-    for replaced in parent.glob("replaced-*"):
-        shutil.rmtree(replaced, ignore_errors=True)
-    for old in list_checkpoints(parent)[: -max(2, keep)]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
+        for piece in pieces:
+            digest.update(piece)
+            size += len(piece)
+            if copy is not None:
+                copy.write(piece)
+            if size > entry["bytes"]:
+                break
+        same = size == entry["bytes"] and digest.hexdigest() == entry["sha256"]
+    except (OSError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: unreadable ({error})") from error
+    if not same:
+        raise CheckpointError(f"{folder}: {name} is not what was saved")
+
+
+def _prune(parent: Path, keep: int) -> None:
+    """Remove what is older than the `keep` newest good ones."""
+    good = 0
+    for folder in reversed(list_checkpoints(parent)):
+        if good >= keep:  # renamed first: a kill leaves no half of it under its name
+            with contextlib.suppress(OSError):
+                os.rename(folder, parent / f".tmp-pruned-{folder.name}")  # noqa: PTH104
+            continue
+        try:
+            verify(folder)
+            good += 1
+        except (CheckpointError, SchemaError):
+            continue  # it stays where it is: who loads it will say so
+    _remove_leftovers(parent)
+
+
+def _remove_leftovers(parent: Path) -> None:
+    """Remove what killed saves left, and what a repeated step replaced."""
+    for stale in [*parent.glob(".tmp-*"), *parent.glob("replaced-*")]:
+        shutil.rmtree(stale, ignore_errors=True)
 
 
 def _set_aside(folder: Path, prefix: str) -> Path:
     aside = folder.with_name(f"{prefix}-{folder.name}-{time.time_ns()}")
-    return folder.rename(aside)
-
-
-def load_latest(parent: Path) -> tuple[int, dict[str, bytes]] | None:
-    """Return (step, files) of the newest checkpoint that verifies, None where there never was one.
-
-    Raises:
-        CheckpointError: there were checkpoints, and none of them can be trusted.
-    """
-    found = list_checkpoints(parent)
-    for folder in reversed(found):
-        try:
-            return int(folder.name[5:]), read_verified(folder)
-        except CheckpointError as error:
-            aside = _set_aside(folder, "corrupt")
-            print(f"gvc: warning: {error}; kept as {aside.name}, trying the one before", file=sys.stderr)
-    if found:
-        raise CheckpointError(f"no usable checkpoint in {parent}: all {len(found)} are damaged")
-    return None
+    os.rename(folder, aside)  # noqa: PTH104
+    return aside

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, get_origin
 
 from grouped_lm.errors import ConfigError
 
@@ -23,6 +23,12 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
     if not inside:  # NaN compares false and lands here too
         ceiling = "inf)" if high == math.inf else f"{high:g}]"
         raise ConfigError(f"{path} must be in {'(' if open_low else '['}{low:g}, {ceiling}, got {value}")
+
+
+def check_label(path: str, value: str) -> None:
+    """Raise `ConfigError` unless `value` can be part of a folder's name: it must not lead elsewhere."""
+    if not value or len(value) > 100 or not value.isprintable() or set(value) & set("/\\") or set(value) == {"."}:
+        raise ConfigError(f"{path} must be 1 to 100 printable characters without / and \\, got {value[:100]!r}")
 
 
 def check_choice(path: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -50,14 +56,24 @@ class ModelConfig:
     """Probability in [0, 0.99], on embeddings, attention weights, attention output and MLP output."""
     window_size: int = 256
     """GPT-Neo's local attention span, tokens, >= 1; every second layer uses it."""
+    embedding: str = "table"
+    """Input side: `table`, a row per token, or `factorised`, scale and shift per group on a row per slot (no tying)."""
+    attention: str = "fused"
+    """`fused` (torch's kernel) or `unfused`: the same function with T x T scores in memory, to measure their cost."""
 
     def __post_init__(self) -> None:
+        check_label("model.name", self.name)
         check_choice("model.body", self.body, ("gpt2", "gpt_neo"))
+        check_choice("model.attention", self.attention, ("fused", "unfused"))
         for key in ("n_layer", "n_head", "n_embd", "block_size", "window_size"):
             check_range(f"model.{key}", getattr(self, key), 1, 1_000_000)
+        check_choice("model.embedding", self.embedding, ("table", "factorised"))
         check_range("model.dropout", self.dropout, 0.0, 0.99)
         if self.n_embd % self.n_head:
             raise ConfigError(f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} and {self.n_head}")
+
+
+GROUPINGS = ("merge_rank", "frequency", "sqrt_frequency", "kmeans", "brown", "random")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,12 +81,13 @@ class GroupingConfig:
     """How tokens are put into groups."""
 
     name: str = "merge_rank"
-    """`merge_rank` (the paper's: consecutive BPE ranks), `frequency` (by training count) or `random`."""
+    """`merge_rank` (the paper's: consecutive BPE ranks), `frequency` (by training count), `sqrt_frequency` (equal
+    shares of its root, groups of unequal sizes), `kmeans` or `brown` (by their neighbours in the text) or `random`."""
     seed: int = 0
-    """For `random`."""
+    """For `random` and `kmeans`."""
 
     def __post_init__(self) -> None:
-        check_choice("grouping.name", self.name, ("merge_rank", "frequency", "random"))
+        check_choice("grouping.name", self.name, GROUPINGS)
         check_range("grouping.seed", self.seed, 0, 2**63 - 1)
 
 
@@ -125,15 +142,34 @@ class DataConfig:
                     )
 
 
+def tokenizer_label(values: dict[str, Any]) -> str:
+    """Return `gpt2`, `bytes`, or `bpe-4096` for the fields of a `TokenizerConfig`."""
+    return "-".join(str(values[key]) for key in ("name", "vocab_size") if values.get(key) is not None)
+
+
 @dataclass(kw_only=True, slots=True)
 class TokenizerConfig:
     """Text to ids."""
 
     name: str = "gpt2"
-    """`gpt2` (50,257 ids) or `bytes` (256 bytes and one end-of-text)."""
+    """`gpt2` (50,257 ids), `bytes` (256 bytes and one end-of-text) or `bpe` (trained on the training text)."""
+    vocab_size: int | None = None
+    """`bpe`: ids, end-of-text included, in [258, 65536]; null for the others, whose sizes are fixed."""
+    file: str | None = None
+    """`bpe`: a tokenizer.json trained before, such as a run folder's; null trains one on data.train."""
 
     def __post_init__(self) -> None:
-        check_choice("tokenizer.name", self.name, ("gpt2", "bytes"))
+        check_choice("tokenizer.name", self.name, ("gpt2", "bytes", "bpe"))
+        check_range("tokenizer.vocab_size", self.vocab_size, 258, 65536)
+        if (self.vocab_size is not None) != (self.name == "bpe"):
+            raise ConfigError(f"tokenizer.vocab_size belongs to tokenizer=bpe, got {self.vocab_size} for {self.name}")
+        if self.file is not None and self.name != "bpe":
+            raise ConfigError(f"tokenizer.file belongs to tokenizer=bpe, got {self.file!r} for {self.name}")
+
+    @property
+    def label(self) -> str:
+        """The name that tables show: losses per token compare only where it is the same."""
+        return tokenizer_label(asdict(self))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -154,6 +190,9 @@ class OptimConfig:
     """Learning rate at the last step, as a share of `lr`, in [0, 1]."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0 leaves it alone."""
+    sparse_rows: bool = False
+    """In tables with a row per token, update only rows that the step gave a gradient: not dense AdamW, where all
+    others decay and move on by their momentum. See `optim.SparseRowsAdamW`."""
 
     def __post_init__(self) -> None:
         check_choice("optim.name", self.name, ("adamw",))
@@ -179,6 +218,11 @@ class TrainConfig:
     """Forward passes per optimizer step, >= 1."""
     dtype: str = "float32"
     """`float32`, or `bfloat16` for autocast with fp32 weights and losses."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability that all classes of the head's first softmax get, in [0, 0.99]; that softmax is
+    over groups in heads that have them. Reported losses stay true likelihoods."""
+    z_loss: float = 0.0
+    """Weight in [0, 1] of the squared log of the first softmax's partition function; 1e-4 is usual."""
     compile: bool = False
     """Run the body and head through `torch.compile`."""
     device: str = "auto"
@@ -200,11 +244,22 @@ class TrainConfig:
     """A save at least this often, whatever the steps."""
     keep_checkpoints: int = 2
     """Newest ones kept, >= 2, so that a bad one always has a predecessor."""
+    mirror: str | None = None
+    """A folder for a verified copy of every checkpoint, in a folder named after the run; used when none is here."""
+    on_nonfinite: str = "raise"
+    """What a loss or gradient that is no finite number does: `raise` ends the run, `skip` leaves the update out,
+    `rollback` goes back to the last checkpoint and on with the text after the one that did it."""
+    max_nonfinite: int = 3
+    """`skip`, `rollback`: so many times, >= 0; then as `raise`."""
+    hang_minutes: float | None = 30.0
+    """End the process when no step and no batch of an evaluation was done for so long, > 0; null waits for ever."""
 
     def __post_init__(self) -> None:
         check_range("train.max_steps", self.max_steps, 1, 10**9)
         check_range("train.micro_batch_size", self.micro_batch_size, 1, 10**6)
         check_range("train.grad_accum_steps", self.grad_accum_steps, 1, 10**6)
+        check_range("train.label_smoothing", self.label_smoothing, 0, 0.99)
+        check_range("train.z_loss", self.z_loss, 0, 1)
         check_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         check_range("train.devices", self.devices, 1, 1)
@@ -214,6 +269,9 @@ class TrainConfig:
             check_range(f"train.{key}", getattr(self, key), 1, 10**9)
         check_range("train.checkpoint_every_minutes", self.checkpoint_every_minutes, 0, 10**6, open_low=True)
         check_range("train.keep_checkpoints", self.keep_checkpoints, 2, 10**6)
+        check_choice("train.on_nonfinite", self.on_nonfinite, ("raise", "skip", "rollback"))
+        check_range("train.max_nonfinite", self.max_nonfinite, 0, 10**6)
+        check_range("train.hang_minutes", self.hang_minutes, 0, 10**6, open_low=True)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -256,6 +314,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
+        check_label("name", self.name)
         check_range("seed", self.seed, 0, 2**63 - 1)
 
 
@@ -268,6 +327,7 @@ FREE_FIELDS = (
     "name",
     "data.cache_dir",
     "data.name",
+    "model.attention",
     "tracking",
     "train.log_every_steps",
     "train.eval_every_steps",
@@ -275,10 +335,44 @@ FREE_FIELDS = (
     "train.checkpoint_every_steps",
     "train.checkpoint_every_minutes",
     "train.keep_checkpoints",
+    "train.mirror",
+    "train.on_nonfinite",
+    "train.max_nonfinite",
+    "train.hang_minutes",
     "train.resume",
     "train.device",
 )
-"""Fields that may change between a run and its continuation; every other one is part of what the run is."""
+"""Fields that may change between a run and its continuation."""
+
+IDENTITY_FIELDS = (
+    "seed",
+    "model",
+    "head",
+    "grouping",
+    "data.source",
+    "data.train",
+    "data.valid",
+    "data.text_field",
+    "data.num_train_stories",
+    "data.num_valid_stories",
+    "data.seed",
+    "data.hub_id",
+    "data.hub_config",
+    "data.hub_revision",
+    "data.hub_train",
+    "data.hub_valid",
+    "data.hub_join_rows",
+    "tokenizer",
+    "optim",
+    "train.max_steps",
+    "train.micro_batch_size",
+    "train.grad_accum_steps",
+    "train.dtype",
+    "train.compile",
+    "train.devices",
+    "train.threads",
+)
+"""Fields, or whole parts, that are what a run is. A test finds the field that stands in neither list."""
 
 
 def config_identity(values: dict[str, Any]) -> dict[str, Any]:
@@ -293,6 +387,12 @@ def config_identity(values: dict[str, Any]) -> dict[str, Any]:
     return dict(walk("", values))
 
 
+def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Return "optim.lr: 0.001 -> 0.5, ..." for every field in which two identities differ, "" where none does."""
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
+
+
 def config_hash(config: Config) -> str:
     """Return a sha256 of `config_identity`: two configs with the same hash describe the same run."""
     text = json.dumps(config_identity(config_to_dict(config)), sort_keys=True)
@@ -303,20 +403,34 @@ def config_from_dict(values: dict[str, Any], head: Any) -> Config:
     """Rebuild a config saved by `config_to_dict`, with its head's config already parsed.
 
     Raises:
-        ConfigError: an unknown key or a value out of range.
+        ConfigError: an unknown key, a value of another type or out of range.
     """
     parts = {f.name: f.type for f in fields(Config)}
     built: dict[str, Any] = {}
     for key, value in values.items():
         if key not in parts:
             raise ConfigError(f"unknown key {key} in a saved config")
-        if key == "head":
-            built[key] = head
-        elif is_dataclass(parts[key]):
-            try:
-                built[key] = parts[key](**value)  # type: ignore[operator]
-            except TypeError as error:
-                raise ConfigError(f"{key} in a saved config: {error}") from error
-        else:
-            built[key] = value
+        try:
+            built[key] = head if key == "head" else _from_saved(parts[key], value)
+        except (TypeError, AttributeError) as error:
+            raise ConfigError(f"{key} in a saved config: {error}") from error
     return Config(**built)
+
+
+def _from_saved(kind: Any, value: Any) -> Any:
+    """Return one value of a saved config as its dataclass, or as it is; JSON brings any type where any was written."""
+    if is_dataclass(kind):
+        types = {f.name: f.type for f in fields(kind)}
+        for key, part in value.items():
+            if key in types:
+                _check_type(key, types[key], part)
+        return kind(**value)  # type: ignore[operator]
+    _check_type("value", kind, value)
+    return value
+
+
+def _check_type(key: str, kind: Any, value: Any) -> None:
+    allowed: Any = list if get_origin(kind) is list else object if kind is Any else kind
+    whole = isinstance(value, int) and not isinstance(value, bool) and isinstance(0.5, allowed)  # 1 for 1.0
+    if not whole and (not isinstance(value, allowed) or (isinstance(value, bool) and allowed is not bool)):
+        raise TypeError(f"{key} must be {getattr(kind, '__name__', kind)}, got {value!r:.100}")

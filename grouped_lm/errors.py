@@ -52,6 +52,12 @@ class DriftError(GvcError):
     exit_code = 6
 
 
+class SchemaError(GvcError):
+    """A checkpoint in a format that this gvc does not read; it is left where it is."""
+
+    exit_code = 6
+
+
 class DivergedError(GvcError):
     """The loss or its gradient is no longer a finite number."""
 
@@ -64,5 +70,6 @@ class MemoryShortError(GvcError):
     exit_code = 8
 
 
+EXIT_FAILED = 1
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130

@@ -267,7 +267,7 @@ def generate_texts(
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
     model, _ = RunFolder(run_dir).load_model(config, device)
-    tokenizer = build_tokenizer(config.tokenizer)
+    tokenizer = build_tokenizer(RunFolder(run_dir).own_tokenizer(config.tokenizer), config.data)
     generator = torch.Generator(device).manual_seed(seed)
     for batch in range(math.ceil(num_samples / BATCH)):
         size = min(BATCH, num_samples - batch * BATCH)

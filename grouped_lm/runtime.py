@@ -4,16 +4,14 @@ import contextlib
 import json
 import os
 import platform
-import signal
 import subprocess
-import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from grouped_lm.errors import EXIT_PREEMPTED, ConfigError
+from grouped_lm.errors import ConfigError
 
 LIBRARIES = ("torch", "hydra-core", "datasets", "tiktoken", "wandb", "numpy", "safetensors")
 
@@ -95,33 +93,3 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, as `write_text` does."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-
-
-class StopSignals:
-    """Turn SIGTERM and the first Ctrl-C into a flag that the loop reads after a step; a second Ctrl-C is immediate."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():  # the only one that may set handlers
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: object) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def raise_if_received(self) -> None:
-        """End the process, and a sweep it is part of: 130 after Ctrl-C, 75 (run again to go on) after SIGTERM."""
-        if self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.received is not None:
-            raise SystemExit(EXIT_PREEMPTED)

@@ -1,12 +1,18 @@
 """The record of a run: metrics.jsonl always, W&B as a copy that can neither stop nor change it."""
 
+import contextlib
 import csv
 import io
 import json
 import netrc
 import os
+import queue
 import secrets
+import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +20,10 @@ from grouped_lm.config import Config, TrackingConfig, config_hash, config_to_dic
 
 STEP_AXIS = "trainer/step"
 METRIC_FAMILIES = ("train", "val", "throughput", "time", "memory")
+QUIET_S = 3.5
+"""Longest silence of W&B at the end of a run."""
+FINISH_S = 60.0
+"""Longest end of a run whose rows do arrive, one by one."""
 
 
 class MetricsLog:
@@ -31,6 +41,15 @@ class MetricsLog:
         if self.size() > size:
             os.truncate(self._path, size)
 
+    def read(self) -> bytes:
+        """Return what was written so far."""
+        return self._path.read_bytes() if self._path.exists() else b""
+
+    def restore(self, content: bytes) -> None:
+        """Bring back a lost record; one that is here and longer stays."""
+        if self.size() < len(content):
+            self._path.write_bytes(content)
+
     def append(self, row: dict[str, Any]) -> None:
         """Add one row."""
         with self._path.open("a", encoding="utf-8") as file:
@@ -38,12 +57,22 @@ class MetricsLog:
 
 
 class WandbRun:
-    """One W&B run with the keys that dashboards rely on. Every call may fail; then W&B is over and the run goes on."""
+    """One W&B run with the keys that dashboards rely on, in a thread of its own that the training never waits for.
+
+    Every call may fail; then W&B is over and the run goes on. At the end it has as long as it gets something done every
+    `QUIET_S`, `FINISH_S` in all; what is not sent by then stands in the run folder, and `wandb sync` sends it.
+    """
 
     def __init__(self, config: Config, run_dir: Path) -> None:
         self._run: Any = None
-        if config.tracking.mode != "disabled":
-            self._try("start", lambda: self._start(config, run_dir))
+        self._over = config.tracking.mode == "disabled"
+        self._done = 0
+        self._actions: queue.SimpleQueue[tuple[str, Callable[[], object]] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        if not self._over:
+            self._actions.put(("load", _load))
+            self._actions.put(("start", lambda: self._start(config, run_dir)))
+            self._thread.start()
 
     def _start(self, config: Config, run_dir: Path) -> None:
         values = config_to_dict(config) | {"config_hash": config_hash(config)}
@@ -55,27 +84,66 @@ class WandbRun:
         for family in METRIC_FAMILIES:
             self._run.define_metric(f"{family}/*", step_metric=STEP_AXIS)
 
-    def _try(self, what: str, action: Any) -> None:
+    def _work(self) -> None:
+        while (action := self._actions.get()) is not None and not self._over:
+            self._try(*action)
+            self._done += 1
+
+    def _try(self, what: str, action: Callable[[], object]) -> None:
         try:
             action()
         except Exception as error:  # tracking may never stop a run, whatever it raises
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"gvc: warning: W&B could not {what} ({reason}); going on without it", file=sys.stderr)
-            self._run = None
+            self._give_up(f"W&B could not {what} ({reason})")
+
+    def _give_up(self, why: str) -> None:
+        if not self._over:
+            self._over = True
+            print(f"gvc: warning: {why}; going on without it", file=sys.stderr)
+            _end_service()
 
     def log(self, row: dict[str, Any]) -> None:
         """Copy a row; the step is `trainer/step`, since W&B drops steps that are replayed after a resume."""
-        if self._run is not None:
-            self._try("log", lambda: self._run.log(row))
+        if not self._over:
+            self._actions.put(("log", lambda: self._run.log(row)))
 
     def finish(self, result: dict[str, Any], exit_code: int = 0) -> None:
         """Write the final figures into the summary and close."""
-        if self._run is None:
+        if self._over:
             return
         flat = {key: value for key, value in result.items() if not isinstance(value, dict | list)}
-        self._try("write the summary", lambda: self._run.summary.update(flat))
-        if self._run is not None:
-            self._try("finish", lambda: self._run.finish(exit_code=exit_code))
+        self._actions.put(("write the summary", lambda: self._run.summary.update(flat)))
+        self._actions.put(("finish", lambda: self._run.finish(exit_code=exit_code)))
+        self._actions.put(None)
+        started, done = time.monotonic(), -1
+        while done != self._done and time.monotonic() - started < FINISH_S and self._thread.is_alive():
+            done = self._done
+            self._thread.join(QUIET_S)
+        if self._thread.is_alive():
+            self._give_up("W&B does not answer; `wandb sync` sends later what stands in the run folder")
+
+
+def _end_service() -> None:
+    """End W&B's own process: its hook at the end of ours would wait for a server that does not answer."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            name, rest = status.read_text().split("(", 1)[1].rsplit(")", 1)
+            if name.startswith(("wandb-core", "gpu_stats")) and int(rest.split()[1]) == os.getpid():
+                os.kill(int(status.parent.name), signal.SIGKILL)
+    forget = threading.Thread(target=_forget_service, daemon=True)
+    forget.start()
+    forget.join(1.0)
+
+
+def _forget_service() -> None:
+    import wandb
+
+    with contextlib.suppress(Exception):  # it finds its process dead, which is what we want it to know
+        wandb.teardown()
+
+
+def _load() -> None:
+    import wandb  # noqa: F401, a step of its own: it takes a second and waits for nobody
 
 
 def _start_run(tracking: TrackingConfig, folder: Path, tags: list[str], **kwargs: Any) -> Any:

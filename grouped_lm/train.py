@@ -1,6 +1,8 @@
 """Training: one loop, read from top to bottom."""
 
+import contextlib
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouped_lm.checkpoint import load_latest, write_checkpoint
-from grouped_lm.config import Config, config_hash
+from grouped_lm.checkpoint import list_checkpoints, load_latest, write_checkpoint
+from grouped_lm.config import Config, changed_fields, config_hash, config_identity, config_to_dict
 from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches, ValidWindows
 from grouped_lm.data.tokenizer import vocab_size_of
 from grouped_lm.display import PrepareDisplay, TrainDisplay
-from grouped_lm.errors import DivergedError, DriftError, MemoryShortError
+from grouped_lm.errors import CheckpointError, DiskError, DivergedError, DriftError
 from grouped_lm.evaluate import evaluate
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
@@ -27,14 +29,23 @@ from grouped_lm.measure import (
     measure_gemm_flops_per_sec,
     measure_head_peak_gib,
 )
-from grouped_lm.models.build import build_lm, count_params
+from grouped_lm.models.build import build_lm, check_head, count_params
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer, learning_rate
+from grouped_lm.room import dry_run, explain_out_of_memory
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
-from grouped_lm.runtime import StopSignals, describe_environment, resolve_device, set_threads, write_json
+from grouped_lm.runtime import describe_environment, resolve_device, set_threads, write_json
 from grouped_lm.scoring import autocast
+from grouped_lm.secret_values import refuse_secrets
+from grouped_lm.signals import StopRequested, StopSignals
 from grouped_lm.tracking import MetricsLog, Tracker
-from grouped_lm.train_state import pack, unpack
+from grouped_lm.train_state import finite_weights, pack, unpack
+from grouped_lm.watchdog import Watchdog
+
+METRICS_COPY = "metrics.jsonl"
+"""The record so far, beside a mirrored checkpoint: where a mirror is needed, the run folder is gone."""
+SAME_BITS = ("python", "libraries", "cpu", "threads", "device", "gpu")
+"""Of the environment, what decides the last bits of a figure."""
 
 
 @dataclass
@@ -48,6 +59,14 @@ class Progress:
     loss_steps: int = 0
     seconds: float = 0.0
     """Time spent before this process took over."""
+    checkpoint_seconds: float = 0.0
+    """Of these, spent on checkpoints."""
+    eval_due: bool = False
+    """Whether the validation that belongs to this step is still to be done."""
+    nonfinite: int = 0
+    """Steps whose loss or gradient was no finite number."""
+    steps_passed_over: int = 0
+    """Steps' worth of text left out when going back: they are not read again."""
     row: dict[str, Any] = field(default_factory=dict)
     """The last logged row."""
 
@@ -76,8 +95,9 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
         try:
             return _train(config, folder)
         except Exception as error:
-            known = out_of_memory(error, config)
-            write_json(folder.result, {"state": FAILED, "reason": f"{known or error}"})
+            known = explain(error, config, folder)
+            with contextlib.suppress(OSError):  # a full disk takes no result either
+                write_json(folder.result, failed(f"{known or error}"))
             if known is None:
                 raise
             raise known from error
@@ -88,11 +108,12 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
     device = resolve_device(cfg.device)
     set_threads(cfg.threads)
     torch.manual_seed(config.seed)
+    dry_run(config, device)
 
     corpus = prepare_data(config.data, config.tokenizer)
     batches = TrainBatches(corpus.train.tokens(), block_size, cfg.micro_batch_size, config.seed)
     windows = ValidWindows(corpus.valid.tokens(), block_size, cfg.eval_batch_size or cfg.micro_batch_size)
-    model = build_lm(config, corpus.train.counts).to(device)
+    model = build_lm(config, corpus.train.counts, corpus.train.tokens).to(device)
     optimizer = build_optimizer(config.optim, model)
     forward = torch.compile(model) if cfg.compile else model
 
@@ -102,9 +123,15 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
         "train_tokens": corpus.train.manifest["sha256"],
         "valid_tokens": corpus.valid.manifest["sha256"],
     }
-    progress = resume(folder, model, optimizer, log, identity)
     environment = describe_environment(device)
+    saved_with = {
+        "identity": identity,
+        "config": config_identity(config_to_dict(config)),
+        "environment": {key: environment[key] for key in SAME_BITS},
+    }
+    progress = resume(folder, config, model, optimizer, log, saved_with)
     folder.write_start(config, environment)
+    folder.write_tokens(config, model.head)
     tracker = Tracker(config, folder.path, log)
 
     step_tokens = cfg.micro_batch_size * cfg.grad_accum_steps * block_size
@@ -117,24 +144,52 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
     memory, speed = StepMemory(device, model, optimizer), Throughput()
     save_every = cfg.checkpoint_every_steps or max(1, cfg.max_steps // 10)
     first_step, started = progress.step, time.monotonic()
-    saved_at = started
+    saved_at, saved_step = started, progress.step if progress.step else None
 
     def save() -> None:
-        spent = progress.seconds + time.monotonic() - started
-        state = {"progress": vars(progress) | {"seconds": spent}, "metrics_bytes": log.size(), "identity": identity}
-        write_checkpoint(folder.checkpoints, progress.step, pack(model, optimizer, state), cfg.keep_checkpoints)
+        nonlocal saved_at, saved_step
+        if saved_step == progress.step:
+            return
+        begun = time.monotonic()
+        if not finite_weights(model):
+            raise DivergedError(f"diverged at step {progress.step}: weights are no finite numbers; nothing was saved")
+        counted = vars(progress) | {"seconds": progress.seconds + begun - started}
+        files = pack(model, optimizer, saved_with | {"progress": counted, "metrics_bytes": log.size()})
+        write_checkpoint(folder.checkpoints, progress.step, files, cfg.keep_checkpoints)
+        mirror_checkpoint(folder.mirror(config), progress.step, files, log, cfg.keep_checkpoints)
+        saved_at, saved_step = time.monotonic(), progress.step
+        progress.checkpoint_seconds += saved_at - begun
 
     def judge() -> dict[str, Any]:
-        figures = evaluate(model, windows, corpus.valid.text_bytes, device, cfg.dtype).metrics()
+        batches_left: Any = watchdog.between(stop.between(windows))
+        figures = evaluate(model, batches_left, corpus.valid.text_bytes, device, cfg.dtype).metrics()
         where = {"trainer/step": progress.step, "trainer/tokens": progress.step * step_tokens}
         tracker.log(where | figures)
         display.row(progress.step, progress.row | figures)
+        progress.eval_due = False
         return figures
 
+    def leave() -> None:
+        display.say(f"stopped at step {progress.step} and saved; the same command with this folder goes on")
+        write_json(folder.result, {"state": INTERRUPTED, "trainer/step": progress.step})
+        tracker.finish({"state": INTERRUPTED}, exit_code=1)
+        stop.leave()
+
     title = f"{config.model.name} {config.head.name}"
-    with StopSignals() as stop, TrainDisplay(title, cfg.max_steps, progress.step) as display:
+    hang = Watchdog(folder.path, cfg.hang_minutes, lambda why: write_json(folder.result, failed(why)))
+    with StopSignals() as stop, hang as watchdog, TrainDisplay(title, cfg.max_steps, progress.step) as display:
         model.train()
-        while progress.step < cfg.max_steps:
+        while progress.step < cfg.max_steps or progress.eval_due:
+            if progress.eval_due:
+                try:
+                    judge()
+                except StopRequested:
+                    save()  # with the evaluation still due
+                    leave()
+                memory.restart()
+                continue
+            if not speed.running and progress.step - first_step >= UNTIMED_STEPS:
+                speed.start(progress.step, device)
             lr = learning_rate(config.optim, progress.step, cfg.max_steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -142,20 +197,35 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
             with memory.watch(progress.step - first_step):
                 losses: list[HeadLoss] = []
                 for micro_step in range(cfg.grad_accum_steps):
-                    input_ids, targets = batches.batch(progress.step * cfg.grad_accum_steps + micro_step)
+                    place = (progress.step + progress.steps_passed_over) * cfg.grad_accum_steps + micro_step
+                    input_ids, targets = batches.batch(place)
                     with autocast(device, cfg.dtype):
                         losses.append(forward(input_ids.to(device), targets.to(device)))
-                    (losses[-1].nll / cfg.grad_accum_steps).backward()
+                    (losses[-1].objective() / cfg.grad_accum_steps).backward()
                 grad_norm = clip_gradients(model, config.optim.grad_clip)
-                add_losses(progress, losses)
-                check_finite(progress, grad_norm, lr)
-                optimizer.step()
+                problem = not_finite(losses, grad_norm, lr, progress.step)
+                if problem is None:
+                    add_losses(progress, losses)
+                    optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+            if problem is not None:
+                display.say(f"{problem} (train.on_nonfinite={cfg.on_nonfinite})")
+                count = progress.nonfinite + 1
+                if cfg.on_nonfinite == "raise" or count > cfg.max_nonfinite:
+                    raise DivergedError(f"{problem}; a lower optim.lr or more optim.warmup_steps may help")
+                if cfg.on_nonfinite == "rollback":
+                    bad = progress.step + progress.steps_passed_over
+                    progress = go_back(folder, config, model, optimizer, log, saved_with)
+                    progress.steps_passed_over = bad + 1 - progress.step
+                    progress.nonfinite, saved_step, first_step = count, progress.step, progress.step
+                    continue
+                progress.nonfinite = count
             progress.step += 1
+            watchdog.beat()
             display.step(progress.step)
 
             step, last, stopping = progress.step, progress.step == cfg.max_steps, stop.received is not None
-            log_now = last or step % cfg.log_every_steps == 0
+            log_now = (last or step % cfg.log_every_steps == 0) and progress.loss_steps > 0
             eval_now = not last and cfg.eval_every_steps is not None and step % cfg.eval_every_steps == 0
             overdue = time.monotonic() - saved_at > 60 * cfg.checkpoint_every_minutes
             save_now = last or stopping or overdue or step % save_every == 0
@@ -167,28 +237,26 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
                     "trainer/step": step,
                     "trainer/tokens": step * step_tokens,
                     **progress.mean_losses(),
-                    "train/grad_norm": grad_norm.item(),
+                    "train/grad_norm": grad_norm.item() if problem is None else None,  # JSON has no NaN
                     "train/lr": lr,
                     "throughput/tokens_per_sec": rate,
                     "throughput/mfu": rate and rate * mfu_per_rate,
                     "time/step_ms": rate and 1000 * step_tokens / rate,
                 }
+                if progress.nonfinite:
+                    progress.row["train/nonfinite_steps"] = progress.nonfinite
                 tracker.log(progress.row)
                 display.row(step, progress.row)
-            if eval_now:
-                judge()
-                memory.restart()
+            progress.eval_due = eval_now  # saved with the step, so that whoever goes on from it makes up for it
             if save_now:
                 save()
-                saved_at = time.monotonic()
             if stopping and not last:
-                display.say(f"stopped at step {step} and saved; the same command with this folder goes on")
-                write_json(folder.result, {"state": INTERRUPTED, "trainer/step": step})
-                tracker.finish({"state": INTERRUPTED}, exit_code=1)
-                stop.raise_if_received()
-            if not speed.running and step - first_step >= UNTIMED_STEPS:
-                speed.start(step, device)
+                leave()
 
+        try:
+            final = judge()
+        except StopRequested:
+            leave()
         rate = speed.tokens_per_sec()
         result = {
             "state": COMPLETE,
@@ -197,10 +265,11 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
             "seed": config.seed,
             **describe_model(config, model),
             **progress.row,
-            **judge(),
+            **final,
             "throughput/tokens_per_sec": rate,
             "throughput/mfu": rate and rate * mfu_per_rate,
             "time/total_s": progress.seconds + time.monotonic() - started,
+            "time/checkpoint_s": progress.checkpoint_seconds,
             "memory/peak_head_gib": head_peak,
             "throughput/roof_tflops_per_sec": roof / 1e12,
             "time/step_ms": rate and 1000 * step_tokens / rate,
@@ -215,11 +284,14 @@ def preflight(config: Config, run_dir: Path | None = None) -> None:
     """Refuse what cannot run, before any folder is made; prepare the data on the way.
 
     Raises:
-        ConfigError: a group size above V, a device that is not there.
+        ConfigError: a group size above V, a device that is not there, a head tied to nothing or without the
+            losses asked for.
         DataError: text that is missing, unreadable or too short.
         DriftError, RunFolderError: `run_dir` already holds something else.
     """
+    refuse_secrets(config_to_dict(config))
     resolve_device(config.train.device)
+    check_head(config)
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
     if run_dir is not None:
@@ -230,40 +302,110 @@ def preflight(config: Config, run_dir: Path | None = None) -> None:
 
 
 def resume(
-    folder: RunFolder, model: torch.nn.Module, optimizer: Any, log: MetricsLog, identity: dict[str, str]
+    folder: RunFolder,
+    config: Config,
+    model: torch.nn.Module,
+    optimizer: Any,
+    log: MetricsLog,
+    saved_with: dict[str, dict[str, Any]],
 ) -> Progress:
-    """Load the last checkpoint, if there is one, and cut the metrics back to it.
+    """Load the last checkpoint, here or in the mirror, if there is one, and cut the metrics back to it.
 
     Raises:
         DriftError: the checkpoint belongs to another config or other tokens.
         CheckpointError: there are checkpoints, and none can be trusted.
     """
-    found = load_latest(folder.checkpoints)
+    found = find_checkpoint(folder, folder.mirror(config))
     if found is None:
         log.cut(0)
         return Progress()
-    state = unpack(found[1], model, optimizer)
+    files = dict(found[1])
+    if METRICS_COPY in files:
+        log.restore(files.pop(METRICS_COPY))
+    try:
+        state = unpack(files, model, optimizer, lambda state: refuse_drift(state, saved_with, folder.path))
+        progress = Progress(**state["progress"])
+        log.cut(state["metrics_bytes"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint of step {found[0]} in {folder.path} lacks or adds {error}") from error
+    return progress
+
+
+def find_checkpoint(folder: RunFolder, mirror: Path | None) -> tuple[int, dict[str, bytes]] | None:
+    """Return the newest good checkpoint of the run folder; of its mirror where the folder has none."""
+    try:
+        found = load_latest(folder.checkpoints)
+    except CheckpointError:
+        if mirror is None:
+            raise
+        found = None
+    if found is None and mirror is not None:
+        found = load_latest(mirror)
+        if found is not None:
+            print(f"gvc: warning: no checkpoint in {folder.path}, going on from {mirror}", file=sys.stderr)
+    return found
+
+
+def refuse_drift(state: dict[str, Any], saved_with: dict[str, dict[str, Any]], path: Path) -> None:
+    """Refuse a checkpoint of another run, field by field, and say where the machine differs: same run, other bits.
+
+    Raises:
+        DriftError: another config or other tokens.
+    """
+    mend = "restore what it was made with, or give another hydra.run.dir"
+    identity = saved_with["identity"]
     changed = [key for key in identity if state["identity"][key] != identity[key]]
+    fields = changed_fields(state.get("config", saved_with["config"]), saved_with["config"])  # older ones have the hash
     if changed:
-        raise DriftError(
-            f"the checkpoint in {folder.path} was made with another {', '.join(changed)}: "
-            "restore what it was made with, or give another hydra.run.dir"
+        named = ", ".join(changed) + (f" ({fields})" if fields else "")
+        raise DriftError(f"the checkpoint in {path} was made with another {named}: {mend}")
+    machine = changed_fields(state.get("environment", saved_with["environment"]), saved_with["environment"])
+    if machine:
+        print(f"gvc: warning: {path} goes on elsewhere, the bits may differ ({machine})", file=sys.stderr)
+
+
+def mirror_checkpoint(mirror: Path | None, step: int, files: dict[str, bytes], log: MetricsLog, keep: int) -> None:
+    """Write a copy, with the metrics so far, to another folder; that this fails is said and ends nothing."""
+    if mirror is None:
+        return
+    try:
+        write_checkpoint(mirror, step, files | {METRICS_COPY: log.read()}, keep)
+    except DiskError as error:
+        print(f"gvc: warning: no copy: {error}", file=sys.stderr)
+
+
+def go_back(
+    folder: RunFolder,
+    config: Config,
+    model: torch.nn.Module,
+    optimizer: Any,
+    log: MetricsLog,
+    saved_with: dict[str, dict[str, Any]],
+) -> Progress:
+    """Return to the last checkpoint after a bad step.
+
+    Raises:
+        DivergedError: there is none yet.
+    """
+    if not list_checkpoints(folder.checkpoints):
+        raise DivergedError("diverged before the first checkpoint: there is nothing to go back to; a lower optim.lr?")
+    optimizer.state.clear()
+    return resume(folder, config, model, optimizer, log, saved_with)
+
+
+def explain(error: Exception, config: Config, folder: RunFolder) -> Exception | None:
+    """Return the one line for a machine that is short of memory or disk; None for any other error."""
+    if isinstance(error, OSError):
+        return DiskError(
+            f"{folder.path} cannot be written ({error.strerror or error}); the checkpoints there are untouched: "
+            "make room and run the same command again"
         )
-    log.cut(state["metrics_bytes"])
-    return Progress(**state["progress"])
+    return explain_out_of_memory(error, config, resolve_device(config.train.device))
 
 
-def out_of_memory(error: Exception, config: Config) -> MemoryShortError | None:
-    """Return what to tell a user whose device ran out of memory; None for any other error."""
-    words = str(error).lower()
-    if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in words):
-        return None
-    batch = config.train.micro_batch_size
-    return MemoryShortError(
-        f"out of memory with train.micro_batch_size={batch} and model.block_size={config.model.block_size}: "
-        "take a smaller batch and more train.grad_accum_steps"
-        + ("" if config.head.name != "dense" else ", or head.chunk_rows=256")
-    )
+def failed(reason: str) -> dict[str, Any]:
+    """Return the result of a run that did not end well."""
+    return {"state": FAILED, "reason": reason}
 
 
 def clip_gradients(model: torch.nn.Module, max_norm: float) -> Tensor:
@@ -285,18 +427,13 @@ def add_losses(progress: Progress, losses: list[HeadLoss]) -> None:
     progress.loss_steps += 1
 
 
-def check_finite(progress: Progress, grad_norm: Tensor, lr: float) -> None:
-    """Refuse an update that would poison the weights; the checkpoints hold none such.
-
-    Raises:
-        DivergedError: the loss or the norm of its gradient is infinite or not a number.
-    """
-    loss = progress.loss_sums["train/loss"]
-    if not (math.isfinite(loss) and math.isfinite(grad_norm.item())):
-        raise DivergedError(
-            f"diverged at step {progress.step}: loss {loss:g}, gradient norm {grad_norm.item():g}, "
-            f"learning rate {lr:g}; a lower optim.lr or more optim.warmup_steps may help"
-        )
+def not_finite(losses: list[HeadLoss], grad_norm: Tensor, lr: float, step: int) -> str | None:
+    """Return what is wrong with a step whose update would poison the weights; None if loss and gradient are finite."""
+    loss = torch.stack([one.nll.detach() for one in losses]).double().mean().item()
+    norm = grad_norm.item()
+    if math.isfinite(loss) and math.isfinite(norm):
+        return None
+    return f"diverged at step {step}: loss {loss:g}, gradient norm {norm:g}, learning rate {lr:g}"
 
 
 def describe_model(config: Config, model: LanguageModel) -> dict[str, Any]:
@@ -310,7 +447,7 @@ def describe_model(config: Config, model: LanguageModel) -> dict[str, Any]:
         "group_size": getattr(head, "group_size", None),
         "n_group": getattr(head, "n_group", None),
         "data": config.data.name,
-        "tokenizer": config.tokenizer.name,
+        "tokenizer": config.tokenizer.label,
         "params/total": total,
         "params/head": own,
     }

@@ -1,6 +1,7 @@
 """The whole state of a training run as bytes, and back: weights, optimizer, random generators, counters."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,6 +45,21 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, An
     return {TENSORS: save_tensors(cpu), STATE: json.dumps(state, indent=2, sort_keys=True).encode()}
 
 
+def head_buffers(files: dict[str, bytes]) -> dict[str, Tensor]:
+    """Return what a checkpoint knows of the head, by the head's own names: its grouping, and other buffers.
+
+    Raises:
+        CheckpointError: the files cannot be read.
+    """
+    prefix, (tensors, _) = "model/head.", _read(files)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def finite_weights(model: nn.Module) -> bool:
+    """Return whether every weight is a finite number."""
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
 def unpack_model(files: dict[str, bytes], model: nn.Module) -> dict[str, Any]:
     """Load weights and grouping of a checkpoint into `model`, for use, and return its counters.
 
@@ -58,13 +74,24 @@ def unpack_model(files: dict[str, bytes], model: nn.Module) -> dict[str, Any]:
     return state
 
 
-def unpack(files: dict[str, bytes], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def unpack(
+    files: dict[str, bytes],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accept: Callable[[dict[str, Any]], None] = lambda state: None,
+) -> dict[str, Any]:
     """Load a checkpoint into model, optimizer and random generators, to go on, and return its counters.
+
+    Args:
+        files: of the checkpoint, verified.
+        model, optimizer: built from the run's config.
+        accept: looks at the counters before anything is loaded, and raises if they belong to another run.
 
     Raises:
         CheckpointError: names, shapes or the grouping are not the model's.
     """
     tensors, state = _read(files)
+    accept(state)
     for name, buffer in model.named_buffers():
         saved = tensors.get(f"model/{name}")
         if saved is not None and not torch.equal(saved, buffer.cpu()):
@@ -74,17 +101,27 @@ def unpack(files: dict[str, bytes], model: nn.Module, optimizer: torch.optim.Opt
         prefix = f"optim/{name}/"
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in own.items()}
-    torch.set_rng_state(tensors["rng/cpu"])
+    _restore_rng(tensors)
+    return state
+
+
+def _restore_rng(tensors: dict[str, Tensor]) -> None:
+    try:
+        torch.set_rng_state(tensors["rng/cpu"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"the checkpoint's random generator cannot be restored: {error}") from error
     if "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"])
-    return state
 
 
 def _read(files: dict[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
-        return load_tensors(files[TENSORS]), json.loads(files[STATE])
-    except (KeyError, ValueError, SafetensorError) as error:
+        tensors, state = load_tensors(files[TENSORS]), json.loads(files[STATE])
+    except (KeyError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint's files cannot be read: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{STATE} of the checkpoint is no object")
+    return tensors, state
 
 
 def _copy_weights(tensors: dict[str, Tensor], model: nn.Module) -> None:

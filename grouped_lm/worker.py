@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from grouped_lm.errors import BusyError, GvcError
+from grouped_lm.signals import exit_on_sigterm
 from grouped_lm.sweep import BUSY_EXIT, read_job
 from grouped_lm.train import train
 
@@ -26,7 +27,8 @@ def main() -> None:
     run_dir = Path(sys.argv[1])
     stop_with_parent(int(sys.argv[2]))
     try:
-        train(read_job(run_dir), run_dir)
+        with exit_on_sigterm():  # until the training takes the signals over
+            train(read_job(run_dir), run_dir)
     except BusyError:
         sys.exit(BUSY_EXIT)
     except GvcError as error:

@@ -11,19 +11,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
-    {"config", "checkpoint"},
-    {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes", "compare", "diagnose"},
+    {"config", "checkpoint", "clustering", "signals", "watchdog", "secret_values"},
+    {"runtime", "grouping", "measure", "theory", "ranking", "slots", "live_bytes", "compare", "diagnose", "synthetic"},
     {"heads", "plot_data", "devices"},
     {"compression", "data", "optim", "tracking", "train_state", "plot_parts"},
     {"models"},
     {"run_folder", "display", "plots", "scoring"},
-    {"rows", "figures", "continuations"},
+    {"rows", "figures", "continuations", "plots_bench"},
     {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
     {"harness"},
-    {"train", "sweep_display", "fake_step", "assess", "hf"},
-    {"worker", "plan"},
-    {"plan_table", "assess_tables"},
+    {"sweep_display", "fake_step", "assess", "hf"},
+    {"plan"},
+    {"room", "plan_table", "assess_tables"},
+    {"train"},
+    {"worker", "bench"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},

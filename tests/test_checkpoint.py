@@ -8,7 +8,7 @@ import pytest
 
 from grouped_lm import checkpoint
 from grouped_lm.checkpoint import list_checkpoints, load_latest, read_verified, step_folder, write_checkpoint
-from grouped_lm.errors import CheckpointError, DiskError
+from grouped_lm.errors import CheckpointError, DiskError, SchemaError
 
 FILES = {"state.safetensors": bytes(range(256)) * 4, "state.json": b'{"step": 1}'}
 
@@ -93,8 +93,8 @@ def test_another_schema_version_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", 99)
     write_checkpoint_folder = step_folder(tmp_path, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "read_verified", lambda folder: {})
+        patch.setattr(checkpoint, "verify", lambda folder: None)
         write_checkpoint(tmp_path, 1, FILES, keep=2)
     monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", 1)
-    with pytest.raises(CheckpointError, match="schema version 99"):
+    with pytest.raises(SchemaError, match="schema version 99"):
         read_verified(write_checkpoint_folder)

@@ -34,6 +34,7 @@ HEADS = [
     ClassFullConfig(tied=False, group_size=20),
     ShortlistConfig(shortlist_size=30, directions=3),
     ShortlistConfig(tied=False),
+    ShortlistConfig(shortlist_size=30, own_shortlist=True, start="counts"),
     AdaptiveConfig(cutoffs=[20, 100], div_value=2.0),
 ]
 PROMPT = "Once upon"

@@ -62,6 +62,7 @@ class AdaptiveHead(BestFirstHead):
     """
 
     needs_counts: ClassVar[bool] = True
+    regularised: ClassVar[bool] = True
 
     rank: Tensor
 
@@ -85,7 +86,9 @@ class AdaptiveHead(BestFirstHead):
         edges = torch.tensor(self.adaptive.cutoffs[:-1], device=rank.device)
         cluster = torch.bucketize(rank, edges, right=True)  # 0 for the first K, then 1 to C
         classes = torch.where(cluster == 0, rank, self.adaptive.shortlist_size + cluster - 1)
-        first = classify(at_least_fp32(self.adaptive.head(states)), classes, counted, accuracy)
+        first_logits = at_least_fp32(self.adaptive.head(states))
+        first = classify(first_logits, classes, counted, accuracy)
+        extra = self.logits_extra(first_logits, classes, first[0], counted)
         inside = torch.zeros_like(first[0])
         hits = counted & (cluster == 0)
         for index, tail in enumerate(self.adaptive.tail, start=1):
@@ -94,7 +97,7 @@ class AdaptiveHead(BestFirstHead):
             nll, right = classify(logits, slots, counted[rows], accuracy)
             inside = inside.index_copy(0, rows, nll)
             hits = hits if right is None else hits.index_copy(0, rows, right)
-        return two_step_loss(targets, reduction, first, (inside, hits if accuracy else None))
+        return two_step_loss(targets, reduction, first, (inside, hits if accuracy else None), extra)
 
     def after_load(self) -> None:
         """See `Head.after_load`."""

@@ -78,10 +78,12 @@ class ClassFullHead(TwoLevelHead):
         counted = flat != IGNORE_INDEX
         token = flat.clamp_min(0)
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
-        group = classify(at_least_fp32(self.group(states)), groups, counted, accuracy)
+        group_logits = at_least_fp32(self.group(states))
+        group = classify(group_logits, groups, counted, accuracy)
+        extra = self.logits_extra(group_logits, groups, group[0], counted)
         inside = groups.masked_fill(~counted, -1)
         nll, hits, _ = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots)
-        return two_step_loss(targets, reduction, group, (nll, hits if accuracy else None))
+        return two_step_loss(targets, reduction, group, (nll, hits if accuracy else None), extra)
 
     def flops_per_token(self) -> float:
         """Return 2 D (G + S)."""

@@ -4,6 +4,7 @@ Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,8 @@ class TwoLevelHead(BestFirstHead):
     are held at -inf by `phantom`, which subclasses add to their shift: one (G, S) addition a step instead of a
     mask per token.
     """
+
+    regularised: ClassVar[bool] = True
 
     token_to_group: Tensor
     token_to_slot: Tensor
@@ -85,12 +88,10 @@ class TwoLevelHead(BestFirstHead):
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
         group_logits = at_least_fp32(self.group(states))
         token_logits = at_least_fp32(self.token_logits(states, groups))
-        return two_step_loss(
-            targets,
-            reduction,
-            classify(group_logits, groups, counted, accuracy),
-            classify(token_logits, slots, counted, accuracy),
-        )
+        first = classify(group_logits, groups, counted, accuracy)
+        inside = classify(token_logits, slots, counted, accuracy)
+        extra = self.logits_extra(group_logits, groups, first[0], counted)
+        return two_step_loss(targets, reduction, first, inside, extra)
 
     def alone(self) -> Tensor:
         """See `BestFirstHead.alone`: none."""

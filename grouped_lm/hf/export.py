@@ -51,8 +51,12 @@ def export_run(run: Path, target: Path) -> Path:
     config = RunFolder(run).read_config()
     if config.head.name not in ("dense", *COMPRESSED):
         raise ConfigError(f"head={config.head.name} cannot be exported; there are dense, {', '.join(COMPRESSED)}")
+    unknown = {"head.bias=true": getattr(config.head, "bias", False)}
+    unknown |= {"model.embedding=factorised": config.model.embedding != "table"}
+    for what in (name for name, given in unknown.items() if given):
+        raise ConfigError(f"a run with {what} cannot be exported: transformers has no such GPT-2 or GPT-Neo")
     model, _ = RunFolder(run).load_model(config, torch.device("cpu"))
-    tokenizer = build_tokenizer(config.tokenizer)
+    tokenizer = build_tokenizer(RunFolder(run).own_tokenizer(config.tokenizer))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
@@ -106,7 +110,9 @@ def head_sizes(head: Any, config: Any) -> dict[str, Any]:
     if isinstance(head, AdaptiveHead):
         return sizes | {"cutoffs": head.adaptive.cutoffs[:-1], "div_value": head.adaptive.div_value}
     sizes |= {"n_group": head.n_group, "group_size": head.group_size}
-    return sizes | ({"directions": head.directions.shape[1]} if isinstance(head, ShortlistHead) else {})
+    if not isinstance(head, ShortlistHead):
+        return sizes
+    return sizes | {"directions": head.directions.shape[1], "shortlist_size": head.shortlist_size}
 
 
 def import_checkpoint(source: Path, run: Path) -> Path:

@@ -69,12 +69,22 @@ class RowsHead(nn.Module):
     token_to_slot: Tensor
 
     def __init__(
-        self, width: int, vocab: int, name: str, n_group: int, tied: bool, directions: int = 1, **_: Any
+        self,
+        width: int,
+        vocab: int,
+        name: str,
+        n_group: int,
+        tied: bool,
+        directions: int = 1,
+        own_shortlist: bool = False,
+        shortlist_size: int = 0,
+        **_: Any,
     ) -> None:
         super().__init__()
         self.name, self.n_group = name, n_group
         self.weight = None if tied else nn.Parameter(torch.zeros(vocab, width))
         self.bias = nn.Parameter(torch.zeros(vocab))
+        self.shortlist_weight = nn.Parameter(torch.zeros(shortlist_size, width)) if own_shortlist else None
         if name == "class_full":
             self.group = nn.Linear(width, n_group)
         else:
@@ -91,6 +101,9 @@ class RowsHead(nn.Module):
         else:
             groups = torch.einsum("nd,grd->ngr", states, self.directions).add(self.group_bias).float().logsumexp(-1)
         alone: Tensor = self.token_to_group < 0
+        if self.shortlist_weight is not None:
+            order = self.token_to_slot[alone]
+            logits[:, alone] = F.linear(states, self.shortlist_weight[order], self.bias[alone]).float()
         first = torch.cat([logits[:, alone], groups], dim=1).logsumexp(1, keepdim=True)
         if not self.n_group:
             return logits - first

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from grouped_lm.data.bpe import BPETokenizer
 from grouped_lm.data.tokenizer import EOT_TEXT, GPT2_URL, Tokenizer, gpt2_folder
 from grouped_lm.errors import DataError
 from grouped_lm.runtime import write_json
@@ -35,7 +36,10 @@ def write_tokenizer(tokenizer: Tokenizer, block_size: int, folder: Path) -> None
             shutil.copy(source, folder / target)
         write_json(folder / "tokenizer_config.json", values | {"tokenizer_class": "GPT2Tokenizer"})
         return
-    write_json(folder / "tokenizer.json", byte_tokenizer(tokenizer))
+    if isinstance(tokenizer, BPETokenizer):
+        tokenizer.save(folder / "tokenizer.json")
+    else:
+        write_json(folder / "tokenizer.json", byte_tokenizer(tokenizer))
     write_json(folder / "tokenizer_config.json", values | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 

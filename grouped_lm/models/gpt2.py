@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
+from grouped_lm.models.embedding import INIT_STD, build_embedding
 from grouped_lm.models.kv_cache import KVCache, LayerCache, visible
 
-INIT_STD = 0.02
-"""Standard deviation of freshly drawn embeddings and projections."""
 LAYER_NORM_EPS = 1e-5
 
 
@@ -32,7 +31,7 @@ class GPT2(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.block_size = config.block_size
-        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wte = build_embedding(config, vocab_size)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, Attention(config)) for _ in range(config.n_layer))
@@ -57,11 +56,11 @@ class GPT2(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention: softmax(q k' / sqrt(D / H)) v for each head, by the fused kernel."""
+    """Causal self-attention: softmax(q k' / sqrt(D / H)) v for each head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
+        self.n_head, self.dropout, self.fused = config.n_head, config.dropout, config.attention == "fused"
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -74,7 +73,7 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)
             mask = visible(q.shape[2], k.shape[2], None, x.device)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+        y = attend(q, k, v, dropout, q.shape[-1] ** -0.5, mask, fused=self.fused)
         return self.resid_dropout(self.c_proj(merge_heads(y)))
 
 
@@ -106,6 +105,29 @@ class Block(nn.Module):
         """Map (B, T, D) to (B, T, D); `cache` is this layer's, of the tokens before."""
         x = x + (self.attn(self.ln_1(x)) if cache is None else self.attn(self.ln_1(x), cache))
         return x + self.mlp(self.ln_2(x))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float, mask: Tensor | None = None, *, fused: bool
+) -> Tensor:
+    """Return softmax(scale q k') v, (B, H, T, D/H) each, causal where no mask is given.
+
+    Args:
+        q, k, v: queries, keys, values.
+        dropout: probability on the attention weights.
+        scale: of the scores.
+        mask: (T, T) bool, True where attention is allowed.
+        fused: by torch's kernel; else as the eager attention of `transformers` does, B x H x T x T scores in memory.
+    """
+    if fused:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale
+        )
+    if mask is None:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask, torch.finfo(q.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    return F.dropout(weights, dropout) @ v
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:

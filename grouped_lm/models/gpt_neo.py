@@ -9,11 +9,11 @@ Letters: B batch, T sequence, D width, H attention heads, V vocabulary.
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
-from grouped_lm.models.gpt2 import LAYER_NORM_EPS, Block, init_weights, merge_heads, positions, split_heads
+from grouped_lm.models.embedding import build_embedding
+from grouped_lm.models.gpt2 import LAYER_NORM_EPS, Block, attend, init_weights, merge_heads, positions, split_heads
 from grouped_lm.models.kv_cache import KVCache, LayerCache, visible
 
 
@@ -28,7 +28,7 @@ class GPTNeo(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.block_size = config.block_size
-        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wte = build_embedding(config, vocab_size)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         windows = [window_of_layer(config, layer) for layer in range(config.n_layer)]
@@ -58,7 +58,7 @@ def window_of_layer(config: ModelConfig, layer: int) -> int | None:
 
 
 class NeoAttention(nn.Module):
-    """Causal self-attention softmax(q k') v for each head, without 1/sqrt(D/H), by the fused kernel.
+    """Causal self-attention softmax(q k') v for each head, without 1/sqrt(D/H).
 
     Args:
         config: shapes and dropout.
@@ -68,6 +68,7 @@ class NeoAttention(nn.Module):
     def __init__(self, config: ModelConfig, window: int | None) -> None:
         super().__init__()
         self.n_head, self.dropout, self.window = config.n_head, config.dropout, window
+        self.fused = config.attention == "fused"
         self.q_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.k_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.v_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
@@ -85,9 +86,7 @@ class NeoAttention(nn.Module):
         elif self.window is not None and n_tokens > self.window:  # else the window cuts nothing off
             mask = local_causal_mask(n_tokens, self.window, x.device)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=1.0
-        )
+        y = attend(q, k, v, dropout, 1.0, mask, fused=self.fused)
         return self.resid_dropout(self.out_proj(merge_heads(y)))
 
 

@@ -29,6 +29,7 @@ CONFIGS = [
     ClassFullConfig(tied=False),
     ShortlistConfig(tied=False, shortlist_size=50, directions=2),
     ShortlistConfig(tied=False, shortlist_size=0),
+    ShortlistConfig(tied=False, shortlist_size=50, own_shortlist=True, start="counts"),
     AdaptiveConfig(cutoffs=[40, 300], div_value=2.0),
 ]
 CUTS = [

@@ -1,0 +1,109 @@
+"""Whether a training step fits into the memory there is, asked of shapes before the first real step."""
+
+import contextlib
+import resource
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from grouped_lm.config import Config
+from grouped_lm.data.tokenizer import vocab_size_of
+from grouped_lm.errors import MemoryShortError
+from grouped_lm.fake_step import fake_steps
+from grouped_lm.plan import largest
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container's own limit stands."""
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Return what `device` could still give to this process; None where nobody says."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    limits = []
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        meminfo = Path("/proc/meminfo").read_text().splitlines()
+        limits.append(1024 * int(next(line for line in meminfo if line.startswith("MemAvailable:")).split()[1]))
+    with contextlib.suppress(OSError, ValueError):
+        used = int((CGROUP / "memory.current").read_text())
+        limits.append(int((CGROUP / "memory.max").read_text()) - used)
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError):
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limits.append(soft - pages * resource.getpagesize())
+    return min(limits) if limits else None
+
+
+def rough_bytes(config: Config) -> int:
+    """Return far more than a step needs, without building anything: where this fits, no dry run is worth its time."""
+    model, vocab_size = config.model, vocab_size_of(config.tokenizer)
+    weights = 13 * model.n_layer * model.n_embd**2 + 3 * vocab_size * model.n_embd
+    rows = config.train.micro_batch_size * model.block_size
+    per_row = 8 * vocab_size + model.n_layer * (64 * model.n_embd + 6 * model.n_head * model.block_size)
+    return 4 * (4 * weights + rows * per_row)
+
+
+def dry_run(config: Config, device: torch.device) -> None:
+    """Refuse a step whose shapes say that it will not fit, before its first allocation.
+
+    Raises:
+        MemoryShortError: with the largest train.micro_batch_size that would fit.
+    """
+    available = available_bytes(device)
+    if available is None or rough_bytes(config) < available:
+        return
+    peak = peak_bytes(config, [config.train.micro_batch_size])
+    if peak is not None and peak[0] > available:
+        raise short_of_memory(config, available, f"a step needs {peak[0] / 2**30:.2f} GiB")
+
+
+def peak_bytes(config: Config, batches: list[int]) -> list[int] | None:
+    """Return the peak of a step for each batch; None for a head whose sizes depend on the tokens of a batch."""
+    try:
+        return [int(step.live.sum(1).max()) for step in fake_steps(config, batches)]
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        return None
+
+
+def largest_batch(config: Config, available: int) -> int | None:
+    """Return the largest train.micro_batch_size below the config's that fits; 0 where none does, None if unknown.
+
+    Peaks grow in a straight line from B = 2 on.
+    """
+    peaks = peak_bytes(config, [2, 4])
+    if peaks is None:
+        return None
+    slope = (peaks[1] - peaks[0]) / 2
+    return largest(lambda batch: peaks[0] + slope * (batch - 2) <= available, config.train.micro_batch_size - 1)
+
+
+def short_of_memory(config: Config, available: int | None, what: str) -> MemoryShortError:
+    """Return the line that says what to change."""
+    batch = config.train.micro_batch_size
+    fits = largest_batch(config, available) if available is not None else None
+    there = f", {available / 2**30:.2f} GiB are free" if available is not None else ""
+    if fits:
+        mend = f"train.micro_batch_size={fits} fits, with more train.grad_accum_steps"
+    elif fits == 0:
+        mend = "no batch fits: take a shorter model.block_size or a smaller model"
+    else:
+        mend = "take a smaller batch and more train.grad_accum_steps"
+    mend += "" if config.head.name != "dense" else ", or head.chunk_rows=256"
+    return MemoryShortError(
+        f"out of memory with train.micro_batch_size={batch} and model.block_size={config.model.block_size} "
+        f"({what}{there}): {mend}"
+    )
+
+
+def explain_out_of_memory(error: Exception, config: Config, device: torch.device) -> MemoryShortError | None:
+    """Return what to tell a user whose device ran out of memory; None for any other error."""
+    words = str(error).lower()
+    if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in words):
+        return None
+    error.__traceback__ = None  # its frames hold the tensors that stand in the way
+    with contextlib.suppress(Exception):  # advice may not hide the reason
+        return short_of_memory(config, available_bytes(device), "the allocator said no")
+    return short_of_memory(config, None, "the allocator said no")

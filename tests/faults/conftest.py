@@ -1,0 +1,58 @@
+"""The table of promises: every fault test says what it counted, and the end of the session shows it."""
+
+from collections.abc import Callable
+
+import pytest
+from fault_tools import BASE_SEED, LOG
+
+COLLECTED: list[tuple[str, str, str]] = []
+
+
+@pytest.fixture
+def figure(record_property) -> Callable[[str, str], None]:
+    """Put one line into the table: what is promised, and what was counted."""
+    return lambda promise, counted: record_property("figure", (promise, counted))
+
+
+@pytest.fixture(scope="session")
+def split_texts(texts) -> dict[str, str]:
+    return {"train": texts["train"], "valid": texts["valid"]}
+
+
+@pytest.fixture
+def config(split_texts, cache_dir) -> Callable:
+    """`small_config` on the session's text and cache, prepared before anything is forked."""
+    from fault_tools import small_config
+
+    from grouped_lm.data import prepare_data
+
+    def make(head: str = "grouped", **train):
+        made = small_config(split_texts, cache_dir, head, **train)
+        prepare_data(made.data, made.tokenizer)
+        return made
+
+    import torch
+
+    torch.set_num_threads(1)  # a pool of threads would not survive a fork
+    return make
+
+
+def pytest_runtest_logreport(report) -> None:
+    if report.when == "call":
+        for name, value in report.user_properties:
+            if name == "figure":
+                test = report.nodeid.removeprefix("tests/faults/")
+                COLLECTED.append((value[0], value[1] if report.passed else "FAILED", test))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    if not COLLECTED:
+        return
+    lines = [f"| {promise} | {counted} | `{test}` |" for promise, counted, test in COLLECTED]
+    table = "\n".join(["| promise | counted | test |", "|---|---|---|", *sorted(lines)])
+    terminalreporter.section("what it promises")
+    terminalreporter.write_line(table)
+    terminalreporter.write_line(f"seeds from {BASE_SEED}; every trial with the command that replays it: {LOG}")
+    if LOG.suffix:
+        LOG.parent.mkdir(parents=True, exist_ok=True)
+        LOG.with_suffix(".md").write_text(table + "\n")

@@ -1,0 +1,163 @@
+"""Stopped and gone on equals never stopped: losses, learning rates, weights, moments, random state, samples."""
+
+import contextlib
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from fault_tools import assert_same, curve, final_state, fork_train, nothing_measured, train_to_end, wait
+
+from grouped_lm.checkpoint import SCHEMA_VERSION, list_checkpoints, load_latest, write_checkpoint
+from grouped_lm.config import config_from_dict
+from grouped_lm.errors import DriftError, SchemaError
+from grouped_lm.generate import generate_texts
+from grouped_lm.heads import parse_head_config
+from grouped_lm.train import train
+
+GOLDEN = Path(__file__).with_name("golden")
+HEADS = ("dense", "grouped")
+CUTS = {
+    "step 1": ([1], None),
+    "inside an epoch": ([4], None),
+    "at the edge of an epoch": (["edge"], None),
+    "after an evaluation": ([5], None),
+    "inside an accumulation": ([3], 1),
+    "twice in one epoch": ([2, 4], None),
+}
+
+
+@contextlib.contextmanager
+def die_in_step(step: int, micro_step: int | None):
+    """Save after every step, and die as `step` is done, or in the middle of the one after it."""
+    import os
+
+    from grouped_lm import train as module
+    from grouped_lm.data.loader import TrainBatches
+
+    original_save, original_batch = module.write_checkpoint, TrainBatches.batch
+
+    def save(parent, at, files, keep):
+        original_save(parent, at, files, keep)
+        if at == step and micro_step is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def batch(self, index):
+        if micro_step is not None and index == 2 * step + micro_step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original_batch(self, index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "write_checkpoint", save)
+        patch.setattr(TrainBatches, "batch", batch)
+        yield
+
+
+def resume_cell(config, head: str, cut: str, dropout: float, tmp_path: Path) -> None:
+    made = config(head, dropout=dropout, checkpoint_every_steps=1, max_steps=8)
+    steps, micro_step = CUTS[cut]
+    train_to_end(made, tmp_path / "whole")
+    for step in steps:
+        at = windows_per_epoch(made) // 4 if step == "edge" else step
+        code = wait(fork_train(made, tmp_path / "cut", lambda at=at: die_in_step(at, micro_step)))
+        assert code == -9, (tmp_path / "cut.log").read_text()[-2000:]
+        assert load_latest(tmp_path / "cut" / "checkpoints", quarantine=False)[0] == at
+    train_to_end(made, tmp_path / "cut")
+    assert_same(tmp_path / "cut", tmp_path / "whole", f"resume {head}, {cut}, dropout {dropout}", 0)
+    stories = [list(generate_texts(tmp_path / run, made, seed=1, max_new_tokens=40)) for run in ("cut", "whole")]
+    assert stories[0] == stories[1]
+
+
+def windows_per_epoch(config) -> int:
+    """Small text: an epoch of a few steps, so that a run crosses its edge."""
+    from grouped_lm.data import prepare_data
+    from grouped_lm.data.loader import TrainBatches
+
+    tokens = prepare_data(config.data, config.tokenizer).train.tokens()
+    return TrainBatches(tokens, config.model.block_size, 2, 0).windows_per_epoch
+
+
+@pytest.fixture
+def split_texts(tmp_path) -> dict[str, str]:
+    """Five steps of training text of two micro-batches of two windows of 32 each."""
+    (tmp_path / "train.txt").write_text("The cat saw a hen. " * 34 + "x")
+    (tmp_path / "valid.txt").write_text("The hen saw a cat. " * 20)
+    return {"train": str(tmp_path / "train.txt"), "valid": str(tmp_path / "valid.txt")}
+
+
+def test_resume_in_two_cells(config, tmp_path):
+    assert 4 <= windows_per_epoch(config()) // 4 < 7
+    resume_cell(config, "grouped", "at the edge of an epoch", 0.1, tmp_path / "a")
+    resume_cell(config, "dense", "inside an accumulation", 0.1, tmp_path / "b")
+
+
+@pytest.mark.faults
+def test_resume_matrix(config, tmp_path, figure):
+    cells = [(head, cut, dropout) for head in HEADS for cut in CUTS for dropout in (0.0, 0.1)]
+    for number, cell in enumerate(cells):
+        resume_cell(config, *cell, tmp_path / str(number))
+    figure("resume: 2 heads x 6 places x dropout on, off", f"{len(cells)} of {len(cells)} cells byte-equal")
+
+
+@pytest.mark.parametrize("version", range(1, SCHEMA_VERSION + 1))
+def test_a_checkpoint_of_every_schema_version_goes_on(tmp_path, monkeypatch, version):
+    shutil.copytree(GOLDEN / f"schema-{version}", tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    values = json.loads(Path("run/config.json").read_text())
+    values["data"]["cache_dir"] = str(tmp_path / "cache")
+    config = config_from_dict(values, parse_head_config(values["head"]))
+    with nothing_measured():
+        result = train(config, Path("run"))
+    assert [row["trainer/step"] for row in curve(Path("run"))] == [3, 6, 6]
+    assert result["val/loss"] == pytest.approx(6.0076734275574895, abs=1e-5)
+
+
+def test_a_checkpoint_of_the_future_is_refused_and_left_alone(tmp_path, monkeypatch):
+    from grouped_lm import checkpoint
+
+    monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    folder = write_checkpoint(tmp_path, 1, {"state.json": b"{}"}, keep=2)
+    monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", SCHEMA_VERSION)
+    with pytest.raises(SchemaError, match="use the gvc that wrote it"):
+        load_latest(tmp_path)
+    assert list_checkpoints(tmp_path) == [folder]
+
+
+def test_a_checkpoint_of_another_config_is_refused_field_by_field(config, tmp_path):
+    train_to_end(config(), tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()  # the checkpoint alone knows what it was made with
+    (tmp_path / "run" / "result.json").unlink()
+    other = config(max_steps=13)
+    other.optim.lr = 0.5
+    with pytest.raises(DriftError, match=r"optim.lr: 0.001 -> 0.5, train.max_steps: 12 -> 13"):
+        train(other, tmp_path / "run")
+
+
+def test_another_machine_is_said(config, tmp_path, monkeypatch, capfd):
+    made = config()
+    assert wait(fork_train(made, tmp_path / "run", lambda: die_in_step(4, None))) == -9
+    from grouped_lm import train as module
+
+    described = module.describe_environment
+    monkeypatch.setattr(module, "describe_environment", lambda device: described(device) | {"threads": 64})
+    with nothing_measured():
+        train(made, tmp_path / "run")
+    assert "the bits may differ (threads: 1 -> 64)" in capfd.readouterr().err
+
+
+def test_a_lost_run_folder_goes_on_from_its_mirror(config, tmp_path):
+    train_to_end(config(), tmp_path / "whole")
+    made = config(mirror=str(tmp_path / "copies"))
+    assert wait(fork_train(made, tmp_path / "run", lambda: die_in_step(6, None))) == -9
+    shutil.rmtree(tmp_path / "run")
+    train_to_end(made, tmp_path / "run")
+    assert "going on from" in (tmp_path / "run.log").read_text()
+    assert_same(tmp_path / "run", tmp_path / "whole", "mirror", 0)
+    assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")
+
+
+def test_a_mirror_that_cannot_be_written_is_said_and_ends_nothing(config, tmp_path):
+    (tmp_path / "copies").write_text("a file where a folder should be")
+    train_to_end(config(mirror=str(tmp_path / "copies")), tmp_path / "run")
+    assert (tmp_path / "run.log").read_text().count("gvc: warning: no copy:") == 6
