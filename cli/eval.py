@@ -26,6 +26,13 @@ def evaluate_run(
         int | None, typer.Option(min=1, help="New targets per window; default model.block_size, no overlap.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Texts to write for distinct-n and repetition; 0: none.")] = 16,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASK,TASK...",
+            help="Of lm-evaluation-harness; local ones are story_perplexity, story_choice, story_cloze_word.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Judge runs' last checkpoints on their whole validation set, or on another text.
@@ -43,7 +50,8 @@ def evaluate_run(
     if data is not None:
         overrides = ["data=text", f"data.train='{data}'", f"data.valid='{data}'", *overrides]
     configs = [override_saved(RunFolder(run).read_config(), overrides) for run in runs]
-    found = [assess(run, config, stride, samples) for run, config in zip(runs, configs, strict=True)]
+    names = tasks.split(",") if tasks else None
+    found = [assess(run, config, stride, samples, names) for run, config in zip(runs, configs, strict=True)]
     comparisons = compare(found) if len(found) > 1 else {}
     for assessment in found:
         record(assessment, comparisons)

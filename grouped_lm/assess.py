@@ -45,7 +45,9 @@ class Assessment:
     """sha256 of the tokens: runs are compared on the same ones only."""
 
 
-def assess(run: Path, config: Config, stride: int | None = None, samples: int = SAMPLES) -> Assessment:
+def assess(
+    run: Path, config: Config, stride: int | None = None, samples: int = SAMPLES, tasks: list[str] | None = None
+) -> Assessment:
     """Measure the newest checkpoint of a run, and write `eval.json` beside it.
 
     Args:
@@ -53,6 +55,7 @@ def assess(run: Path, config: Config, stride: int | None = None, samples: int = 
         config: the run's, possibly with another text or device.
         stride: new targets per window, see `Reading`.
         samples: texts to write for `sample/...`, 0 for none.
+        tasks: of lm-evaluation-harness, see `grouped_lm.harness`.
 
     Raises:
         RunFolderError, CheckpointError, DataError, ConfigError: no run, no checkpoint, no text, a stride out of range.
@@ -76,8 +79,10 @@ def assess(run: Path, config: Config, stride: int | None = None, samples: int = 
     figures |= {key.replace("val/", "story/"): value for key, value in story.items()}
     figures["reading"] = {"val": readings[0].describe(), "story": readings[1].describe()}
     figures |= tables(run, packed, model)
-    documents = itertools.islice(iter_documents(config.data, "valid"), TASK_STORIES)
-    figures |= score_tasks(model, build_tokenizer(config.tokenizer), list(documents), batch_size)
+    documents = list(itertools.islice(iter_documents(config.data, "valid"), TASK_STORIES))
+    figures |= score_tasks(model, build_tokenizer(config.tokenizer), documents, batch_size)
+    if tasks:
+        figures["harness"] = ask_harness(model, config, tasks, documents, run / "tasks", batch_size)
     if samples:
         figures |= write_samples(model, config, samples, device)
     head: Any = model.head
@@ -88,6 +93,22 @@ def assess(run: Path, config: Config, stride: int | None = None, samples: int = 
     return Assessment(
         run=run, config=config, figures=figures, story_nll=nll, story_tokens=counts, text=valid.manifest["sha256"]
     )
+
+
+def ask_harness(
+    model: LanguageModel, config: Config, tasks: list[str], stories: list[str], folder: Path, batch_size: int
+) -> dict[str, Any]:
+    """Return what lm-evaluation-harness finds, with the stories' own tasks written into `folder`.
+
+    Raises:
+        ConfigError: it is not installed, or a task is not known.
+    """
+    try:
+        from grouped_lm.harness import run_harness, write_story_tasks
+    except ImportError as error:
+        raise ConfigError(f"--tasks needs lm-evaluation-harness ({error}): pip install 'grouped-lm[eval]'") from error
+    write_story_tasks(stories, folder)
+    return run_harness(model, build_tokenizer(config.tokenizer), tasks, folder, batch_size)
 
 
 def count_words(config: Config, tokens: np.ndarray, starts: np.ndarray) -> int:

@@ -45,6 +45,10 @@ def print_run(figures: dict[str, Any]) -> None:
     for label, key, form in OTHER_ROWS:
         if key in figures:
             table.add_row(label, form.format(figures[key]), "")
+    for task, results in figures.get("harness", {}).items():
+        for name, value in results.items():
+            if isinstance(value, float):
+                table.add_row(f"{task} {name.removesuffix(',none')}", f"{value:,.4f}", "")
     print_table(table)
     for key, title in (("by_frequency", "training frequency"), ("by_position", "tokens read before")):
         if figures.get(key):

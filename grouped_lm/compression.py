@@ -128,6 +128,8 @@ def fit_tokens(head: Head, weight: Tensor, bias: Tensor | None) -> None:
     """
     if isinstance(head, ClassFullHead | ShortlistHead):
         head.weight.copy_(weight)
+        if isinstance(head, ShortlistHead) and head.shortlist_weight is not None:
+            head.shortlist_weight.copy_(weight[head.rows.outside])
         if bias is not None:
             head.bias.copy_(bias)
         return

@@ -20,11 +20,12 @@ LEVELS = [
     {"rows", "figures", "continuations", "plots_bench"},
     {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
+    {"harness"},
     {"sweep_display", "fake_step", "assess", "hf"},
     {"plan"},
-    {"room", "plan_table", "assess_tables", "bench"},
+    {"room", "plan_table", "assess_tables"},
     {"train"},
-    {"worker"},
+    {"worker", "bench"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},

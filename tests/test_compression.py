@@ -43,6 +43,7 @@ def kl(model, before: torch.Tensor, ids: torch.Tensor) -> float:
         (ClassFullConfig(group_size=1), 1e-5),
         (ClassFullConfig(), 0.04),
         (ShortlistConfig(shortlist_size=50, directions=2), 0.04),
+        (ShortlistConfig(shortlist_size=50, own_shortlist=True), 0.04),
         (FilmConfig(), 0.75),
         (GroupedConfig(), 0.75),
     ],
