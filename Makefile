@@ -38,6 +38,16 @@ test: $(VENV)/.developers  ## Run the tests (no network needed)
 test-long: $(VENV)/.developers  ## Run the tests that take minutes each: sweeps killed again and again
 	$(BIN)/pytest -m long $(ARGS)
 
+$(VENV)/.bench: $(VENV)/.users
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+SUITES := heads steps memory decode vocab
+bench: $(VENV)/.bench  ## Measure all heads on the quick grid into runs/results (a quarter of an hour on a quiet machine)
+	@for suite in $(SUITES); do $(BIN)/gvc bench $$suite --grid quick --out runs/results $(ARGS); done
+
+bench-full: $(VENV)/.bench  ## The same on the full grid (an hour and a half); run again after a stop, it goes on
+	@for suite in $(SUITES); do $(BIN)/gvc bench $$suite --grid full --out runs/results $(ARGS); done
 test-faults: $(VENV)/.developers  ## Kill, fill, corrupt and attack (20 minutes); TRIAL=kill-dense:123 replays one, SEED=1 starts there
 	FAULT_TRIAL='$(TRIAL)' $(if $(SEED),FAULT_SEED=$(SEED)) $(BIN)/pytest tests/faults tests/test_sweep.py -n 2 --dist worksteal \
 	  -m 'faults or long or not long' -k 'faults or long' $(if $(TRIAL),-x) $(ARGS)
@@ -51,4 +61,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo train test test-long test-faults check clean
+.PHONY: help install demo train test test-long test-faults bench bench-full check clean

@@ -14,20 +14,58 @@ SavedOverrides = Annotated[
 
 
 def evaluate_run(
-    run: RunArgument,
-    overrides: SavedOverrides = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN [RUN]... [OVERRIDES]...",
+            help="Run folders; and on top of their own configs: data=text data.valid=my.txt train.device=cpu ...",
+        ),
+    ],
+    data: Annotated[Path | None, typer.Option(help="A text to judge on instead of the validation set.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(min=1, help="New targets per window; default model.block_size, no overlap.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Texts to write for distinct-n and repetition; 0: none.")] = 16,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Judge a run's last checkpoint on its whole validation set, or on another text."""
-    from grouped_lm.display import figures_table, print_table
-    from grouped_lm.evaluate import evaluate_checkpoint
+    """Judge runs' last checkpoints on their whole validation set, or on another text.
+
+    Of two runs or more, the first is the one that the others are compared with: these checkpoints by paired tests over
+    stories, these methods by an equivalence test over seeds. Every run folder gets an eval.json.
+    """
+    from grouped_lm.assess import assess, compare, record
+    from grouped_lm.assess_tables import print_comparison, print_run
     from grouped_lm.run_folder import RunFolder
 
     from .hydra_entry import override_saved
 
-    config = override_saved(RunFolder(run).read_config(), overrides or [])
-    figures = evaluate_checkpoint(run, config)
+    runs, overrides = split_words(words)
+    if data is not None:
+        overrides = ["data=text", f"data.train='{data}'", f"data.valid='{data}'", *overrides]
+    configs = [override_saved(RunFolder(run).read_config(), overrides) for run in runs]
+    found = [assess(run, config, stride, samples) for run, config in zip(runs, configs, strict=True)]
+    comparisons = compare(found) if len(found) > 1 else {}
+    for assessment in found:
+        record(assessment, comparisons)
     if as_json:
-        print(json.dumps(figures, indent=2))
-    else:
-        print_table(figures_table(str(run), figures))
+        figures = [assessment.figures for assessment in found]
+        print(json.dumps({"runs": figures, **comparisons} if comparisons else figures[0], indent=2))
+        return
+    for assessment in found:
+        print_run(assessment.figures)
+    if comparisons:
+        print_comparison(comparisons)
+
+
+def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Return run folders and overrides; a folder may have an = in its name, and an override is no folder.
+
+    Raises:
+        ConfigError: no run is named.
+    """
+    from grouped_lm.errors import ConfigError
+
+    runs = [Path(word) for word in words if "=" not in word or Path(word).is_dir()]
+    if not runs:
+        raise ConfigError(f"no run folder among {' '.join(words)}: name one, as `gvc train` printed it")
+    return runs, [word for word in words if "=" in word and not Path(word).is_dir()]

@@ -239,7 +239,10 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
     for override in parsed:
         key = override.key_or_group
         if key not in groups and key not in keys and not key.startswith("hydra"):
-            return f"unknown key {key}{nearest(key, keys)}; `gvc train --cfg job` lists them all"
+            where = (
+                "grouped_lm/bench/settings.py has" if flags.config_name == "bench" else "`gvc train --cfg job` lists"
+            )
+            return f"unknown key {key}{nearest(key, keys)}; {where} them all"
         if override.is_sweep_override() and not flags.multirun:
             return f"{override.input_line} gives several values: add -m to run a job for each"
     missing = missing_plugin(str(error))

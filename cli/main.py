@@ -7,9 +7,11 @@ from typing import Any
 
 import typer
 
+from .bench import bench
 from .data import data_app
 from .doctor import doctor
 from .eval import evaluate_run
+from .export import export, import_model
 from .ls import list_runs
 from .plan import plan
 from .sample import sample
@@ -25,8 +27,11 @@ app = typer.Typer(
 )
 app.command("train")(train)
 app.command("plan")(plan)
+app.command("bench")(bench)
 app.command("eval")(evaluate_run)
 app.command("sample")(sample)
+app.command("export")(export)
+app.command("import")(import_model)
 app.command("sweep")(sweep)
 app.command("ls")(list_runs)
 app.add_typer(data_app, name="data")

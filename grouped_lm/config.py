@@ -56,15 +56,24 @@ class ModelConfig:
     """Probability in [0, 0.99], on embeddings, attention weights, attention output and MLP output."""
     window_size: int = 256
     """GPT-Neo's local attention span, tokens, >= 1; every second layer uses it."""
+    embedding: str = "table"
+    """Input side: `table`, a row per token, or `factorised`, scale and shift per group on a row per slot (no tying)."""
+    attention: str = "fused"
+    """`fused` (torch's kernel) or `unfused`: the same function with T x T scores in memory, to measure their cost."""
 
     def __post_init__(self) -> None:
         check_label("model.name", self.name)
         check_choice("model.body", self.body, ("gpt2", "gpt_neo"))
+        check_choice("model.attention", self.attention, ("fused", "unfused"))
         for key in ("n_layer", "n_head", "n_embd", "block_size", "window_size"):
             check_range(f"model.{key}", getattr(self, key), 1, 1_000_000)
+        check_choice("model.embedding", self.embedding, ("table", "factorised"))
         check_range("model.dropout", self.dropout, 0.0, 0.99)
         if self.n_embd % self.n_head:
             raise ConfigError(f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} and {self.n_head}")
+
+
+GROUPINGS = ("merge_rank", "frequency", "sqrt_frequency", "kmeans", "brown", "random")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,12 +81,13 @@ class GroupingConfig:
     """How tokens are put into groups."""
 
     name: str = "merge_rank"
-    """`merge_rank` (the paper's: consecutive BPE ranks), `frequency` (by training count) or `random`."""
+    """`merge_rank` (the paper's: consecutive BPE ranks), `frequency` (by training count), `sqrt_frequency` (equal
+    shares of its root, groups of unequal sizes), `kmeans` or `brown` (by their neighbours in the text) or `random`."""
     seed: int = 0
-    """For `random`."""
+    """For `random` and `kmeans`."""
 
     def __post_init__(self) -> None:
-        check_choice("grouping.name", self.name, ("merge_rank", "frequency", "random"))
+        check_choice("grouping.name", self.name, GROUPINGS)
         check_range("grouping.seed", self.seed, 0, 2**63 - 1)
 
 
@@ -132,15 +142,34 @@ class DataConfig:
                     )
 
 
+def tokenizer_label(values: dict[str, Any]) -> str:
+    """Return `gpt2`, `bytes`, or `bpe-4096` for the fields of a `TokenizerConfig`."""
+    return "-".join(str(values[key]) for key in ("name", "vocab_size") if values.get(key) is not None)
+
+
 @dataclass(kw_only=True, slots=True)
 class TokenizerConfig:
     """Text to ids."""
 
     name: str = "gpt2"
-    """`gpt2` (50,257 ids) or `bytes` (256 bytes and one end-of-text)."""
+    """`gpt2` (50,257 ids), `bytes` (256 bytes and one end-of-text) or `bpe` (trained on the training text)."""
+    vocab_size: int | None = None
+    """`bpe`: ids, end-of-text included, in [258, 65536]; null for the others, whose sizes are fixed."""
+    file: str | None = None
+    """`bpe`: a tokenizer.json trained before, such as a run folder's; null trains one on data.train."""
 
     def __post_init__(self) -> None:
-        check_choice("tokenizer.name", self.name, ("gpt2", "bytes"))
+        check_choice("tokenizer.name", self.name, ("gpt2", "bytes", "bpe"))
+        check_range("tokenizer.vocab_size", self.vocab_size, 258, 65536)
+        if (self.vocab_size is not None) != (self.name == "bpe"):
+            raise ConfigError(f"tokenizer.vocab_size belongs to tokenizer=bpe, got {self.vocab_size} for {self.name}")
+        if self.file is not None and self.name != "bpe":
+            raise ConfigError(f"tokenizer.file belongs to tokenizer=bpe, got {self.file!r} for {self.name}")
+
+    @property
+    def label(self) -> str:
+        """The name that tables show: losses per token compare only where it is the same."""
+        return tokenizer_label(asdict(self))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -161,6 +190,9 @@ class OptimConfig:
     """Learning rate at the last step, as a share of `lr`, in [0, 1]."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0 leaves it alone."""
+    sparse_rows: bool = False
+    """In tables with a row per token, update only rows that the step gave a gradient: not dense AdamW, where all
+    others decay and move on by their momentum. See `optim.SparseRowsAdamW`."""
 
     def __post_init__(self) -> None:
         check_choice("optim.name", self.name, ("adamw",))
@@ -186,6 +218,11 @@ class TrainConfig:
     """Forward passes per optimizer step, >= 1."""
     dtype: str = "float32"
     """`float32`, or `bfloat16` for autocast with fp32 weights and losses."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability that all classes of the head's first softmax get, in [0, 0.99]; that softmax is
+    over groups in heads that have them. Reported losses stay true likelihoods."""
+    z_loss: float = 0.0
+    """Weight in [0, 1] of the squared log of the first softmax's partition function; 1e-4 is usual."""
     compile: bool = False
     """Run the body and head through `torch.compile`."""
     device: str = "auto"
@@ -221,6 +258,8 @@ class TrainConfig:
         check_range("train.max_steps", self.max_steps, 1, 10**9)
         check_range("train.micro_batch_size", self.micro_batch_size, 1, 10**6)
         check_range("train.grad_accum_steps", self.grad_accum_steps, 1, 10**6)
+        check_range("train.label_smoothing", self.label_smoothing, 0, 0.99)
+        check_range("train.z_loss", self.z_loss, 0, 1)
         check_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
         check_range("train.devices", self.devices, 1, 1)
@@ -288,6 +327,7 @@ FREE_FIELDS = (
     "name",
     "data.cache_dir",
     "data.name",
+    "model.attention",
     "tracking",
     "train.log_every_steps",
     "train.eval_every_steps",

@@ -1,20 +1,15 @@
-"""The judge: the whole validation set, every token once, sums in fp64."""
+"""The judge during training: the whole validation set, every token once, sums in fp64."""
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from grouped_lm.config import Config
-from grouped_lm.data import prepare_split
 from grouped_lm.data.loader import ValidWindows
 from grouped_lm.heads.base import IGNORE_INDEX
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.run_folder import RunFolder
-from grouped_lm.runtime import resolve_device, set_threads
+from grouped_lm.scoring import autocast
 
 
 @dataclass(frozen=True)
@@ -48,11 +43,6 @@ class Evaluation:
         return figures | {key: total / self.tokens for key, total in parts.items() if total is not None}
 
 
-def autocast(device: torch.device, dtype: str) -> Any:
-    """Return the context that runs matrix products in `dtype`; weights and losses stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext()
-
-
 @torch.no_grad()
 def evaluate(
     model: LanguageModel, windows: ValidWindows, text_bytes: int, device: torch.device, dtype: str = "float32"
@@ -73,19 +63,3 @@ def evaluate(
     counts = {"tokens", "group_correct", "token_correct"}
     figures: dict[str, Any] = {k: int(v.item()) if k in counts else v.item() for k, v in sums.items()}
     return Evaluation(text_bytes=text_bytes, **figures)
-
-
-def evaluate_checkpoint(run_dir: Path, config: Config) -> dict[str, Any]:
-    """Return the figures of a run's newest checkpoint on the validation text that `config` names.
-
-    Raises:
-        RunFolderError, CheckpointError, DataError: no such run, no checkpoint in it, no such text.
-    """
-    device = resolve_device(config.train.device)
-    set_threads(config.train.threads)
-    model, step = RunFolder(run_dir).load_model(config, device)
-    valid = prepare_split(config.data, config.tokenizer, "valid")
-    batch_size = config.train.eval_batch_size or config.train.micro_batch_size
-    windows = ValidWindows(valid.tokens(), config.model.block_size, batch_size)
-    judged = evaluate(model, windows, valid.text_bytes, device, config.train.dtype)
-    return {"run": str(run_dir), "trainer/step": step, "val/tokens": judged.tokens, **judged.metrics()}

@@ -8,44 +8,82 @@ save about what the CPU's save is assumed, not measured.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_lm.config import Config, GroupingConfig
-from grouped_lm.evaluate import autocast
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.live_bytes import LiveBytes, Moments
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.gpt_neo import forget_masks
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer
+from grouped_lm.scoring import autocast
 
 
-def fake_model(config: Config) -> LanguageModel:
+def fake_model(config: Config, vocab_size: int | None = None) -> LanguageModel:
     """Build the model of shapes alone, in training mode; which token is in which group changes no size."""
-    return build_lm(dataclasses.replace(config, grouping=GroupingConfig())).train()
+    return build_lm(dataclasses.replace(config, grouping=GroupingConfig()), vocab_size=vocab_size).train()
 
 
-def fake_steps(config: Config, batches: Sequence[int]) -> list[Moments]:
-    """Return what lives during an optimizer step of the loop in `train`, for each B, with the state of a step before.
-
-    Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations.
-    """
+@contextmanager
+def faking() -> Iterator[None]:
+    """Make tensors inside have shapes alone, and leave no trace of them behind."""
     forget_masks()
     try:
         with FakeTensorMode():
-            model = fake_model(config)
-            optimizer = build_optimizer(config.optim, model)
-            for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            return [_fake_step(config, model, optimizer, batch) for batch in batches]
+            yield
     finally:
         forget_masks()  # a fake mask must not reach a real step
+
+
+def fake_steps(config: Config, batches: Sequence[int], vocab_size: int | None = None) -> list[Moments]:
+    """Return what lives during an optimizer step of the loop in `train`, for each B, with the state of a step before.
+
+    Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations.
+    V is the tokenizer's where none is given.
+    """
+    with faking():
+        model = fake_model(config, vocab_size)
+        every_row = dataclasses.replace(config.optim, sparse_rows=False)  # which ones a batch touches is not known
+        optimizer = build_optimizer(every_row, model)
+        make_state(model, optimizer)
+        shapes = [(batch, config.model.block_size) for batch in batches]
+        return [watch_step(config, model, optimizer, partial(_zeros, shape)) for shape in shapes]
+
+
+def fake_passes(config: Config, batches: Sequence[int]) -> list[Moments]:
+    """Return what lives during a forward pass without gradients, as in evaluation, for each B."""
+    with faking(), torch.no_grad():
+        model = fake_model(config).eval()
+        return [watch_pass(model, partial(_zeros, (batch, config.model.block_size))) for batch in batches]
+
+
+def _zeros(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    return torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+
+
+def watch_pass(model: LanguageModel, make_batch: Callable[[], tuple[Tensor, Tensor]]) -> Moments:
+    """Return what lives during a forward pass."""
+    live = LiveBytes(model)
+    live.hold([*model.parameters(), *model.buffers()], "weights")
+    with live.watching():
+        model(*make_batch())
+    forget_masks()
+    return live.moments()
+
+
+def make_state(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimizer the state that it has after a first step."""
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def fake_step(config: Config) -> Moments:
@@ -53,18 +91,31 @@ def fake_step(config: Config) -> Moments:
     return fake_steps(config, [config.train.micro_batch_size])[0]
 
 
-def _fake_step(config: Config, model: LanguageModel, optimizer: torch.optim.Optimizer, batch: int) -> Moments:
-    parameters, shape = list(model.parameters()), (batch, config.model.block_size)
+def watch_step(
+    config: Config,
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    make_batch: Callable[[], tuple[Tensor, Tensor]],
+) -> Moments:
+    """Return what lives during a step of the loop in `train`, fake or real.
+
+    Args:
+        config: dtype, accumulation and clipping.
+        model: its gradients None.
+        optimizer: with its state.
+        make_batch: gives (B, T) ids and targets.
+    """
+    parameters = list(model.parameters())
     live = LiveBytes(model)
     live.hold([*parameters, *model.buffers()], "weights")
     live.hold((v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)), "optimizer")
     with live.watching():
         losses: list[HeadLoss] = []
         for _ in range(min(2, config.train.grad_accum_steps)):
-            input_ids, targets = (torch.zeros(shape, dtype=torch.int64) for _ in range(2))
+            input_ids, targets = make_batch()
             with autocast(torch.device("cpu"), config.train.dtype):
                 losses.append(model(input_ids, targets))
-            (losses[-1].nll / config.train.grad_accum_steps).backward()
+            (losses[-1].objective() / config.train.grad_accum_steps).backward()
             live.hold((p.grad for p in parameters if p.grad is not None), "gradients")
         torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
         optimizer.step()

@@ -1,69 +1,245 @@
-"""Writing text, one token at a time, from the exact joint distribution of any head."""
+"""Writing text, one token at a time, from the exact joint distribution of any head.
 
-from collections.abc import Iterator
+Letters: B texts written at once, D width, V vocabulary.
+"""
+
+import codecs
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from grouped_lm.config import Config
-from grouped_lm.data.tokenizer import build_tokenizer
+from grouped_lm.config import Config, check_range
+from grouped_lm.data.tokenizer import Tokenizer, build_tokenizer
+from grouped_lm.heads.base import Head
+from grouped_lm.heads.cuts import Cut, Kept, draw_kept, keep
+from grouped_lm.models.kv_cache import KVCache
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.run_folder import RunFolder
 from grouped_lm.runtime import resolve_device, set_threads
 
+BATCH = 32
+"""Most texts written at once."""
+EOT, STOP, LENGTH = "end_of_text", "stop", "length"
+"""Why a text ended."""
 
-def pick_token(log_prob: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """Return one token id.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    temperature: float = 0.8
+    """T in [0, 1e6]: tokens that the cut leaves get weight p^(1/T); 0 takes the likeliest, the lowest id of equals."""
+    cut: Cut = field(default_factory=Cut)
+    """What may be drawn, by the model's own probabilities."""
+    repetition_penalty: float = 1.0
+    """In [1, 1e6]: log-probabilities of tokens that stand in the context are multiplied by it (Keskar et al. 2019,
+    arXiv 1909.05858, which divides logits; a two-step head has none of the joint distribution). Takes a V-wide pass."""
+
+    def __post_init__(self) -> None:
+        check_range("temperature", self.temperature, 0, 1e6)
+        check_range("repetition-penalty", self.repetition_penalty, 1, 1e6)
+
+
+def next_tokens(
+    head: Head, states: Tensor, sampling: Sampling, context: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return (B,) ids of the tokens that follow.
 
     Args:
-        log_prob: (V,) log-probabilities, on the CPU.
-        temperature: >= 0; 0 takes the likeliest token, the lowest id among equals.
-        top_k: draw from the k likeliest only; None means all V.
-        generator: where the draw comes from.
+        head: any.
+        states: (B, D) of the last tokens.
+        sampling: how to choose.
+        context: (B, T) ids read so far, for the repetition penalty.
+        generator: on the device of the states.
     """
-    if temperature == 0:
-        return int(log_prob.argmax())
-    scaled = log_prob.double() / temperature
-    if top_k is not None and top_k < scaled.numel():
-        kept = scaled.topk(top_k).indices
-        scaled = torch.full_like(scaled, -torch.inf).index_copy(0, kept, scaled[kept])
-    return int(torch.multinomial(scaled.softmax(0), 1, generator=generator))
+    if sampling.repetition_penalty == 1:
+        return head.sample(states, generator, temperature=sampling.temperature, cut=sampling.cut).squeeze(1)
+    log_prob = head.log_prob(states)
+    seen = log_prob.gather(1, context)
+    log_prob = log_prob.scatter(1, context, seen * sampling.repetition_penalty).log_softmax(1)
+    if sampling.temperature == 0:
+        return log_prob.argmax(1)
+    if sampling.cut.keeps_all:
+        kept = Kept(log_prob, torch.arange(log_prob.shape[1], device=log_prob.device).expand_as(log_prob))
+    else:
+        kept = keep(log_prob, None, sampling.cut)
+    return draw_kept(kept, sampling.temperature, 1, generator).squeeze(1)
 
 
-@torch.no_grad()
-def generate(
-    model: LanguageModel,
-    prompt_ids: list[int],
-    max_new_tokens: int,
-    *,
-    block_size: int,
-    eot_id: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[int]:
-    """Yield new token ids until end-of-text or `max_new_tokens`.
+class Context:
+    """Texts in the making: ids of B texts of one length, and the body's cache of them.
+
+    Past `block_size` the window slides: every token sees the last `block_size` ones, at positions that begin at 0
+    again, so that nothing cached can be used and each step reads the whole window.
 
     Args:
         model: in evaluation mode.
-        prompt_ids: at least one id; what exceeds the last `block_size` is not seen.
-        max_new_tokens: most ids to yield, >= 1.
-        block_size: longest context of the body.
-        eot_id: ends the text; it is not yielded.
-        temperature, top_k, generator: see `pick_token`.
+        prompt_ids: (B, T) int64 on the model's device, T >= 1.
+        use_cache: False reads the whole window at every step, the slow line that the cache equals.
+    """
+
+    def __init__(self, model: LanguageModel, prompt_ids: Tensor, use_cache: bool = True) -> None:
+        self._model, self.ids, self._use_cache = model, prompt_ids, use_cache
+        body: Any = model.body
+        self._block_size: int = body.block_size
+        self._cache = KVCache(len(body.h), self._block_size)
+
+    @property
+    def slides(self) -> bool:
+        """Whether the texts have outgrown the window."""
+        return self.ids.shape[1] > self._block_size
+
+    def states(self) -> Tensor:
+        """Return the (B, D) states of the last tokens."""
+        if self.slides or not self._use_cache:
+            return self._model.hidden(self.ids[:, -self._block_size :])[:, -1]
+        return self._model.hidden(self.ids[:, self._cache.length :], self._cache)[:, -1]
+
+    def append(self, tokens: Tensor) -> None:
+        """Add (B,) tokens."""
+        self.ids = torch.cat([self.ids, tokens.unsqueeze(1)], dim=1)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these of the B texts only."""
+        self.ids = self.ids[rows]
+        self._cache.select(rows)
+
+
+class TextStream:
+    """Bytes of tokens to text that can be shown: whole characters, and nothing that a stop text may begin with.
+
+    Args:
+        tokenizer: gives each token's bytes.
+        stops: texts that end the writing and are not shown.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
+        self._tokenizer, self._stops = tokenizer, [stop for stop in stops if stop]
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held = ""
+        self.text = ""
+        self.stopped = False
+
+    def feed(self, token: int) -> str:
+        """Take a token and return the text that is now certain."""
+        return self._release(self._decoder.decode(self._tokenizer.token_bytes(token)))
+
+    def close(self) -> str:
+        """Return what was held back, once no token follows."""
+        return self._release(self._decoder.decode(b"", final=True), last=True)
+
+    def _release(self, text: str, last: bool = False) -> str:
+        if self.stopped:
+            return ""
+        self._held += text
+        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        self.stopped = bool(found)
+        keep_back = 0 if last or found else max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        shown = self._held[: min(found) if found else len(self._held) - keep_back]
+        self._held = self._held[len(shown) :]
+        self.text += shown
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the longest n such that `text` ends with the first n characters of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+@dataclass(kw_only=True, slots=True)
+class Text:
+    """One text that a model wrote."""
+
+    prompt: str
+    text: str = ""
+    """What follows the prompt, without end-of-text and stop text."""
+    tokens: list[int] = field(default_factory=list)
+    """New ids, a closing end-of-text included."""
+    log_probs: list[float] = field(default_factory=list)
+    """Their log-probabilities under the model, nats, before any cut, temperature or penalty."""
+    finish: str = LENGTH
+    """`end_of_text`, `stop` or `length`."""
+
+
+@torch.no_grad()
+def write_texts(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    num_samples: int = 1,
+    max_new_tokens: int = 200,
+    sampling: Sampling | None = None,
+    stops: list[str] | None = None,
+    generator: torch.Generator | None = None,
+    show: Callable[[str], Any] = lambda _: None,
+    note: Callable[[str], Any] = lambda _: None,
+    use_cache: bool = True,
+) -> list[Text]:
+    """Write `num_samples` texts at once.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its tokenizer.
+        prompt: how the texts begin; read after an end-of-text, as every story in training.
+        num_samples: B >= 1.
+        max_new_tokens: most tokens to write, >= 1.
+        sampling: how the next token is chosen.
+        stops: texts that end the writing, besides end-of-text.
+        generator: on the model's device.
+        show: called with every certain piece of the first text.
+        note: called once, where the window slides.
+        use_cache: see `Context`.
     """
     device = next(model.parameters()).device
-    generator = generator or torch.Generator()
-    ids = list(prompt_ids)
+    sampling = sampling or Sampling()
+    prompt_ids = [tokenizer.eot_id, *tokenizer.encode(prompt)]
+    context = Context(model, torch.tensor([prompt_ids] * num_samples, device=device), use_cache)
+    texts = [Text(prompt=prompt) for _ in range(num_samples)]
+    streams = [TextStream(tokenizer, stops or []) for _ in range(num_samples)]
+    active, said = list(range(num_samples)), False
     for _ in range(max_new_tokens):
-        context = torch.tensor([ids[-block_size:]], device=device)
-        log_prob = model.head.log_prob(model.hidden(context)[0, -1])
-        token = pick_token(log_prob.cpu(), temperature, top_k, generator)
-        if token == eot_id:
-            return
-        ids.append(token)
-        yield token
+        if context.slides and not said:
+            said = True
+            note(f"longer than model.block_size={model.body.block_size}: every token sees that many before it, no more")
+        states = context.states()
+        tokens = next_tokens(model.head, states, sampling, context.ids, generator)
+        log_probs = model.head.target_log_prob(states, tokens).tolist()
+        context.append(tokens)
+        going = []
+        for row, (index, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
+            texts[index].tokens.append(token)
+            texts[index].log_probs.append(log_probs[row])
+            if token == tokenizer.eot_id:
+                texts[index].finish = EOT
+                continue
+            piece = streams[index].feed(token)
+            if index == 0 and piece:
+                show(piece)
+            if streams[index].stopped:
+                texts[index].finish = STOP
+            else:
+                going.append(row)
+        if len(going) < len(active):
+            active = [active[row] for row in going]
+            if not active:
+                break
+            context.select(torch.tensor(going, device=device))
+    for index, (text, stream) in enumerate(zip(texts, streams, strict=True)):
+        piece = stream.close()
+        if index == 0 and piece:
+            show(piece)
+        text.text = stream.text
+    return texts
 
 
 def generate_texts(
@@ -72,12 +248,18 @@ def generate_texts(
     *,
     prompt: str = "",
     num_samples: int = 1,
-    max_new_tokens: int = 200,
-    temperature: float = 0.8,
-    top_k: int | None = None,
     seed: int = 0,
-) -> Iterator[str]:
-    """Yield texts that the newest checkpoint of a run writes after `prompt`.
+    **options: Any,
+) -> Iterator[Text]:
+    """Yield texts that the newest checkpoint of a run writes after `prompt`, in batches of at most BATCH.
+
+    Args:
+        run_dir: the run.
+        config: the run's, possibly with another device.
+        prompt: see `write_texts`.
+        num_samples: texts, >= 1.
+        seed: of the draws, >= 0.
+        options: further ones of `write_texts`.
 
     Raises:
         RunFolderError, CheckpointError: no such run, or no usable checkpoint in it.
@@ -85,21 +267,9 @@ def generate_texts(
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
     model, _ = RunFolder(run_dir).load_model(config, device)
-    tokenizer = build_tokenizer(config.tokenizer)
-    generator = torch.Generator().manual_seed(seed)
-    prompt_ids = [
-        tokenizer.eot_id,
-        *tokenizer.encode(prompt),
-    ]  # as in training, where every story follows one
-    for _ in range(num_samples):
-        ids = generate(
-            model,
-            prompt_ids,
-            max_new_tokens,
-            block_size=config.model.block_size,
-            eot_id=tokenizer.eot_id,
-            temperature=temperature,
-            top_k=top_k,
-            generator=generator,
-        )
-        yield tokenizer.decode(list(ids))
+    tokenizer = build_tokenizer(RunFolder(run_dir).own_tokenizer(config.tokenizer), config.data)
+    generator = torch.Generator(device).manual_seed(seed)
+    for batch in range(math.ceil(num_samples / BATCH)):
+        size = min(BATCH, num_samples - batch * BATCH)
+        yield from write_texts(model, tokenizer, prompt, num_samples=size, generator=generator, **options)
+        options.pop("note", None)  # said once

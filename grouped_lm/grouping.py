@@ -5,11 +5,15 @@ Letters: V vocabulary, G groups, S slots per group (group size).
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from grouped_lm import clustering
 from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
 
@@ -63,6 +67,28 @@ class Grouping:
         return digest.hexdigest()
 
 
+def describe_groups(token_to_group: Tensor, token_to_slot: Tensor, special: dict[str, int]) -> dict[str, Any]:
+    """Return what people ask of a grouping, ready for JSON: sizes, a sha256 of all of it, where special tokens are.
+
+    Args:
+        token_to_group: (V,) int64, -1 for tokens outside the groups.
+        token_to_slot: (V,) int64.
+        special: ids by name, such as end-of-text.
+    """
+    groups, slots = token_to_group.cpu(), token_to_slot.cpu()
+    sizes = torch.bincount(groups[groups >= 0])
+    places = {name: {"id": i, "group": int(groups[i]), "slot": int(slots[i])} for name, i in special.items()}
+    return {
+        "vocab_size": groups.numel(),
+        "outside_groups": int((groups < 0).sum()),
+        "n_group": sizes.numel(),
+        "smallest_group": int(sizes.min()) if sizes.numel() else None,
+        "largest_group": int(sizes.max()) if sizes.numel() else None,
+        "sha256": Grouping(groups, slots, sizes.numel(), int(slots.max()) + 1).fingerprint(),
+        "special_tokens": places,
+    }
+
+
 def order_by_frequency(counts: Tensor) -> Tensor:
     """Return the (V,) token ids by their (V,) counts, most frequent first and ties by id."""
     return torch.argsort(counts, descending=True, stable=True)
@@ -86,27 +112,105 @@ def group_in_order(order: Tensor, group_size: int) -> Grouping:
     )
 
 
+def group_by_sqrt_frequency(counts: Tensor, group_size: int) -> Grouping:
+    """Put tokens by frequency into ceil(V / S) groups, at most, that hold equal shares of sum sqrt(count + 1).
+
+    So frequent tokens stand in small groups and rare ones in large ones: sizes are unequal. Source: classes by the
+    square root of the frequency, as in the RNNLM toolkit (Mikolov et al. 2011).
+    """
+    order, n_group = order_by_frequency(counts), math.ceil(counts.numel() / group_size)
+    share = (counts[order] + 1).double().sqrt()
+    middle = (share.cumsum(0) - share / 2) / share.sum()
+    groups = torch.unique((middle * n_group).long(), return_inverse=True)[1]  # one token may span several shares
+    return group_as_told(order, groups)
+
+
+def group_as_told(order: Tensor, groups: Tensor) -> Grouping:
+    """Put the tokens of `order` into the group that `groups` has at the same place, slots in that order.
+
+    Args:
+        order: (V,) int64, a permutation of the token ids.
+        groups: (V,) int64 in [0, G), none of them empty.
+    """
+    token_to_group = torch.empty_like(order)
+    token_to_group[order] = groups
+    sizes = torch.bincount(groups)
+    by_group = torch.argsort(groups, stable=True)
+    token_to_slot = torch.empty_like(order)
+    token_to_slot[order[by_group]] = torch.arange(order.numel()) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return Grouping(token_to_group, token_to_slot, n_group=sizes.numel(), group_size=int(sizes.max()))
+
+
+def group_by_company(
+    config: GroupingConfig, group_size: int, counts: Tensor, tokens: np.ndarray, ids: Tensor, text_vocab_size: int
+) -> Grouping:
+    """Cluster the tokens that occur by their neighbours, and fill the groups up evenly with all others, by id.
+
+    No group gets more than twice its even part of those that occur, so that the softmax inside groups has work to do
+    in all of them. There are ceil(V / S) groups, whose sizes differ by one at most.
+    """
+    vocab_size, order = counts.numel(), order_by_frequency(counts)
+    n_group = math.ceil(vocab_size / group_size)
+    quota = np.full(n_group, vocab_size // n_group)
+    quota[: vocab_size % n_group] += 1
+    words = order[: min(clustering.MAX_WORDS, int((counts > 0).sum()))]
+    room = np.minimum(quota, 2 * math.ceil(words.numel() / n_group))
+    clusters = np.empty(0, dtype=np.int64)
+    if words.numel():
+        known = ids[words].numpy()
+        if config.name == "brown":
+            clusters = clustering.brown_clusters(tokens, known, text_vocab_size, room)
+        else:
+            clusters = clustering.kmeans_clusters(tokens, known, text_vocab_size, room, config.seed)
+    free = quota - np.bincount(clusters, minlength=n_group)
+    others = order[words.numel() :].sort().values
+    filled = np.repeat(np.arange(n_group), free)
+    return group_as_told(torch.cat([words, others]), torch.from_numpy(np.concatenate([clusters, filled])))
+
+
+BY_COUNT = ("frequency", "sqrt_frequency", "kmeans", "brown")
+"""Groupings that are made from the training occurrences of the tokens."""
+BY_TEXT = ("kmeans", "brown")
+"""Those that are made from the training text itself."""
+
+
 def build_grouping(
-    config: GroupingConfig, vocab_size: int, group_size: int | None = None, counts: Tensor | None = None
+    config: GroupingConfig,
+    vocab_size: int,
+    group_size: int | None = None,
+    counts: Tensor | None = None,
+    tokens: Callable[[], np.ndarray] | None = None,
+    ids: Tensor | None = None,
 ) -> Grouping:
     """Build the grouping that `config` names.
 
     Args:
         config: `merge_rank` takes ids in their own order: GPT-2's ids are its 256 bytes, then its merges by rank,
-            then end-of-text (arXiv 2411.06371, "Groups"); `frequency` takes the most frequent first, ties by id.
-        vocab_size: V.
+            then end-of-text (arXiv 2411.06371, "Groups"); `frequency` takes the most frequent first, ties by id;
+            `sqrt_frequency` see `group_by_sqrt_frequency`; `kmeans` and `brown` see `group_by_company`.
+        vocab_size: V, the number of tokens to group.
         group_size: S in [1, V]; None means round(sqrt V).
-        counts: (V,) occurrences in the training text, for `frequency`.
+        counts: (V,) occurrences in the training text, for all but `merge_rank` and `random`.
+        tokens: gives the training text, (T,) ids, for `kmeans` and `brown`.
+        ids: (V,) what the tokens to group are called in the text; None means 0 to V - 1.
 
     Raises:
-        ConfigError: S outside [1, V], or no counts where they are needed.
+        ConfigError: S outside [1, V], or no counts or text where they are needed.
     """
     size = check_group_size(group_size, vocab_size)
     order = torch.arange(vocab_size)
     if config.name == "random":
         order = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(config.seed))
-    elif config.name == "frequency":
-        if counts is None:
-            raise ConfigError("grouping=frequency needs the token counts of the training text")
-        order = order_by_frequency(counts)
-    return group_in_order(order, size)
+    if config.name not in BY_COUNT:
+        return group_in_order(order, size)
+    if counts is None:
+        raise ConfigError(f"grouping={config.name} needs the token counts of the training text")
+    if config.name == "frequency":
+        return group_in_order(order_by_frequency(counts), size)
+    if config.name == "sqrt_frequency":
+        return group_by_sqrt_frequency(counts, size)
+    if tokens is None and counts.any():
+        raise ConfigError(f"grouping={config.name} needs the training text")
+    text = tokens() if tokens is not None else np.empty(0, np.int64)
+    ids = order if ids is None else ids
+    return group_by_company(config, size, counts, text, ids, max(int(ids.max()), int(text.max(initial=0))) + 1)

@@ -133,14 +133,30 @@ def peak_of_events(events: Iterable[tuple[int, int]], baseline: int) -> int:
     return peak
 
 
-def measure_head_peak_gib(head: nn.Module, n_tokens: int, n_embd: int, vocab_size: int, device: torch.device) -> float:
+def measure_head_peak_gib(
+    head: nn.Module,
+    n_tokens: int,
+    n_embd: int,
+    vocab_size: int,
+    device: torch.device,
+    targets: Tensor | None = None,
+) -> float:
     """Return the peak memory of the head's own forward and backward pass over `n_tokens` states, in GiB.
 
     Counted: states, targets, the weights that the head reads (a tied table too), their gradients, and whatever lives
-    in between. Draws no random numbers and leaves no gradients.
+    in between. Leaves no gradients, and the random generators as they were: a resumed run has restored its own.
+    `targets` (n_tokens,) are spread over all groups where none are given; what some heads need depends on them.
     """
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        return _head_peak_gib(head, n_tokens, n_embd, vocab_size, device, targets)
+
+
+def _head_peak_gib(
+    head: nn.Module, n_tokens: int, n_embd: int, vocab_size: int, device: torch.device, targets: Tensor | None
+) -> float:
     hidden = torch.linspace(-1, 1, n_embd, device=device).expand(n_tokens, n_embd).contiguous().requires_grad_()
-    targets = torch.arange(n_tokens, device=device) * 7919 % vocab_size  # a prime apart: every group gets some
+    if targets is None:
+        targets = torch.arange(n_tokens, device=device) * 7919 % vocab_size  # a prime apart: every group gets some
     before = tensor_bytes([hidden, targets, *head.parameters(), *head.buffers()])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

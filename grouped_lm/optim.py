@@ -1,22 +1,26 @@
-"""AdamW and its schedule."""
+"""AdamW, for all rows of a table or those that a step touches, and its schedule.
+
+Letters: D width, V vocabulary.
+"""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grouped_lm.config import OptimConfig
 from grouped_lm.heads.base import Head
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return parameters to decay and not: norms, biases, and what a head lists in `no_weight_decay` are not."""
+    """Return parameters to decay and not: norms, biases, and what a module lists in `no_weight_decay` are not."""
     exempt = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, Head)
         for name, parameter in module.named_parameters(recurse=False)
-        if name in module.no_weight_decay
+        if name in getattr(module, "no_weight_decay", ())
     }
     decay: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -25,11 +29,70 @@ def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parame
     return decay, rest
 
 
+class SparseRowsAdamW(torch.optim.AdamW):
+    """AdamW that leaves alone those rows of given tables, and of their averages, whose gradient is all zero.
+
+    This is not dense AdamW: there, a row without a gradient still decays and drifts on by its momentum, and its
+    averages fade. Here it stands still until it is touched again, as in torch's SparseAdam; `step` counts for the whole
+    table. A step moves the bytes of the rows it touches, and reads the (V, D) gradient once to find them.
+
+    Args:
+        groups: as torch's, tables among them.
+        tables: parameters of (V, D) that are updated by rows.
+        options: as torch's.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], tables: list[nn.Parameter], **options: Any) -> None:
+        super().__init__(groups, **options)
+        self._tables = {id(table) for table in tables}
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """See torch's; gradients are left as they were."""
+        held: list[tuple[Tensor, Tensor]] = []
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in self._tables and parameter.grad is not None:
+                    held.append((parameter, parameter.grad))
+                    self._step_rows(parameter, group)
+                    parameter.grad = None  # the fused step passes it by
+        loss = super().step(closure)
+        for parameter, grad in held:
+            parameter.grad = grad
+        return loss
+
+    @torch.no_grad()
+    def _step_rows(self, table: Tensor, group: dict[str, Any]) -> None:
+        state, grad, (beta1, beta2) = self.state[table], table.grad, group["betas"]
+        assert grad is not None  # `step` looked
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=table.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
+        state["step"] += 1
+        rows = (torch.linalg.vector_norm(grad, math.inf, dim=1) > 0).nonzero().squeeze(1)
+        part, first, second, weight = (t[rows] for t in (grad, state["exp_avg"], state["exp_avg_sq"], table))
+        first.lerp_(part, 1 - beta1)
+        second.mul_(beta2).addcmul_(part, part, value=1 - beta2)
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        spread = second.sqrt().div_((1 - beta2 ** state["step"]).sqrt()).add_(group["eps"])
+        weight.sub_(first / spread * (group["lr"] / (1 - beta1 ** state["step"])))
+        for whole, values in ((state["exp_avg"], first), (state["exp_avg_sq"], second), (table, weight)):
+            whole.index_copy_(0, rows, values)
+
+
+def token_tables(model: nn.Module) -> list[nn.Parameter]:
+    """Return the matrices that have a row per token: the input embedding, and those of untied heads."""
+    sizes = {module.vocab_size for module in model.modules() if isinstance(module, Head)}
+    return [p for p in model.parameters() if p.ndim == 2 and p.shape[0] in sizes]
+
+
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.AdamW:
-    """Build torch's fused AdamW over the two kinds of parameters."""
+    """Build torch's fused AdamW over the two kinds of parameters, or `SparseRowsAdamW` where the config asks for it."""
     decay, rest = split_by_decay(model)
     groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": True}
+    if config.sparse_rows:
+        return SparseRowsAdamW(groups, token_tables(model), **options)
+    return torch.optim.AdamW(groups, **options)
 
 
 def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:

@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from grouped_lm.config import Config
 from grouped_lm.devices import Device
 from grouped_lm.fake_step import fake_model, fake_step, fake_steps, with_shape
-from grouped_lm.heads import HEAD_CONFIGS
+from grouped_lm.heads import HEAD_CONFIGS, HEADS
 from grouped_lm.live_bytes import KINDS, Moments
 from grouped_lm.models.lm import estimate_body_flops_per_token
 
@@ -113,7 +113,8 @@ def measure_points(config: Config) -> tuple[Moments, dict[int, Moments], dict[in
     if batch == 1:
         del by_batch[1]  # one row is laid out differently
     cut = config.model.body == "gpt_neo" and context <= config.model.window_size  # a longer text needs a mask
-    square = config.model.body == "gpt_neo" or config.model.dropout > 0  # masks, and attention without its kernel
+    # masks, and attention without its kernel
+    square = config.model.body == "gpt_neo" or config.model.dropout > 0 or config.model.attention == "unfused"
     start = 2 * config.model.window_size if cut else context
     lengths = range(start, start * (4 if square else 3), start)
     by_context = {x: step if x == context else fake_step(with_shape(config, context=x)) for x in lengths}
@@ -169,8 +170,8 @@ def plan_heads(
     """Plan every head, the config's own settings for its own head, and hold each against the dense one.
 
     Returns:
-        The plans, the dense one first; and the names of the heads whose sizes depend on the tokens of a batch, which
-        shapes alone do not tell.
+        The plans, the dense one first; and the names of the heads whose sizes depend on the tokens of a batch or of
+        the text, which shapes alone do not tell.
 
     Args:
         config: the run.
@@ -180,9 +181,15 @@ def plan_heads(
     """
     train = config.train
     total = tokens or train.max_steps * train.micro_batch_size * train.grad_accum_steps * config.model.block_size
-    heads: dict[str, Any] = {name: schema() for name, schema in HEAD_CONFIGS.items()} | {config.head.name: config.head}
+    heads: dict[str, Any] = {name: schema() for name, schema in HEAD_CONFIGS.items()}
+    if config.model.embedding != "table":
+        heads |= {name: dataclasses.replace(head, tied=False) for name, head in heads.items() if hasattr(head, "tied")}
+    heads[config.head.name] = config.head
     plans, unplanned = [], []
     for name, head in heads.items():
+        if HEADS[name][1].sizes_follow_text:
+            unplanned.append(name)
+            continue
         try:
             plans.append(plan_head(dataclasses.replace(config, head=head), memory_bytes, device, total))
         except (DataDependentOutputException, DynamicOutputShapeException):

@@ -57,7 +57,7 @@ def notes(plans: list[HeadPlan], unplanned: list[str], device: Device) -> list[s
     useless = [f"{p.head}: this head will not help you here" for p in plans if p.head != "dense" and not p.helps]
     return [
         *useless,
-        *(f"{name}: not planned, its sizes depend on the tokens of a batch" for name in unplanned),
+        *(f"{name}: not planned, its sizes depend on the tokens of a batch or of the text" for name in unplanned),
         "memory: live tensors of an eager step; a GPU's context, workspaces and fragmentation come on top",
         f"speed: assumes {UTILISATION:.0%} of the peak FLOP/s, and every tensor written and read once; narrow bodies "
         "(D 64) have run 2 to 6 times slower",

@@ -62,10 +62,10 @@ def write_plots(rows: list[Row], folder: Path) -> list[Path]:
         known = [p for p in points if p.mean(against[0]) is not None and p.mean(QUALITY[0]) is not None]
         if len(known) > 1:
             jobs.append((name, partial(draw_pareto, points=known, against=against)))
-    return [path for name, draw in jobs for path in _save(folder / name, draw)]
+    return [path for name, draw in jobs for path in save_figure(folder / name, draw)]
 
 
-def _save(stem: Path, draw: Callable[[Any], None]) -> list[Path]:
+def save_figure(stem: Path, draw: Callable[[Any], None]) -> list[Path]:
     """Draw once and write both files whole; no dates and no versions inside."""
     with styled_matplotlib():
         from matplotlib.backends.backend_agg import FigureCanvasAgg

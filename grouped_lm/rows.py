@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from grouped_lm.config import tokenizer_label
 from grouped_lm.data.tokenizer import VOCAB_SIZES
 from grouped_lm.display import peak_memory_gib
 from grouped_lm.errors import RunFolderError
@@ -97,13 +98,22 @@ def read_row(path: Path) -> Row:
     else:
         known = figures | result
     row = {"run": str(path), "sweep": sweep_of(path)} | _labels(read_config(path) or {}) | known | {"state": state}
-    return row | {"memory/peak": peak_memory_gib(row)}
+    return row | read_tasks(path) | {"memory/peak": peak_memory_gib(row)}
+
+
+def read_tasks(path: Path) -> Row:
+    """Return what `gvc eval` found of a run's tasks and written texts, nothing where it has not judged it."""
+    try:
+        figures = json.loads((path / "eval.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: value for key, value in figures.items() if key.startswith(("task/", "sample/"))}
 
 
 def _labels(config: Row) -> Row:
     """Return what tells runs apart, and the sizes that theory needs."""
-    head, tokenizer = config.get("head", {}), config.get("tokenizer", {}).get("name")
-    vocab_size = VOCAB_SIZES.get(str(tokenizer))
+    head, tokenizer = config.get("head", {}), config.get("tokenizer", {})
+    vocab_size = tokenizer.get("vocab_size") or VOCAB_SIZES.get(str(tokenizer.get("name")))
     group_size = head.get("group_size")
     if "group_size" in head and group_size is None and vocab_size is not None:
         group_size = default_group_size(vocab_size)
@@ -115,7 +125,7 @@ def _labels(config: Row) -> Row:
         "group_size": group_size,
         "grouping": config.get("grouping", {}).get("name") if group_size is not None else None,
         "data": config.get("data", {}).get("name"),
-        "tokenizer": tokenizer,
+        "tokenizer": tokenizer_label(tokenizer) or None,
         "vocab_size": vocab_size,
         "seed": config.get("seed"),
     }

@@ -1,11 +1,12 @@
 """What a run leaves behind, and where: config, environment, metrics, result, checkpoints.
 
-config.json  environment.json  metrics.jsonl  result.json  checkpoints/  wandb/  .hydra/
+config.json  environment.json  grouping.json  tokenizer.json  metrics.jsonl  result.json  checkpoints/  wandb/  .hydra/
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,23 @@ import torch
 from filelock import FileLock, Timeout
 
 from grouped_lm.checkpoint import load_latest
-from grouped_lm.config import Config, changed_fields, config_from_dict, config_identity, config_to_dict
-from grouped_lm.data.tokenizer import vocab_size_of
+from grouped_lm.config import (
+    Config,
+    TokenizerConfig,
+    changed_fields,
+    config_from_dict,
+    config_identity,
+    config_to_dict,
+)
+from grouped_lm.data.bpe import BPETokenizer
+from grouped_lm.data.tokenizer import EOT_TEXT, build_tokenizer, vocab_size_of
 from grouped_lm.errors import BusyError, CheckpointError, DriftError, RunFolderError
-from grouped_lm.heads import parse_head_config
+from grouped_lm.grouping import describe_groups
+from grouped_lm.heads import Head, parse_head_config
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runtime import write_json
-from grouped_lm.train_state import unpack_model
+from grouped_lm.train_state import head_buffers, unpack_model
 
 COMPLETE, INTERRUPTED, FAILED = "complete", "interrupted", "failed"
 
@@ -41,6 +51,10 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
         self.checkpoints = path / "checkpoints"
+        self.tokenizer = path / "tokenizer.json"
+        """One trained for this run: evaluation and samples need no training text."""
+        self.grouping = path / "grouping.json"
+        """What is in which group, in short; the checkpoint has it token by token."""
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -113,11 +127,28 @@ class RunFolder:
             raise CheckpointError(f"{self.path} has no checkpoint yet: train it first")
         vocab_size = vocab_size_of(config.tokenizer)
         least = 12 * config.model.n_layer * config.model.n_embd**2 + vocab_size * config.model.n_embd
+        if config.model.embedding != "table":
+            least -= vocab_size * config.model.n_embd
         if 4 * least > sum(map(len, found[1].values())):  # a stranger's config must not make us allocate at will
             raise CheckpointError(f"{self.path}: its config describes a larger model than its checkpoint holds")
-        model = build_lm(config, lambda: np.zeros(vocab_size, dtype=np.int64))  # the checkpoint brings its grouping
+        known = head_buffers(found[1])  # so the training text is not needed
+        model = build_lm(config, lambda: np.zeros(vocab_size, dtype=np.int64), saved=known)
         unpack_model(found[1], model)
         return model.to(device).eval(), found[0]
+
+    def write_tokens(self, config: Config, head: Head) -> None:
+        """Write the tokenizer, where it was trained on this run's text, and a description of the groups, if any."""
+        tokenizer = build_tokenizer(config.tokenizer, config.data)
+        if isinstance(tokenizer, BPETokenizer):
+            tokenizer.save(self.tokenizer)
+        known = dict(head.named_buffers())
+        if "token_to_group" in known:
+            special = {EOT_TEXT: tokenizer.eot_id}
+            write_json(self.grouping, describe_groups(known["token_to_group"], known["token_to_slot"], special))
+
+    def own_tokenizer(self, config: TokenizerConfig) -> TokenizerConfig:
+        """Return the config with the run's own trained tokenizer, if it has one: other text changes no ids."""
+        return replace(config, file=str(self.tokenizer)) if config.name == "bpe" and self.tokenizer.exists() else config
 
     def write_start(self, config: Config, environment: dict[str, Any]) -> None:
         """Write what is known before the first step."""

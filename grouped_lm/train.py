@@ -18,7 +18,7 @@ from grouped_lm.data.loader import TrainBatches, ValidWindows
 from grouped_lm.data.tokenizer import vocab_size_of
 from grouped_lm.display import PrepareDisplay, TrainDisplay
 from grouped_lm.errors import CheckpointError, DiskError, DivergedError, DriftError
-from grouped_lm.evaluate import autocast, evaluate
+from grouped_lm.evaluate import evaluate
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.base import HeadLoss
@@ -29,12 +29,13 @@ from grouped_lm.measure import (
     measure_gemm_flops_per_sec,
     measure_head_peak_gib,
 )
-from grouped_lm.models.build import build_lm, count_params
+from grouped_lm.models.build import build_lm, check_head, count_params
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer, learning_rate
 from grouped_lm.room import dry_run, explain_out_of_memory
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runtime import describe_environment, resolve_device, set_threads, write_json
+from grouped_lm.scoring import autocast
 from grouped_lm.secret_values import refuse_secrets
 from grouped_lm.signals import StopRequested, StopSignals
 from grouped_lm.tracking import MetricsLog, Tracker
@@ -112,7 +113,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
     corpus = prepare_data(config.data, config.tokenizer)
     batches = TrainBatches(corpus.train.tokens(), block_size, cfg.micro_batch_size, config.seed)
     windows = ValidWindows(corpus.valid.tokens(), block_size, cfg.eval_batch_size or cfg.micro_batch_size)
-    model = build_lm(config, corpus.train.counts).to(device)
+    model = build_lm(config, corpus.train.counts, corpus.train.tokens).to(device)
     optimizer = build_optimizer(config.optim, model)
     forward = torch.compile(model) if cfg.compile else model
 
@@ -130,6 +131,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
     }
     progress = resume(folder, config, model, optimizer, log, saved_with)
     folder.write_start(config, environment)
+    folder.write_tokens(config, model.head)
     tracker = Tracker(config, folder.path, log)
 
     step_tokens = cfg.micro_batch_size * cfg.grad_accum_steps * block_size
@@ -199,7 +201,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
                     input_ids, targets = batches.batch(place)
                     with autocast(device, cfg.dtype):
                         losses.append(forward(input_ids.to(device), targets.to(device)))
-                    (losses[-1].nll / cfg.grad_accum_steps).backward()
+                    (losses[-1].objective() / cfg.grad_accum_steps).backward()
                 grad_norm = clip_gradients(model, config.optim.grad_clip)
                 problem = not_finite(losses, grad_norm, lr, progress.step)
                 if problem is None:
@@ -282,12 +284,14 @@ def preflight(config: Config, run_dir: Path | None = None) -> None:
     """Refuse what cannot run, before any folder is made; prepare the data on the way.
 
     Raises:
-        ConfigError: a group size above V, a device that is not there.
+        ConfigError: a group size above V, a device that is not there, a head tied to nothing or without the
+            losses asked for.
         DataError: text that is missing, unreadable or too short.
         DriftError, RunFolderError: `run_dir` already holds something else.
     """
     refuse_secrets(config_to_dict(config))
     resolve_device(config.train.device)
+    check_head(config)
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
     if run_dir is not None:
@@ -443,7 +447,7 @@ def describe_model(config: Config, model: LanguageModel) -> dict[str, Any]:
         "group_size": getattr(head, "group_size", None),
         "n_group": getattr(head, "n_group", None),
         "data": config.data.name,
-        "tokenizer": config.tokenizer.name,
+        "tokenizer": config.tokenizer.label,
         "params/total": total,
         "params/head": own,
     }

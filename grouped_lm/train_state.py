@@ -45,6 +45,16 @@ def pack(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, An
     return {TENSORS: save_tensors(cpu), STATE: json.dumps(state, indent=2, sort_keys=True).encode()}
 
 
+def head_buffers(files: dict[str, bytes]) -> dict[str, Tensor]:
+    """Return what a checkpoint knows of the head, by the head's own names: its grouping, and other buffers.
+
+    Raises:
+        CheckpointError: the files cannot be read.
+    """
+    prefix, (tensors, _) = "model/head.", _read(files)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def finite_weights(model: nn.Module) -> bool:
     """Return whether every weight is a finite number."""
     return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())

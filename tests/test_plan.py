@@ -54,6 +54,8 @@ def test_predicted_peak_is_that_of_the_loop(body, head, batch, tiny, workdir):
         ["head=dense", "head.chunk_rows=64", "tokenizer=gpt2"],
         ["head=grouped", "model.dropout=0.1"],
         ["head=grouped", "train.dtype=bfloat16"],
+        ["head=grouped", "model.attention=unfused"],
+        ["head=grouped", "model.attention=unfused", "model.body=gpt_neo", "model.window_size=16"],
     ],
     ids=" ".join,
 )
@@ -143,8 +145,8 @@ def test_command(gvc):
     done = gvc("plan", "model=debug", "--memory", "1GiB", "--device", "h100", "--tokens", "1000000", "--json")
     assert done.code == 0
     plans = json.loads(done.out)
-    assert [p["head"] for p in plans["heads"]] + plans["unplanned"] == list(HEAD_CONFIGS)
-    assert plans["unplanned"] == ["class_full", "shortlist", "adaptive"]
+    assert {p["head"] for p in plans["heads"]} | set(plans["unplanned"]) == set(HEAD_CONFIGS)
+    assert plans["unplanned"] == ["class_full", "shortlist", "adaptive", "trim"]
     assert plans["memory_bytes"] == GIB
     table = gvc("plan", "tokenizer=bytes", "model=debug", "model.n_embd=256", "--device", "a100")
     assert "\ngrouped: this head will not help you here\n" in table.out

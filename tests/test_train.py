@@ -54,8 +54,15 @@ def test_stopped_and_resumed_equals_uninterrupted(gvc, tiny, head, number, code)
     assert weights(Path("cut")) == weights(Path("whole"))
 
 
-def test_a_damaged_checkpoint_falls_back_and_ends_the_same(gvc, tiny):
-    words = ["train", *tiny, "train.checkpoint_every_steps=2"]
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["head=grouped", "model.embedding=factorised"],
+        ["head=sampled", "optim.sparse_rows=true"],  # draws in training, too
+    ],
+)
+def test_a_damaged_checkpoint_falls_back_and_ends_the_same(gvc, tiny, options):
+    words = ["train", *tiny, *options, "train.checkpoint_every_steps=2"]
     assert gvc(*words, "hydra.run.dir=whole").code == 0
     assert gvc(*words, "hydra.run.dir=cut").code == 0
     expected = weights(Path("whole"))
@@ -69,6 +76,12 @@ def test_a_damaged_checkpoint_falls_back_and_ends_the_same(gvc, tiny):
     assert "trying the one before" in again.err
     assert rows(Path("cut")) == rows(Path("whole"))
     assert weights(Path("cut")) == expected
+
+
+def test_a_head_cut_to_the_training_text_is_loaded_without_it(gvc, tiny, texts):
+    run = gvc("train", *tiny, "head=trim", "head.tied=false", "hydra.run.dir=run").run_dir
+    judged = json.loads(gvc("eval", str(run), "--json", "data.train=gone.txt").out)
+    assert judged["val/loss"] == json.loads((run / "result.json").read_text())["val/loss"]
 
 
 def test_a_complete_run_is_left_alone(gvc, tiny):

@@ -65,7 +65,7 @@ def prepare_split(
         DataError: the source is missing or unreadable, or has no document with text.
         DiskError: the cache cannot be written.
     """
-    source, encoder = open_source(data, split), build_tokenizer(tokenizer)
+    source, encoder = open_source(data, split), build_tokenizer(tokenizer, data)
     description = source.describe()
     key = _key(description, encoder)
     slug = re.sub(r"[^A-Za-z0-9._-]+", "_", data.name) or "data"
@@ -73,7 +73,7 @@ def prepare_split(
     found, reason = read_token_file(folder, key)
     if found is not None:
         return found
-    with _disk_errors(folder), _build_lock(folder):
+    with disk_errors(folder), build_lock(folder):
         found, reason = read_token_file(folder, key)  # another process may have been quicker
         if found is None:
             if folder.exists():
@@ -103,7 +103,8 @@ def _watched(batches: Iterable[Encoded], source: Source, progress: Progress | No
 
 
 @contextlib.contextmanager
-def _build_lock(folder: Path) -> Iterator[None]:
+def build_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock beside what is to be built; waits for another process that builds it, and says so."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
@@ -118,7 +119,8 @@ def _build_lock(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn an OSError into a `DiskError` that names the place and how to choose another."""
     try:
         yield
     except OSError as error:

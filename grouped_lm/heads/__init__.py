@@ -2,20 +2,25 @@
 
 import dataclasses
 import difflib
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
-from grouped_lm.grouping import Grouping
+from grouped_lm.grouping import BY_COUNT, Grouping
 from grouped_lm.heads.adaptive import AdaptiveConfig, AdaptiveHead
 from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadContext, HeadLoss
 from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
 from grouped_lm.heads.dense import DenseConfig, DenseHead
 from grouped_lm.heads.film import FilmConfig, FilmHead
 from grouped_lm.heads.grouped import GroupedConfig, GroupedHead
+from grouped_lm.heads.low_rank import LowRankConfig, LowRankHead
+from grouped_lm.heads.sampled import SampledConfig, SampledHead
 from grouped_lm.heads.shortlist import ShortlistConfig, ShortlistHead
+from grouped_lm.heads.trim import TrimConfig, TrimHead
 from grouped_lm.heads.two_level import TwoLevelHead
 
 HEADS: dict[str, tuple[type, type[Head]]] = {
@@ -25,6 +30,9 @@ HEADS: dict[str, tuple[type, type[Head]]] = {
     "class_full": (ClassFullConfig, ClassFullHead),
     "shortlist": (ShortlistConfig, ShortlistHead),
     "adaptive": (AdaptiveConfig, AdaptiveHead),
+    "low_rank": (LowRankConfig, LowRankHead),
+    "sampled": (SampledConfig, SampledHead),
+    "trim": (TrimConfig, TrimHead),
 }
 """Every head, its schema and its class, by the name that commands and columns use."""
 HEAD_CONFIGS: dict[str, type] = {name: schema for name, (schema, _) in HEADS.items()}
@@ -59,7 +67,7 @@ def needs_grouping(config: Any) -> bool:
 
 def needs_counts(config: Any, grouping: GroupingConfig) -> bool:
     """Return whether the head or its grouping is made from the training occurrences of the tokens."""
-    return HEADS[config.name][1].needs_counts or (needs_grouping(config) and grouping.name == "frequency")
+    return HEADS[config.name][1].needs_counts or (needs_grouping(config) and grouping.name in BY_COUNT)
 
 
 def build_head(
@@ -69,6 +77,8 @@ def build_head(
     grouping: GroupingConfig | None = None,
     counts: Tensor | None = None,
     wte: Tensor | None = None,
+    tokens: Callable[[], np.ndarray] | None = None,
+    saved: Mapping[str, Tensor] | None = None,
 ) -> Head:
     """Build the head that `config` describes.
 
@@ -77,10 +87,12 @@ def build_head(
         n_embd: D.
         vocab_size: V.
         grouping: how tokens are put into groups; None means by merge rank.
-        counts: (V,) training occurrences, for groupings by frequency and heads that sort their tokens.
+        counts: (V,) training occurrences, for groupings made from them and heads that sort their tokens.
         wte: (V, D) input embedding, for tied heads.
+        tokens: gives the training text, (T,) ids, for groupings by the company that tokens keep.
+        saved: the head's buffers in a checkpoint that is being loaded for use.
     """
-    context = HeadContext(n_embd, vocab_size, grouping or GroupingConfig(), counts, wte)
+    context = HeadContext(n_embd, vocab_size, grouping or GroupingConfig(), counts, wte, tokens, saved or {})
     return HEADS[config.name][1].build(config, context)
 
 
@@ -102,8 +114,14 @@ __all__ = [
     "Head",
     "HeadContext",
     "HeadLoss",
+    "LowRankConfig",
+    "LowRankHead",
+    "SampledConfig",
+    "SampledHead",
     "ShortlistConfig",
     "ShortlistHead",
+    "TrimConfig",
+    "TrimHead",
     "TwoLevelHead",
     "build_head",
     "needs_counts",

@@ -4,17 +4,18 @@ Source: Grave et al. 2017 (arXiv 1609.04309), `torch.nn.AdaptiveLogSoftmaxWithLo
 Letters: N tokens, D width, V vocabulary, K the first cutoff, C clusters after it.
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from grouped_lm.config import check_range
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
-    Head,
     HeadContext,
     HeadLoss,
     at_least_fp32,
@@ -22,6 +23,7 @@ from grouped_lm.heads.base import (
     flatten,
     two_step_loss,
 )
+from grouped_lm.heads.best_first import BestFirstHead
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,7 +54,7 @@ def clip_cutoffs(cutoffs: list[int], vocab_size: int) -> list[int]:
     return [cutoff for cutoff in cutoffs if cutoff < vocab_size] or [vocab_size - 1]
 
 
-class AdaptiveHead(Head):
+class AdaptiveHead(BestFirstHead):
     """A softmax over the K most frequent tokens and C clusters, then one in the target's cluster, of lower rank.
 
     The modules are torch's, so `log_prob` and the parameters are too; `loss` is rewritten, since torch's own takes no
@@ -60,6 +62,7 @@ class AdaptiveHead(Head):
     """
 
     needs_counts: ClassVar[bool] = True
+    regularised: ClassVar[bool] = True
 
     rank: Tensor
 
@@ -68,6 +71,7 @@ class AdaptiveHead(Head):
         cutoffs = clip_cutoffs(config.cutoffs, self.vocab_size)
         self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(n_embd, self.vocab_size, cutoffs, config.div_value)
         self.register_buffer("rank", torch.argsort(by_frequency))
+        self._tables: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def build(cls, config: Any, context: HeadContext) -> "AdaptiveHead":
@@ -82,7 +86,9 @@ class AdaptiveHead(Head):
         edges = torch.tensor(self.adaptive.cutoffs[:-1], device=rank.device)
         cluster = torch.bucketize(rank, edges, right=True)  # 0 for the first K, then 1 to C
         classes = torch.where(cluster == 0, rank, self.adaptive.shortlist_size + cluster - 1)
-        first = classify(at_least_fp32(self.adaptive.head(states)), classes, counted, accuracy)
+        first_logits = at_least_fp32(self.adaptive.head(states))
+        first = classify(first_logits, classes, counted, accuracy)
+        extra = self.logits_extra(first_logits, classes, first[0], counted)
         inside = torch.zeros_like(first[0])
         hits = counted & (cluster == 0)
         for index, tail in enumerate(self.adaptive.tail, start=1):
@@ -91,7 +97,40 @@ class AdaptiveHead(Head):
             nll, right = classify(logits, slots, counted[rows], accuracy)
             inside = inside.index_copy(0, rows, nll)
             hits = hits if right is None else hits.index_copy(0, rows, right)
-        return two_step_loss(targets, reduction, first, (inside, hits if accuracy else None))
+        return two_step_loss(targets, reduction, first, (inside, hits if accuracy else None), extra)
+
+    def after_load(self) -> None:
+        """See `Head.after_load`."""
+        self._tables = None
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Return (V,) ids, most frequent first, and the clusters' as (C, S), -1 beyond; made when first asked."""
+        if self._tables is None or self._tables[0].device != self.rank.device:
+            by_rank = torch.argsort(self.rank)
+            clusters = [by_rank[start:stop] for start, stop in itertools.pairwise(self.adaptive.cutoffs)]
+            self._tables = by_rank, pad_sequence(clusters, batch_first=True, padding_value=-1)
+        return self._tables
+
+    def alone(self) -> Tensor:
+        """See `BestFirstHead.alone`: the K most frequent."""
+        return self.tables()[0][: self.adaptive.shortlist_size]
+
+    def group_members(self) -> Tensor:
+        """See `BestFirstHead.group_members`: the clusters."""
+        return self.tables()[1]
+
+    def first_step(self, states: Tensor) -> Tensor:
+        """See `BestFirstHead.first_step`."""
+        return at_least_fp32(self.adaptive.head(states)).log_softmax(-1)
+
+    def inside(self, states: Tensor, groups: Tensor) -> Tensor:
+        """See `BestFirstHead.inside`; cluster by cluster, since their weights have different shapes."""
+        log_prob = at_least_fp32(states.new_empty(len(states), self.group_members().shape[1])).fill_(-torch.inf)
+        for cluster in groups.unique().tolist():
+            rows = (groups == cluster).nonzero().squeeze(1)
+            inside = at_least_fp32(self.adaptive.tail[cluster](states[rows])).log_softmax(-1)
+            log_prob[rows, : inside.shape[1]] = inside
+        return log_prob
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`; torch's, in the weights' own precision."""

@@ -4,15 +4,18 @@ Letters: B batch, T sequence, N = B*T, D width, V vocabulary, G groups, S slots 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import GroupingConfig
 from grouped_lm.grouping import Grouping, build_grouping, order_by_frequency
+from grouped_lm.heads.cuts import Cut, Kept, draw_kept, keep
 
 IGNORE_INDEX = -100
 """Targets of this value count nowhere: no loss, no gradient, not in the mean."""
@@ -32,6 +35,12 @@ class HeadLoss:
     """Targets whose group is the likeliest one; asked for with accuracy=True."""
     token_correct: Tensor | None = None
     """Targets that are the likeliest token of their own group."""
+    extra: Tensor | None = None
+    """What training adds to `nll`, which stays the likelihood; see `Head.regularise`. None where nothing is added."""
+
+    def objective(self) -> Tensor:
+        """Return what training lowers: nll, and the extra if there is one."""
+        return self.nll if self.extra is None else self.nll + self.extra
 
 
 def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
@@ -62,10 +71,22 @@ class HeadContext:
     """(V,) training occurrences, where they are known."""
     wte: Tensor | None = None
     """(V, D) input embedding, for tied heads."""
+    tokens: Callable[[], np.ndarray] | None = None
+    """Gives the training text, (T,) ids, for groupings by the company that tokens keep."""
+    saved: Mapping[str, Tensor] = field(default_factory=dict)
+    """The head's buffers in the checkpoint that is being loaded for use: what the training text decided."""
 
-    def groups(self, group_size: int | None) -> Grouping:
-        """Return the grouping of all V tokens; see `build_grouping`."""
-        return build_grouping(self.grouping, self.vocab_size, group_size, self.counts)
+    def groups(self, group_size: int | None, ids: Tensor | None = None) -> Grouping:
+        """Return the grouping of all V tokens, or of `ids` alone; see `build_grouping`.
+
+        A checkpoint that is being loaded brings the one of all V.
+        """
+        if ids is None and "token_to_group" in self.saved:
+            groups, slots = self.saved["token_to_group"], self.saved["token_to_slot"]
+            return Grouping(groups, slots, int(groups.max()) + 1, int(slots.max()) + 1)
+        counts = self.counts if ids is None or self.counts is None else self.counts[ids]
+        number = self.vocab_size if ids is None else ids.numel()
+        return build_grouping(self.grouping, number, group_size, counts, self.tokens, ids)
 
     def by_frequency(self) -> Tensor:
         """Return the (V,) token ids, most frequent first and ties by id; by id alone where no counts are known."""
@@ -96,10 +117,53 @@ class Head(nn.Module, ABC):
     """Names of matrices that are scales, shifts or biases, and so are not decayed."""
     needs_counts: ClassVar[bool] = False
     """Whether the head is built from the training occurrences of the tokens, whatever the grouping."""
+    regularised: ClassVar[bool] = False
+    """Whether label smoothing and z-loss are defined for it."""
+    sizes_follow_text: ClassVar[bool] = False
+    """Whether the training text decides shapes of its parameters, which shapes of a run alone do not tell."""
 
     def __init__(self, n_embd: int, vocab_size: int) -> None:
         super().__init__()
         self.n_embd, self.vocab_size = n_embd, vocab_size
+        self.label_smoothing, self.z_loss = 0.0, 0.0
+
+    def regularise(self, label_smoothing: float, z_loss: float) -> None:
+        """Add to the loss under `train()`, at the level of the first softmax.
+
+        That is the one over V for heads without groups, over groups (and what stands beside them) for others; a
+        softmax inside a group is left alone.
+
+        Args:
+            label_smoothing: e in [0, 1): adds e (mean -log p - nll), so that targets share e with all classes.
+            z_loss: adds z_loss * (log of the partition function)^2, as in PaLM (arXiv 2204.02311, section 5).
+
+        Raises:
+            ValueError: this head has no such loss.
+        """
+        if (label_smoothing or z_loss) and not self.regularised:
+            raise ValueError(f"{type(self).__name__} has no label smoothing and no z-loss")
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
+
+    @property
+    def adds_extra(self) -> bool:
+        """Whether `loss` has to give an extra now."""
+        return self.training and bool(self.label_smoothing or self.z_loss)
+
+    def extra_of(self, nll: Tensor, target_logit: Tensor, mean_logit: Tensor, counted: Tensor) -> Tensor:
+        """Return the (N,) extra of a softmax, all arguments (N,); no logits of all classes are needed.
+
+        -log p of class c is log Z - logit[c], so mean -log p - nll is target_logit - mean_logit, and log Z is nll +
+        target_logit.
+        """
+        extra = self.label_smoothing * (target_logit - mean_logit) + self.z_loss * (nll + target_logit).square()
+        return extra.masked_fill(~counted, 0.0)
+
+    def logits_extra(self, logits: Tensor, classes: Tensor, nll: Tensor, counted: Tensor) -> Tensor | None:
+        """Return `extra_of` the (N, C) logits of the first softmax; None where nothing is added."""
+        if not self.adds_extra:
+            return None
+        target = logits.gather(1, classes.clamp_min(0)[:, None]).squeeze(1)
+        return self.extra_of(nll, target, logits.mean(1), counted)
 
     @classmethod
     @abstractmethod
@@ -136,6 +200,50 @@ class Head(nn.Module, ABC):
         """Return (...) log p(target), zero where ignored."""
         return -self.loss(hidden, targets, reduction="none").nll
 
+    def keep(self, hidden: Tensor, cut: Cut) -> Kept:
+        """Return the tokens that `cut` keeps of the joint distribution, likeliest first, the lowest id among equals.
+
+        Args:
+            hidden: (N, D).
+            cut: by rank, cumulated probability, or share of the likeliest.
+        """
+        return keep(self.log_prob(hidden), None, cut)
+
+    def topk(self, hidden: Tensor, k: int) -> Kept:
+        """Return the min(k, V) likeliest tokens of (N, D) states."""
+        return self.keep(hidden, Cut(top_k=k))
+
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """Return (N,) ids of the likeliest token of (N, D) states."""
+        return self.keep(hidden, Cut(top_k=1)).ids.squeeze(1)
+
+    def sample(
+        self,
+        hidden: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        temperature: float = 1.0,
+        cut: Cut | None = None,
+        num_samples: int = 1,
+    ) -> Tensor:
+        """Draw (N, num_samples) token ids from the joint distribution.
+
+        Args:
+            hidden: (N, D).
+            generator: on the device of the states; None is torch's global one.
+            temperature: T >= 0; tokens that the cut leaves get weight p^(1/T), 0 takes the likeliest.
+            cut: what may be drawn; None is all.
+            num_samples: draws per state, >= 1.
+        """
+        if temperature == 0:
+            return self.argmax(hidden).unsqueeze(1).expand(-1, num_samples)
+        cut = cut or Cut()
+        if not cut.keeps_all:
+            return draw_kept(self.keep(hidden, cut), temperature, num_samples, generator)
+        log_prob = self.log_prob(hidden)
+        ids = torch.arange(self.vocab_size, device=log_prob.device).expand_as(log_prob)
+        return draw_kept(Kept(log_prob, ids), temperature, num_samples, generator)
+
 
 def flatten(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return (N, D) states and (N,) targets.
@@ -163,9 +271,16 @@ def classify(logits: Tensor, classes: Tensor, counted: Tensor, accuracy: bool) -
 
 
 def two_step_loss(
-    targets: Tensor, reduction: str, group: tuple[Tensor, Tensor | None], token: tuple[Tensor, Tensor | None]
+    targets: Tensor,
+    reduction: str,
+    group: tuple[Tensor, Tensor | None],
+    token: tuple[Tensor, Tensor | None],
+    extra: Tensor | None = None,
 ) -> HeadLoss:
-    """Add up two steps, each the (N,) losses and hits of `classify`, into the loss of targets of any shape."""
+    """Add up two steps, each the (N,) losses and hits of `classify`, into the loss of targets of any shape.
+
+    `extra`, (N,), is that of `Head.logits_extra`.
+    """
 
     def finish(values: Tensor) -> Tensor:
         return reduce_nll(values.view(targets.shape), targets, reduction)
@@ -181,6 +296,7 @@ def two_step_loss(
         token_nll=finish(token[0]),
         group_correct=count(group[1]),
         token_correct=count(token[1]),
+        extra=None if extra is None else finish(extra),
     )
 
 

@@ -63,20 +63,14 @@ class ClassFullHead(TwoLevelHead):
         super().after_load()
         self.rows.assign(self.token_to_group, self.token_to_slot)
 
-    def members(self) -> Tensor:
-        """Return (G, S) ids, 0 at phantom slots."""
-        table = torch.zeros_like(self.phantom, dtype=torch.int64)
-        table[self.token_to_group, self.token_to_slot] = torch.arange(self.vocab_size, device=table.device)
-        return table
-
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
         """See `TwoLevelHead.token_logits`; (N, S, D) rows are gathered."""
-        ids = self.members()[groups]
+        ids = self.members[groups].clamp_min(0)
         return (self.weight[ids] @ hidden.unsqueeze(-1)).squeeze(-1) + self.bias[ids] + self.phantom[groups]
 
     def all_token_logits(self, hidden: Tensor) -> Tensor:
         """See `TwoLevelHead.all_token_logits`."""
-        return F.linear(hidden, self.weight, self.bias)[:, self.members()] + self.phantom
+        return F.linear(hidden, self.weight, self.bias)[:, self.members.clamp_min(0)] + self.phantom
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """See `Head.loss`; the parts are the two cross entropies."""
@@ -84,10 +78,12 @@ class ClassFullHead(TwoLevelHead):
         counted = flat != IGNORE_INDEX
         token = flat.clamp_min(0)
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
-        group = classify(at_least_fp32(self.group(states)), groups, counted, accuracy)
+        group_logits = at_least_fp32(self.group(states))
+        group = classify(group_logits, groups, counted, accuracy)
+        extra = self.logits_extra(group_logits, groups, group[0], counted)
         inside = groups.masked_fill(~counted, -1)
         nll, hits, _ = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots)
-        return two_step_loss(targets, reduction, group, (nll, hits if accuracy else None))
+        return two_step_loss(targets, reduction, group, (nll, hits if accuracy else None), extra)
 
     def flops_per_token(self) -> float:
         """Return 2 D (G + S)."""

@@ -1,20 +1,21 @@
-"""The softmax inside each target's own group, over the tokens' own weight rows, all groups in one autograd function.
+"""The softmax inside each target's own group, over the tokens' own weight rows, all groups in one operator.
 
 Under plain autograd a slice of the (V, D) table per group allocates a (V, D) gradient per group; here every group
 writes its part of one. The slow line that it equals is `TwoLevelHead.token_logits` of `class_full`, which gathers
-(N, S, D) rows.
+(N, S, D) rows. Its shapes follow from those of its inputs, so `torch.compile` and fake tensors pass through it.
 
 Letters: N tokens, D width, V vocabulary, G groups, S slots per group, K tokens outside the groups.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from grouped_lm.heads.base import at_least_fp32
+from grouped_lm.heads.in_group_device import backward_by_borders, forward_by_borders
 
 
 class GroupRows(nn.Module):
@@ -27,95 +28,164 @@ class GroupRows(nn.Module):
 
     grouped: Tensor
     outside: Tensor
+    members: Tensor
 
     def __init__(self, token_to_group: Tensor, token_to_slot: Tensor) -> None:
         super().__init__()
-        self.register_buffer("grouped", torch.empty(0, dtype=torch.int64), persistent=False)
-        self.register_buffer("outside", torch.empty(0, dtype=torch.int64), persistent=False)
+        for name in ("grouped", "outside", "members"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
         self.assign(token_to_group, token_to_slot)
 
     def assign(self, token_to_group: Tensor, token_to_slot: Tensor) -> None:
-        """Sort the ids by group and slot; needed again when the grouping was loaded."""
+        """Sort the ids by group and slot; needed again when the grouping was loaded.
+
+        `members` gets the (G, S) ids of the groups, -1 where a group has no more; S is rounded up to a multiple of 8,
+        which the grouped matrix products of a GPU ask for.
+        """
         width = int(token_to_slot.max()) + 1
         order = torch.argsort(token_to_group * width + token_to_slot)
-        sizes = torch.bincount(token_to_group + 1).tolist()
-        self.outside, self.grouped = order[: sizes[0]], order[sizes[0] :]
-        self.starts = [0]
-        for size in sizes[1:]:
-            self.starts.append(self.starts[-1] + size)
-        self.in_id_order = torch.equal(self.grouped, torch.arange(order.numel(), device=order.device))
+        n_outside, *self.sizes = torch.bincount(token_to_group + 1).tolist()
+        self.outside, self.grouped = order[:n_outside], order[n_outside:]
+        shape = len(self.sizes), -(-max(self.sizes, default=0) // 8) * 8
+        self.members = torch.full(shape, -1, dtype=torch.int64, device=order.device)
+        inside = self.grouped
+        self.members[token_to_group[inside], token_to_slot[inside]] = inside
 
     @property
     def n_group(self) -> int:
         """G."""
-        return len(self.starts) - 1
-
-    def take(self, table: Tensor, group: int) -> Tensor:
-        """Return the (S, ...) rows of `group`, in the order of its slots; a view where it can be one."""
-        rows = slice(self.starts[group], self.starts[group + 1])
-        return table[rows] if self.in_id_order else table.index_select(0, self.grouped[rows])
-
-    def put(self, table: Tensor, group: int, values: Tensor) -> None:
-        """Write the (S, ...) rows of `group`.
-
-        With indexing instead of index_select and index_copy_ a pass over 225 groups by frequency took 55 ms, not 43.
-        """
-        rows = slice(self.starts[group], self.starts[group + 1])
-        if self.in_id_order:
-            table[rows] = values
-        else:
-            table.index_copy_(0, self.grouped[rows], values.to(table.dtype))
+        return len(self.sizes)
 
 
-class _InGroupLoss(torch.autograd.Function):
-    """See `in_group_loss`. Rows are taken group by group; kept for the backward pass are their softmax errors."""
+@torch.library.custom_op("grouped_lm::in_group", mutates_args=())
+def _in_group(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    members: Tensor,
+    sizes: list[int],
+    groups: Tensor,
+    slots: Tensor,
+    dtype: torch.dtype,
+    outside: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return (N,) nats, (N,) hits, the rows of `outside`, and with `keep` (N, S) softmax errors sorted by group.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        rows: GroupRows,
-        groups: Tensor,
-        slots: Tensor,
-        keep: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        place = torch.argsort(groups)
-        states, slots = hidden[place], slots[place]
-        nll = at_least_fp32(hidden.new_zeros(groups.shape))
-        hits = torch.zeros_like(groups, dtype=torch.bool)
-        pieces = list(_pieces(groups, rows.n_group))
-        errors = []
-        dtype = hidden.dtype
-        for group, start, stop in pieces:
-            target = slots[start:stop, None]
-            logits = F.linear(states[start:stop], rows.take(weight, group), rows.take(bias, group))
-            dtype, log_p = logits.dtype, at_least_fp32(logits).log_softmax(-1)
-            nll[start:stop] = -log_p.gather(1, target).squeeze(1)
-            hits[start:stop] = log_p.argmax(-1) == target.squeeze(1)
-            if keep:
-                errors.append(log_p.exp_().scatter_add_(1, target, log_p.new_full((1, 1), -1.0).expand_as(target)))
-        ctx.rows, ctx.pieces, ctx.dtype = rows, pieces, dtype
-        ctx.save_for_backward(hidden, weight, bias, place, *errors)
-        nll, hits = _unsort(nll, place), _unsort(hits, place)
-        ctx.mark_non_differentiable(hits)
-        return nll, hits, weight.index_select(0, rows.outside)
+    Args:
+        hidden, weight, bias, groups, slots: see `in_group_loss`.
+        members: (G, S) ids, see `GroupRows`.
+        sizes: how many tokens each group has.
+        dtype: of the matrix products.
+        outside: (K,) tokens in no group whose rows are wanted.
+        keep: whether a backward pass will follow.
+    """
+    if hidden.device.type != "cpu":
+        nll, hits, errors = forward_by_borders(hidden, weight, bias, members, groups, slots, dtype)
+        return nll, hits, weight.index_select(0, outside), errors if keep else errors[:0].clone()
+    nll, hits, _, errors = _shapes(hidden, weight, bias, members, sizes, groups, slots, dtype, outside, keep)
+    for output in (nll, hits, errors):
+        output.zero_()
+    place = torch.argsort(groups)
+    states, slots = hidden[place].to(dtype), slots[place]
+    for own, rows in _pieces(members, sizes, groups):
+        target = slots[rows, None]
+        table, shift = weight.index_select(0, own).to(dtype), bias.index_select(0, own).to(dtype)
+        log_p = at_least_fp32(F.linear(states[rows], table, shift)).log_softmax(-1)
+        nll[rows] = -log_p.gather(1, target).squeeze(1)
+        hits[rows] = log_p.argmax(-1) == target.squeeze(1)
+        if keep:
+            error = log_p.exp_().scatter_add_(1, target, log_p.new_full((1, 1), -1.0).expand_as(target))
+            errors[rows, : own.numel()] = error
+    return _unsort(nll, place), _unsort(hits, place), weight.index_select(0, outside), errors
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_nll: Tensor, _hits: Tensor, d_outside: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, place, *errors = ctx.saved_tensors
-        rows: GroupRows = ctx.rows
-        states, scale = hidden[place].to(ctx.dtype), d_nll[place].unsqueeze(1)
-        d_states, d_weight, d_bias = (torch.zeros_like(t) for t in (hidden, weight, bias))
-        for (group, start, stop), error in zip(ctx.pieces, errors, strict=True):
-            d_logits = (error * scale[start:stop]).to(ctx.dtype)  # the matrix products run in the forward's dtype
-            d_states[start:stop] = d_logits @ rows.take(weight, group).to(ctx.dtype)
-            rows.put(d_weight, group, d_logits.T @ states[start:stop])
-            rows.put(d_bias, group, d_logits.sum(0, dtype=bias.dtype))
-        d_weight.index_copy_(0, rows.outside, d_outside)
-        return _unsort(d_states, place), d_weight, d_bias, None, None, None, None
+
+@_in_group.register_fake
+def _shapes(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    members: Tensor,
+    sizes: list[int],
+    groups: Tensor,
+    slots: Tensor,
+    dtype: torch.dtype,
+    outside: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    exact = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    count, width = groups.shape[0], members.shape[1]
+    return (
+        hidden.new_empty(count, dtype=exact),
+        hidden.new_empty(count, dtype=torch.bool),
+        weight.new_empty(outside.shape[0], weight.shape[1]),
+        hidden.new_empty((count if keep else 0, width), dtype=exact),
+    )
+
+
+@torch.library.custom_op("grouped_lm::in_group_backward", mutates_args=())
+def _in_group_backward(
+    d_nll: Tensor,
+    d_outside: Tensor,
+    errors: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    members: Tensor,
+    sizes: list[int],
+    groups: Tensor,
+    dtype: torch.dtype,
+    outside: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of `_in_group` with respect to hidden, weight and bias."""
+    if hidden.device.type != "cpu":
+        d_hidden, d_weight, d_bias = backward_by_borders(d_nll, errors, hidden, weight, members, groups, dtype)
+        return d_hidden, d_weight.index_copy_(0, outside, d_outside), d_bias
+    d_states, d_weight, d_bias = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+    place = torch.argsort(groups)
+    states, scale = hidden[place].to(dtype), d_nll[place].unsqueeze(1)
+    for own, rows in _pieces(members, sizes, groups):
+        d_logits = (errors[rows, : own.numel()] * scale[rows]).to(dtype)
+        d_states[rows] = d_logits @ weight.index_select(0, own).to(dtype)
+        d_weight.index_copy_(0, own, (d_logits.T @ states[rows]).to(weight.dtype))
+        d_bias.index_copy_(0, own, d_logits.sum(0, dtype=bias.dtype))
+    d_weight.index_copy_(0, outside, d_outside)
+    return _unsort(d_states, place), d_weight, d_bias
+
+
+@_in_group_backward.register_fake
+def _backward_shapes(
+    d_nll: Tensor,
+    d_outside: Tensor,
+    errors: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    members: Tensor,
+    sizes: list[int],
+    groups: Tensor,
+    dtype: torch.dtype,
+    outside: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(hidden), torch.empty_like(weight), torch.empty_like(bias)
+
+
+def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    hidden, weight, bias, members, ctx.sizes, groups, _, ctx.dtype, outside, _ = inputs
+    _, hits, _, errors = output
+    ctx.mark_non_differentiable(hits, errors)
+    ctx.save_for_backward(errors, hidden, weight, bias, members, groups, outside)
+
+
+def _backward(ctx: Any, d_nll: Tensor, _hits: Tensor, d_outside: Tensor, _errors: Tensor) -> tuple[Tensor | None, ...]:
+    errors, hidden, weight, bias, members, groups, outside = ctx.saved_tensors
+    gradients = _in_group_backward(
+        d_nll, d_outside, errors, hidden, weight, bias, members, ctx.sizes, groups, ctx.dtype, outside
+    )
+    return *gradients, *(None for _ in range(7))
+
+
+_in_group.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
 def _unsort(values: Tensor, place: Tensor) -> Tensor:
@@ -123,22 +193,21 @@ def _unsort(values: Tensor, place: Tensor) -> Tensor:
     return torch.empty_like(values).index_copy_(0, place, values)
 
 
-def _pieces(groups: Tensor, n_group: int) -> Any:
-    """Yield (group, start, stop) of each group present, in rows sorted by group; one wait for the device."""
-    stop, *sizes = torch.bincount(groups + 1, minlength=n_group + 1).tolist()
-    for group, size in enumerate(sizes):
-        start, stop = stop, stop + size
-        if size:
-            yield group, start, stop
+def _pieces(members: Tensor, sizes: list[int], groups: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """Yield the ids of each group that has rows and its slice of the rows sorted by group; one wait for the device."""
+    stop, *counts = torch.bincount(groups + 1, minlength=len(sizes) + 1).tolist()
+    for group, count in enumerate(counts):
+        start, stop = stop, stop + count
+        if count:
+            yield members[group, : sizes[group]], slice(start, stop)
 
 
-@torch.compiler.disable
 def in_group_loss(
     hidden: Tensor, weight: Tensor, bias: Tensor, rows: GroupRows, groups: Tensor, slots: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return -log p(token | its group) per row, which rows have the likeliest token, and the rows of other tokens.
 
-    logits = W[ids of the group] h + bias[ids of the group]. Between forward and backward it holds N S numbers at most.
+    logits = W[ids of the group] h + bias[ids of the group]. Between forward and backward it holds N S numbers.
 
     Args:
         hidden: (N, D).
@@ -152,4 +221,9 @@ def in_group_loss(
         (N,) nats in fp32 or finer, zero where the group is -1; (N,) bool; (K, D), the rows of the tokens outside the
         groups, picked here so that their gradient goes to the same (V, D) buffer.
     """
-    return _InGroupLoss.apply(hidden, weight, bias, rows, groups, slots, torch.is_grad_enabled())
+    kind, keep = hidden.device.type, torch.is_grad_enabled()
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    nll, hits, outside, _ = _in_group(
+        hidden, weight, bias, rows.members, rows.sizes, groups, slots, dtype, rows.outside, keep
+    )
+    return nll, hits, outside

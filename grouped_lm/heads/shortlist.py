@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import check_range
-from grouped_lm.grouping import Grouping, build_grouping, check_group_size
+from grouped_lm.grouping import check_group_size
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
-    Head,
     HeadContext,
     HeadLoss,
     at_least_fp32,
@@ -26,6 +25,7 @@ from grouped_lm.heads.base import (
     init_linear,
     two_step_loss,
 )
+from grouped_lm.heads.best_first import BestFirstHead
 from grouped_lm.heads.in_group import GroupRows, in_group_loss
 
 
@@ -42,6 +42,10 @@ class ShortlistConfig:
     """Vectors R per group, >= 1; the group's logit is the log-sum-exp of theirs."""
     tied: bool = True
     """Share the V x D matrix with the input embedding."""
+    own_shortlist: bool = False
+    """Give the shortlisted tokens rows of their own, K x D; with tied only the tokens in groups share the embedding."""
+    start: str = "zero"
+    """Biases at the start: zero, or counts (log-frequencies in the training text)."""
 
     def __post_init__(self) -> None:
         check_range("head.shortlist_size", self.shortlist_size, 0, 10**9)
@@ -54,18 +58,19 @@ def place_tokens(config: ShortlistConfig, context: HeadContext) -> tuple[Tensor,
 
     Where no counts are known, the shortlist is the first K ids. The others keep the order that the grouping asks for.
     """
+    if "token_to_group" in context.saved:
+        return context.saved["token_to_group"], context.saved["token_to_slot"]
     order, size = context.by_frequency(), check_group_size(config.group_size, context.vocab_size)
     first, rest = order[: config.shortlist_size], order[config.shortlist_size :].sort().values
     token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)
     token_to_slot[first] = torch.arange(first.numel())
     if rest.numel():
-        counts = None if context.counts is None else context.counts[rest]
-        grouping: Grouping = build_grouping(context.grouping, rest.numel(), min(size, rest.numel()), counts)
+        grouping = context.groups(min(size, rest.numel()), rest)
         token_to_group[rest], token_to_slot[rest] = grouping.token_to_group, grouping.token_to_slot
     return token_to_group, token_to_slot
 
 
-class ShortlistHead(Head):
+class ShortlistHead(BestFirstHead):
     """p(token) of the first softmax for K tokens, p(group) p(token | group) for all others.
 
     The first softmax has K logits W[ids] h + bias[ids] and G logits logsumexp_r(directions[g, r] h + b[g, r]). A
@@ -75,6 +80,7 @@ class ShortlistHead(Head):
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("group_bias",)
     needs_counts: ClassVar[bool] = True
+    regularised: ClassVar[bool] = True
 
     token_to_group: Tensor
     token_to_slot: Tensor
@@ -94,11 +100,29 @@ class ShortlistHead(Head):
         self.group_bias = nn.Parameter(torch.full((self.n_group, config.directions), -math.log(config.directions)))
         if self.n_group:
             init_linear(self.directions)
+        self.shortlist_weight = None
+        if config.own_shortlist:
+            self.shortlist_weight = nn.Parameter(torch.empty(self.shortlist_size, self.n_embd))
+            init_linear(self.shortlist_weight)
 
     @classmethod
     def build(cls, config: Any, context: HeadContext) -> "ShortlistHead":
         """See `Head.build`."""
-        return cls(config, context.token_weight(config.tied), *place_tokens(config, context))
+        head = cls(config, context.token_weight(config.tied), *place_tokens(config, context))
+        if config.start == "counts" and context.counts is not None:
+            head.start_from(context.counts)
+        return head
+
+    @torch.no_grad()
+    def start_from(self, counts: Tensor) -> None:
+        """Set the biases so that at hidden states of zero the head gives the smoothed frequencies of the tokens."""
+        counts = counts.double() + 0.5
+        log_share = (counts / counts.sum()).log()
+        self.bias.copy_(log_share)
+        mass = torch.zeros(self.n_group, dtype=torch.float64)
+        inside = self.token_to_group >= 0
+        mass.index_add_(0, self.token_to_group[inside], counts[inside] / counts.sum())
+        self.group_bias.add_(mass.log()[:, None])
 
     def after_load(self) -> None:
         """See `Head.after_load`."""
@@ -125,22 +149,47 @@ class ShortlistHead(Head):
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
         inside = groups.masked_fill(~counted, -1)
         nll, hits, shortlist = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots)
+        if self.shortlist_weight is not None:
+            shortlist = self.shortlist_weight
         classes = torch.where(groups < 0, slots, groups + self.shortlist_size)
-        first = classify(self.first_logits(states, shortlist), classes, counted, accuracy)
+        first_logits = self.first_logits(states, shortlist)
+        first = classify(first_logits, classes, counted, accuracy)
+        extra = self.logits_extra(first_logits, classes, first[0], counted)
         alone = counted & (groups < 0)  # a shortlisted token is the only one of its class
-        return two_step_loss(targets, reduction, first, (nll, hits | alone if accuracy else None))
+        return two_step_loss(targets, reduction, first, (nll, hits | alone if accuracy else None), extra)
+
+    def alone(self) -> Tensor:
+        """See `BestFirstHead.alone`: the shortlist."""
+        return self.rows.outside
+
+    def group_members(self) -> Tensor:
+        """See `BestFirstHead.group_members`."""
+        return self.rows.members
+
+    def first_step(self, states: Tensor) -> Tensor:
+        """See `BestFirstHead.first_step`."""
+        own = self.weight[self.rows.outside] if self.shortlist_weight is None else self.shortlist_weight
+        return self.first_logits(states, own).log_softmax(-1)
+
+    def inside(self, states: Tensor, groups: Tensor) -> Tensor:
+        """See `BestFirstHead.inside`."""
+        ids = self.rows.members[groups]
+        rows = ids.clamp_min(0)
+        logits = at_least_fp32((self.weight[rows] @ states.unsqueeze(-1)).squeeze(-1) + self.bias[rows])
+        return logits.masked_fill(ids < 0, -torch.inf).log_softmax(-1)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`; plain autograd over all V logits, the slow line that `loss` equals."""
         states = hidden.reshape(-1, self.n_embd)
-        first = self.first_logits(states, self.weight[self.rows.outside]).log_softmax(-1)
+        first = self.first_step(states)
         logits = at_least_fp32(F.linear(states, self.weight, self.bias))
-        parts = [first[:, : self.shortlist_size]]
-        for group in range(self.n_group):
-            inside = self.rows.take(logits.T, group).T.log_softmax(-1)
-            parts.append(inside + first[:, self.shortlist_size + group, None])
-        order = torch.cat([self.rows.outside, self.rows.grouped])
-        return torch.cat(parts, dim=1)[:, order.argsort()].view(*hidden.shape[:-1], self.vocab_size)
+        members = self.rows.members
+        inside = logits[:, members.clamp_min(0)].masked_fill(members < 0, -torch.inf).log_softmax(-1)
+        inside = inside + first[:, self.shortlist_size :, None]
+        joint = torch.cat([first[:, : self.shortlist_size], inside.flatten(1)], dim=1)
+        place = self.shortlist_size + self.token_to_group * members.shape[1]
+        place = torch.where(self.token_to_group < 0, 0, place) + self.token_to_slot
+        return joint[:, place].view(*hidden.shape[:-1], self.vocab_size)
 
     def flops_per_token(self) -> float:
         """Return 2 D (K + G R + S): that of a token in a group, 2 D S more than of one in the shortlist."""

@@ -4,6 +4,7 @@ Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
-    Head,
     HeadLoss,
     at_least_fp32,
     classify,
@@ -20,9 +20,10 @@ from grouped_lm.heads.base import (
     init_linear,
     two_step_loss,
 )
+from grouped_lm.heads.best_first import BestFirstHead
 
 
-class TwoLevelHead(Head):
+class TwoLevelHead(BestFirstHead):
     """Group logits W_g h, and token logits inside one group that a subclass defines.
 
     The loss needs (N, G) and (N, S) numbers where the full softmax needs (N, V); it is exact, since
@@ -31,9 +32,12 @@ class TwoLevelHead(Head):
     mask per token.
     """
 
+    regularised: ClassVar[bool] = True
+
     token_to_group: Tensor
     token_to_slot: Tensor
     phantom: Tensor
+    members: Tensor
 
     def __init__(self, n_embd: int, grouping: Grouping) -> None:
         super().__init__(n_embd, grouping.vocab_size)
@@ -44,10 +48,18 @@ class TwoLevelHead(Head):
         self.register_buffer("token_to_group", grouping.token_to_group.clone())
         self.register_buffer("token_to_slot", grouping.token_to_slot.clone())
         self.register_buffer("phantom", torch.zeros(self.n_group, self.group_size), persistent=False)
+        self.register_buffer("members", torch.zeros_like(self.phantom, dtype=torch.int64), persistent=False)
         self.mask_phantoms()
 
     def mask_phantoms(self) -> None:
-        """Set `phantom` to -inf at slots that no token has, 0 elsewhere; needed again when the grouping was loaded."""
+        """Derive the (G, S) tables from the grouping; needed again when that was loaded.
+
+        `phantom` is -inf at slots that no token has, 0 elsewhere; `members` are the ids there, -1 where none is.
+        """
+        self.members.fill_(-1)
+        self.members[self.token_to_group, self.token_to_slot] = torch.arange(
+            self.vocab_size, device=self.members.device
+        )
         self.phantom.fill_(-torch.inf)
         self.phantom[self.token_to_group, self.token_to_slot] = 0.0
 
@@ -76,17 +88,31 @@ class TwoLevelHead(Head):
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
         group_logits = at_least_fp32(self.group(states))
         token_logits = at_least_fp32(self.token_logits(states, groups))
-        return two_step_loss(
-            targets,
-            reduction,
-            classify(group_logits, groups, counted, accuracy),
-            classify(token_logits, slots, counted, accuracy),
-        )
+        first = classify(group_logits, groups, counted, accuracy)
+        inside = classify(token_logits, slots, counted, accuracy)
+        extra = self.logits_extra(group_logits, groups, first[0], counted)
+        return two_step_loss(targets, reduction, first, inside, extra)
+
+    def alone(self) -> Tensor:
+        """See `BestFirstHead.alone`: none."""
+        return self.token_to_group[:0]
+
+    def group_members(self) -> Tensor:
+        """See `BestFirstHead.group_members`."""
+        return self.members
+
+    def first_step(self, states: Tensor) -> Tensor:
+        """See `BestFirstHead.first_step`."""
+        return F.log_softmax(at_least_fp32(self.group(states)), dim=-1)
+
+    def inside(self, states: Tensor, groups: Tensor) -> Tensor:
+        """See `BestFirstHead.inside`."""
+        return F.log_softmax(at_least_fp32(self.token_logits(states, groups)), dim=-1)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`."""
         states = hidden.reshape(-1, self.n_embd)
-        group = F.log_softmax(at_least_fp32(self.group(states)), dim=-1)
+        group = self.first_step(states)
         token = F.log_softmax(at_least_fp32(self.all_token_logits(states)), dim=-1)
         joint = (group.unsqueeze(-1) + token).flatten(1)
         place = self.token_to_group * self.group_size + self.token_to_slot

@@ -1,25 +1,40 @@
 """From the config of a run to its model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from grouped_lm.config import Config
 from grouped_lm.data.tokenizer import vocab_size_of
-from grouped_lm.heads import build_head, needs_counts
+from grouped_lm.errors import ConfigError
+from grouped_lm.heads import HEADS, build_head, needs_counts
 from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
 
 
-def build_lm(config: Config, count_tokens: Callable[[], np.ndarray] | None = None) -> LanguageModel:
+def build_lm(
+    config: Config,
+    count_tokens: Callable[[], np.ndarray] | None = None,
+    read_tokens: Callable[[], np.ndarray] | None = None,
+    saved: Mapping[str, Tensor] | None = None,
+    vocab_size: int | None = None,
+) -> LanguageModel:
     """Build the model of a run, freshly initialised from torch's global generator.
 
     Args:
         config: the run.
         count_tokens: gives the (V,) occurrences in the training text; called only where head or grouping need them.
+        read_tokens: gives the training text, (T,) ids; called only for groupings by the company that tokens keep.
+        saved: the head's buffers in a checkpoint that is being loaded for use, see `train_state.head_buffers`.
+        vocab_size: V; None means the tokenizer's.
+
+    Raises:
+        ConfigError: see `check_head`, and the grouping's own.
     """
-    vocab_size = vocab_size_of(config.tokenizer)
+    check_head(config)
+    vocab_size = vocab_size or vocab_size_of(config.tokenizer)
     body = build_body(config.model, vocab_size)
     counts = None
     if count_tokens is not None and needs_counts(config.head, config.grouping):
@@ -30,9 +45,31 @@ def build_lm(config: Config, count_tokens: Callable[[], np.ndarray] | None = Non
         vocab_size,
         grouping=config.grouping,
         counts=counts,
-        wte=body.wte.weight,
+        wte=body.wte.weight if isinstance(body.wte, nn.Embedding) else None,
+        tokens=read_tokens,
+        saved=saved,
     )
+    head.regularise(config.train.label_smoothing, config.train.z_loss)
     return LanguageModel(body, head)
+
+
+def check_head(config: Config) -> None:
+    """Refuse a head that the rest of the config does not go with.
+
+    Raises:
+        ConfigError: it is tied, and the input embedding is no table; or it lacks the losses that are to be added.
+    """
+    if config.model.embedding != "table" and getattr(config.head, "tied", False):
+        raise ConfigError(
+            f"model.embedding={config.model.embedding} has no row per token for head={config.head.name} to share: "
+            "set head.tied=false"
+        )
+    if (config.train.label_smoothing or config.train.z_loss) and not HEADS[config.head.name][1].regularised:
+        allowed = ", ".join(name for name, (_, head) in HEADS.items() if head.regularised)
+        raise ConfigError(
+            f"train.label_smoothing and train.z_loss must be 0 for head={config.head.name}, "
+            f"got {config.train.label_smoothing} and {config.train.z_loss}: they are defined for {allowed}"
+        )
 
 
 def count_params(model: LanguageModel) -> tuple[int, int]:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
+from grouped_lm.models.embedding import INIT_STD, build_embedding
+from grouped_lm.models.kv_cache import KVCache, LayerCache, visible
 
-INIT_STD = 0.02
-"""Standard deviation of freshly drawn embeddings and projections."""
 LAYER_NORM_EPS = 1e-5
 
 
@@ -31,7 +31,7 @@ class GPT2(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.block_size = config.block_size
-        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wte = build_embedding(config, vocab_size)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(Block(config, Attention(config)) for _ in range(config.n_layer))
@@ -39,36 +39,41 @@ class GPT2(nn.Module):
         # Every block adds twice to the residual stream: its variance stays that of one addition.
         init_weights(self, c_proj_std=INIT_STD / math.sqrt(2 * config.n_layer))
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return the (B, T, D) states after `ln_f`; state t knows tokens 0..t and no later one.
 
         Args:
             input_ids: (B, T) int64 in [0, V), T in [1, block_size].
+            cache: of the tokens before these, which is added to; T and its length are in [1, block_size] together.
 
         Raises:
             ValueError: T is above block_size.
         """
-        x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size)))
-        for block in self.h:
-            x = block(x)
+        x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size, cache)))
+        for layer, block in enumerate(self.h):
+            x = block(x) if cache is None else block(x, cache.layers[layer])
         return self.ln_f(x)
 
 
 class Attention(nn.Module):
-    """Causal self-attention: softmax(q k' / sqrt(D / H)) v for each head, by the fused kernel."""
+    """Causal self-attention: softmax(q k' / sqrt(D / H)) v for each head."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
+        self.n_head, self.dropout, self.fused = config.n_head, config.dropout, config.attention == "fused"
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         q, k, v = (split_heads(part, self.n_head) for part in self.c_attn(x).chunk(3, dim=-1))
+        mask = None
+        if cache is not None:
+            k, v = cache.append(k, v)
+            mask = visible(q.shape[2], k.shape[2], None, x.device)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        y = attend(q, k, v, dropout, q.shape[-1] ** -0.5, mask, fused=self.fused)
         return self.resid_dropout(self.c_proj(merge_heads(y)))
 
 
@@ -96,10 +101,33 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, D) to (B, T, D)."""
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """Map (B, T, D) to (B, T, D); `cache` is this layer's, of the tokens before."""
+        x = x + (self.attn(self.ln_1(x)) if cache is None else self.attn(self.ln_1(x), cache))
         return x + self.mlp(self.ln_2(x))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float, mask: Tensor | None = None, *, fused: bool
+) -> Tensor:
+    """Return softmax(scale q k') v, (B, H, T, D/H) each, causal where no mask is given.
+
+    Args:
+        q, k, v: queries, keys, values.
+        dropout: probability on the attention weights.
+        scale: of the scores.
+        mask: (T, T) bool, True where attention is allowed.
+        fused: by torch's kernel; else as the eager attention of `transformers` does, B x H x T x T scores in memory.
+    """
+    if fused:
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale
+        )
+    if mask is None:
+        mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask, torch.finfo(q.dtype).min)
+    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    return F.dropout(weights, dropout) @ v
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:
@@ -112,15 +140,16 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(-2)
 
 
-def positions(input_ids: Tensor, block_size: int) -> Tensor:
-    """Return (T,) positions 0..T-1 on the device of the ids.
+def positions(input_ids: Tensor, block_size: int, cache: KVCache | None = None) -> Tensor:
+    """Return the (T,) positions of the ids on their device: 0..T-1, or those that follow what is cached.
 
     Raises:
-        ValueError: T is above block_size.
+        ValueError: the last one is beyond block_size.
     """
-    n_tokens = input_ids.shape[-1]
-    check_seq_len(n_tokens, block_size)
-    return torch.arange(n_tokens, device=input_ids.device)
+    start = 0 if cache is None else cache.length
+    stop = start + input_ids.shape[-1]
+    check_seq_len(stop, block_size)
+    return torch.arange(start, stop, device=input_ids.device)
 
 
 def check_seq_len(n_tokens: int, block_size: int) -> None:

@@ -9,11 +9,12 @@ Letters: B batch, T sequence, D width, H attention heads, V vocabulary.
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
-from grouped_lm.models.gpt2 import LAYER_NORM_EPS, Block, init_weights, merge_heads, positions, split_heads
+from grouped_lm.models.embedding import build_embedding
+from grouped_lm.models.gpt2 import LAYER_NORM_EPS, Block, attend, init_weights, merge_heads, positions, split_heads
+from grouped_lm.models.kv_cache import KVCache, LayerCache, visible
 
 
 class GPTNeo(nn.Module):
@@ -27,7 +28,7 @@ class GPTNeo(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.block_size = config.block_size
-        self.wte = nn.Embedding(vocab_size, config.n_embd)
+        self.wte = build_embedding(config, vocab_size)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         windows = [window_of_layer(config, layer) for layer in range(config.n_layer)]
@@ -35,18 +36,19 @@ class GPTNeo(nn.Module):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         init_weights(self)  # no smaller residual projections, unlike GPT-2
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Return the (B, T, D) states after `ln_f`; state t knows tokens 0..t and no later one.
 
         Args:
             input_ids: (B, T) int64 in [0, V), T in [1, block_size].
+            cache: of the tokens before these, which is added to; T and its length are in [1, block_size] together.
 
         Raises:
             ValueError: T is above block_size.
         """
-        x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size)))
-        for block in self.h:
-            x = block(x)
+        x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size, cache)))
+        for layer, block in enumerate(self.h):
+            x = block(x) if cache is None else block(x, cache.layers[layer])
         return self.ln_f(x)
 
 
@@ -56,7 +58,7 @@ def window_of_layer(config: ModelConfig, layer: int) -> int | None:
 
 
 class NeoAttention(nn.Module):
-    """Causal self-attention softmax(q k') v for each head, without 1/sqrt(D/H), by the fused kernel.
+    """Causal self-attention softmax(q k') v for each head, without 1/sqrt(D/H).
 
     Args:
         config: shapes and dropout.
@@ -66,23 +68,25 @@ class NeoAttention(nn.Module):
     def __init__(self, config: ModelConfig, window: int | None) -> None:
         super().__init__()
         self.n_head, self.dropout, self.window = config.n_head, config.dropout, window
+        self.fused = config.attention == "fused"
         self.q_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.k_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.v_proj = nn.Linear(config.n_embd, config.n_embd, bias=False)
         self.out_proj = nn.Linear(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
         """Map (B, T, D) to (B, T, D)."""
         q, k, v = (split_heads(proj(x), self.n_head) for proj in (self.q_proj, self.k_proj, self.v_proj))
         n_tokens = x.shape[1]
         mask = None
-        if self.window is not None and n_tokens > self.window:  # else the window cuts nothing off
+        if cache is not None:
+            k, v = cache.append(k, v)
+            mask = visible(n_tokens, k.shape[2], self.window, x.device)
+        elif self.window is not None and n_tokens > self.window:  # else the window cuts nothing off
             mask = local_causal_mask(n_tokens, self.window, x.device)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=1.0
-        )
+        y = attend(q, k, v, dropout, 1.0, mask, fused=self.fused)
         return self.resid_dropout(self.out_proj(merge_heads(y)))
 
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
 from grouped_lm.heads.base import Head, HeadLoss
+from grouped_lm.models.embedding import estimate_embedding_params
 from grouped_lm.models.gpt2 import check_seq_len
 from grouped_lm.models.gpt_neo import window_of_layer
+from grouped_lm.models.kv_cache import KVCache
 
 
 class LanguageModel(nn.Module):
@@ -41,16 +43,17 @@ class LanguageModel(nn.Module):
         """
         return self.head(self.hidden(input_ids), targets, **kwargs)
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Return the (B, T, D) states that the head reads."""
-        return self.body(input_ids)
+    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Return the (B, T, D) states that the head reads; see the body for `cache`."""
+        return self.body(input_ids) if cache is None else self.body(input_ids, cache)
 
 
 def estimate_body_params(config: ModelConfig, vocab_size: int) -> int:
-    """Return the parameters of the built body: (V + P) D + L (12 D^2 + b D) + 2 D.
+    """Return the parameters of the built body: E + P D + L (12 D^2 + b D) + 2 D.
 
-    12 D^2 is q, k, v and output (4) and the MLP (8); b counts biases and two layer norms: 13 for GPT-2, and
-    10 for GPT-Neo, which has none on q, k, v. An untied head comes on top.
+    E is V D, or less for a factorised input embedding. 12 D^2 is q, k, v and output (4) and the MLP (8); b counts
+    biases and two layer norms: 13 for GPT-2, and 10 for GPT-Neo, which has none on q, k, v. An untied head comes on
+    top.
 
     Args:
         config: shapes.
@@ -59,7 +62,8 @@ def estimate_body_params(config: ModelConfig, vocab_size: int) -> int:
     width = config.n_embd
     biases_and_norms = 10 if config.body == "gpt_neo" else 13
     per_layer = 12 * width**2 + biases_and_norms * width
-    return (vocab_size + config.block_size) * width + config.n_layer * per_layer + 2 * width
+    embeddings = estimate_embedding_params(config, vocab_size) + config.block_size * width
+    return embeddings + config.n_layer * per_layer + 2 * width
 
 
 def estimate_body_flops_per_token(config: ModelConfig, seq_len: int) -> float:

@@ -1,5 +1,6 @@
 """Every command, as a user types it, on a text of a few kilobytes."""
 
+import io
 import json
 import subprocess
 import sys
@@ -73,6 +74,10 @@ def test_eval_agrees_with_training_and_takes_another_text(gvc, trained, texts):
     assert other["val/tokens"] > figures["val/tokens"]
     assert "validation perplexity" in gvc("eval", str(trained)).out
     assert gvc("eval", str(trained), "optim.lrr=3").code == 2
+    assert json.loads((trained / "eval.json").read_text())["val/loss"] == pytest.approx(result["val/loss"], abs=1e-7)
+    by_flag = json.loads(gvc("eval", str(trained), "--data", texts["train"], "--json", "--samples", "0").out)
+    assert by_flag["val/loss"] == pytest.approx(other["val/loss"])
+    assert gvc("eval", str(trained), "--stride", "65").code == 2
 
 
 def test_eval_in_other_windows_than_trained(gvc, trained):
@@ -86,6 +91,27 @@ def test_eval_of_a_frequency_grouping_needs_no_training_text(gvc, tiny, texts):
     assert figures["val/loss"] == pytest.approx(trained, abs=1e-7)
 
 
+def test_eval_of_a_run_against_itself_and_another(gvc, tiny, trained, texts):
+    dense = gvc("train", *tiny, "head=dense", "hydra.run.dir='runs/head=dense,seed=0'").run_dir
+    found = json.loads(gvc("eval", str(trained), str(trained), str(dense), "--samples", "0", "--json").out)
+    same, other = found["checkpoints"]
+    assert (same["difference"], same["low"], same["high"], same["p_value"]) == (0.0, 0.0, 0.0, 1.0)
+    stories = [run["story/loss"] for run in found["runs"]]
+    assert other["difference"] == pytest.approx(stories[2] - stories[0])
+    assert [m["verdict"] for m in found["methods"]] == ["not shown"]
+    assert {m["second"].split()[0] for m in found["methods"]} == {"head=dense"}
+    table = gvc("eval", str(trained), str(dense), "--samples", "2").out
+    assert "not shown" in table
+    assert "one seed" in table
+    byte_text, words = gvc("eval", str(trained), "nowhere"), gvc("eval", "data=text")
+    assert (byte_text.code, words.code) == (3, 2)
+
+
+def test_eval_writes_into_the_summary_of_wandb(gvc, trained):
+    assert gvc("eval", str(trained), "tracking.mode=offline", "--samples", "0").code == 0
+    assert list((trained / "wandb").glob("offline-run-*"))
+
+
 def test_sample_repeats_with_its_seed(gvc, trained):
     words = ["sample", str(trained), "--prompt", "Once", "--max-new-tokens", "20", "--num-samples", "2"]
     first, again, other = gvc(*words).out, gvc(*words).out, gvc(*words, "--seed", "1").out
@@ -93,7 +119,38 @@ def test_sample_repeats_with_its_seed(gvc, trained):
     assert first.startswith("Once")
     assert first.count("\n---\n") == 1
     line = json.loads(gvc("sample", str(trained), "--temperature", "0", "--max-new-tokens", "3", "--json").out)
-    assert set(line) == {"index", "prompt", "text"}
+    assert set(line) == {"index", "prompt", "text", "tokens", "log_probs", "finish"}
+    assert 1 <= len(line["tokens"]) == len(line["log_probs"]) <= 3
+
+
+def test_sample_takes_prompts_from_files_and_stdin(gvc, trained, monkeypatch):
+    Path("prompt.txt").write_text("Für Anna", encoding="utf-8")
+    words = ["sample", str(trained), "--max-new-tokens", "5", "--top-p", "0.9", "--min-p", "0.01", "--stop", "zz"]
+    from_flag = gvc(*words, "--prompt", "Für Anna")
+    assert from_flag.out.startswith("Für Anna")
+    assert gvc(*words, "--prompt-file", "prompt.txt").out == from_flag.out
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("Für Anna".encode())))
+    assert gvc(*words, "--prompt", "-").out == from_flag.out
+    assert gvc(*words, "--prompt", "a", "--prompt-file", "prompt.txt").code == 2
+    Path("prompt.txt").write_bytes(b"\xff")
+    assert gvc(*words, "--prompt-file", "prompt.txt").code == 3
+    assert gvc(*words, "--prompt-file", "none.txt").code == 3
+
+
+@pytest.mark.parametrize(
+    "words", [["--temperature", "-1"], ["--temperature", "nan"], ["--top-p", "2"], ["--top-p", "0"], ["--top-k", "0"]]
+)
+def test_sample_refuses_values_out_of_range(gvc, trained, words):
+    outcome = gvc("sample", str(trained), *words)
+    assert outcome.code == 2
+    assert len(outcome.err.splitlines()) == 1
+    assert outcome.out == ""
+
+
+def test_sample_answers_a_prompt_longer_than_the_block(gvc, trained):
+    outcome = gvc("sample", str(trained), "--prompt", "word " * 50, "--max-new-tokens", "3")
+    assert outcome.code == 0
+    assert outcome.err.count("gvc: note: ") == 1
 
 
 def test_sample_of_a_run_without_checkpoint(gvc, trained):

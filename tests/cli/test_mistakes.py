@@ -57,6 +57,12 @@ def test_mistakes_end_in_one_line(gvc, tiny, workdir, override, message):
     assert list(workdir.iterdir()) == []
 
 
+def test_a_head_tied_to_nothing(gvc, tiny, workdir):
+    outcome = gvc("train", *tiny, "model.embedding=factorised", "head=dense")
+    assert_one_line(outcome, 2, "no row per token for head=dense to share: set head.tied=false")
+    assert list(workdir.iterdir()) == []
+
+
 def test_one_bad_value_in_a_grid_stops_it_before_the_first_job(gvc, tiny, workdir):
     outcome = gvc("train", "-m", *tiny, "head.group_size=4,60000")
     assert_one_line(outcome, 2, "head.group_size must be in [1, 257]")

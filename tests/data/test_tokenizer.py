@@ -12,6 +12,7 @@ import tiktoken.registry
 
 from grouped_lm.config import TokenizerConfig
 from grouped_lm.data import build_tokenizer, tokenizer, vocab_size_of
+from grouped_lm.data.bpe import train_bpe
 from grouped_lm.data.tokenizer import GPT2_SHA256, GPT2_URL, place_gpt2_files, valid_unicode
 from grouped_lm.errors import DataError
 
@@ -25,9 +26,17 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(params=["gpt2", "bytes"])
-def any_tokenizer(request):
-    return build_tokenizer(TokenizerConfig(name=request.param))
+@pytest.fixture(params=["gpt2", "bytes", "bpe"])
+def any_config(request, tmp_path):
+    if request.param != "bpe":
+        return TokenizerConfig(name=request.param)
+    train_bpe(iter(TEXTS), 300).save(tmp_path / "bpe.json")
+    return TokenizerConfig(name="bpe", vocab_size=300, file=str(tmp_path / "bpe.json"))
+
+
+@pytest.fixture
+def any_tokenizer(any_config):
+    return build_tokenizer(any_config)
 
 
 @pytest.fixture
@@ -68,8 +77,8 @@ def test_fragments_in_one_call_equal_documents_one_by_one(any_tokenizer):
     ]
 
 
-def test_sizes_are_known_without_a_file(any_tokenizer):
-    assert vocab_size_of(TokenizerConfig(name=any_tokenizer.name)) == any_tokenizer.vocab_size
+def test_sizes_are_known_without_a_file(any_config, any_tokenizer):
+    assert vocab_size_of(any_config) == any_tokenizer.vocab_size
     assert any_tokenizer.eot_id == any_tokenizer.vocab_size - 1
     assert any_tokenizer.token_bytes(any_tokenizer.eot_id) == b"<|endoftext|>"
     assert any_tokenizer.decode([any_tokenizer.eot_id]) == "<|endoftext|>"

@@ -15,6 +15,9 @@ from grouped_lm.heads import (
     TwoLevelHead,
     build_head,
 )
+from grouped_lm.heads.in_group import GroupRows
+from grouped_lm.heads.in_group import _in_group as in_group_op
+from grouped_lm.heads.in_group_device import backward_by_borders, forward_by_borders
 
 D = 6
 GROUPINGS = ["merge_rank", "frequency", "random"]
@@ -173,5 +176,33 @@ def test_nothing_of_the_size_of_the_logits_is_kept(config):
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         head.loss(hidden, targets)
-    own = {p.data_ptr() for p in head.parameters()}
+    own = {t.data_ptr() for t in (*head.parameters(), *head.buffers())}
     assert sum(t.numel() for t in kept if t.data_ptr() not in own) < 64 * (4 * head.n_group + head.group_size) + 12_000
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 50])
+def test_grouped_products_of_a_device_equal_the_loop(dtype, count):
+    """The passes for a GPU, run here on the CPU: `F.grouped_mm` exists for both."""
+    torch.manual_seed(0)
+    order, width = torch.randperm(100), 16
+    token_to_group, token_to_slot = torch.full((100,), -1), torch.arange(100)
+    token_to_group[order[10:]], token_to_slot[order[10:]] = torch.arange(90) // 13, torch.arange(90) % 13
+    token_to_slot[order[:10]] = torch.arange(10)
+    rows = GroupRows(token_to_group, token_to_slot)
+    hidden, weight, bias = torch.randn(count, width), torch.randn(100, width), torch.randn(100)
+    targets = torch.randint(0, 100, (count,))
+    groups, slots = token_to_group[targets], token_to_slot[targets]
+    where = rows.members, rows.sizes, groups, slots, dtype, rows.outside[:0]
+    nll, hits, _, errors = in_group_op(hidden, weight, bias, *where, True)
+    theirs = forward_by_borders(hidden, weight, bias, rows.members, groups, slots, dtype)
+    close = {"rtol": 0.02, "atol": 0.02} if dtype is torch.bfloat16 else {}
+    torch.testing.assert_close((nll, hits), theirs[:2], **close)
+    d_nll = torch.randn(count)
+    ours = torch.autograd.grad(
+        in_group_op(*(leaves := [t.requires_grad_() for t in (hidden, weight, bias)]), *where, True)[0], leaves, d_nll
+    )
+    with torch.no_grad():
+        theirs = backward_by_borders(d_nll, theirs[2], hidden, weight, rows.members, groups, dtype)
+    torch.testing.assert_close(ours, theirs, **close)
+    assert errors.shape == (count, 16)

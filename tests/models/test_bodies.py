@@ -310,3 +310,20 @@ def test_language_model_hands_states_targets_and_options_to_its_head() -> None:
     assert torch.equal(out.hidden, model.hidden(input_ids))
     assert torch.equal(out.targets, input_ids + 1)
     assert out.kwargs == {"reduction": "sum"}
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_unfused_attention_is_the_same_function(body: str) -> None:
+    shape: dict[str, Any] = {"body": body, "n_layer": 2, "n_head": 2, "n_embd": 8, "block_size": 17, "window_size": 5}
+    torch.manual_seed(0)
+    fused = build_body(ModelConfig(**shape), 11).double()
+    unfused = build_body(ModelConfig(**shape, attention="unfused"), 11).double()
+    unfused.load_state_dict(fused.state_dict())
+    input_ids, target = torch.randint(11, (3, 17)), torch.randn(3, 17, 8, dtype=torch.float64)
+    states = [model(input_ids) for model in (fused, unfused)]
+    # the softmax of scores is taken in fp32, as in `transformers`
+    torch.testing.assert_close(states[0], states[1], rtol=1e-6, atol=1e-6)
+    for out in states:
+        (out - target).pow(2).sum().backward()
+    for one, other in zip(fused.parameters(), unfused.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)

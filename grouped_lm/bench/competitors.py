@@ -1,0 +1,157 @@
+"""Who takes part. A head of `grouped_lm.heads` does by being registered there; an entry of VARIANTS adds a setting.
+
+Every competitor has a declared grid of options; the quickest is chosen where it is measured, and what was tried
+stands in its row.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import LinearCrossEntropyOptions
+
+from grouped_lm.config import GroupingConfig
+from grouped_lm.errors import ConfigError
+from grouped_lm.heads import HEADS, DenseConfig, Head, HeadLoss, build_head, parse_head_config
+from grouped_lm.heads.base import IGNORE_INDEX, flatten
+from grouped_lm.heads.dense import DenseHead
+
+Option = dict[str, Any]
+BASELINE = "dense"
+"""What ratios are taken against: the plain full softmax, tied."""
+
+
+class AutoChunkedHead(DenseHead):
+    """torch's `F.linear_cross_entropy` with the chunk that it chooses itself."""
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """See `Head.loss`."""
+        states, flat = flatten(hidden, targets)
+        options = LinearCrossEntropyOptions()
+        return HeadLoss(
+            nll=F.linear_cross_entropy(states, self.weight, flat, ignore_index=IGNORE_INDEX, options=options)
+        )
+
+
+class CutCrossEntropyHead(DenseHead):
+    """Apple's cut cross entropy (arXiv 2411.09009) in the implementation of the package that runs on a CPU."""
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """See `Head.loss`."""
+        from cut_cross_entropy import linear_cross_entropy
+
+        states, flat = flatten(hidden, targets)
+        return HeadLoss(nll=linear_cross_entropy(states, self.weight, flat, impl="torch_compile"))
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """One way to get from states to a loss.
+
+    name: as rows and `competitors=[...]` have it; those of one head begin alike.
+    head: overrides of the head's own config, `name` among them.
+    options: overrides tried on top; one, the empty one, is no tuning.
+    grouping: which tokens share a group, where the head has groups.
+    kind: a class of head that stands in for the head's own.
+    compiled: run under `torch.compile`.
+    package: has to be installed.
+    """
+
+    name: str
+    head: Option
+    options: tuple[Option, ...] = ({},)
+    grouping: str = "merge_rank"
+    kind: type[DenseHead] | None = None
+    compiled: bool = False
+    package: str | None = None
+
+    @property
+    def missing(self) -> bool:
+        """Whether its package is not installed."""
+        return self.package is not None and find_spec(self.package) is None
+
+    def config(self, option: Option | None = None) -> Any:
+        """Return the head's config with an option on top."""
+        return parse_head_config(self.head | (option or {}))
+
+    def build(self, option: Option, n_embd: int, vocab_size: int, counts: Tensor, wte: nn.Parameter) -> Head:
+        """Build the head, freshly initialised; see `build_head` for the arguments."""
+        if self.kind is not None:
+            return self.kind(DenseConfig(), wte)
+        grouping = GroupingConfig(name=self.grouping)
+        return build_head(self.config(option), n_embd, vocab_size, grouping=grouping, counts=counts, wte=wte)
+
+
+def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
+    return tuple({key: value} for value in values)
+
+
+CHUNK_ROWS = (64, 128, 256, 512, 1024)
+CUTOFFS = ([1000, 5000], [2000, 10_000], [4000, 20_000], [2000], [8000])
+"""Of adaptive softmax, chosen by time alone. No more than two clusters: a third has a rank of 1 or 2 at widths 64 and
+128, which is quick and predicts nothing."""
+VARIANTS = (
+    Competitor("dense, untied", {"name": "dense", "tied": False}),
+    Competitor("dense, compiled", {"name": "dense"}, compiled=True),
+    Competitor("dense, chunked, torch's default", {"name": "dense"}, kind=AutoChunkedHead),
+    Competitor("dense, chunked, tuned", {"name": "dense"}, options=_tuned("chunk_rows", CHUNK_ROWS)),
+    Competitor("dense, CCE", {"name": "dense"}, kind=CutCrossEntropyHead, package="cut_cross_entropy"),
+    Competitor("adaptive, tuned", {"name": "adaptive"}, options=_tuned("cutoffs", CUTOFFS)),
+    Competitor("class_full, by count", {"name": "class_full"}, grouping="frequency"),
+    Competitor("class_full, untied", {"name": "class_full", "tied": False}),
+    Competitor("shortlist, untied", {"name": "shortlist", "tied": False}),
+    Competitor("shortlist, 4 directions", {"name": "shortlist", "directions": 4}),
+    Competitor("shortlist, 16 directions", {"name": "shortlist", "directions": 16}),
+)
+"""Settings of heads beside their defaults. A new one is an entry here."""
+
+
+def all_competitors() -> list[Competitor]:
+    """Return every registered head with its defaults, and the variants behind the head that they are of."""
+    found = []
+    for name in HEADS:
+        found.append(Competitor(name, {"name": name}))
+        found += [variant for variant in VARIANTS if variant.head["name"] == name]
+    return found
+
+
+def choose(names: list[str], say: Callable[[str], None]) -> list[Competitor]:
+    """Return the dense head and those whose names begin with one of `names`; all where there is none.
+
+    Args:
+        names: beginnings of names.
+        say: told of each that is left out because its package is not installed.
+
+    Raises:
+        ConfigError: a name that fits nobody.
+    """
+    everybody = all_competitors()
+    for name in names:
+        if not any(c.name.startswith(name) for c in everybody):
+            raise ConfigError(f"no competitor begins with {name!r}; there are {', '.join(c.name for c in everybody)}")
+    wanted = [c for c in everybody if c.name == BASELINE or not names or any(c.name.startswith(name) for name in names)]
+    for competitor in wanted:
+        if competitor.missing:
+            package = str(competitor.package).replace("_", "-")
+            say(f"{competitor.name} is left out: {package} is not installed (pip install 'grouped-lm[bench]')")
+    return [c for c in wanted if not c.missing]
+
+
+def forget_compiled(competitors: Iterable[Competitor]) -> None:
+    """Forget what was compiled for an earlier cell: its shapes would make this one's code general, and slower."""
+    if any(c.compiled or c.package for c in competitors):
+        torch._dynamo.reset()
+
+
+def describe_option(option: Option) -> str:
+    """Return an option as `chunk_rows=256`, "" for none."""
+    return " ".join(f"{key}={value}".replace(" ", "") for key, value in option.items())
+
+
+def describe_tuning(tried: dict[str, float]) -> str:
+    """Return what was tried and the milliseconds of each."""
+    return "; ".join(f"{name}: {ms:.4g} ms" for name, ms in tried.items())

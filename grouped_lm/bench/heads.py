@@ -1,0 +1,138 @@
+"""`gvc bench heads`: forward, and forward with backward, of the output layer alone.
+
+Letters: N tokens, D width, V vocabulary, e bytes per number.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grouped_lm.bench.competitors import BASELINE, Competitor, Option, describe_option, describe_tuning, forget_compiled
+from grouped_lm.bench.results import Row
+from grouped_lm.bench.timing import Sampler, Session, interleave, quickest, timed
+from grouped_lm.bench.workload import Workload
+from grouped_lm.heads import Head
+from grouped_lm.measure import GIB, measure_head_peak_gib
+
+FLOAT_BYTES = 4
+CHUNK = 256
+"""Rows of logits that the floor allows to live at once; smaller chunks go below it, and are slower."""
+Cell = tuple[Row, Callable[[], list[Row]]]
+
+
+def heads_cells(work: Workload) -> list[Cell]:
+    """Return a cell per N and D; all competitors are measured in the same rounds of it."""
+    grid = work.settings.heads
+    return [
+        ({"n_tokens": n, "n_embd": d, "vocab_size": work.vocab_size}, partial(measure_cell, work, n, d))
+        for d in grid.n_embd
+        for n in grid.n_tokens
+    ]
+
+
+def measure_cell(work: Workload, n_tokens: int, n_embd: int) -> list[Row]:
+    """Return a row per competitor: first the option of each, then times in turn, then memory one by one."""
+    torch.manual_seed(work.settings.seed)
+    forget_compiled(work.competitors)
+    hidden = torch.randn(n_tokens, n_embd).requires_grad_()
+    targets = work.targets(n_tokens)
+    wte = nn.Parameter(0.02 * torch.randn(work.vocab_size, n_embd))
+
+    def build(competitor: Competitor, option: Option) -> Head:
+        return competitor.build(option, n_embd, work.vocab_size, work.counts, wte)
+
+    chosen: dict[str, tuple[Competitor, Option, Head, dict[str, float]]] = {}
+    for competitor in work.competitors:
+        options = {describe_option(option): option for option in competitor.options}
+        samplers = {name: sampler(build(competitor, o), hidden, targets, False) for name, o in options.items()}
+        best, tried = quickest(samplers, "ms")
+        chosen[competitor.name] = competitor, options[best], build(competitor, options[best]), tried
+    session = interleave(
+        {name: sampler(head, hidden, targets, c.compiled) for name, (c, _, head, _) in chosen.items()},
+        work.settings.meter,
+    )
+    for parameter in [hidden, wte]:
+        parameter.grad = None
+    rows = []
+    for name, (competitor, option, head, tried) in chosen.items():
+        row = {"head": name, "option": describe_option(option), "tried": describe_tuning(tried)}
+        memory = memory_columns(head, targets, wte, competitor.compiled)
+        rows.append(row | speed_columns(session, name, head, n_tokens) | memory)
+    return with_ratios(rows)
+
+
+def sampler(head: Head, hidden: Tensor, targets: Tensor, compiled: bool) -> Sampler:
+    """Return what times one forward pass without gradients, and one forward and backward pass."""
+    forward: Any = torch.compile(head) if compiled else head
+
+    def forward_only() -> None:
+        with torch.no_grad():
+            forward(hidden, targets)
+
+    def both() -> None:
+        forward(hidden, targets).nll.backward()
+
+    def sample() -> dict[str, float]:
+        figures = {"forward_ms": timed(forward_only), "ms": timed(both)}
+        hidden.grad = None
+        for parameter in head.parameters():
+            parameter.grad = None
+        return figures
+
+    return sample
+
+
+def speed_columns(session: Session, name: str, head: Head, n_tokens: int) -> Row:
+    """Return times, the FLOPs of the formula, and the share of the matrix product's speed that they make."""
+    timing = session.timings[name]
+    row: Row = timing.columns("forward_ms") | timing.columns("ms")
+    flops = 3.0 * head.flops_per_token() * n_tokens
+    share = flops / (row["ms"] / 1000) / session.gemm_flops_per_sec()
+    return row | {"flops": flops, "gemm_share": share} | session.columns(name)
+
+
+def memory_columns(head: Head, targets: Tensor, wte: Tensor, compiled: bool = False) -> Row:
+    """Return peak and floor in bytes, and parameters.
+
+    The peak counts states, weights and their gradients, a tied table with its own too. The ratio leaves the tied table
+    and its gradient out on both sides, since the input embedding needs them anyway.
+    """
+    n_tokens, n_embd = targets.numel(), head.n_embd
+    forward: Any = torch.compile(head) if compiled else head
+    shape, cpu = (n_tokens, n_embd, head.vocab_size), torch.device("cpu")
+    if compiled:
+        measure_head_peak_gib(forward, *shape, cpu, targets)  # compiling allocates
+    peak = round(measure_head_peak_gib(forward, *shape, cpu, targets) * GIB)
+    tied = any(p is wte for p in head.parameters())
+    table = 2 * wte.numel() * FLOAT_BYTES if tied else 0
+    own = sum(p.numel() for p in head.parameters() if p is not wte)
+    floor = floor_bytes(n_tokens, n_embd, own, head.flops_per_token() / (2 * n_embd))
+    return {
+        "peak_bytes": peak,
+        "tied_table_bytes": table,
+        "floor_bytes": floor,
+        "peak_over_floor": (peak - table) / floor,
+        "params_own": own,
+    }
+
+
+def floor_bytes(n_tokens: int, n_embd: int, own_params: int, logits_per_token: float) -> int:
+    """Return what any head needs: states and their gradient 2 N D e, its own weights and theirs, one chunk of logits.
+
+    The chunk has 256 rows of as many logits as the head computes per token, G + S for a grouped one.
+    """
+    chunk = min(CHUNK, n_tokens) * logits_per_token
+    return round(FLOAT_BYTES * (2 * n_tokens * n_embd + 2 * own_params + chunk))
+
+
+def with_ratios(rows: list[Row]) -> list[Row]:
+    """Add how many times faster and smaller than the plain dense head each is."""
+    dense = next(row for row in rows if row["head"] == BASELINE)
+    for row in rows:
+        row["speedup_forward"] = dense["forward_ms"] / row["forward_ms"]
+        row["speedup"] = dense["ms"] / row["ms"]
+        row["memory_ratio"] = dense["peak_bytes"] / row["peak_bytes"]
+    return rows

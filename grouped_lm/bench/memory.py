@@ -1,0 +1,247 @@
+"""`gvc bench memory`: peaks of whole steps, measured by allocator events and predicted from fake tensors.
+
+Parts of a suite: `truth` (both, by what the bytes are for), `claim` (predicted ratios, and the batch that reaches the
+paper's), `fit` (the measured ratio at the largest dense batch in a given memory), `grid` (B x T, training and
+inference). Letters: B micro_batch_size, T block_size.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+from grouped_lm.bench.competitors import BASELINE
+from grouped_lm.bench.heads import Cell
+from grouped_lm.bench.results import Row
+from grouped_lm.bench.steps import Batch
+from grouped_lm.bench.workload import Workload, say
+from grouped_lm.config import Config, ModelConfig, TrainConfig
+from grouped_lm.fake_step import fake_model, fake_passes, fake_steps, faking, make_state, watch_step, with_shape
+from grouped_lm.heads import HEADS, parse_head_config
+from grouped_lm.live_bytes import KINDS, Moments
+from grouped_lm.measure import GIB, PeakTensorMemory, live_state, tensor_bytes
+from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
+from grouped_lm.optim import build_optimizer
+from grouped_lm.plan import MAX_BATCH, largest, peak_function
+from grouped_lm.train import clip_gradients
+
+PAIR = (BASELINE, "grouped")
+"""The claim is the paper's head against the full softmax."""
+
+
+def memory_cells(work: Workload) -> list[Cell]:
+    """Return the cells of all four parts."""
+    grid = work.settings.memory
+    registered = [c.name for c in work.competitors if c.name in HEADS]
+    cells: list[Cell] = []
+    for name in grid.truth_models:
+        for batch in grid.truth_batches:
+            label = {"micro_batch_size": batch, "block_size": grid.truth_block_size}
+            for head in registered:
+                config = config_of(work, work.models[name], head, batch, grid.truth_block_size)
+                cell = {"part": "truth", "model": name, **label, "head": head}
+                cells.append((cell, partial(measure_truth, work, config)))
+    for name in grid.claim_models:
+        for attention in ("fused", "unfused"):
+            cell = {"part": "claim", "model": name, "attention": attention, "block_size": grid.claim_block_size}
+            cells.append((cell | {"batches": grid.claim_batches}, partial(predict_claim, work, name, attention)))
+    for name in grid.fit_models:
+        cell = {"part": "fit", "model": name, "block_size": grid.claim_block_size}
+        cells.append((cell, partial(measure_fit, work, name)))
+    for context in grid.grid_block_sizes:
+        for head in PAIR:
+            cell = {"part": "grid", "model": grid.grid_model, "block_size": context, "head": head}
+            cells.append((cell | {"batches": grid.grid_batches}, partial(measure_grid, work, head, context)))
+    return cells
+
+
+def config_of(work: Workload, model: ModelConfig, head: str, batch: int, context: int) -> Config:
+    """Return the run of one head at B and T."""
+    return Config(
+        seed=work.settings.seed,
+        model=dataclasses.replace(model, block_size=context),
+        head=parse_head_config({"name": head}),
+        tokenizer=work.settings.tokenizer,
+        train=TrainConfig(micro_batch_size=batch),
+    )
+
+
+def peak_of(moments: Moments) -> int:
+    """Return the peak in bytes."""
+    return int(moments.live.sum(1).max())
+
+
+def parts_of(moments: Moments) -> Row:
+    """Return bytes by kind at the peak, and the module at work there."""
+    at = int(moments.live.sum(1).argmax())
+    sizes = zip(KINDS, moments.live[at], strict=True)
+    return {f"{kind}_bytes": int(size) for kind, size in sizes} | {"peak_module": moments.modules[at] or "optimizer"}
+
+
+def real_model(
+    config: Config, counts: Tensor, vocab_size: int | None = None
+) -> tuple[LanguageModel, torch.optim.Optimizer]:
+    """Build what a run would train, its optimizer as after a first step; V is the tokenizer's where none is given."""
+    torch.manual_seed(config.seed)
+    model = build_lm(config, counts.numpy, vocab_size=vocab_size).train()
+    optimizer = build_optimizer(config.optim, model)
+    make_state(model, optimizer)
+    return model, optimizer
+
+
+def allocator_peak(
+    config: Config, model: LanguageModel, optimizer: torch.optim.Optimizer, make_batch: Callable[[], Batch]
+) -> int:
+    """Return the peak bytes of a real step of the loop in `train`, from the allocator's events."""
+    with PeakTensorMemory(tensor_bytes(live_state(model, optimizer))) as peak:
+        model(*make_batch()).nll.backward()
+        clip_gradients(model, config.optim.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return round(peak.gib() * GIB)
+
+
+def predicted_peak(config: Config, vocab_size: int | None = None) -> int | None:
+    """Return the peak bytes of a fake step; None for a head whose sizes depend on the tokens."""
+    try:
+        return peak_of(fake_steps(config, [config.train.micro_batch_size], vocab_size)[0])
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        return None
+
+
+def batch_maker(work: Workload, config: Config) -> Callable[[], Batch]:
+    """Return what makes the first batch of a run."""
+    batches = work.batches(config.train.micro_batch_size, config.model.block_size)
+    return lambda: batches.batch(0)
+
+
+def measure_truth(work: Workload, config: Config) -> list[Row]:
+    """Return one head's row: the allocator's peak, the prediction, and the real step's bytes by what they are for.
+
+    `embedding_bytes` (the input table and its two Adam averages) is a share of weights and optimizer state.
+    """
+    model, optimizer = real_model(config, work.counts)
+    make_batch = batch_maker(work, config)
+    measured = allocator_peak(config, model, optimizer, make_batch)
+    watched = watch_step(config, model, optimizer, make_batch)
+    predicted = predicted_peak(config)
+    return [
+        {
+            "measured_bytes": measured,
+            "predicted_bytes": predicted,
+            "prediction_error": None if predicted is None else predicted / measured - 1,
+            **parts_of(watched),
+            "embedding_bytes": 3 * tensor_bytes(model.body.wte.parameters()),  # type: ignore[union-attr]
+        }
+    ]
+
+
+def predicted_by_batch(config: Config, steps: Callable[[Config, list[int]], list[Moments]]) -> Callable[[int], float]:
+    """Return B -> predicted peak bytes, from two fake steps; a batch of 1 is laid out differently and run as it is."""
+    peak = peak_function(
+        dict(zip([2, 4], steps(config, [2, 4]), strict=True)), lambda batch: with_shape(config, batch=batch)
+    )
+    return lambda batch: float(peak_of(steps(config, [1])[0])) if batch == 1 else peak(batch)
+
+
+def flops_of(config: Config) -> tuple[float, float]:
+    """Return the operations of body and head per token, by their formulas."""
+    with faking():
+        head = fake_model(config).head.flops_per_token()
+    return estimate_body_flops_per_token(config.model, config.model.block_size), head
+
+
+def predict_claim(work: Workload, name: str, attention: str) -> list[Row]:
+    """Return dense over grouped at every B of the claim, the least B that reaches the paper's ratio, and the limit.
+
+    Beside it FLOPs: how many times fewer with the grouped head, and with a head that costs nothing.
+    """
+    grid = work.settings.memory
+    model = dataclasses.replace(work.models[name], attention=attention)
+    dense, grouped = (
+        predicted_by_batch(config_of(work, model, head, 2, grid.claim_block_size), fake_steps) for head in PAIR
+    )
+
+    def ratio(batch: int) -> float:
+        return dense(batch) / grouped(batch)
+
+    flops = [flops_of(config_of(work, model, head, 2, grid.claim_block_size)) for head in PAIR]
+    below = largest(lambda batch: batch == 0 or ratio(batch) < grid.claim_ratio, MAX_BATCH)
+    reached = None if below == MAX_BATCH else below + 1
+    return [
+        {
+            "micro_batch_size": batch,
+            "dense_bytes": round(dense(batch)),
+            "grouped_bytes": round(grouped(batch)),
+            "memory_ratio": ratio(batch),
+            "claim_ratio": grid.claim_ratio,
+            "batch_at_claim": reached,
+            "ratio_limit": ratio(MAX_BATCH),
+            "flops_ratio": sum(flops[0]) / sum(flops[1]),
+            "flops_cap": sum(flops[0]) / flops[0][0],
+        }
+        for batch in grid.claim_batches
+    ]
+
+
+def measure_fit(work: Workload, name: str) -> list[Row]:
+    """Return measured dense over grouped at the largest B whose dense step is predicted to fit the limit."""
+    grid = work.settings.memory
+    limit = grid.limit_gib * GIB
+    dense = config_of(work, work.models[name], BASELINE, 2, grid.claim_block_size)
+    peak = predicted_by_batch(dense, fake_steps)
+    batch = largest(lambda b: b == 0 or peak(b) <= limit, MAX_BATCH)
+    if batch == 0:
+        say(f"{name}: not one window of the dense model fits {grid.limit_gib} GiB")
+        return []
+    rows: list[Row] = []
+    for head in PAIR:
+        config = config_of(work, work.models[name], head, batch, grid.claim_block_size)
+        measured = allocator_peak(config, *real_model(config, work.counts), batch_maker(work, config))
+        rows.append(
+            {"head": head, "micro_batch_size": batch, "measured_bytes": measured, "limit_gib": grid.limit_gib}
+            | {"predicted_bytes": predicted_peak(config)}
+        )
+    for row in rows:
+        row["prediction_error"] = row["predicted_bytes"] / row["measured_bytes"] - 1
+        row["memory_ratio"] = rows[0]["measured_bytes"] / row["measured_bytes"]
+    return rows
+
+
+def measure_grid(work: Workload, head: str, context: int) -> list[Row]:
+    """Return a row per B, for a training step and a forward pass; those predicted to fit the grid's limit are run."""
+    grid = work.settings.memory
+    config = config_of(work, work.models[grid.grid_model], head, 2, context)
+    rows: list[Row] = []
+    for mode, steps in (("training", fake_steps), ("inference", fake_passes)):
+        peak: Any = predicted_by_batch(config, steps)
+        for batch in grid.grid_batches:
+            predicted, measured = round(peak(batch)), None
+            if predicted <= grid.grid_limit_gib * GIB:
+                measured = real_peak(work, with_shape(config, batch=batch), mode)
+            rows.append(
+                {
+                    "micro_batch_size": batch,
+                    "mode": mode,
+                    "predicted_bytes": predicted,
+                    "measured_bytes": measured,
+                    "prediction_error": None if measured is None else predicted / measured - 1,
+                }
+            )
+    return rows
+
+
+def real_peak(work: Workload, config: Config, mode: str) -> int:
+    """Return the allocator's peak bytes of a real step, or of a real forward pass without gradients."""
+    if mode == "training":
+        return allocator_peak(config, *real_model(config, work.counts), batch_maker(work, config))
+    model = build_lm(config, work.counts.numpy).eval()
+    make_batch = batch_maker(work, config)
+    with torch.no_grad(), PeakTensorMemory(tensor_bytes([*model.parameters(), *model.buffers()])) as peak:
+        model(*make_batch())
+    return round(peak.gib() * GIB)

@@ -1,0 +1,92 @@
+"""One suite from settings to rows, files and a table."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from grouped_lm.bench.decode import decode_cells
+from grouped_lm.bench.heads import Cell, heads_cells
+from grouped_lm.bench.memory import memory_cells
+from grouped_lm.bench.results import Row, environment_columns, run_cells, to_csv
+from grouped_lm.bench.settings import BenchConfig
+from grouped_lm.bench.steps import steps_cells
+from grouped_lm.bench.tables import suite_tables
+from grouped_lm.bench.vocab import vocab_cells
+from grouped_lm.bench.workload import Workload, say
+from grouped_lm.config import ModelConfig
+from grouped_lm.display import print_table
+from grouped_lm.plots_bench import PlotLibraryError, write_bench_plots
+from grouped_lm.runtime import set_threads, write_text
+
+SUITE_CELLS: dict[str, Callable[[Workload], list[Cell]]] = {
+    "heads": heads_cells,
+    "steps": steps_cells,
+    "memory": memory_cells,
+    "decode": decode_cells,
+    "vocab": vocab_cells,
+}
+
+
+TOGETHER = ("heads", "steps", "decode")
+"""Suites whose cells measure all competitors at once: with another one, they are measured anew."""
+
+
+def suite_cells(suite: str, work: Workload) -> list[Cell]:
+    """Return the cells of a suite, each a set of rows that are measured together."""
+    return SUITE_CELLS[suite](work)
+
+
+def run_suite(
+    suite: str,
+    settings: BenchConfig,
+    models: dict[str, ModelConfig],
+    folder: Path,
+    command: str,
+    out: Path | None = None,
+) -> list[Row]:
+    """Measure what `folder` does not hold yet, write CSV and plots, and return the rows.
+
+    Args:
+        suite: one of `settings.SUITES`.
+        settings: grids and meter.
+        models: the bodies that the suite's presets name.
+        folder: where cells are kept.
+        command: recorded in every row.
+        out: where bench-SUITE.csv and its plots are written too.
+    """
+    set_threads(settings.threads)
+    work = Workload(settings, models)
+    rows = run_cells(folder, suite_cells(suite, work), suite, identity(suite, work), environment_columns(command))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / f"bench-{suite}.csv", to_csv(rows))
+    try:
+        for place in [folder, *([out] if out is not None else [])]:
+            write_bench_plots(suite, rows, place)
+    except PlotLibraryError as error:
+        say(f"gvc: {error}")
+    return rows
+
+
+def identity(suite: str, work: Workload) -> dict[str, Any]:
+    """Return what else decides a cell's figures: everything but the grid, of which a cell is one point."""
+    settings = dataclasses.asdict(work.settings)
+    data = {key: value for key, value in settings["data"].items() if key not in ("name", "cache_dir")}
+    own = settings[suite] if suite in ("decode", "memory", "vocab") else {}
+    lists = {key: value for key, value in own.items() if isinstance(value, list) and key != "excess_lr"}
+    return {
+        "data": data,
+        "tokenizer": settings["tokenizer"],
+        "threads": settings["threads"],
+        "seed": settings["seed"],
+        "competitors": [c.name for c in work.competitors] if suite in TOGETHER else [],
+        "meter": settings["meter"],
+        "suite": {key: value for key, value in own.items() if key not in lists},
+    }
+
+
+def show(suite: str, rows: list[Row]) -> None:
+    """Print the suite's tables on stdout."""
+    for table in suite_tables(suite, rows):
+        print_table(table)

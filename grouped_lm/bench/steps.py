@@ -1,0 +1,189 @@
+"""`gvc bench steps`: whole optimizer steps beside the step without any head, which no head can beat.
+
+Letters: B micro_batch_size, T block_size, V vocabulary.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grouped_lm.bench.competitors import BASELINE, Competitor, Option, describe_option, describe_tuning, forget_compiled
+from grouped_lm.bench.results import Row
+from grouped_lm.bench.timing import Sampler, Session, interleave, quickest, timed
+from grouped_lm.bench.workload import Workload
+from grouped_lm.config import ModelConfig, OptimConfig
+from grouped_lm.models import build_body, estimate_body_flops_per_token
+from grouped_lm.models.lm import LanguageModel
+from grouped_lm.optim import build_optimizer
+
+CAP = "no head"
+"""The step with `hidden.pow(2).mean()` for a loss: same body, embedding and optimizer."""
+Cell = tuple[Row, Callable[[], list[Row]]]
+Batch = tuple[Tensor, Tensor]
+State = dict[Any, Any]
+
+
+def steps_cells(work: Workload) -> list[Cell]:
+    """Return a cell per body; all competitors are measured in the same rounds of it."""
+    grid = work.settings.steps
+    shape = {"micro_batch_size": grid.micro_batch_size, "block_size": grid.block_size, "vocab_size": work.vocab_size}
+    return [({"model": name, **shape}, partial(measure_body, work, name)) for name in grid.models]
+
+
+class NoHead(nn.Module):
+    """A body and a loss that costs nothing."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean square of the states."""
+        return self.body(input_ids).pow(2).mean()
+
+
+@dataclass
+class Contender:
+    """A competitor's model, and what a step of it does."""
+
+    model: nn.Module
+    step: Sampler
+    option: Option
+    tried: dict[str, float]
+
+
+def measure_body(work: Workload, name: str) -> list[Row]:
+    """Return a row per competitor and one for the cap, from the same rounds."""
+    grid = work.settings.steps
+    loader = work.batches(grid.micro_batch_size, grid.block_size)
+    batches = [loader.batch(index) for index in range(4)]
+    return compare_steps(work, work.models[name], work.vocab_size, work.counts, batches, work.competitors)
+
+
+def compare_steps(
+    work: Workload,
+    model: ModelConfig,
+    vocab_size: int,
+    counts: Tensor,
+    batches: Sequence[Batch],
+    competitors: Sequence[Competitor],
+) -> list[Row]:
+    """Return rows of whole steps on one body that all share: weights of its own for every head, one body's memory.
+
+    Args:
+        work: settings.
+        model: the body.
+        vocab_size: V.
+        counts: (V,) occurrences of the tokens.
+        batches: (B, T) ids and targets, used in turn.
+        competitors: the heads.
+    """
+    torch.manual_seed(work.settings.seed)
+    forget_compiled(competitors)
+    body = build_body(model, vocab_size)
+    cap, state = NoHead(body), defaultdict(dict)  # type: ignore[var-annotated]
+    contenders = {CAP: Contender(cap, step_sampler(cap, cap, batches, state), {}, {})}
+    for competitor in competitors:
+        contenders[competitor.name] = _contend(competitor, model.n_embd, vocab_size, counts, body, batches, state)
+    session = interleave({name: c.step for name, c in contenders.items()}, work.settings.meter)
+    n_tokens = batches[0][0].numel()
+    body_flops = estimate_body_flops_per_token(model, batches[0][0].shape[1])
+    rows = [step_row(name, c, session, n_tokens, body_flops) for name, c in contenders.items()]
+    return with_shares(rows)
+
+
+def _contend(
+    competitor: Competitor,
+    n_embd: int,
+    vocab_size: int,
+    counts: Tensor,
+    body: nn.Module,
+    batches: Sequence[Batch],
+    state: State,
+) -> Contender:
+    wte: Any = body.wte.weight  # type: ignore[union-attr]
+
+    def model_with(option: Option) -> LanguageModel:
+        return LanguageModel(body, competitor.build(option, n_embd, vocab_size, counts, wte))
+
+    def sampler_of(model: LanguageModel, compiled: bool) -> Sampler:
+        return step_sampler(model, torch.compile(model) if compiled else model, batches, state)
+
+    options = {describe_option(option): option for option in competitor.options}
+    best, tried = "", dict[str, float]()
+    if len(options) > 1:
+        before = set(state)
+        best, tried = quickest({name: sampler_of(model_with(o), False) for name, o in options.items()}, "ms", 1)
+        for parameter in set(state) - before - set(body.parameters()):
+            del state[parameter]  # the tried heads go, and with them what they weigh
+    option = options[best] if best else competitor.options[0]
+    model = model_with(option)
+    return Contender(model, sampler_of(model, competitor.compiled), option, tried)
+
+
+def step_sampler(model: nn.Module, forward: Any, batches: Sequence[Batch], state: State) -> Sampler:
+    """Return what times a step of the loop in `train`: loss, gradients, their norm, AdamW.
+
+    Args:
+        model: whose parameters are updated. The optimizer's state is made at the first step.
+        forward: the model, or its compiled form.
+        batches: used in turn.
+        state: of all optimizers of the cell: the body's two averages exist once, not once per competitor.
+    """
+    optimizer = build_optimizer(OptimConfig(lr=1e-4), model)
+    optimizer.state = state  # type: ignore[assignment]
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        loss = forward(*batches[count % len(batches)])
+        getattr(loss, "nll", loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        count += 1
+
+    return lambda: {"ms": timed(step)}
+
+
+def step_row(name: str, contender: Contender, session: Session, n_tokens: int, body_flops: float) -> Row:
+    """Return what one competitor's steps took and computed; `mfu` is the share of the matrix product's speed."""
+    head = getattr(contender.model, "head", None)
+    head_flops = head.flops_per_token() if head is not None else 0.0
+    times = session.timings[name].columns("ms")
+    rate = n_tokens / (times["ms"] / 1000)
+    return {
+        "head": name,
+        "option": describe_option(contender.option),
+        "tried": describe_tuning(contender.tried),
+        **times,
+        "tokens_per_sec": rate,
+        "flops_per_token": 3 * (body_flops + head_flops),
+        "head_flops_share": head_flops / (body_flops + head_flops),
+        "mfu": rate * 3 * (body_flops + head_flops) / session.gemm_flops_per_sec(),
+        **session.columns(name),
+    }
+
+
+def with_shares(rows: list[Row]) -> list[Row]:
+    """Add the share of the cap's speed, and how many times faster than each kind of competitor a row is."""
+    by_name = {row["head"]: row for row in rows}
+    rivals = {
+        "over_dense": [BASELINE],
+        "over_best_chunked": [name for name in by_name if name.startswith("dense, chunked")],
+        "over_best_adaptive": [name for name in by_name if name.startswith("adaptive")],
+    }
+    for row in rows:
+        row["share_of_cap"] = by_name[CAP]["ms"] / row["ms"]
+        for column, names in rivals.items():
+            times = [by_name[name]["ms"] for name in names if name in by_name]
+            row[column] = min(times) / row["ms"] if times else None
+        if BASELINE in by_name:
+            row["flops_fewer_than_dense"] = by_name[BASELINE]["flops_per_token"] / row["flops_per_token"]
+    return rows

@@ -1,0 +1,159 @@
+"""The meter: competitors take turns, A B B A, between calibrations; rounds in which the machine drifted go.
+
+Small shared machines change speed by a factor of two within minutes. What is interleaved drifts together, so ratios
+hold where absolute figures do not; what drifted within a round is not used at all.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from grouped_lm.bench.settings import MeterConfig
+from grouped_lm.devices import measure_copy_bytes_per_sec
+from grouped_lm.measure import measure_gemm_flops_per_sec
+
+Sampler = Callable[[], dict[str, float]]
+"""Does a thing once and returns milliseconds by name ("ms", "forward_ms", ...)."""
+
+SLOW_MS = 2000.0
+"""Options that take longer are tried once when tuned."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the machine can do at one moment."""
+
+    gemm_flops_per_sec: float
+    copy_bytes_per_sec: float
+
+    def drift_to(self, later: "Calibration") -> float:
+        """Return the larger relative change of the two rates."""
+        gemm = later.gemm_flops_per_sec / self.gemm_flops_per_sec
+        copy = later.copy_bytes_per_sec / self.copy_bytes_per_sec
+        return max(abs(gemm - 1), abs(copy - 1))
+
+
+def calibrate() -> Calibration:
+    """Measure a matrix product and a copy, a quarter of a second."""
+    return Calibration(measure_gemm_flops_per_sec(torch.device("cpu"), torch.float32), measure_copy_bytes_per_sec())
+
+
+@dataclass
+class Timing:
+    """What one competitor took."""
+
+    samples: list[dict[str, float]] = field(default_factory=list)
+    drift: float = 0.0
+    """Largest of the rounds that were kept."""
+
+    def quartiles(self, key: str) -> tuple[float, float, float]:
+        """Return first quartile, median and third quartile of a figure, in ms."""
+        values = [sample[key] for sample in self.samples]
+        if len(values) < 2:
+            return values[0], values[0], values[0]
+        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+        return low, middle, high
+
+    def columns(self, key: str) -> dict[str, float]:
+        """Return median and quartiles as columns of a row."""
+        low, middle, high = self.quartiles(key)
+        return {key: middle, f"{key}_q1": low, f"{key}_q3": high}
+
+
+@dataclass
+class Session:
+    """All timings of a cell, and how the machine was meanwhile."""
+
+    timings: dict[str, Timing]
+    calibrations: list[Calibration]
+    dropped: int
+
+    def gemm_flops_per_sec(self) -> float:
+        """Return the median over the calibrations of the cell."""
+        return statistics.median(c.gemm_flops_per_sec for c in self.calibrations)
+
+    def copy_bytes_per_sec(self) -> float:
+        """Return the median over the calibrations of the cell."""
+        return statistics.median(c.copy_bytes_per_sec for c in self.calibrations)
+
+    def columns(self, name: str) -> dict[str, float]:
+        """Return what a row says about the measuring itself."""
+        return {
+            "samples": len(self.timings[name].samples),
+            "kept_drift": self.timings[name].drift,
+            "rounds_dropped": self.dropped,
+            "gemm_gflops_per_sec": self.gemm_flops_per_sec() / 1e9,
+            "copy_gb_per_sec": self.copy_bytes_per_sec() / 1e9,
+        }
+
+
+def interleave(
+    samplers: dict[str, Sampler],
+    config: MeterConfig,
+    calibrate: Callable[[], Calibration] = calibrate,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Session:
+    """Sample every competitor in rounds, forwards and then backwards, each round between two calibrations.
+
+    A slow competitor leaves once it has had `min_rounds` and spent its budget; the fast ones go on among themselves
+    until their own is spent. The warm-up sample of each counts towards nothing. Rounds are dropped only as long as
+    those dropped took less than all budgets together: where a round takes minutes, one is done again and no more.
+    """
+    session = Session({name: Timing() for name in samplers}, [], 0)
+    spent = dict.fromkeys(samplers, 0.0)
+    done = dict.fromkeys(samplers, 0)
+    wasted = 0.0
+    for sample in samplers.values():
+        sample()
+    while True:
+        wanted = [
+            name
+            for name in samplers
+            if done[name] < config.min_rounds or (spent[name] < config.budget_s and done[name] < config.max_rounds)
+        ]
+        if not wanted:
+            return session
+        before, round_started = calibrate(), clock()
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in wanted}
+        for name in [*wanted, *reversed(wanted)]:
+            started = clock()
+            found[name].append(samplers[name]())
+            spent[name] += clock() - started
+        took, after = clock() - round_started, calibrate()
+        drift, may_drop = before.drift_to(after), wasted < config.budget_s * len(samplers)
+        if drift > config.max_drift and session.dropped < config.max_dropped and may_drop:
+            session.dropped += 1
+            wasted += took
+            continue
+        session.calibrations += [before, after]
+        for name, samples in found.items():
+            done[name] += 1
+            session.timings[name].samples += samples
+            session.timings[name].drift = max(session.timings[name].drift, drift)
+
+
+def timed(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the milliseconds that `action` takes."""
+    started = clock()
+    action()
+    return 1000 * (clock() - started)
+
+
+def quickest(options: dict[str, Sampler], key: str, samples: int = 2) -> tuple[str, dict[str, float]]:
+    """Return the option of the least time, and every option's least ms.
+
+    Options take turns, so that a drift hits all of them. The first sample of each is a warm-up, but for one so slow
+    that warmth is nothing to it: that is its only one. One option alone is not run.
+    """
+    if len(options) == 1:
+        return next(iter(options)), {}
+    best = {name: sample()[key] for name, sample in options.items()}
+    quick = [name for name in options if best[name] < SLOW_MS]
+    best |= dict.fromkeys(quick, float("inf"))
+    for _ in range(samples):
+        for name in quick:
+            best[name] = min(best[name], options[name]()[key])
+    return min(best, key=lambda name: best[name]), best

@@ -1,0 +1,145 @@
+"""Cuts on a distribution over tokens, and draws from what they leave: the slow lines, over all V log-probabilities.
+
+Letters: N states, C candidates, M kept, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grouped_lm.config import check_range
+
+NARROW = 256
+"""Largest candidates that are sorted before all of them are: sorting 50,257 numbers takes longer than a small body."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cut:
+    """Which tokens may be drawn, by the joint distribution itself; temperature comes after the cut.
+
+    Each condition keeps a prefix of the tokens in the order of their probability, the lowest id first among equals;
+    together they keep the shortest, which is never empty.
+
+    Raises:
+        ConfigError: a value out of its range.
+    """
+
+    top_k: int | None = None
+    """The k likeliest, >= 1; None keeps all."""
+    top_p: float = 1.0
+    """The fewest likeliest that have this probability together, in (0, 1] (Holtzman et al. 2020, arXiv 1904.09751)."""
+    min_p: float = 0.0
+    """Those with at least this share of the likeliest one's probability, in [0, 1] (arXiv 2407.01082)."""
+
+    def __post_init__(self) -> None:
+        check_range("top-k", self.top_k, 1)
+        check_range("top-p", self.top_p, 0, 1, open_low=True)
+        check_range("min-p", self.min_p, 0, 1)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is cut off."""
+        return self.top_k is None and self.top_p == 1 and self.min_p == 0
+
+    @property
+    def log_min_p(self) -> float:
+        """Return log(min_p), -inf for 0."""
+        return math.log(self.min_p) if self.min_p else -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a cut leaves of each state's tokens, likeliest first."""
+
+    log_prob: Tensor
+    """(N, M) log-probabilities under the whole distribution, -inf where fewer than M are kept."""
+    ids: Tensor
+    """(N, M) int64 token ids, 0 where fewer than M are kept."""
+
+    @property
+    def sizes(self) -> Tensor:
+        """(N,) tokens kept, >= 1."""
+        return (self.log_prob > -torch.inf).sum(1)
+
+
+def keep(log_prob: Tensor, ids: Tensor | None, cut: Cut) -> Kept:
+    """Return what `cut` keeps: sort by probability and id, and take the prefix.
+
+    Args:
+        log_prob: (N, C), -inf where a candidate is none.
+        ids: (N, C) the candidates' ids; None means that column is id.
+        cut: what to keep.
+    """
+    limit = min(cut.top_k or log_prob.shape[1], log_prob.shape[1])
+    if limit == 1 and ids is None:
+        best = log_prob.argmax(1, keepdim=True)  # torch promises the first among equals
+        return Kept(log_prob.gather(1, best), best)
+    size = min(limit, NARROW)
+    while True:
+        kept = _largest(log_prob, ids, size)
+        fits = _prefix(kept.log_prob, cut)
+        if size == limit or not bool(fits[:, -1].any()):  # every prefix ends before what was sorted does
+            width = max(1, int(fits.sum(1).max()))
+            fits = fits[:, :width]
+            return Kept(
+                kept.log_prob[:, :width].masked_fill(~fits, -torch.inf), kept.ids[:, :width].masked_fill(~fits, 0)
+            )
+        size = limit
+
+
+def _largest(log_prob: Tensor, ids: Tensor | None, size: int) -> Kept:
+    """Return the `size` likeliest in order, the lowest id first among equals, which `torch.topk` does not promise."""
+    smallest = log_prob.topk(size, dim=1).values[:, -1:]
+    width = max(size, int((log_prob >= smallest).sum(1).max())) if size < log_prob.shape[1] else size
+    values, places = log_prob.topk(width, dim=1)  # once more where others equal the last
+    found = places if ids is None else ids.gather(1, places)
+    found, by_id = found.sort(dim=1)
+    values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+    return Kept(values[:, :size], found.gather(1, by_value)[:, :size])
+
+
+def _prefix(log_prob: Tensor, cut: Cut) -> Tensor:
+    """Return (N, M) which of the sorted log-probabilities are kept."""
+    fits = (log_prob > -torch.inf) & (log_prob >= log_prob[:, :1] + cut.log_min_p)
+    if cut.top_p < 1:
+        prob = log_prob.double().exp()
+        before = prob.cumsum(1) - prob
+        fits &= before < cut.top_p
+        fits[:, 0] = True
+    return fits
+
+
+def draw(weights: Tensor, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw one column for every entry of `rows`, by the inverse of the cumulated weights of that row.
+
+    Args:
+        weights: (N, C) fp64, >= 0, with a sum above 0 in every row; none of weight 0 is ever drawn.
+        rows: (m,) int64 in [0, N).
+        generator: on the device of the weights; None is torch's global one.
+
+    Returns:
+        (m,) int64 in [0, C).
+    """
+    below = weights.cumsum(1)
+    below = below / below[:, -1:]
+    last = (below < 1).sum(1)  # the last column with any weight
+    uniform = torch.rand(rows.shape, dtype=torch.float64, generator=generator, device=weights.device)
+    shelves = below + torch.arange(len(below), dtype=torch.float64, device=below.device).unsqueeze(1)
+    place = torch.searchsorted(shelves.flatten(), uniform + rows, right=True) - rows * weights.shape[1]
+    return torch.minimum(place, last[rows])  # uniform + row may round up to the next row
+
+
+def draw_kept(kept: Kept, temperature: float, num_samples: int, generator: torch.Generator | None) -> Tensor:
+    """Draw (N, num_samples) ids from what was kept, each with weight p^(1 / temperature).
+
+    Args:
+        kept: of N states.
+        temperature: > 0.
+        num_samples: draws per state, >= 1.
+        generator: see `draw`.
+    """
+    weights = (kept.log_prob.double() / temperature).softmax(1)
+    rows = torch.arange(len(weights), device=weights.device).repeat_interleave(num_samples)
+    return kept.ids[rows, draw(weights, rows, generator)].view(-1, num_samples)

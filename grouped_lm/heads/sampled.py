@@ -1,0 +1,116 @@
+"""Sampled softmax: trained against a few drawn tokens, judged by the full softmax.
+
+Source: importance sampling of the partition function (Bengio and Senecal 2008; Jean et al. 2015, arXiv 1412.2007),
+in the form of Blanc and Rendle 2018 (arXiv 1712.00527).
+Letters: N tokens, D width, V vocabulary, K drawn tokens.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_lm.config import check_choice, check_range
+from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, classify, flatten, reduce_nll
+from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_loss
+
+
+@dataclass(kw_only=True, slots=True)
+class SampledConfig:
+    """`head=sampled`."""
+
+    name: str = "sampled"
+    samples: int = 1024
+    """Tokens K drawn anew for every batch, with replacement, >= 1."""
+    proposal: str = "log_uniform"
+    """`log_uniform` over ranks by training frequency, or `frequency`: in proportion to count + 1."""
+    tied: bool = True
+    """Share the V x D matrix with the input embedding."""
+    bias: bool = False
+    """A bias per token."""
+    chunk_rows: int = TUNED_CHUNK_ROWS
+    """Rows of logits that exist at once in evaluation, >= 1."""
+
+    def __post_init__(self) -> None:
+        check_range("head.samples", self.samples, 1, 10**6)
+        check_choice("head.proposal", self.proposal, ("log_uniform", "frequency"))
+        check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
+
+
+def log_proposal(config: SampledConfig, context: HeadContext) -> Tensor:
+    """Return (V,) log q: log((r + 2) / (r + 1)) / log(V + 1) at rank r of 0 to V - 1, or log of count + 1's share."""
+    if config.proposal == "frequency" and context.counts is not None:
+        weight = (context.counts + 1).double()
+        return torch.log(weight / weight.sum())
+    rank = torch.argsort(context.by_frequency()).double()
+    return torch.log(torch.log1p(1 / (rank + 1)) / math.log(context.vocab_size + 1))
+
+
+class SampledHead(Head):
+    """-log p(t) with the partition function estimated: exp(s_t) + sum over drawn j other than t of exp(s_j) / (K q_j).
+
+    The estimate is unbiased, so its logarithm is too low on average, and exact as K grows. `train()` draws from
+    torch's global generator, whose state a checkpoint keeps; under `eval()` the loss is that of the full softmax.
+    """
+
+    needs_counts: ClassVar[bool] = True
+
+    log_q: Tensor
+    cumulative: Tensor
+
+    def __init__(self, config: SampledConfig, weight: nn.Parameter, log_q: Tensor) -> None:
+        super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
+        self.samples, self.chunk_rows = config.samples, config.chunk_rows
+        self.weight = weight
+        self.bias = nn.Parameter(torch.zeros(self.vocab_size)) if config.bias else None
+        self.register_buffer("log_q", log_q.float())
+        self.register_buffer("cumulative", torch.empty(0), persistent=False)
+        self.after_load()
+
+    @classmethod
+    def build(cls, config: Any, context: HeadContext) -> "SampledHead":
+        """See `Head.build`; where no counts are known, ids stand for ranks."""
+        return cls(config, context.token_weight(config.tied), log_proposal(config, context))
+
+    def after_load(self) -> None:
+        """See `Head.after_load`."""
+        self.cumulative = self.log_q.double().exp().cumsum(0)
+
+    def draw(self) -> Tensor:
+        """Return (K,) token ids from q, independent and with replacement."""
+        cumulative = self.cumulative
+        points = torch.rand(self.samples, dtype=cumulative.dtype, device=cumulative.device) * cumulative[-1]
+        return torch.searchsorted(cumulative, points, right=True).clamp_max(self.vocab_size - 1)
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """See `Head.loss`: exact under `eval()`, an estimate under `train()`; there are no parts."""
+        states, flat = flatten(hidden, targets)
+        if self.training:
+            return HeadLoss(nll=reduce_nll(self.sampled_nll(states, flat).view(targets.shape), targets, reduction))
+        return linear_loss(self, states, self.weight, self.bias, flat, self.chunk_rows, targets.shape, reduction)
+
+    def sampled_nll(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Return (N,) estimated losses, zero at ignored targets; K + 1 logits per token."""
+        counted, token, drawn = targets >= 0, targets.clamp_min(0), self.draw()
+        ids = torch.cat([token, drawn])
+        rows = F.embedding(ids, self.weight)  # one gather, so that backward makes one V x D gradient
+        n_token = token.numel()
+        own = at_least_fp32((states * rows[:n_token]).sum(-1, dtype=rows.dtype))
+        others = at_least_fp32(F.linear(states, rows[n_token:]))
+        if self.bias is not None:
+            own, others = own + self.bias[token], others + self.bias[drawn]
+        others = others - (self.log_q[drawn] + math.log(self.samples))
+        others = others.masked_fill(token[:, None] == drawn, -torch.inf)
+        logits = torch.cat([own[:, None], others], dim=1)
+        return classify(logits, torch.zeros_like(token), counted, accuracy=False)[0]
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """See `Head.log_prob`."""
+        return F.log_softmax(at_least_fp32(F.linear(hidden, self.weight, self.bias)), dim=-1)
+
+    def flops_per_token(self) -> float:
+        """Return 2 D (K + 1), as in training."""
+        return 2.0 * self.n_embd * (self.samples + 1)

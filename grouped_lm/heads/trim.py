@@ -1,0 +1,121 @@
+"""A softmax over the tokens that the training text has, all others one class of uniform share: small and still exact.
+
+Letters: N tokens, D width, V vocabulary, K tokens seen in training.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_lm.config import check_range
+from grouped_lm.heads.base import (
+    IGNORE_INDEX,
+    Head,
+    HeadContext,
+    HeadLoss,
+    at_least_fp32,
+    flatten,
+    init_linear,
+)
+from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_loss
+
+
+@dataclass(kw_only=True, slots=True)
+class TrimConfig:
+    """`head=trim`."""
+
+    name: str = "trim"
+    tied: bool = True
+    """Take the rows of the seen tokens from the input embedding; else the head has K rows of its own."""
+    bias: bool = False
+    """A bias per class."""
+    chunk_rows: int = TUNED_CHUNK_ROWS
+    """Rows of logits that exist at once, >= 1."""
+
+    def __post_init__(self) -> None:
+        check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
+
+
+class TrimHead(Head):
+    """Logits W[seen ids] h of K tokens, and one more of `rest`: log p(unseen token) = log p(rest) - log(V - K).
+
+    A vocabulary made for all of the web has ids that a corpus never uses; leaving them out costs nothing in quality
+    as long as they do not occur, and this says what it costs where they do. With all V seen there is no `rest`, and it
+    is the dense softmax. Where no counts are known, all are taken as seen.
+
+    Args:
+        config: its own.
+        weight: the (V, D) input embedding to share, or None.
+        n_embd: D.
+        token_to_class: (V,) int64, 0 to K - 1 for seen tokens, K for all others.
+    """
+
+    needs_counts: ClassVar[bool] = True
+    sizes_follow_text: ClassVar[bool] = True
+    regularised: ClassVar[bool] = True
+
+    token_to_class: Tensor
+    seen: Tensor
+
+    def __init__(self, config: TrimConfig, weight: nn.Parameter | None, n_embd: int, token_to_class: Tensor) -> None:
+        super().__init__(n_embd, token_to_class.numel())
+        self.tied, self.chunk_rows = weight is not None, config.chunk_rows
+        self.register_buffer("token_to_class", token_to_class)
+        self.register_buffer("seen", torch.empty(0, dtype=torch.int64), persistent=False)
+        self.after_load()
+        if weight is None:
+            weight = nn.Parameter(torch.empty(self.seen.numel(), n_embd))
+            init_linear(weight)
+        self.weight = weight
+        self.rest = nn.Parameter(torch.empty(1 if self.n_rest else 0, n_embd))
+        init_linear(self.rest)
+        classes = self.seen.numel() + self.rest.shape[0]
+        self.bias = nn.Parameter(torch.zeros(classes)) if config.bias else None
+
+    @classmethod
+    def build(cls, config: Any, context: HeadContext) -> "TrimHead":
+        """See `Head.build`; what was seen comes from the counts, or from the checkpoint that is being loaded."""
+        classes = context.saved.get("token_to_class")
+        if classes is None:
+            all_of_them = torch.ones(context.vocab_size, dtype=torch.int64)
+            seen = (all_of_them if context.counts is None else context.counts) > 0
+            classes = torch.where(seen, seen.cumsum(0) - 1, seen.sum())
+        return cls(config, context.token_weight(True) if config.tied else None, context.n_embd, classes)
+
+    def after_load(self) -> None:
+        """See `Head.after_load`."""
+        largest = self.token_to_class.max()
+        alone = torch.bincount(self.token_to_class)[-1] == 1  # a rest of one token is a class like any other
+        n_seen = int(largest) + int(alone)
+        self.seen = torch.argsort(self.token_to_class, stable=True)[:n_seen]
+        self.n_rest = self.vocab_size - n_seen
+
+    def rows(self) -> Tensor:
+        """Return the (classes, D) rows of the softmax."""
+        own = F.embedding(self.seen, self.weight) if self.tied else self.weight
+        return torch.cat([own, self.rest])
+
+    def log_share(self, classes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return log p(token | its class): -log(V - K) for the rest, 0 for tokens that are a class of their own."""
+        return (classes == self.seen.numel()).to(dtype) * -math.log(max(1, self.n_rest))
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """See `Head.loss`; there are no parts."""
+        states, flat = flatten(hidden, targets)
+        classes = self.token_to_class[flat.clamp_min(0)].masked_fill(flat == IGNORE_INDEX, IGNORE_INDEX)
+        share = -self.log_share(classes, self.weight.dtype)
+        rows, shape = self.rows(), targets.shape
+        return linear_loss(self, states, rows, self.bias, classes, self.chunk_rows, shape, reduction, share)
+
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """See `Head.log_prob`."""
+        joint = F.log_softmax(at_least_fp32(F.linear(hidden, self.rows(), self.bias)), dim=-1)
+        return joint[..., self.token_to_class] + self.log_share(self.token_to_class, joint.dtype)
+
+    def flops_per_token(self) -> float:
+        """Return 2 D (K + 1)."""
+        return 2.0 * self.n_embd * (self.seen.numel() + self.rest.shape[0])

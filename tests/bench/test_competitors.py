@@ -1,0 +1,77 @@
+"""Who takes part, and that those who claim to be exact are."""
+
+import pytest
+import torch
+from torch import nn
+
+from grouped_lm.bench.competitors import VARIANTS, Competitor, all_competitors, choose
+from grouped_lm.bench.heads import floor_bytes, memory_columns
+from grouped_lm.bench.workload import draw_ids, zipf_counts
+from grouped_lm.errors import ConfigError
+from grouped_lm.heads import HEADS
+
+N, D, V = 48, 8, 700
+
+
+def test_every_registered_head_takes_part():
+    names = [c.name for c in all_competitors()]
+    assert set(HEADS) <= set(names)
+    assert len(set(names)) == len(names) == len(HEADS) + len(VARIANTS)
+    assert all(variant.head["name"] in HEADS for variant in VARIANTS)
+
+
+def test_choice_by_beginnings_of_names_always_with_dense():
+    assert [c.name for c in choose(["grouped", "adaptive, t"], print)] == ["dense", "grouped", "adaptive, tuned"]
+    with pytest.raises(ConfigError, match="no competitor begins with 'nobody'; there are dense, "):
+        choose(["nobody"], print)
+
+
+def test_a_package_that_is_missing_is_said_in_one_line(monkeypatch):
+    absent = Competitor("dense, absent", {"name": "dense"}, package="no_such_package")
+    monkeypatch.setattr("grouped_lm.bench.competitors.VARIANTS", (absent,))
+    said = []
+    assert absent.name not in [c.name for c in choose([], said.append)]
+    assert said == ["dense, absent is left out: no-such-package is not installed (pip install 'grouped-lm[bench]')"]
+
+
+@pytest.mark.parametrize("competitor", [c for c in all_competitors() if not c.compiled], ids=lambda c: c.name)
+def test_every_option_builds_and_dense_ones_are_exact(competitor):
+    if competitor.package:
+        pytest.skip("compiles for ten seconds; `gvc bench` runs it")
+    torch.manual_seed(0)
+    wte = nn.Parameter(0.1 * torch.randn(V, D))
+    counts = zipf_counts(V)
+    hidden, targets = torch.randn(N, D), draw_ids(counts, N, torch.Generator().manual_seed(0))
+    exact = nn.functional.cross_entropy(hidden @ wte.T, targets).item()
+    for option in competitor.options:
+        loss = competitor.build(option, D, V, counts, wte)(hidden, targets).nll.item()
+        if competitor.head["name"] == "dense" and competitor.head.get("tied", True):
+            assert loss == pytest.approx(exact, abs=1e-5)
+        else:
+            assert 0 < loss < 30
+
+
+def test_targets_are_as_frequent_as_the_text_says():
+    counts = torch.tensor([0, 6, 3, 0, 1])
+    ids = draw_ids(counts, 20_000, torch.Generator().manual_seed(1))
+    assert (ids.bincount(minlength=5) / 20_000).tolist() == pytest.approx([0, 0.6, 0.3, 0, 0.1], abs=0.02)
+
+
+def test_peak_and_floor_of_a_dense_head_counted_by_hand():
+    wte = nn.Parameter(torch.randn(V, D))
+    tied, untied = (
+        Competitor("x", {"name": "dense", "tied": t}).build({}, D, V, zipf_counts(V), wte) for t in (True, False)
+    )
+    targets = torch.arange(N)
+    states, logits, table = 2 * N * D, N * V, 2 * V * D
+    one, two = (memory_columns(head, targets, wte) for head in (tied, untied))
+    assert one["floor_bytes"] == floor_bytes(N, D, 0, V) == 4 * (states + logits)
+    assert two["floor_bytes"] == 4 * (states + logits + table)
+    assert (one["tied_table_bytes"], two["tied_table_bytes"]) == (4 * table, 0)
+    assert one["peak_bytes"] == two["peak_bytes"]
+    assert two["params_own"] == V * D
+    assert one["peak_over_floor"] == (one["peak_bytes"] - 4 * table) / one["floor_bytes"] > 1.5
+
+
+def test_a_tied_and_an_untied_configuration_are_told_apart():
+    assert Competitor("x", {"name": "shortlist", "directions": 4}).config({"tied": False}).directions == 4

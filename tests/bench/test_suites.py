@@ -1,0 +1,126 @@
+"""Every suite from command to rows, on shapes of a second; and mistakes, which end in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grouped_lm.bench.steps import CAP, with_shares
+
+
+@pytest.fixture
+def bench(gvc, texts):
+    def call(suite, *words):
+        data = ["tokenizer=bytes", "data=text", f"data.train={texts['train']}", f"data.valid={texts['valid']}"]
+        meter = ["meter.max_rounds=1", "meter.max_dropped=0"]
+        return gvc("bench", suite, *data, *meter, "--dir", "cells", "--json", *words)
+
+    return call
+
+
+def rows_of(outcome):
+    assert outcome.code == 0, outcome.err
+    return json.loads(outcome.out)
+
+
+def test_heads_with_csv_and_plots(bench):
+    rows = rows_of(
+        bench("heads", "heads.n_tokens=[32]", "heads.n_embd=[8]", "competitors=[class,short]", "--out", "results")
+    )
+    assert {"dense", "class_full", "shortlist, 4 directions"} <= {row["head"] for row in rows}
+    assert rows[0]["speedup"] == rows[0]["memory_ratio"] == 1
+    assert all(row["commit"] and row["machine"] and row["threads"] == 1 for row in rows)
+    assert rows[0]["command"].startswith("gvc bench heads --grid quick tokenizer=bytes")
+    for name in ("bench-heads.csv", "bench-heads-time-n32-d8.svg", "bench-heads-memory-n32-d8.png"):
+        assert (Path("results") / name).stat().st_size > 100
+
+
+def test_steps_beside_the_cap(bench):
+    words = ["steps.models=[debug]", "steps.micro_batch_size=2", "steps.block_size=16"]
+    rows = {row["head"]: row for row in rows_of(bench("steps", *words, "competitors=[grouped,adaptive]"))}
+    assert rows[CAP]["share_of_cap"] == rows["dense"]["over_dense"] == 1
+    assert rows[CAP]["head_flops_share"] == 0 < rows["grouped"]["head_flops_share"]
+    assert rows["grouped"]["over_dense"] == pytest.approx(rows["dense"]["ms"] / rows["grouped"]["ms"])
+    assert "cutoffs=" in rows["adaptive, tuned"]["tried"]
+
+
+def test_shares_against_the_best_rival():
+    times = {CAP: 1.0, "dense": 8.0, "dense, chunked, a": 6.0, "dense, chunked, b": 5.0, "grouped": 2.0}
+    rows = {r["head"]: r for r in with_shares([{"head": h, "ms": t, "flops_per_token": t} for h, t in times.items()])}
+    grouped = rows["grouped"]
+    assert (grouped["share_of_cap"], grouped["over_dense"], grouped["over_best_chunked"]) == (0.5, 4.0, 2.5)
+    assert grouped["over_best_adaptive"] is None
+    assert grouped["flops_fewer_than_dense"] == 4.0
+
+
+def test_memory_parts(bench):
+    words = ["truth_models=[debug]", "truth_batches=[2]", "truth_block_size=16", "claim_models=[debug]"]
+    words += ["claim_block_size=64", "claim_ratio=1.1", "fit_models=[debug]", "limit_gib=0.01", "grid_model=debug"]
+    words += ["grid_batches=[1,3]", "grid_block_sizes=[32]"]
+    rows = rows_of(bench("memory", "competitors=[grouped]", *(f"memory.{word}" for word in words)))
+    truth = [row for row in rows if row["part"] == "truth"]
+    assert [row["head"] for row in truth] == ["dense", "grouped"]
+    compared = [row for row in rows if row.get("measured_bytes") and row.get("predicted_bytes")]
+    assert len(compared) == 2 + 2 + 8
+    assert all(abs(row["prediction_error"]) < 0.05 for row in compared)
+    claims = [row for row in rows if row["part"] == "claim"]
+    fused, unfused = (row["dense_bytes"] for row in claims if row["micro_batch_size"] == 80)
+    assert fused < unfused
+    for row in claims:
+        assert 1 < row["flops_ratio"] < row["flops_cap"]
+        if row["batch_at_claim"]:
+            assert (row["memory_ratio"] >= 1.1) == (row["micro_batch_size"] >= row["batch_at_claim"])
+    dense, grouped = (row for row in rows if row["part"] == "fit")
+    assert dense["measured_bytes"] < 0.0105 * 2**30
+    assert grouped["memory_ratio"] == dense["measured_bytes"] / grouped["measured_bytes"]
+
+
+def test_decode_of_fresh_heads_and_of_runs(bench, gvc, tiny):
+    words = ["decode.model=debug", "decode.batches=[2]", "decode.context=4", "competitors=[grouped]"]
+    rows = rows_of(bench("decode", *words))
+    assert {(row["head"], row["way"]) for row in rows} == {
+        (h, w) for h in ("dense", "grouped") for w in ("plain", "greedy", "top-p")
+    }
+    assert all(0 < row["head_ms"] < row["ms"] for row in rows)
+    gvc("train", *tiny, "head=dense", "train.max_steps=1", "hydra.run.dir=one")
+    rows = rows_of(bench("decode", *words, "decode.runs=[one]"))
+    assert {(row["head"], row["head_speedup"]) for row in rows} == {("one", 1.0)}
+
+
+def test_vocab_steps_and_losses(bench):
+    words = ["model=debug", "excess_model=debug", "vocab_sizes=[300,600]", "excess_vocab_sizes=[50]", "block_size=8"]
+    words += ["excess_steps=30", "excess_block_size=16", "limit_gib=0.0007", "heads=[dense,grouped]"]
+    words += ["excess_languages=[zipf,markov]", "excess_lr=[0.001,0.01]"]
+    rows = rows_of(bench("vocab", *(f"vocab.{word}" for word in words)))
+    steps = [row for row in rows if row["part"] == "step"]
+    large = next(row for row in steps if row["head"] == "dense" and row["vocab_size"] == 600)
+    assert large["predicted_bytes"] > 0.0007 * 2**30
+    assert large["measured_bytes"] is None
+    assert "ms" not in large
+    losses = [row for row in rows if row["part"] == "excess"]
+    assert len(losses) == 4
+    assert all(row["loss_nats"] > row["entropy_nats"] - 0.2 for row in losses)
+    assert all(0 < row["excess_nats"] < 3 for row in losses)
+    assert all(row["tried"].count("lr=") == 2 for row in losses)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["speed"], "SUITE must be one of heads, steps, memory, decode, vocab, got 'speed'"),
+        (["heads", "--grid", "huge"], "grid=huge is not known"),
+        (["heads", "heads.n_embd=[0]"], "heads.n_embd must be in [1"),
+        (["heads", "heads.n_tokns=[1]"], "did you mean heads.n_tokens?"),
+        (["heads", "competitors=[nobody]"], "no competitor begins with 'nobody'"),
+        (["steps", "steps.models=[gpt9]"], "gpt9"),
+        (["heads", "threads=0"], "threads must be in [1"),
+        (["vocab", "vocab.heads=[nobody]"], "vocab.heads must be of dense, "),
+        (["vocab", "vocab.excess_languages=[latin]"], "must be one of zipf, markov"),
+    ],
+)
+def test_mistakes(gvc, words, said, workdir):
+    done = gvc("bench", *words)
+    assert done.code == 2, done.err
+    assert len(done.err.strip().splitlines()) == 1, done.err
+    assert said in done.err
+    assert list(workdir.iterdir()) == []
