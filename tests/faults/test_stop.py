@@ -218,7 +218,7 @@ def test_a_dead_holder_lets_go(config, tmp_path):
     def hold() -> None:
         with RunFolder(tmp_path / "run").lock():
             os.write(writing, b".")
-            time.sleep(60)
+            time.sleep(5)
 
     reading, writing = os.pipe()
     pid = fork(hold, tmp_path / "hold.log")
