@@ -15,7 +15,9 @@ from grouped_lm.bench.heads import Cell
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.timing import Sampler, interleave, timed
 from grouped_lm.bench.workload import Workload
+from grouped_lm.generate import Context
 from grouped_lm.heads import DenseHead, Head
+from grouped_lm.heads.cuts import Cut
 from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.run_folder import RunFolder
@@ -23,21 +25,17 @@ from grouped_lm.run_folder import RunFolder
 Picker = Callable[[Head, Tensor], Tensor]
 
 
-def pick_plain(head: Head, states: Tensor) -> Tensor:
-    """Draw (B,) ids from the joint distribution of (B, D) states."""
-    return torch.multinomial(head.log_prob(states).exp(), 1).squeeze(1)
+def ways_to_pick(top_p: float) -> dict[str, Picker]:
+    """Return how `gvc sample` may choose the next token, each exact for the joint distribution of (B, D) states.
 
-
-def pick_greedy(head: Head, states: Tensor) -> Tensor:
-    """Take the likeliest ids."""
-    return head.log_prob(states).argmax(-1)
-
-
-def pick_top_p(head: Head, states: Tensor, top_p: float) -> Tensor:
-    """Draw from the fewest likeliest ids that hold `top_p` of the probability."""
-    probs, ids = head.log_prob(states).exp().sort(-1, descending=True)
-    probs[probs.cumsum(-1) - probs >= top_p] = 0.0
-    return ids.gather(1, torch.multinomial(probs, 1)).squeeze(1)
+    Fresh heads are nearly uniform, for which top-p keeps most of V; runs show what it costs in use.
+    """
+    cut = Cut(top_p=top_p)
+    return {
+        "plain": lambda head, states: head.sample(states),
+        "greedy": lambda head, states: head.argmax(states),
+        "top-p": lambda head, states: head.sample(states, cut=cut),
+    }
 
 
 def decode_cells(work: Workload) -> list[Cell]:
@@ -71,11 +69,7 @@ def contenders(work: Workload) -> dict[str, LanguageModel]:
 def measure_cell(work: Workload, batch_size: int) -> list[Row]:
     """Return a row per head and way."""
     grid = work.settings.decode
-    ways: dict[str, Picker] = {
-        "plain": pick_plain,
-        "greedy": pick_greedy,
-        "top-p": partial(pick_top_p, top_p=grid.top_p),
-    }
+    ways = ways_to_pick(grid.top_p)
     ids, _ = work.batches(batch_size, grid.context).batch(0)
     models = contenders(work)
     names = [(head, way) for way in ways for head in models]
@@ -95,12 +89,14 @@ def measure_cell(work: Workload, batch_size: int) -> list[Row]:
 
 
 def token_sampler(model: LanguageModel, ids: Tensor, pick: Picker) -> Sampler:
-    """Return what times the body over the context, and the head on its last states: together a whole token."""
+    """Return what times the body over one new token behind a cached context, and the head on its states."""
 
     @torch.no_grad()
     def sample() -> dict[str, float]:
-        found: list[Tensor] = []
-        body_ms = timed(lambda: found.append(model.hidden(ids)[:, -1]))
+        context, found = Context(model, ids[:, :-1]), list[Tensor]()
+        context.states()  # reads what stands before, untimed
+        context.append(ids[:, -1])
+        body_ms = timed(lambda: found.append(context.states()))
         head_ms = timed(lambda: pick(model.head, found[0]))
         return {"head_ms": head_ms, "ms": body_ms + head_ms}
 

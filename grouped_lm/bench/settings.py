@@ -104,14 +104,14 @@ class DecodeGrid:
     model: str = "gpt2-8m"
     batches: list[int] = field(default_factory=lambda: [1, 32])
     context: int = 32
-    """Tokens before the new one."""
+    """Tokens in sight of the head, the last of them new and the others cached, >= 2."""
     top_p: float = 0.9
     runs: list[str] = field(default_factory=list)
     """Run folders: their trained bodies and heads instead of fresh ones of every competitor."""
 
     def __post_init__(self) -> None:
         _check_sizes("decode.batches", self.batches)
-        check_range("decode.context", self.context, 1, 10**6)
+        check_range("decode.context", self.context, 2, 10**6)
         check_range("decode.top_p", self.top_p, 0, 1, open_low=True)
 
 
