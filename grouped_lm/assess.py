@@ -78,7 +78,7 @@ def assess(
     story = summarise(alone, valid.text_bytes, words, is_text)
     figures |= {key.replace("val/", "story/"): value for key, value in story.items()}
     figures["reading"] = {"val": readings[0].describe(), "story": readings[1].describe()}
-    figures |= tables(run, packed, model)
+    figures |= tables(run, packed, model, config.data.cache_dir)
     documents = list(itertools.islice(iter_documents(config.data, "valid"), TASK_STORIES))
     figures |= score_tasks(model, build_tokenizer(config.tokenizer), documents, batch_size)
     if tasks:
@@ -118,10 +118,10 @@ def count_words(config: Config, tokens: np.ndarray, starts: np.ndarray) -> int:
     return sum(len(tokenizer.decode(tokens[a:b].tolist()).split()) for a, b in zip(starts, stops, strict=True))
 
 
-def tables(run: Path, scores: Scores, model: LanguageModel) -> dict[str, Any]:
+def tables(run: Path, scores: Scores, model: LanguageModel, cache_dir: str) -> dict[str, Any]:
     """Return means by position, and as far as they exist by training frequency and by group."""
     found: dict[str, Any] = {"by_position": by_position(scores)}
-    training = training_text(run)
+    training = training_text(run, cache_dir)
     if training is not None:
         found["by_frequency"] = by_frequency(scores, training.counts())
     groups = getattr(model.head, "token_to_group", None)
@@ -130,11 +130,12 @@ def tables(run: Path, scores: Scores, model: LanguageModel) -> dict[str, Any]:
     return found
 
 
-def training_text(run: Path) -> TokenFile | None:
-    """Return the text that the run was trained on, None where it is gone."""
+def training_text(run: Path, cache_dir: str) -> TokenFile | None:
+    """Return the text that the run was trained on, prepared in our own cache, None where it is gone."""
     config = RunFolder(run).read_config()
     try:
-        return prepare_split(config.data, RunFolder(run).own_tokenizer(config.tokenizer), "train")
+        data = replace(config.data, cache_dir=cache_dir)
+        return prepare_split(data, RunFolder(run).own_tokenizer(config.tokenizer), "train")
     except DataError:
         return None
 

@@ -36,7 +36,7 @@ def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, gro
     scaling = n * (g + 5 * s) + g * s
     projection = n * g + 2 * n * d + (g + s) * d + 2 * g * s
     floats = held + max(group_softmax, scaling, projection)
-    return FLOAT_BYTES * floats + INT_BYTES * 2 * (vocab_size + n)
+    return FLOAT_BYTES * floats + INT_BYTES * (2 * (vocab_size + n) + g * s)
 
 
 def best_group_size(n_tokens: int, n_embd: int, vocab_size: int) -> int:

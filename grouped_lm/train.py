@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grouped_lm.checkpoint import list_checkpoints, load_latest, write_checkpoint
-from grouped_lm.config import Config, changed_fields, config_hash, config_identity, config_to_dict
+from grouped_lm.config import Config, changed_fields, config_hash, config_identity, config_to_dict, known_hashes
 from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches, ValidWindows
 from grouped_lm.data.tokenizer import vocab_size_of
@@ -323,7 +323,7 @@ def resume(
     if METRICS_COPY in files:
         log.restore(files.pop(METRICS_COPY))
     try:
-        state = unpack(files, model, optimizer, lambda state: refuse_drift(state, saved_with, folder.path))
+        state = unpack(files, model, optimizer, lambda state: refuse_drift(state, saved_with, config, folder.path))
         progress = Progress(**state["progress"])
         log.cut(state["metrics_bytes"])
     except (KeyError, TypeError, AttributeError) as error:
@@ -346,15 +346,17 @@ def find_checkpoint(folder: RunFolder, mirror: Path | None) -> tuple[int, dict[s
     return found
 
 
-def refuse_drift(state: dict[str, Any], saved_with: dict[str, dict[str, Any]], path: Path) -> None:
+def refuse_drift(state: dict[str, Any], saved_with: dict[str, dict[str, Any]], config: Config, path: Path) -> None:
     """Refuse a checkpoint of another run, field by field, and say where the machine differs: same run, other bits.
 
     Raises:
         DriftError: another config or other tokens.
     """
     mend = "restore what it was made with, or give another hydra.run.dir"
-    identity = saved_with["identity"]
-    changed = [key for key in identity if state["identity"][key] != identity[key]]
+    identity, before = saved_with["identity"], dict(state["identity"])
+    if before["config"] in known_hashes(config):
+        before["config"] = identity["config"]
+    changed = [key for key in identity if before[key] != identity[key]]
     fields = changed_fields(state.get("config", saved_with["config"]), saved_with["config"])  # older ones have the hash
     if changed:
         named = ", ".join(changed) + (f" ({fields})" if fields else "")

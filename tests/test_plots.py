@@ -104,8 +104,8 @@ def test_seeds_are_one_point_and_kinds_are_series():
 
 def test_theory_by_hand():
     # N 2, D 3, V 4, S 2, so G 2. Held: 6 + 12 + 2 + 12 = 32 floats. Moments: group softmax 3 * 2 * 4 = 24;
-    # scaling 2 * (2 + 10) + 4 = 28; projection 4 + 12 + 12 + 8 = 36. Integers: 2 * 4 + 2 * 2 = 12.
-    assert estimate_grouped_head_bytes(2, 3, 4, 2) == 4 * (32 + 36) + 8 * 12
+    # scaling 2 * (2 + 10) + 4 = 28; projection 4 + 12 + 12 + 8 = 36. Integers: 2 * 4 + 2 * 2 + 2 * 2 = 16.
+    assert estimate_grouped_head_bytes(2, 3, 4, 2) == 4 * (32 + 36) + 8 * 16
 
 
 @pytest.mark.parametrize("sizes", [(512, 32, 5003), (128, 16, 5003), (64, 128, 1009), (1000, 64, 1000)])

@@ -276,6 +276,7 @@ def test_a_strangers_config_does_not_say_where_we_write(gvc, config, tmp_path):
     values = json.loads((tmp_path / "run" / "config.json").read_text())
     values["data"] |= {"cache_dir": str(tmp_path / "outside"), "valid": str(tmp_path / "valid.txt")}
     (tmp_path / "run" / "config.json").write_text(json.dumps(values))
+    assert gvc("sample", str(tmp_path / "run")).code == 0
     assert gvc("eval", str(tmp_path / "run")).code == 0
     assert not (tmp_path / "outside").exists()
 
