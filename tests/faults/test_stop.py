@@ -84,7 +84,7 @@ def start(phase: str, config, folder: Path, trained: Path, pipe: int) -> int:
             with slow(pipe, phase):
                 main(["eval", str(trained)])
         elif phase == "gvc sample":
-            with reported(pipe, "grouped_lm.generate", "pick_token"):
+            with reported(pipe, "grouped_lm.generate", "next_tokens"):
                 main(["sample", str(trained), "--max-new-tokens", "100000", "--num-samples", "100"])
         else:
             os.environ["GVC_CACHE_DIR"] = str(folder / "cache")
