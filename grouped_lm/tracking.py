@@ -20,7 +20,7 @@ from grouped_lm.config import Config, TrackingConfig, config_hash, config_to_dic
 
 STEP_AXIS = "trainer/step"
 METRIC_FAMILIES = ("train", "val", "throughput", "time", "memory")
-QUIET_S = 3.5
+QUIET_S = 3.0
 """Longest silence of W&B at the end of a run."""
 FINISH_S = 60.0
 """Longest end of a run whose rows do arrive, one by one."""
@@ -143,6 +143,7 @@ def _forget_service() -> None:
 
 
 def _load() -> None:
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry waits at exit for a server that hangs
     import wandb  # noqa: F401, a step of its own: it takes a second and waits for nobody
 
 
