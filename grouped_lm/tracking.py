@@ -20,10 +20,10 @@ from grouped_lm.config import Config, TrackingConfig, config_hash, config_to_dic
 
 STEP_AXIS = "trainer/step"
 METRIC_FAMILIES = ("train", "val", "throughput", "time", "memory")
-QUIET_S = 3.5
-"""Longest silence of W&B at the end of a run."""
+QUIET_S = 3.0
+"""Longest silence at the end of a run that talks to a server."""
 FINISH_S = 60.0
-"""Longest end of a run whose rows do arrive, one by one."""
+"""Longest end of a run whose rows do arrive, one by one; and of one that is offline, where silence means a busy disk."""
 
 
 class MetricsLog:
@@ -66,6 +66,7 @@ class WandbRun:
     def __init__(self, config: Config, run_dir: Path) -> None:
         self._run: Any = None
         self._over = config.tracking.mode == "disabled"
+        self._quiet_s = FINISH_S if config.tracking.mode == "offline" else QUIET_S
         self._done = 0
         self._actions: queue.SimpleQueue[tuple[str, Callable[[], object]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -118,7 +119,7 @@ class WandbRun:
         started, done = time.monotonic(), -1
         while done != self._done and time.monotonic() - started < FINISH_S and self._thread.is_alive():
             done = self._done
-            self._thread.join(QUIET_S)
+            self._thread.join(self._quiet_s)
         if self._thread.is_alive():
             self._give_up("W&B does not answer; `wandb sync` sends later what stands in the run folder")
 
@@ -143,6 +144,7 @@ def _forget_service() -> None:
 
 
 def _load() -> None:
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry waits at exit for a server that hangs
     import wandb  # noqa: F401, a step of its own: it takes a second and waits for nobody
 
 

@@ -6,6 +6,15 @@ import pytest
 from fault_tools import BASE_SEED, LOG
 
 COLLECTED: list[tuple[str, str, str]] = []
+SWEEPS = {
+    "again_completes_every_job_once[short": ("sweep driver killed at 2 moments", "every job ended once"),
+    "again_completes_every_job_once[long": ("sweep driver killed at 15 moments", "12 jobs, each ended once"),
+    "diverging_starved": (
+        "a sweep with jobs that diverge, starve, are killed",
+        "named with their reasons, others finish",
+    ),
+}
+"""What the tests of sweeps count, which stand in a file of their own."""
 
 
 @pytest.fixture
@@ -39,6 +48,9 @@ def config(split_texts, cache_dir) -> Callable:
 
 def pytest_runtest_logreport(report) -> None:
     if report.when == "call":
+        for name, (promise, counted) in SWEEPS.items():
+            if name in report.nodeid:
+                COLLECTED.append((promise, counted if report.passed else "FAILED", report.nodeid))
         for name, value in report.user_properties:
             if name == "figure":
                 test = report.nodeid.removeprefix("tests/faults/")

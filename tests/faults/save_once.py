@@ -1,5 +1,6 @@
-"""One save of step 3 beside two older checkpoints, in a process that a test attaches strace to: PARENT, then a line."""
+"""One save of step 3 below PARENT, in a process that waits for SIGUSR1, so that a test can attach strace to it."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -12,8 +13,9 @@ if __name__ == "__main__":
     import hashlib
 
     hashlib.sha256(b"warm").hexdigest()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     print("ready", flush=True)
-    sys.stdin.readline()
+    signal.sigwait({signal.SIGUSR1})  # none of the calls that are counted
     try:
         write_checkpoint(Path(sys.argv[1]), 3, FILES, keep=2)
     except DiskError as error:

@@ -123,9 +123,7 @@ def test_files_are_flushed_before_the_one_rename_and_the_folder_after(tmp_path):
 def strace(parent: Path, *flags: str) -> SimpleNamespace:
     """Attach strace to a process that is about to save, let it, and return how it ended."""
     script = Path(__file__).with_name("save_once.py")
-    saver = subprocess.Popen(
-        [sys.executable, str(script), str(parent)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    saver = subprocess.Popen([sys.executable, str(script), str(parent)], stdout=subprocess.PIPE, text=True)
     assert saver.stdout.readline() == "ready\n"
     log = parent.with_suffix(".strace")
     tracer = subprocess.Popen(
@@ -139,7 +137,8 @@ def strace(parent: Path, *flags: str) -> SimpleNamespace:
         assert tracer.poll() is None, tracer.stderr.read()
         assert time.monotonic() < until, "strace does not attach"
         time.sleep(0.002)
-    out, _ = saver.communicate("go\n", timeout=60)
+    saver.send_signal(signal.SIGUSR1)
+    out, _ = saver.communicate(timeout=60)
     tracer.wait(timeout=20)
     tracer.stderr.close()
     return SimpleNamespace(code=saver.returncode, out=out, log=log.read_text(errors="replace"))
@@ -166,11 +165,10 @@ def test_every_system_call_of_a_save_may_fail(tmp_path, figure):
     dry = strace(two_old(tmp_path / "dry"), "-e", "trace=" + ",".join(SYSCALLS))
     assert dry.code == 0
     calls = [m[1] for m in re.finditer(r"^\d+ +(\w+)\(", dry.log, re.MULTILINE)]
-    first = next(i for i, line in enumerate(dry.log.splitlines()) if ".tmp-" in line)  # what stands before reads "go"
     assert_flushed(dry.log, tmp_path / "dry")
     outcomes: dict[str, int] = {}
     for fault in ("signal=KILL", "error=ENOSPC", "error=EIO"):
-        for index in range(first, len(calls)):
+        for index in range(len(calls)):
             name, parent = calls[index], two_old(tmp_path / f"{fault}-{index}")
             nth = calls[: index + 1].count(name)
             ended = strace(parent, "-e", f"trace={name}", "-e", f"inject={name}:{fault}:when={nth}")

@@ -69,19 +69,18 @@ def kill_service(parent: int) -> bool:
 def timed_run(words: list[str], run: str, way: str, port: int) -> tuple[float, str]:
     environment = os.environ | {"WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0123456789" * 4}
     started = time.monotonic()
-    process = subprocess.Popen(
-        [GVC, "train", *words, f"hydra.run.dir={run}"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    log = Path(f"{run}.log")
+    with log.open("w") as file:  # no pipe: W&B's helpers hold it open after everything else is over
+        process = subprocess.Popen(
+            [GVC, "train", *words, f"hydra.run.dir={run}"], env=environment, stdout=file, stderr=file
+        )
     if way == "service killed":
         assert kill_service(process.pid)
-    _, said = process.communicate(timeout=120)
+    process.wait(timeout=120)
+    took, said = time.monotonic() - started, log.read_text()
     assert process.returncode == 0, (way, said)
     assert "Traceback" not in said, (way, said)
-    return time.monotonic() - started, said
+    return took, said
 
 
 @pytest.mark.faults
@@ -98,6 +97,6 @@ def test_a_wandb_that_cannot_hurt(workdir, tiny, figure):
         assert curve(Path(way.split()[0])) == curve(Path("plain0")), way
         assert final_state(Path(way.split()[0])) == final_state(Path("plain0")), way
         assert json.loads((Path(way.split()[0]) / "result.json").read_text())["state"] == "complete"
-    assert max(added.values()) < 7, added  # 5, and what a busy machine adds to a process
+    assert max(added.values()) < 5, added
     shown = ", ".join(f"{way} {seconds:+.1f} s" for way, seconds in added.items())
     figure("W&B that fails", f"{len(added)} of {len(added)}: same weights, no row lost; added {shown}")
