@@ -43,10 +43,10 @@ $(VENV)/.bench: $(VENV)/.users
 	@touch $@
 
 SUITES := heads steps memory decode vocab
-bench: $(VENV)/.bench  ## Measure all heads on the quick grid into runs/results (a quarter of an hour on a quiet machine)
+bench: $(VENV)/.bench  ## Measure all heads on the quick grid into runs/results
 	@for suite in $(SUITES); do $(BIN)/gvc bench $$suite --grid quick --out runs/results $(ARGS); done
 
-bench-full: $(VENV)/.bench  ## The same on the full grid (an hour and a half); run again after a stop, it goes on
+bench-full: $(VENV)/.bench  ## The same on the full grid; run again after a stop, it goes on
 	@for suite in $(SUITES); do $(BIN)/gvc bench $$suite --grid full --out runs/results $(ARGS); done
 test-faults: $(VENV)/.developers  ## All faults and the table of promises; TRIAL=kill-dense:123 replays one trial, SEED=1 starts there
 	FAULT_TRIAL='$(TRIAL)' $(if $(SEED),FAULT_SEED=$(SEED)) $(BIN)/pytest -m '' -n 2 --dist worksteal $(ARGS) \

@@ -403,6 +403,9 @@ ADDED_LATER = {
     "optim.sparse_rows": False,
     "train.label_smoothing": 0.0,
     "train.z_loss": 0.0,
+    "head.bias": False,
+    "head.own_shortlist": False,
+    "head.start": "zero",
 }
 """Fields that the first checkpoints did not know, and the values by which a run is the same as without them: these are
 left out of its hash, so that a new field makes no stranger of an old run."""

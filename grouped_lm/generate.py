@@ -16,7 +16,7 @@ from torch import Tensor
 from grouped_lm.config import Config, check_range
 from grouped_lm.data.tokenizer import Tokenizer, build_tokenizer
 from grouped_lm.heads.base import Head
-from grouped_lm.heads.cuts import Cut, Kept, draw_kept, keep
+from grouped_lm.heads.cuts import Cut, draw_from
 from grouped_lm.models.kv_cache import KVCache
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.run_folder import RunFolder
@@ -68,11 +68,7 @@ def next_tokens(
     log_prob = log_prob.scatter(1, context, seen * sampling.repetition_penalty).log_softmax(1)
     if sampling.temperature == 0:
         return log_prob.argmax(1)
-    if sampling.cut.keeps_all:
-        kept = Kept(log_prob, torch.arange(log_prob.shape[1], device=log_prob.device).expand_as(log_prob))
-    else:
-        kept = keep(log_prob, None, sampling.cut)
-    return draw_kept(kept, sampling.temperature, 1, generator).squeeze(1)
+    return draw_from(log_prob, sampling.cut, sampling.temperature, 1, generator).squeeze(1)
 
 
 class Context:

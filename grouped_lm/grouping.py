@@ -53,12 +53,6 @@ class Grouping:
         """V, the number of tokens."""
         return self.token_to_group.numel()
 
-    def members(self) -> Tensor:
-        """Return (G, S) int64 token ids, -1 at phantom slots."""
-        table = torch.full((self.n_group * self.group_size,), -1, dtype=torch.int64)
-        table[self.token_to_group * self.group_size + self.token_to_slot] = torch.arange(self.vocab_size)
-        return table.view(self.n_group, self.group_size)
-
     def fingerprint(self) -> str:
         """Return a sha256 of the whole assignment."""
         digest = hashlib.sha256(f"{self.n_group},{self.group_size};".encode())
@@ -87,6 +81,21 @@ def describe_groups(token_to_group: Tensor, token_to_slot: Tensor, special: dict
         "sha256": Grouping(groups, slots, sizes.numel(), int(slots.max()) + 1).fingerprint(),
         "special_tokens": places,
     }
+
+
+def group_members(token_to_group: Tensor, token_to_slot: Tensor, n_group: int, group_size: int) -> Tensor:
+    """Return (G, S) int64 token ids, -1 at phantom slots.
+
+    Args:
+        token_to_group: (V,) int64, -1 for tokens in no group.
+        token_to_slot: (V,) int64 in [0, S) for the others.
+        n_group: G.
+        group_size: S, the largest group's or more.
+    """
+    table = torch.full((n_group, group_size), -1, dtype=torch.int64, device=token_to_group.device)
+    ids = (token_to_group >= 0).nonzero().squeeze(1)
+    table[token_to_group[ids], token_to_slot[ids]] = ids
+    return table
 
 
 def order_by_frequency(counts: Tensor) -> Tensor:
@@ -170,8 +179,6 @@ def group_by_company(
 
 BY_COUNT = ("frequency", "sqrt_frequency", "kmeans", "brown")
 """Groupings that are made from the training occurrences of the tokens."""
-BY_TEXT = ("kmeans", "brown")
-"""Those that are made from the training text itself."""
 
 
 def build_grouping(

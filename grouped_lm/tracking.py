@@ -23,7 +23,7 @@ METRIC_FAMILIES = ("train", "val", "throughput", "time", "memory")
 QUIET_S = 3.0
 """Longest silence at the end of a run that talks to a server."""
 FINISH_S = 60.0
-"""Longest end of a run whose rows do arrive, one by one; and of one that is offline, where silence means a busy disk."""
+"""Longest end of a run whose rows arrive one by one, and of one that is offline, where silence means a busy disk."""
 
 
 class MetricsLog:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import GroupingConfig
 from grouped_lm.grouping import Grouping, build_grouping, order_by_frequency
-from grouped_lm.heads.cuts import Cut, Kept, draw_kept, keep
+from grouped_lm.heads.cuts import Cut, Kept, draw_from, draw_kept, keep
 
 IGNORE_INDEX = -100
 """Targets of this value count nowhere: no loss, no gradient, not in the mean."""
@@ -240,9 +240,7 @@ class Head(nn.Module, ABC):
         cut = cut or Cut()
         if not cut.keeps_all:
             return draw_kept(self.keep(hidden, cut), temperature, num_samples, generator)
-        log_prob = self.log_prob(hidden)
-        ids = torch.arange(self.vocab_size, device=log_prob.device).expand_as(log_prob)
-        return draw_kept(Kept(log_prob, ids), temperature, num_samples, generator)
+        return draw_from(self.log_prob(hidden), cut, temperature, num_samples, generator)
 
 
 def flatten(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

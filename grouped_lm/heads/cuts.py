@@ -131,6 +131,16 @@ def draw(weights: Tensor, rows: Tensor, generator: torch.Generator | None) -> Te
     return torch.minimum(place, last[rows])  # uniform + row may round up to the next row
 
 
+def draw_from(
+    log_prob: Tensor, cut: Cut, temperature: float, num_samples: int, generator: torch.Generator | None
+) -> Tensor:
+    """Draw (N, num_samples) ids from what `cut` leaves of (N, V) log-probabilities; see `draw_kept`."""
+    if cut.keeps_all:  # nothing to sort
+        ids = torch.arange(log_prob.shape[1], device=log_prob.device).expand_as(log_prob)
+        return draw_kept(Kept(log_prob, ids), temperature, num_samples, generator)
+    return draw_kept(keep(log_prob, None, cut), temperature, num_samples, generator)
+
+
 def draw_kept(kept: Kept, temperature: float, num_samples: int, generator: torch.Generator | None) -> Tensor:
     """Draw (N, num_samples) ids from what was kept, each with weight p^(1 / temperature).
 

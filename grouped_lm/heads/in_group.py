@@ -7,6 +7,7 @@ writes its part of one. The slow line that it equals is `TwoLevelHead.token_logi
 Letters: N tokens, D width, V vocabulary, G groups, S slots per group, K tokens outside the groups.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,42 +15,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grouped_lm.grouping import group_members
 from grouped_lm.heads.base import at_least_fp32
 from grouped_lm.heads.in_group_device import backward_by_borders, forward_by_borders
 
 
 class GroupRows(nn.Module):
-    """Where each group's rows lie in a (V, D) table: a slice where its ids follow each other, else the ids.
+    """Which rows of a (V, D) table belong to which group, and which to none.
 
     Args:
         token_to_group: (V,) int64, -1 for tokens outside the groups.
         token_to_slot: (V,) int64, the order within a group, and among the tokens outside.
     """
 
-    grouped: Tensor
     outside: Tensor
+    """(K,) ids of the tokens in no group, by slot."""
     members: Tensor
+    """(G, S) ids of every group, -1 where it has no more; S is rounded up to a multiple of 8, which the grouped matrix
+    products of a GPU ask for."""
+    sizes: list[int]
+    """Tokens of every group."""
 
     def __init__(self, token_to_group: Tensor, token_to_slot: Tensor) -> None:
         super().__init__()
-        for name in ("grouped", "outside", "members"):
+        for name in ("outside", "members"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
         self.assign(token_to_group, token_to_slot)
 
     def assign(self, token_to_group: Tensor, token_to_slot: Tensor) -> None:
-        """Sort the ids by group and slot; needed again when the grouping was loaded.
-
-        `members` gets the (G, S) ids of the groups, -1 where a group has no more; S is rounded up to a multiple of 8,
-        which the grouped matrix products of a GPU ask for.
-        """
-        width = int(token_to_slot.max()) + 1
-        order = torch.argsort(token_to_group * width + token_to_slot)
-        n_outside, *self.sizes = torch.bincount(token_to_group + 1).tolist()
-        self.outside, self.grouped = order[:n_outside], order[n_outside:]
-        shape = len(self.sizes), -(-max(self.sizes, default=0) // 8) * 8
-        self.members = torch.full(shape, -1, dtype=torch.int64, device=order.device)
-        inside = self.grouped
-        self.members[token_to_group[inside], token_to_slot[inside]] = inside
+        """Sort the ids by group and slot; needed again when the grouping was loaded."""
+        _, *self.sizes = torch.bincount(token_to_group + 1).tolist()
+        width = math.ceil(max(self.sizes, default=0) / 8) * 8
+        self.members = group_members(token_to_group, token_to_slot, len(self.sizes), width)
+        outside = (token_to_group < 0).nonzero().squeeze(1)
+        self.outside = outside[token_to_slot[outside].argsort()]
 
     @property
     def n_group(self) -> int:

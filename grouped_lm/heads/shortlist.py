@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import check_range
+from grouped_lm.config import check_choice, check_range
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
@@ -51,6 +51,7 @@ class ShortlistConfig:
         check_range("head.shortlist_size", self.shortlist_size, 0, 10**9)
         check_range("head.group_size", self.group_size, 1, 10**9)
         check_range("head.directions", self.directions, 1, 10**6)
+        check_choice("head.start", self.start, ("zero", "counts"))
 
 
 def place_tokens(config: ShortlistConfig, context: HeadContext) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.grouping import Grouping
+from grouped_lm.grouping import Grouping, group_members
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
     HeadLoss,
@@ -56,12 +56,8 @@ class TwoLevelHead(BestFirstHead):
 
         `phantom` is -inf at slots that no token has, 0 elsewhere; `members` are the ids there, -1 where none is.
         """
-        self.members.fill_(-1)
-        self.members[self.token_to_group, self.token_to_slot] = torch.arange(
-            self.vocab_size, device=self.members.device
-        )
-        self.phantom.fill_(-torch.inf)
-        self.phantom[self.token_to_group, self.token_to_slot] = 0.0
+        self.members = group_members(self.token_to_group, self.token_to_slot, self.n_group, self.group_size)
+        self.phantom = torch.zeros_like(self.phantom).masked_fill(self.members < 0, -torch.inf)
 
     def after_load(self) -> None:
         """See `Head.after_load`."""

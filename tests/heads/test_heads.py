@@ -211,6 +211,7 @@ def test_initial_loss_is_that_of_a_uniform_guess():
         ({"name": "adaptive", "cutoffs": [20, 5]}, "head.cutoffs must be rising"),
         ({"name": "adaptive", "cutoffs": 5}, "head.cutoffs must be list"),
         ({"name": "shortlist", "directions": 0}, r"head.directions must be in \[1"),
+        ({"name": "shortlist", "start": "count"}, r"head.start must be one of zero, counts"),
         ({"name": "grouped", "group_size": True}, "head.group_size must be int"),
     ],
 )
