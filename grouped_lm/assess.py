@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from grouped_lm.compare import compare_checkpoints, compare_methods
-from grouped_lm.config import Config, config_identity, config_to_dict
+from grouped_lm.config import Config, config_to_dict
 from grouped_lm.data import TokenFile, build_tokenizer, iter_documents, prepare_split
 from grouped_lm.diagnose import diagnose
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.figures import by_frequency, by_group, by_position, sum_by_story, summarise, text_measures
 from grouped_lm.generate import Sampling, write_texts
+from grouped_lm.identity import config_identity
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.run_folder import RunFolder
 from grouped_lm.runtime import resolve_device, set_threads, write_json

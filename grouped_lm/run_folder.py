@@ -15,19 +15,13 @@ import torch
 from filelock import FileLock, Timeout
 
 from grouped_lm.checkpoint import load_latest
-from grouped_lm.config import (
-    Config,
-    TokenizerConfig,
-    changed_fields,
-    config_from_dict,
-    config_identity,
-    config_to_dict,
-)
+from grouped_lm.config import Config, TokenizerConfig, config_from_dict, config_to_dict
 from grouped_lm.data.bpe import BPETokenizer
 from grouped_lm.data.tokenizer import EOT_TEXT, build_tokenizer, vocab_size_of
 from grouped_lm.errors import BusyError, CheckpointError, DriftError, RunFolderError
 from grouped_lm.grouping import describe_groups
 from grouped_lm.heads import Head, parse_head_config
+from grouped_lm.identity import changed_fields, config_identity
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runtime import write_json

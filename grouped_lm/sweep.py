@@ -21,9 +21,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from grouped_lm.config import Config, config_from_dict, config_hash, config_to_dict
+from grouped_lm.config import Config, config_from_dict, config_to_dict
 from grouped_lm.errors import GvcError, RunFolderError
 from grouped_lm.heads import parse_head_config
+from grouped_lm.identity import config_hash
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runtime import write_json
 from grouped_lm.slots import Share

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.config import Config, TrackingConfig, config_hash, config_to_dict
+from grouped_lm.config import Config, TrackingConfig, config_to_dict
+from grouped_lm.identity import config_hash
 
 STEP_AXIS = "trainer/step"
 METRIC_FAMILIES = ("train", "val", "throughput", "time", "memory")

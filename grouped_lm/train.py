@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grouped_lm.checkpoint import list_checkpoints, load_latest, write_checkpoint
-from grouped_lm.config import Config, changed_fields, config_hash, config_identity, config_to_dict, known_hashes
+from grouped_lm.config import Config, config_to_dict
 from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches, ValidWindows
 from grouped_lm.data.tokenizer import vocab_size_of
@@ -22,6 +22,7 @@ from grouped_lm.evaluate import evaluate
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.base import HeadLoss
+from grouped_lm.identity import changed_fields, config_hash, config_identity, known_hashes
 from grouped_lm.measure import (
     UNTIMED_STEPS,
     StepMemory,

@@ -6,18 +6,10 @@ from importlib.resources import files
 import pytest
 from grouped_lm.cli.hydra_entry import HydraFlags, compose_jobs, config_groups
 
-from grouped_lm.config import (
-    FREE_FIELDS,
-    Config,
-    OptimConfig,
-    TrainConfig,
-    config_from_dict,
-    config_hash,
-    config_identity,
-    config_to_dict,
-)
+from grouped_lm.config import Config, OptimConfig, TrainConfig, config_from_dict, config_to_dict
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import HEAD_CONFIGS, DenseConfig, GroupedConfig, ShortlistConfig, parse_head_config
+from grouped_lm.identity import FREE_FIELDS, config_hash, config_identity
 
 TEXT = ["data.train=a.txt", "data.valid=b.txt"]
 GROUPS = config_groups()
@@ -86,7 +78,7 @@ def test_the_hash_ignores_what_changes_nothing_and_sees_what_does():
     ("head", "starts"), [(DenseConfig(), "0818cc2f"), (ShortlistConfig(), "7c8a83f0"), (GroupedConfig(), "de4114f0")]
 )
 def test_a_new_field_makes_no_stranger_of_an_old_run(head, starts):
-    """These hashes stand in checkpoints; a field added since belongs into ADDED_LATER, with the value that was before."""
+    """These hashes stand in checkpoints; one added since belongs into ADDED_LATER with its old value."""
     assert config_hash(Config(head=head)).startswith(starts)
 
 
