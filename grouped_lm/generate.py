@@ -166,6 +166,19 @@ class Text:
     """`end_of_text`, `stop` or `length`."""
 
 
+def accept(text: Text, stream: TextStream, token: int, log_prob: float, eot_id: int) -> str:
+    """Add a token to a text, say in `finish` if that ended it, and return what can be shown of it."""
+    text.tokens.append(token)
+    text.log_probs.append(log_prob)
+    if token == eot_id:
+        text.finish = EOT
+        return ""
+    piece = stream.feed(token)
+    if stream.stopped:
+        text.finish = STOP
+    return piece
+
+
 @torch.no_grad()
 def write_texts(
     model: LanguageModel,
@@ -213,17 +226,10 @@ def write_texts(
         context.append(tokens)
         going = []
         for row, (index, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
-            texts[index].tokens.append(token)
-            texts[index].log_probs.append(log_probs[row])
-            if token == tokenizer.eot_id:
-                texts[index].finish = EOT
-                continue
-            piece = streams[index].feed(token)
+            piece = accept(texts[index], streams[index], token, log_probs[row], tokenizer.eot_id)
             if index == 0 and piece:
                 show(piece)
-            if streams[index].stopped:
-                texts[index].finish = STOP
-            else:
+            if texts[index].finish == LENGTH:
                 going.append(row)
         if len(going) < len(active):
             active = [active[row] for row in going]

@@ -92,10 +92,10 @@ def group_members(token_to_group: Tensor, token_to_slot: Tensor, n_group: int, g
         n_group: G.
         group_size: S, the largest group's or more.
     """
-    table = torch.full((n_group, group_size), -1, dtype=torch.int64, device=token_to_group.device)
-    ids = (token_to_group >= 0).nonzero().squeeze(1)
-    table[token_to_group[ids], token_to_slot[ids]] = ids
-    return table
+    ids = torch.arange(token_to_group.numel(), device=token_to_group.device)
+    table = torch.full((n_group + 1, max(1, group_size)), -1, dtype=torch.int64, device=ids.device)
+    table[token_to_group, token_to_slot.masked_fill(token_to_group < 0, 0)] = ids  # group -1 is the last row
+    return table[:-1, :group_size]
 
 
 def order_by_frequency(counts: Tensor) -> Tensor:

@@ -2,27 +2,25 @@
 
 import contextlib
 import math
-import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grouped_lm.checkpoint import list_checkpoints, load_latest, write_checkpoint
+from grouped_lm.checkpoint import write_checkpoint
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches, ValidWindows
 from grouped_lm.data.tokenizer import vocab_size_of
 from grouped_lm.display import PrepareDisplay, TrainDisplay
-from grouped_lm.errors import CheckpointError, DiskError, DivergedError, DriftError
+from grouped_lm.errors import DiskError, DivergedError
 from grouped_lm.evaluate import evaluate
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.base import HeadLoss
-from grouped_lm.identity import changed_fields, config_hash, config_identity, known_hashes
+from grouped_lm.identity import config_hash, config_identity
 from grouped_lm.measure import (
     UNTIMED_STEPS,
     StepMemory,
@@ -33,6 +31,7 @@ from grouped_lm.measure import (
 from grouped_lm.models.build import build_lm, check_head, count_params
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer, learning_rate
+from grouped_lm.resume import Progress, RunState, mirror_checkpoint
 from grouped_lm.room import dry_run, explain_out_of_memory
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runtime import describe_environment, resolve_device, set_threads, write_json
@@ -40,42 +39,11 @@ from grouped_lm.scoring import autocast
 from grouped_lm.secret_values import refuse_secrets
 from grouped_lm.signals import StopRequested, StopSignals
 from grouped_lm.tracking import MetricsLog, Tracker
-from grouped_lm.train_state import finite_weights, pack, unpack
+from grouped_lm.train_state import finite_weights, pack
 from grouped_lm.watchdog import Watchdog
 
-METRICS_COPY = "metrics.jsonl"
-"""The record so far, beside a mirrored checkpoint: where a mirror is needed, the run folder is gone."""
 SAME_BITS = ("python", "libraries", "cpu", "threads", "device", "gpu")
 """Of the environment, what decides the last bits of a figure."""
-
-
-@dataclass
-class Progress:
-    """What the loop counts, saved with every checkpoint."""
-
-    step: int = 0
-    """Optimizer steps done."""
-    loss_sums: dict[str, float] = field(default_factory=dict)
-    """Losses since the last logged row, added up over `loss_steps` steps."""
-    loss_steps: int = 0
-    seconds: float = 0.0
-    """Time spent before this process took over."""
-    checkpoint_seconds: float = 0.0
-    """Of these, spent on checkpoints."""
-    eval_due: bool = False
-    """Whether the validation that belongs to this step is still to be done."""
-    nonfinite: int = 0
-    """Steps whose loss or gradient was no finite number."""
-    steps_passed_over: int = 0
-    """Steps' worth of text left out when going back: they are not read again."""
-    row: dict[str, Any] = field(default_factory=dict)
-    """The last logged row."""
-
-    def mean_losses(self) -> dict[str, float]:
-        """Return the mean losses since the last row, and start anew."""
-        means = {key: total / self.loss_steps for key, total in self.loss_sums.items()}
-        self.loss_sums, self.loss_steps = {}, 0
-        return means | {"train/perplexity": math.exp(min(means["train/loss"], 700.0))}
 
 
 def train(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -130,7 +98,8 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
         "config": config_identity(config_to_dict(config)),
         "environment": {key: environment[key] for key in SAME_BITS},
     }
-    progress = resume(folder, config, model, optimizer, log, saved_with)
+    state = RunState(folder, config, model, optimizer, log, saved_with)
+    progress = state.resume()
     folder.write_start(config, environment)
     folder.write_tokens(config, model.head)
     tracker = Tracker(config, folder.path, log)
@@ -216,7 +185,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
                     raise DivergedError(f"{problem}; a lower optim.lr or more optim.warmup_steps may help")
                 if cfg.on_nonfinite == "rollback":
                     bad = progress.step + progress.steps_passed_over
-                    progress = go_back(folder, config, model, optimizer, log, saved_with)
+                    progress = state.go_back()
                     progress.steps_passed_over = bad + 1 - progress.step
                     progress.nonfinite, saved_step, first_step = count, progress.step, progress.step
                     continue
@@ -300,100 +269,6 @@ def preflight(config: Config, run_dir: Path | None = None) -> None:
     with PrepareDisplay() as display:
         corpus = prepare_data(config.data, config.tokenizer, display.progress)
     TrainBatches(corpus.train.tokens(), config.model.block_size, config.train.micro_batch_size, config.seed)
-
-
-def resume(
-    folder: RunFolder,
-    config: Config,
-    model: torch.nn.Module,
-    optimizer: Any,
-    log: MetricsLog,
-    saved_with: dict[str, dict[str, Any]],
-) -> Progress:
-    """Load the last checkpoint, here or in the mirror, if there is one, and cut the metrics back to it.
-
-    Raises:
-        DriftError: the checkpoint belongs to another config or other tokens.
-        CheckpointError: there are checkpoints, and none can be trusted.
-    """
-    found = find_checkpoint(folder, folder.mirror(config))
-    if found is None:
-        log.cut(0)
-        return Progress()
-    files = dict(found[1])
-    if METRICS_COPY in files:
-        log.restore(files.pop(METRICS_COPY))
-    try:
-        state = unpack(files, model, optimizer, lambda state: refuse_drift(state, saved_with, config, folder.path))
-        progress = Progress(**state["progress"])
-        log.cut(state["metrics_bytes"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"the checkpoint of step {found[0]} in {folder.path} lacks or adds {error}") from error
-    return progress
-
-
-def find_checkpoint(folder: RunFolder, mirror: Path | None) -> tuple[int, dict[str, bytes]] | None:
-    """Return the newest good checkpoint of the run folder; of its mirror where the folder has none."""
-    try:
-        found = load_latest(folder.checkpoints)
-    except CheckpointError:
-        if mirror is None:
-            raise
-        found = None
-    if found is None and mirror is not None:
-        found = load_latest(mirror)
-        if found is not None:
-            print(f"gvc: warning: no checkpoint in {folder.path}, going on from {mirror}", file=sys.stderr)
-    return found
-
-
-def refuse_drift(state: dict[str, Any], saved_with: dict[str, dict[str, Any]], config: Config, path: Path) -> None:
-    """Refuse a checkpoint of another run, field by field, and say where the machine differs: same run, other bits.
-
-    Raises:
-        DriftError: another config or other tokens.
-    """
-    mend = "restore what it was made with, or give another hydra.run.dir"
-    identity, before = saved_with["identity"], dict(state["identity"])
-    if before["config"] in known_hashes(config):
-        before["config"] = identity["config"]
-    changed = [key for key in identity if before[key] != identity[key]]
-    fields = changed_fields(state.get("config", saved_with["config"]), saved_with["config"])  # older ones have the hash
-    if changed:
-        named = ", ".join(changed) + (f" ({fields})" if fields else "")
-        raise DriftError(f"the checkpoint in {path} was made with another {named}: {mend}")
-    machine = changed_fields(state.get("environment", saved_with["environment"]), saved_with["environment"])
-    if machine:
-        print(f"gvc: warning: {path} goes on elsewhere, the bits may differ ({machine})", file=sys.stderr)
-
-
-def mirror_checkpoint(mirror: Path | None, step: int, files: dict[str, bytes], log: MetricsLog, keep: int) -> None:
-    """Write a copy, with the metrics so far, to another folder; that this fails is said and ends nothing."""
-    if mirror is None:
-        return
-    try:
-        write_checkpoint(mirror, step, files | {METRICS_COPY: log.read()}, keep)
-    except DiskError as error:
-        print(f"gvc: warning: no copy: {error}", file=sys.stderr)
-
-
-def go_back(
-    folder: RunFolder,
-    config: Config,
-    model: torch.nn.Module,
-    optimizer: Any,
-    log: MetricsLog,
-    saved_with: dict[str, dict[str, Any]],
-) -> Progress:
-    """Return to the last checkpoint after a bad step.
-
-    Raises:
-        DivergedError: there is none yet.
-    """
-    if not list_checkpoints(folder.checkpoints):
-        raise DivergedError("diverged before the first checkpoint: there is nothing to go back to; a lower optim.lr?")
-    optimizer.state.clear()
-    return resume(folder, config, model, optimizer, log, saved_with)
 
 
 def explain(error: Exception, config: Config, folder: RunFolder) -> Exception | None:

@@ -29,7 +29,7 @@ LEVELS = [
     {"compression", "data", "optim", "tracking", "train_state", "plot_parts"},
     {"models"},
     {"run_folder", "display", "plots", "scoring"},
-    {"rows", "figures", "continuations", "plots_bench"},
+    {"resume", "rows", "figures", "continuations", "plots_bench"},
     {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
     {"harness"},

@@ -29,8 +29,8 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "phantom-slot mask": (
         "heads.two_level",
-        "self.phantom.fill_(-torch.inf)",
-        "self.phantom.zero_()",
+        "masked_fill(self.members < 0, -torch.inf)",
+        "masked_fill(self.members < 0, 0.0)",
         "../heads/test_heads.py -k exact_distribution",
     ),
     "two good ones kept": ("checkpoint", "good += 1\n", "good += 2\n", "test_save.py -k last_two"),

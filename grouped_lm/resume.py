@@ -1,0 +1,146 @@
+"""Going on with a run: what its loop had counted, and what brings it all back."""
+
+import math
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from grouped_lm.checkpoint import list_checkpoints, load_latest, write_checkpoint
+from grouped_lm.config import Config
+from grouped_lm.errors import CheckpointError, DiskError, DivergedError, DriftError
+from grouped_lm.identity import changed_fields, known_hashes
+from grouped_lm.run_folder import RunFolder
+from grouped_lm.tracking import MetricsLog
+from grouped_lm.train_state import unpack
+
+METRICS_COPY = "metrics.jsonl"
+"""The record so far, beside a mirrored checkpoint: where a mirror is needed, the run folder is gone."""
+
+
+@dataclass
+class Progress:
+    """What the loop counts, saved with every checkpoint."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    loss_sums: dict[str, float] = field(default_factory=dict)
+    """Losses since the last logged row, added up over `loss_steps` steps."""
+    loss_steps: int = 0
+    seconds: float = 0.0
+    """Time spent before this process took over."""
+    checkpoint_seconds: float = 0.0
+    """Of these, spent on checkpoints."""
+    eval_due: bool = False
+    """Whether the validation that belongs to this step is still to be done."""
+    nonfinite: int = 0
+    """Steps whose loss or gradient was no finite number."""
+    steps_passed_over: int = 0
+    """Steps' worth of text left out when going back: they are not read again."""
+    row: dict[str, Any] = field(default_factory=dict)
+    """The last logged row."""
+
+    def mean_losses(self) -> dict[str, float]:
+        """Return the mean losses since the last row, and start anew."""
+        means = {key: total / self.loss_steps for key, total in self.loss_sums.items()}
+        self.loss_sums, self.loss_steps = {}, 0
+        return means | {"train/perplexity": math.exp(min(means["train/loss"], 700.0))}
+
+
+@dataclass
+class RunState:
+    """What is saved together and restored together."""
+
+    folder: RunFolder
+    config: Config
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    log: MetricsLog
+    saved_with: dict[str, dict[str, Any]]
+    """What a checkpoint says of the run that it belongs to: hashes of config and tokens, config, machine."""
+
+    def resume(self) -> Progress:
+        """Load the last checkpoint, here or in the mirror, if there is one, and cut the metrics back to it.
+
+        Raises:
+            DriftError: the checkpoint belongs to another config or other tokens.
+            CheckpointError: there are checkpoints, and none can be trusted.
+        """
+        path = self.folder.path
+        found = find_checkpoint(self.folder, self.folder.mirror(self.config))
+        if found is None:
+            self.log.cut(0)
+            return Progress()
+        files = dict(found[1])
+        if METRICS_COPY in files:
+            self.log.restore(files.pop(METRICS_COPY))
+        try:
+            state = unpack(
+                files, self.model, self.optimizer, lambda state: refuse_drift(state, self.saved_with, self.config, path)
+            )
+            progress = Progress(**state["progress"])
+            self.log.cut(state["metrics_bytes"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the checkpoint of step {found[0]} in {path} lacks or adds {error}") from error
+        return progress
+
+    def go_back(self) -> Progress:
+        """Return to the last checkpoint after a bad step.
+
+        Raises:
+            DivergedError: there is none yet.
+        """
+        if not list_checkpoints(self.folder.checkpoints):
+            raise DivergedError(
+                "diverged before the first checkpoint: there is nothing to go back to; a lower optim.lr?"
+            )
+        self.optimizer.state.clear()
+        return self.resume()
+
+
+def find_checkpoint(folder: RunFolder, mirror: Path | None) -> tuple[int, dict[str, bytes]] | None:
+    """Return the newest good checkpoint of the run folder; of its mirror where the folder has none."""
+    try:
+        found = load_latest(folder.checkpoints)
+    except CheckpointError:
+        if mirror is None:
+            raise
+        found = None
+    if found is None and mirror is not None:
+        found = load_latest(mirror)
+        if found is not None:
+            print(f"gvc: warning: no checkpoint in {folder.path}, going on from {mirror}", file=sys.stderr)
+    return found
+
+
+def refuse_drift(state: dict[str, Any], saved_with: dict[str, dict[str, Any]], config: Config, path: Path) -> None:
+    """Refuse a checkpoint of another run, field by field, and say where the machine differs: same run, other bits.
+
+    Raises:
+        DriftError: another config or other tokens.
+    """
+    mend = "restore what it was made with, or give another hydra.run.dir"
+    identity, before = saved_with["identity"], dict(state["identity"])
+    if before["config"] in known_hashes(config):
+        before["config"] = identity["config"]
+    changed = [key for key in identity if before[key] != identity[key]]
+    fields = changed_fields(state.get("config", saved_with["config"]), saved_with["config"])  # older ones have the hash
+    if changed:
+        named = ", ".join(changed) + (f" ({fields})" if fields else "")
+        raise DriftError(f"the checkpoint in {path} was made with another {named}: {mend}")
+    machine = changed_fields(state.get("environment", saved_with["environment"]), saved_with["environment"])
+    if machine:
+        print(f"gvc: warning: {path} goes on elsewhere, the bits may differ ({machine})", file=sys.stderr)
+
+
+def mirror_checkpoint(mirror: Path | None, step: int, files: dict[str, bytes], log: MetricsLog, keep: int) -> None:
+    """Write a copy, with the metrics so far, to another folder; that this fails is said and ends nothing."""
+    if mirror is None:
+        return
+    try:
+        write_checkpoint(mirror, step, files | {METRICS_COPY: log.read()}, keep)
+    except DiskError as error:
+        print(f"gvc: warning: no copy: {error}", file=sys.stderr)
