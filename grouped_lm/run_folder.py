@@ -120,9 +120,8 @@ class RunFolder:
         if found is None:
             raise CheckpointError(f"{self.path} has no checkpoint yet: train it first")
         vocab_size = vocab_size_of(config.tokenizer)
-        least = 12 * config.model.n_layer * config.model.n_embd**2 + vocab_size * config.model.n_embd
-        if config.model.embedding != "table":
-            least -= vocab_size * config.model.n_embd
+        table = vocab_size * config.model.n_embd if config.model.embedding == "table" else 0
+        least = 12 * config.model.n_layer * config.model.n_embd**2 + table
         if 4 * least > sum(map(len, found[1].values())):  # a stranger's config must not make us allocate at will
             raise CheckpointError(f"{self.path}: its config describes a larger model than its checkpoint holds")
         known = head_buffers(found[1])  # so the training text is not needed

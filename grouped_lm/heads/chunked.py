@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadLoss, at_least_fp32, reduce_nll
 
-TUNED_CHUNK_ROWS = 256
-"""Rows of logits at once: the fastest of 64 to 1,024 on a CPU; torch's own "auto" took 4, and four times as long."""
+DEFAULT_CHUNK_ROWS = 256
+"""Rows of logits at once where nothing else is asked for; `gvc bench heads` tries 64 to 1,024."""
 
 
 def plain_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class DenseConfig:
     bias: bool = False
     """A bias per token, as heads with groups have one; GPT-2 and GPT-Neo have none."""
     chunk_rows: int | None = None
-    """Rows of logits that exist at once, >= 1; null is the plain line with all N rows. 256 is the fastest on a CPU."""
+    """Rows of logits that exist at once, >= 1; null is the plain line with all N rows. 256 is a good start."""
 
     def __post_init__(self) -> None:
         check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import check_range
 from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, flatten, init_linear
-from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_loss
+from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, linear_loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -24,7 +24,7 @@ class LowRankConfig:
     """Width r of the bottleneck, >= 1; from D on it saves nothing."""
     bias: bool = False
     """A bias per token."""
-    chunk_rows: int = TUNED_CHUNK_ROWS
+    chunk_rows: int = DEFAULT_CHUNK_ROWS
     """Rows of logits that exist at once, >= 1."""
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import check_choice, check_range
 from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, classify, flatten, reduce_nll
-from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_loss
+from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, linear_loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class SampledConfig:
     """Share the V x D matrix with the input embedding."""
     bias: bool = False
     """A bias per token."""
-    chunk_rows: int = TUNED_CHUNK_ROWS
+    chunk_rows: int = DEFAULT_CHUNK_ROWS
     """Rows of logits that exist at once in evaluation, >= 1."""
 
     def __post_init__(self) -> None:

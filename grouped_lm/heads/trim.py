@@ -21,7 +21,7 @@ from grouped_lm.heads.base import (
     flatten,
     init_linear,
 )
-from grouped_lm.heads.chunked import TUNED_CHUNK_ROWS, linear_loss
+from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, linear_loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -33,7 +33,7 @@ class TrimConfig:
     """Take the rows of the seen tokens from the input embedding; else the head has K rows of its own."""
     bias: bool = False
     """A bias per class."""
-    chunk_rows: int = TUNED_CHUNK_ROWS
+    chunk_rows: int = DEFAULT_CHUNK_ROWS
     """Rows of logits that exist at once, >= 1."""
 
     def __post_init__(self) -> None:
