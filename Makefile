@@ -48,6 +48,7 @@ bench: $(VENV)/.bench  ## Measure all heads on the quick grid into runs/results
 
 bench-full: $(VENV)/.bench  ## The same on the full grid; run again after a stop, it goes on
 	@for suite in $(SUITES); do $(BIN)/gvc bench $$suite --grid full --out runs/results $(ARGS); done
+
 test-faults: $(VENV)/.developers  ## All faults and the table of promises; TRIAL=kill-dense:123 replays one trial, SEED=1 starts there
 	FAULT_TRIAL='$(TRIAL)' $(if $(SEED),FAULT_SEED=$(SEED)) $(BIN)/pytest -m '' -n 2 --dist worksteal $(ARGS) \
 	  tests/faults tests/test_sweep.py::test_a_driver_killed_again_and_again_completes_every_job_once \

@@ -1,9 +1,10 @@
 """The table of promises: every fault test says what it counted, and the end of the session shows it."""
 
+import os
 from collections.abc import Callable
 
 import pytest
-from fault_tools import BASE_SEED, LOG
+from fault_tools import BASE_SEED, LOG, SUITES
 
 COLLECTED: list[tuple[str, str, str]] = []
 SWEEPS = {
@@ -15,6 +16,17 @@ SWEEPS = {
     ),
 }
 """What the tests of sweeps count, which stand in a file of their own."""
+
+
+def pytest_collection_modifyitems(config, items) -> None:
+    """Of a session that replays one trial, keep the test that it belongs to."""
+    asked = os.environ.get("FAULT_TRIAL", "").partition(":")[0]
+    if not asked:
+        return
+    if asked not in SUITES:
+        raise pytest.UsageError(f"FAULT_TRIAL={asked}: there are {', '.join(SUITES)}")
+    config.hook.pytest_deselected(items=[item for item in items if item.name != SUITES[asked]])
+    items[:] = [item for item in items if item.name == SUITES[asked]]
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -178,6 +180,15 @@ def full_from(step: int, limit: int):
         yield
 
 
+def whole_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first, each of which must be whole; nothing else may lie beside them."""
+    found = list_checkpoints(run / "checkpoints")
+    assert {*found} == {*(run / "checkpoints").iterdir()}
+    for folder in found:
+        verify(folder)
+    return found
+
+
 def test_a_full_disk_ends_with_4_and_the_run_goes_on_when_there_is_room(config, tmp_path, figure):
     made = config()
     train_to_end(made, tmp_path / "whole")
@@ -188,13 +199,31 @@ def test_a_full_disk_ends_with_4_and_the_run_goes_on_when_there_is_room(config, 
         said = run.with_suffix(".log").read_text()
         assert "gvc: error: checkpoint of step 6 could not be written" in said
         assert "Traceback" not in said
-        assert [p.name for p in (run / "checkpoints").iterdir() if verify(p) is None] == [
-            "step-00000002",
-            "step-00000004",
-        ] or sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000002", "step-00000004"]
+        assert [p.name for p in whole_checkpoints(run)] == ["step-00000002", "step-00000004"]
         train_to_end(made, run)
         assert_same(run, tmp_path / "whole", "disk", limit)
     figure("disk full in a save (RLIMIT_FSIZE)", f"{len(limits)} of {len(limits)}: exit 4, older ones whole, goes on")
+
+
+@pytest.mark.faults
+def test_a_small_disk_that_fills_up(config, tmp_path, figure):
+    """A file system of 256 KiB, which takes two or three checkpoints and then no more."""
+    made, disk = config(keep_checkpoints=100), tmp_path / "disk"
+    train_to_end(made, tmp_path / "whole")
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        assert wait(fork_train(made, disk / "run")) == 4
+        kept = whole_checkpoints(disk / "run")
+        assert 1 <= len(kept) < len(whole_checkpoints(tmp_path / "whole"))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        train_to_end(made, disk / "run")
+        assert_same(disk / "run", tmp_path / "whole", "disk", 0)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    figure("disk full for good (a tmpfs of 256 KiB)", f"exit 4 after {len(kept)} whole checkpoints, goes on with room")
 
 
 def test_a_record_or_a_cache_that_cannot_be_written_ends_with_4(config, tmp_path, figure):
