@@ -51,6 +51,10 @@ def test_predicted_peak_is_that_of_the_loop(body, head, batch, tiny, workdir):
         ["head=film", "train.grad_accum_steps=3"],
         ["head=dense", "head.tied=false", "train.micro_batch_size=1"],
         ["head=dense", "head.chunk_rows=40"],
+        ["head=class_full", "tokenizer=gpt2"],
+        ["head=class_full", "head.tied=false", "grouping=random"],
+        ["head=shortlist", "tokenizer=gpt2"],
+        ["head=shortlist", "head.own_shortlist=true", "head.directions=4", "head.start=counts", "tokenizer=gpt2"],
         ["head=dense", "head.chunk_rows=64", "tokenizer=gpt2"],
         ["head=grouped", "model.dropout=0.1"],
         ["head=grouped", "train.dtype=bfloat16"],
@@ -146,7 +150,7 @@ def test_command(gvc):
     assert done.code == 0
     plans = json.loads(done.out)
     assert {p["head"] for p in plans["heads"]} | set(plans["unplanned"]) == set(HEAD_CONFIGS)
-    assert plans["unplanned"] == ["class_full", "shortlist", "adaptive", "trim"]
+    assert plans["unplanned"] == ["adaptive", "trim"]
     assert plans["memory_bytes"] == GIB
     table = gvc("plan", "tokenizer=bytes", "model=debug", "model.n_embd=256", "--device", "a100")
     assert "\ngrouped: this head will not help you here\n" in table.out

@@ -106,6 +106,10 @@ VARIANTS = (
     Competitor("shortlist, untied", {"name": "shortlist", "tied": False}),
     Competitor("shortlist, 4 directions", {"name": "shortlist", "directions": 4}),
     Competitor("shortlist, 16 directions", {"name": "shortlist", "directions": 16}),
+    Competitor(
+        "shortlist, own 2,048, 4 directions",
+        {"name": "shortlist", "shortlist_size": 2048, "own_shortlist": True, "start": "counts", "directions": 4},
+    ),
 )
 """Settings of heads beside their defaults. A new one is an entry here."""
 

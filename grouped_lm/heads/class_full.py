@@ -51,7 +51,7 @@ class ClassFullHead(TwoLevelHead):
         super().__init__(weight.shape[1], grouping)
         self.weight = weight
         self.bias = nn.Parameter(torch.zeros(grouping.vocab_size))
-        self.rows = GroupRows(self.token_to_group, self.token_to_slot)
+        self.rows = GroupRows(self.token_to_group, self.token_to_slot, self.n_group, self.group_size)
 
     @classmethod
     def build(cls, config: Any, context: HeadContext) -> "ClassFullHead":

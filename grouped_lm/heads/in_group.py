@@ -26,6 +26,9 @@ class GroupRows(nn.Module):
     Args:
         token_to_group: (V,) int64, -1 for tokens outside the groups.
         token_to_slot: (V,) int64, the order within a group, and among the tokens outside.
+        n_group: G.
+        group_size: S, the largest group's.
+        n_outside: K. That sizes are told, not counted, lets fake tensors through.
     """
 
     outside: Tensor
@@ -33,27 +36,21 @@ class GroupRows(nn.Module):
     members: Tensor
     """(G, S) ids of every group, -1 where it has no more; S is rounded up to a multiple of 8, which the grouped matrix
     products of a GPU ask for."""
-    sizes: list[int]
-    """Tokens of every group."""
 
-    def __init__(self, token_to_group: Tensor, token_to_slot: Tensor) -> None:
+    def __init__(
+        self, token_to_group: Tensor, token_to_slot: Tensor, n_group: int, group_size: int, n_outside: int = 0
+    ) -> None:
         super().__init__()
         for name in ("outside", "members"):
             self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
+        self.n_group, self._width, self._n_outside = n_group, math.ceil(group_size / 8) * 8, n_outside
         self.assign(token_to_group, token_to_slot)
 
     def assign(self, token_to_group: Tensor, token_to_slot: Tensor) -> None:
         """Sort the ids by group and slot; needed again when the grouping was loaded."""
-        _, *self.sizes = torch.bincount(token_to_group + 1).tolist()
-        width = math.ceil(max(self.sizes, default=0) / 8) * 8
-        self.members = group_members(token_to_group, token_to_slot, len(self.sizes), width)
-        outside = (token_to_group < 0).nonzero().squeeze(1)
-        self.outside = outside[token_to_slot[outside].argsort()]
-
-    @property
-    def n_group(self) -> int:
-        """G."""
-        return len(self.sizes)
+        self.members = group_members(token_to_group, token_to_slot, self.n_group, self._width)
+        last = token_to_group.numel()
+        self.outside = token_to_slot.masked_fill(token_to_group >= 0, last).argsort()[: self._n_outside]
 
 
 @torch.library.custom_op("grouped_lm::in_group", mutates_args=())
@@ -62,7 +59,6 @@ def _in_group(
     weight: Tensor,
     bias: Tensor,
     members: Tensor,
-    sizes: list[int],
     groups: Tensor,
     slots: Tensor,
     dtype: torch.dtype,
@@ -74,7 +70,6 @@ def _in_group(
     Args:
         hidden, weight, bias, groups, slots: see `in_group_loss`.
         members: (G, S) ids, see `GroupRows`.
-        sizes: how many tokens each group has.
         dtype: of the matrix products.
         outside: (K,) tokens in no group whose rows are wanted.
         keep: whether a backward pass will follow.
@@ -82,12 +77,12 @@ def _in_group(
     if hidden.device.type != "cpu":
         nll, hits, errors = forward_by_borders(hidden, weight, bias, members, groups, slots, dtype)
         return nll, hits, weight.index_select(0, outside), errors if keep else errors[:0].clone()
-    nll, hits, _, errors = _shapes(hidden, weight, bias, members, sizes, groups, slots, dtype, outside, keep)
+    nll, hits, _, errors = _shapes(hidden, weight, bias, members, groups, slots, dtype, outside, keep)
     for output in (nll, hits, errors):
         output.zero_()
     place = torch.argsort(groups)
     states, slots = hidden[place].to(dtype), slots[place]
-    for own, rows in _pieces(members, sizes, groups):
+    for own, rows in _pieces(members, groups):
         target = slots[rows, None]
         table, shift = weight.index_select(0, own).to(dtype), bias.index_select(0, own).to(dtype)
         log_p = at_least_fp32(F.linear(states[rows], table, shift)).log_softmax(-1)
@@ -105,7 +100,6 @@ def _shapes(
     weight: Tensor,
     bias: Tensor,
     members: Tensor,
-    sizes: list[int],
     groups: Tensor,
     slots: Tensor,
     dtype: torch.dtype,
@@ -131,7 +125,6 @@ def _in_group_backward(
     weight: Tensor,
     bias: Tensor,
     members: Tensor,
-    sizes: list[int],
     groups: Tensor,
     dtype: torch.dtype,
     outside: Tensor,
@@ -143,7 +136,7 @@ def _in_group_backward(
     d_states, d_weight, d_bias = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
     place = torch.argsort(groups)
     states, scale = hidden[place].to(dtype), d_nll[place].unsqueeze(1)
-    for own, rows in _pieces(members, sizes, groups):
+    for own, rows in _pieces(members, groups):
         d_logits = (errors[rows, : own.numel()] * scale[rows]).to(dtype)
         d_states[rows] = d_logits @ weight.index_select(0, own).to(dtype)
         d_weight.index_copy_(0, own, (d_logits.T @ states[rows]).to(weight.dtype))
@@ -161,7 +154,6 @@ def _backward_shapes(
     weight: Tensor,
     bias: Tensor,
     members: Tensor,
-    sizes: list[int],
     groups: Tensor,
     dtype: torch.dtype,
     outside: Tensor,
@@ -170,7 +162,7 @@ def _backward_shapes(
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, members, ctx.sizes, groups, _, ctx.dtype, outside, _ = inputs
+    hidden, weight, bias, members, groups, _, ctx.dtype, outside, _ = inputs
     _, hits, _, errors = output
     ctx.mark_non_differentiable(hits, errors)
     ctx.save_for_backward(errors, hidden, weight, bias, members, groups, outside)
@@ -178,10 +170,8 @@ def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
 
 def _backward(ctx: Any, d_nll: Tensor, _hits: Tensor, d_outside: Tensor, _errors: Tensor) -> tuple[Tensor | None, ...]:
     errors, hidden, weight, bias, members, groups, outside = ctx.saved_tensors
-    gradients = _in_group_backward(
-        d_nll, d_outside, errors, hidden, weight, bias, members, ctx.sizes, groups, ctx.dtype, outside
-    )
-    return *gradients, *(None for _ in range(7))
+    gradients = _in_group_backward(d_nll, d_outside, errors, hidden, weight, bias, members, groups, ctx.dtype, outside)
+    return *gradients, *(None for _ in range(6))
 
 
 _in_group.register_autograd(_backward, setup_context=_keep_for_backward)
@@ -192,8 +182,9 @@ def _unsort(values: Tensor, place: Tensor) -> Tensor:
     return torch.empty_like(values).index_copy_(0, place, values)
 
 
-def _pieces(members: Tensor, sizes: list[int], groups: Tensor) -> Iterator[tuple[Tensor, slice]]:
-    """Yield the ids of each group that has rows and its slice of the rows sorted by group; one wait for the device."""
+def _pieces(members: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, slice]]:
+    """Yield the ids of each group that has rows and its slice of the rows sorted by group."""
+    sizes = (members >= 0).sum(1).tolist()
     stop, *counts = torch.bincount(groups + 1, minlength=len(sizes) + 1).tolist()
     for group, count in enumerate(counts):
         start, stop = stop, stop + count
@@ -222,7 +213,5 @@ def in_group_loss(
     """
     kind, keep = hidden.device.type, torch.is_grad_enabled()
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    nll, hits, outside, _ = _in_group(
-        hidden, weight, bias, rows.members, rows.sizes, groups, slots, dtype, rows.outside, keep
-    )
+    nll, hits, outside, _ = _in_group(hidden, weight, bias, rows.members, groups, slots, dtype, rows.outside, keep)
     return nll, hits, outside

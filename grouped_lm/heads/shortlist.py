@@ -54,21 +54,35 @@ class ShortlistConfig:
         check_choice("head.start", self.start, ("zero", "counts"))
 
 
-def place_tokens(config: ShortlistConfig, context: HeadContext) -> tuple[Tensor, Tensor]:
-    """Return (V,) groups, -1 for the K most frequent tokens, and (V,) slots in the group or in the shortlist.
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where tokens stand: (V,) groups, -1 in the shortlist, and (V,) slots in the group or in the shortlist; G, S, K."""
 
-    Where no counts are known, the shortlist is the first K ids. The others keep the order that the grouping asks for.
+    token_to_group: Tensor
+    token_to_slot: Tensor
+    n_group: int
+    group_size: int
+    n_alone: int
+
+
+def place_tokens(config: ShortlistConfig, context: HeadContext) -> Places:
+    """Return the K most frequent tokens as the shortlist, the others in groups in the order the grouping asks for.
+
+    Where no counts are known, the shortlist is the first K ids.
     """
     if "token_to_group" in context.saved:
-        return context.saved["token_to_group"], context.saved["token_to_slot"]
+        groups, slots = context.saved["token_to_group"], context.saved["token_to_slot"]
+        largest = slots[groups >= 0].max() if (groups >= 0).any() else -1
+        return Places(groups, slots, int(groups.max()) + 1, int(largest) + 1, int((groups < 0).sum()))
     order, size = context.by_frequency(), check_group_size(config.group_size, context.vocab_size)
     first, rest = order[: config.shortlist_size], order[config.shortlist_size :].sort().values
     token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)
     token_to_slot[first] = torch.arange(first.numel())
-    if rest.numel():
-        grouping = context.groups(min(size, rest.numel()), rest)
-        token_to_group[rest], token_to_slot[rest] = grouping.token_to_group, grouping.token_to_slot
-    return token_to_group, token_to_slot
+    if not rest.numel():
+        return Places(token_to_group, token_to_slot, 0, 0, first.numel())
+    grouping = context.groups(min(size, rest.numel()), rest)
+    token_to_group[rest], token_to_slot[rest] = grouping.token_to_group, grouping.token_to_slot
+    return Places(token_to_group, token_to_slot, grouping.n_group, grouping.group_size, first.numel())
 
 
 class ShortlistHead(BestFirstHead):
@@ -86,17 +100,17 @@ class ShortlistHead(BestFirstHead):
     token_to_group: Tensor
     token_to_slot: Tensor
 
-    def __init__(
-        self, config: ShortlistConfig, weight: nn.Parameter, token_to_group: Tensor, token_to_slot: Tensor
-    ) -> None:
+    def __init__(self, config: ShortlistConfig, weight: nn.Parameter, places: Places) -> None:
         super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
         self.weight = weight
         self.bias = nn.Parameter(torch.zeros(self.vocab_size))
-        self.register_buffer("token_to_group", token_to_group)
-        self.register_buffer("token_to_slot", token_to_slot)
-        self.rows = GroupRows(token_to_group, token_to_slot)
-        self.shortlist_size, self.n_group = self.rows.outside.numel(), self.rows.n_group
-        self.group_size = int(token_to_slot[token_to_group >= 0].max()) + 1 if self.n_group else None
+        self.register_buffer("token_to_group", places.token_to_group)
+        self.register_buffer("token_to_slot", places.token_to_slot)
+        self.shortlist_size, self.n_group = places.n_alone, places.n_group
+        self.group_size = places.group_size or None
+        self.rows = GroupRows(
+            places.token_to_group, places.token_to_slot, places.n_group, places.group_size, places.n_alone
+        )
         self.directions = nn.Parameter(torch.empty(self.n_group, config.directions, self.n_embd))
         self.group_bias = nn.Parameter(torch.full((self.n_group, config.directions), -math.log(config.directions)))
         if self.n_group:
@@ -109,7 +123,7 @@ class ShortlistHead(BestFirstHead):
     @classmethod
     def build(cls, config: Any, context: HeadContext) -> "ShortlistHead":
         """See `Head.build`."""
-        head = cls(config, context.token_weight(config.tied), *place_tokens(config, context))
+        head = cls(config, context.token_weight(config.tied), place_tokens(config, context))
         if config.start == "counts" and context.counts is not None:
             head.start_from(context.counts)
         return head
