@@ -1,5 +1,6 @@
 """`gvc eval`."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +34,10 @@ def evaluate_run(
             help="Of lm-evaluation-harness; local ones are story_perplexity, story_choice, story_cloze_word.",
         ),
     ] = None,
+    judge: Annotated[
+        bool,
+        typer.Option("--judge", help="Let a language model grade stories: judge.base_url=... judge.model=..."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Judge runs' last checkpoints on their whole validation set, or on another text.
@@ -42,6 +47,7 @@ def evaluate_run(
     """
     from grouped_lm.assess import assess, compare, record
     from grouped_lm.assess_tables import print_comparison, print_run
+    from grouped_lm.judge import grade_run
     from grouped_lm.run_folder import RunFolder
 
     from .hydra_entry import override_saved
@@ -49,11 +55,14 @@ def evaluate_run(
     runs, overrides = split_words(words)
     if data is not None:
         overrides = ["data=text", f"data.train='{data}'", f"data.valid='{data}'", *overrides]
+    say = functools.partial(typer.echo, err=True)
     configs = [override_saved(RunFolder(run).read_config(), overrides) for run in runs]
     names = tasks.split(",") if tasks else None
+    grades = [grade_run(run, config, say) if judge else {} for run, config in zip(runs, configs, strict=True)]
     found = [assess(run, config, stride, samples, names) for run, config in zip(runs, configs, strict=True)]
     comparisons = compare(found) if len(found) > 1 else {}
-    for assessment in found:
+    for assessment, graded in zip(found, grades, strict=True):
+        assessment.figures |= graded
         record(assessment, comparisons)
     if as_json:
         figures = [assessment.figures for assessment in found]

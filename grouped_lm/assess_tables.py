@@ -33,6 +33,9 @@ OTHER_ROWS = (
 )
 
 
+JUDGE_ROWS = ("grammar", "creativity", "consistency", "plot")
+
+
 def print_run(figures: dict[str, Any]) -> None:
     """Print one run: both readings side by side, what was written, where the loss lies, the diagnosis."""
     table = Table(title=f"{figures['run']}, step {figures['trainer/step']:,}", title_justify="left")
@@ -49,7 +52,13 @@ def print_run(figures: dict[str, Any]) -> None:
         for name, value in results.items():
             if isinstance(value, float):
                 table.add_row(f"{task} {name.removesuffix(',none')}", f"{value:,.4f}", "")
+    for name in JUDGE_ROWS:
+        if f"judge/{name}" in figures:
+            value, half = figures[f"judge/{name}"], figures[f"judge/{name}_half_width"]
+            table.add_row(f"{name}, 1 to 10, says {figures['judge/model']}", f"{value:.2f} ± {half:.2f}", "")
     print_table(table)
+    if "judge/prompt_tokens" in figures:
+        print_costs(figures)
     for key, title in (("by_frequency", "training frequency"), ("by_position", "tokens read before")):
         if figures.get(key):
             print_table(means_table(title, figures[key]))
@@ -60,6 +69,16 @@ def print_run(figures: dict[str, Any]) -> None:
         console.print("By training frequency: not known, the training text is not there.")
     for sentence in figures["diagnosis"]:
         console.print(sentence)
+
+
+def print_costs(figures: dict[str, Any]) -> None:
+    """Print how many stories a judge graded, and what that took."""
+    cost = figures.get("judge/cost_usd")
+    Console(highlight=False, width=120).print(
+        f"{figures['judge/stories']} stories graded; {figures['judge/prompt_tokens']:,} tokens asked, "
+        f"{figures['judge/completion_tokens']:,} answered" + (f", {cost:.4f} USD." if cost is not None else "."),
+        soft_wrap=True,
+    )
 
 
 def means_table(title: str, rows: list[dict[str, Any]]) -> Table:

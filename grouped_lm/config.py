@@ -293,6 +293,42 @@ class TrackingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class JudgeConfig:
+    """Who grades stories for `gvc eval --judge`, and how many. It changes nothing about a run."""
+
+    base_url: str = "https://api.openai.com/v1"
+    """Of any endpoint that speaks OpenAI's chat completions: a paid one, or a server on this machine."""
+    model: str = "gpt-4o-mini"
+    """As the endpoint names it."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key, which is never written down; unset where a local server needs none."""
+    num_stories: int = 50
+    """Beginnings to complete."""
+    max_new_tokens: int = 200
+    """Of a completion."""
+    temperature: float = 1.0
+    """Of the completions, 0 for the likeliest."""
+    retries: int = 4
+    """Times to ask again after no answer (with growing waits) or an answer without grades."""
+    timeout_s: float = 60.0
+    """Seconds to wait for one answer."""
+    usd_per_million_prompt_tokens: float | None = None
+    """With the next one: what the answers cost is added up."""
+    usd_per_million_completion_tokens: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.base_url.startswith(("http://", "https://")):
+            raise ConfigError(f"judge.base_url={self.base_url!r} is no address: http://... or https://...")
+        check_range("judge.num_stories", self.num_stories, 1, 10**6)
+        check_range("judge.max_new_tokens", self.max_new_tokens, 1, 10**6)
+        check_range("judge.temperature", self.temperature, 0, 1e6)
+        check_range("judge.retries", self.retries, 0, 100)
+        check_range("judge.timeout_s", self.timeout_s, 0, 86_400, open_low=True)
+        check_range("judge.usd_per_million_prompt_tokens", self.usd_per_million_prompt_tokens, 0, 1e6)
+        check_range("judge.usd_per_million_completion_tokens", self.usd_per_million_completion_tokens, 0, 1e6)
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """One run."""
 
@@ -309,6 +345,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:
         check_label("name", self.name)

@@ -13,6 +13,7 @@ FREE_FIELDS = (
     "data.name",
     "model.attention",
     "tracking",
+    "judge",
     "train.log_every_steps",
     "train.eval_every_steps",
     "train.eval_batch_size",

@@ -107,7 +107,7 @@ def read_tasks(path: Path) -> Row:
         figures = json.loads((path / "eval.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {key: value for key, value in figures.items() if key.startswith(("task/", "sample/"))}
+    return {key: value for key, value in figures.items() if key.startswith(("task/", "sample/", "judge/"))}
 
 
 def _labels(config: Row) -> Row:

@@ -38,6 +38,13 @@ def refuse_secrets(config: dict[str, Any]) -> None:
                 raise ConfigError(f"{path} holds the value of {where}: configs are written down, keys are not")
 
 
+def hide_secrets(text: str) -> str:
+    """Return a text, such as a server's complaint, with every known secret in it named instead of shown."""
+    for where, value in known_secrets().items():
+        text = text.replace(value, f"<{where}>")
+    return text
+
+
 def _strings(path: str, node: Any) -> Iterator[tuple[str, str]]:
     if isinstance(node, str):
         yield path, node

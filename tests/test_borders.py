@@ -33,7 +33,7 @@ LEVELS = [
     {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
     {"harness"},
-    {"sweep_display", "fake_step", "assess", "hf"},
+    {"sweep_display", "fake_step", "assess", "hf", "judge"},
     {"plan"},
     {"room", "plan_table", "assess_tables"},
     {"train"},
