@@ -7,6 +7,7 @@ comes, so that a judge that fails loses nothing: the same command asks for the g
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -136,8 +137,8 @@ def read_stories(path: Path, asked: dict[str, Any]) -> list[Story] | None:
 def grade_run(run: Path, config: Config, say: Say) -> dict[str, float]:
     """Return mean grades of a run's stories, keys `judge/...`; every answer is kept in `judge/answers.jsonl`.
 
-    Grades are in [1, 10]; beside each mean stands the half-width of its 95 % interval (normal, over stories). Tokens and
-    cost count every answer that was paid for, useless ones too.
+    Grades are in [1, 10]; beside each mean stands the half-width of its 95 % interval (normal, over stories). Tokens
+    and cost count every answer that was paid for, useless ones too.
 
     Args:
         run: the run folder.
@@ -207,6 +208,8 @@ def open_client(judge: JudgeConfig) -> Any:
         from openai import OpenAI
     except ImportError as error:
         raise ConfigError(f"--judge needs the openai client ({error}): pip install 'grouped-lm[judge]'") from error
+    for name in ("httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # a line per request otherwise
     key = os.environ.get(judge.key_variable) or "none"
     return OpenAI(base_url=judge.base_url, api_key=key, max_retries=judge.retries, timeout=judge.timeout_s)
 

@@ -86,7 +86,7 @@ def test_grades_costs_and_tables(gvc, run, monkeypatch):
     assert "grammar, 1 to 10, says toy" in ended.out
     assert "7.50 ± 0.98" in ended.out
     stories = json.loads((run / "judge" / "stories.json").read_text())["stories"]
-    assert len({question for question in server.asked}) == 4
+    assert len(set(server.asked)) == 4
     for story, question in zip(stories, server.asked, strict=True):
         assert f"{story['beginning']}***{story['completion']}" in question
     assert server.keys == {f"Bearer {KEY}"}

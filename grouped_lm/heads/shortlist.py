@@ -56,7 +56,7 @@ class ShortlistConfig:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where tokens stand: (V,) groups, -1 in the shortlist, and (V,) slots in the group or in the shortlist; G, S, K."""
+    """Where tokens stand: (V,) groups, -1 in the shortlist, and (V,) slots, in the group or the shortlist; G, S, K."""
 
     token_to_group: Tensor
     token_to_slot: Tensor
