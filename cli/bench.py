@@ -21,7 +21,7 @@ def bench(
         Path | None, typer.Option("--dir", metavar="DIR", help="Cells, CSV, plots; default runs/bench/SUITE-GRID.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write bench-SUITE.csv and plots here, e.g. runs/results.")
+        Path | None, typer.Option(metavar="DIR", help="Also write bench-SUITE-GRID.csv and plots here, without -GRID for full.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout: every figure of every row.")] = False,
     config_dir: ConfigDir = None,
@@ -37,7 +37,8 @@ def bench(
     from grouped_lm.bench.run import run_suite, show
 
     words = ["gvc", "bench", suite, "--grid", grid, *(overrides or [])]
-    rows = run_suite(suite, settings, models, folder or Path("runs/bench") / f"{suite}-{grid}", shlex.join(words), out)
+    folder, suffix = folder or Path("runs/bench") / f"{suite}-{grid}", "" if grid == "full" else f"-{grid}"
+    rows = run_suite(suite, settings, models, folder, shlex.join(words), out, suffix)
     if as_json:
         json.dump(rows, sys.stdout, indent=2)
         print()

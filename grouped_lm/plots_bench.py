@@ -13,13 +13,13 @@ __all__ = ["PlotLibraryError", "write_bench_plots"]
 Row = dict[str, Any]
 
 
-def write_bench_plots(suite: str, rows: Sequence[Row], folder: Path) -> list[Path]:
-    """Write the suite's plots as `bench-SUITE-...`, SVG and PNG, and return the files.
+def write_bench_plots(suite: str, rows: Sequence[Row], folder: Path, suffix: str = "") -> list[Path]:
+    """Write the suite's plots as `bench-SUITE-...`, SVG and PNG, names ending in `suffix`, and return the files.
 
     Raises:
         PlotLibraryError: matplotlib is not installed.
     """
-    return [path for name, draw in plot_jobs(suite, rows) for path in save_figure(folder / f"bench-{name}", draw)]
+    return [path for name, draw in plot_jobs(suite, rows) for path in save_figure(folder / f"bench-{name}{suffix}", draw)]
 
 
 def plot_jobs(suite: str, rows: Sequence[Row]) -> list[tuple[str, Callable[[Any], None]]]:

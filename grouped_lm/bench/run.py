@@ -44,6 +44,7 @@ def run_suite(
     folder: Path,
     command: str,
     out: Path | None = None,
+    suffix: str = "",
 ) -> list[Row]:
     """Measure what `folder` does not hold yet, write CSV and plots, and return the rows.
 
@@ -54,16 +55,18 @@ def run_suite(
         folder: where cells are kept.
         command: recorded in every row.
         out: where bench-SUITE.csv and its plots are written too.
+        suffix: what their names end in, so that the quick grid does not overwrite the full one's.
     """
     set_threads(settings.threads)
     work = Workload(settings, models)
     rows = run_cells(folder, suite_cells(suite, work), suite, identity(suite, work), environment_columns(command))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_text(out / f"bench-{suite}.csv", to_csv(rows))
+        write_text(out / f"bench-{suite}{suffix}.csv", to_csv(rows))
     try:
-        for place in [folder, *([out] if out is not None else [])]:
-            write_bench_plots(suite, rows, place)
+        write_bench_plots(suite, rows, folder)
+        if out is not None:
+            write_bench_plots(suite, rows, out, suffix)
     except PlotLibraryError as error:
         say(f"gvc: {error}")
     return rows

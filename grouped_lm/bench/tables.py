@@ -11,7 +11,7 @@ from grouped_lm.measure import GIB
 
 Column = tuple[str, str, str]
 """Label, key, format; a format of "bytes" prints MiB or GiB."""
-TIMES = (("ms", "ms", "{:,.2f}"), ("quartiles", "ms_q1", "{:,.2f}"), ("", "ms_q3", "{:,.2f}"))
+TIMES = (("ms", "ms", "{:,.2f}"), ("quarter", "ms_q1", "{:,.2f}"), ("3 quarters", "ms_q3", "{:,.2f}"))
 COLUMNS: dict[str, tuple[Column, ...]] = {
     "heads": (
         ("head", "head", "{}"),
@@ -62,8 +62,8 @@ COLUMNS["decode"] = (
     ("head", "head", "{}"),
     ("way", "way", "{}"),
     ("head ms", "head_ms", "{:,.3f}"),
-    ("quartiles", "head_ms_q1", "{:,.3f}"),
-    ("", "head_ms_q3", "{:,.3f}"),
+    ("quarter", "head_ms_q1", "{:,.3f}"),
+    ("3 quarters", "head_ms_q3", "{:,.3f}"),
     ("head, x dense", "head_speedup", "{:,.1f}"),
     ("token ms", "ms", "{:,.2f}"),
     ("token, x dense", "speedup", "{:,.2f}"),

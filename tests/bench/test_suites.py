@@ -31,7 +31,7 @@ def test_heads_with_csv_and_plots(bench):
     assert rows[0]["speedup"] == rows[0]["memory_ratio"] == 1
     assert all(row["commit"] and row["machine"] and row["threads"] == 1 for row in rows)
     assert rows[0]["command"].startswith("gvc bench heads --grid quick tokenizer=bytes")
-    for name in ("bench-heads.csv", "bench-heads-time-n32-d8.svg", "bench-heads-memory-n32-d8.png"):
+    for name in ("bench-heads-quick.csv", "bench-heads-time-n32-d8-quick.svg", "bench-heads-memory-n32-d8-quick.png"):
         assert (Path("results") / name).stat().st_size > 100
 
 
