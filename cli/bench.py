@@ -21,7 +21,8 @@ def bench(
         Path | None, typer.Option("--dir", metavar="DIR", help="Cells, CSV, plots; default runs/bench/SUITE-GRID.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write bench-SUITE-GRID.csv and plots here, without -GRID for full.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Also write bench-SUITE-GRID.csv and plots here, without -GRID for full."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout: every figure of every row.")] = False,
     config_dir: ConfigDir = None,

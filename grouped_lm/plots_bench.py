@@ -19,7 +19,9 @@ def write_bench_plots(suite: str, rows: Sequence[Row], folder: Path, suffix: str
     Raises:
         PlotLibraryError: matplotlib is not installed.
     """
-    return [path for name, draw in plot_jobs(suite, rows) for path in save_figure(folder / f"bench-{name}{suffix}", draw)]
+    return [
+        path for name, draw in plot_jobs(suite, rows) for path in save_figure(folder / f"bench-{name}{suffix}", draw)
+    ]
 
 
 def plot_jobs(suite: str, rows: Sequence[Row]) -> list[tuple[str, Callable[[Any], None]]]:

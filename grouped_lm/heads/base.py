@@ -277,11 +277,11 @@ def two_step_loss(
 ) -> HeadLoss:
     """Add up two steps, each the (N,) losses and hits of `classify`, into the loss of targets of any shape.
 
-    `extra`, (N,), is that of `Head.logits_extra`.
+    Both losses may be sums already, where the reduction is not none. `extra`, (N,), is that of `Head.logits_extra`.
     """
 
     def finish(values: Tensor) -> Tensor:
-        return reduce_nll(values.view(targets.shape), targets, reduction)
+        return reduce_nll(values.view(targets.shape) if values.ndim else values, targets, reduction)
 
     def count(hits: Tensor | None) -> Tensor | None:
         if hits is None:

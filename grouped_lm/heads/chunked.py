@@ -1,11 +1,14 @@
 """The exact cross entropy of one linear layer over many classes, a chunk of rows at a time: no (N, C) tensor is kept.
 
-Letters: N tokens, D width, C classes.
+Letters: N tokens, D width, C columns of logits, R columns of one class.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import LinearCrossEntropyOptions
 from torch.utils.checkpoint import checkpoint
 
@@ -46,10 +49,12 @@ def linear_nll(
         pairs = zip(states.split(chunk_rows), targets.split(chunk_rows), strict=True)
         losses = [checkpoint(plain_nll, s, weight, bias, t, use_reentrant=False) for s, t in pairs]
         return torch.cat(losses)
-    # In the weights' own precision, also under bf16 autocast: torch 2.13 rounds the summed loss of bf16 inputs
-    # to bf16 (2871.2 came back as 2880), whatever its acc_dtype.
+    if torch.is_autocast_enabled(states.device.type):
+        # torch 2.13 rounds the summed loss of bf16 inputs to bf16 (2871.2 came back as 2880), whatever its acc_dtype
+        classes = targets.masked_fill(targets == IGNORE_INDEX, -1)
+        return class_nll(states, weight, bias, classes, weight.shape[0], 1, chunk_rows)
     return F.linear_cross_entropy(
-        states.to(weight.dtype),
+        states,
         weight,
         targets,
         linear_bias=bias,
@@ -57,6 +62,144 @@ def linear_nll(
         reduction="sum",
         options=LinearCrossEntropyOptions(batch_chunk_size=chunk_rows),
     )
+
+
+def class_nll(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    classes: Tensor,
+    n_single: int,
+    directions: int,
+    chunk_rows: int,
+) -> Tensor:
+    """Return the summed -log p(class), where p(class) is the share of its columns in softmax(W h + b).
+
+    The first `n_single` classes have one column each, those behind them `directions` adjacent ones: the logit of such
+    a class is the log-sum-exp of its columns. The gradients are computed with the loss, chunk by chunk; the slow line
+    that it equals is `F.cross_entropy` of those logits. Under autocast the matrix products are in its type, the softmax
+    and all sums over chunks in fp32.
+
+    Args:
+        states: (N, D).
+        weight: (C, D).
+        bias: (C,) or None.
+        classes: (N,) int64, -1 where ignored.
+        n_single: classes of one column, in [0, C].
+        directions: R >= 1; C - n_single is a multiple of it.
+        chunk_rows: rows of logits that exist at once, >= 1.
+    """
+    kind, keep = states.device.type, torch.is_grad_enabled()
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    layout = n_single, directions
+    if not torch.compiler.is_compiling() and is_fake(states):  # shows who watches memory the inside of the operator
+        with torch.no_grad():
+            outputs = _class_nll_shapes(states, weight, bias, classes, *layout, chunk_rows, dtype, keep)
+            table, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
+            _add_chunk(slice(0, chunk_rows), states, table, shift, classes, layout, outputs)
+            del outputs, table, shift
+    return _class_nll(states, weight, bias, classes, *layout, chunk_rows, dtype, keep)[0]
+
+
+@torch.library.custom_op("grouped_lm::class_nll", mutates_args=())
+def _class_nll(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    classes: Tensor,
+    n_single: int,
+    directions: int,
+    chunk_rows: int,
+    dtype: torch.dtype,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the summed loss, and with `keep` its gradients with respect to states, weight and bias."""
+    layout = n_single, directions
+    outputs = _class_nll_shapes(states, weight, bias, classes, *layout, chunk_rows, dtype, keep)
+    for output in outputs:
+        output.zero_()
+    table, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
+    for start in range(0, states.shape[0], chunk_rows):
+        _add_chunk(slice(start, start + chunk_rows), states, table, shift, classes, layout, outputs)
+    return outputs
+
+
+def _add_chunk(
+    rows: slice,
+    states: Tensor,
+    table: Tensor,
+    shift: Tensor | None,
+    classes: Tensor,
+    layout: tuple[int, int],
+    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    """Add the loss of some rows, and their gradients where those have a shape; `table` and `shift` are in their type.
+
+    A function of its own, so that nothing of one chunk lives on in the next.
+    """
+    total, d_states, d_weight, d_bias = outputs
+    part, targets = states[rows].to(table.dtype), classes[rows]
+    counted = (targets >= 0).unsqueeze(1)
+    log_p = F.linear(part, table, shift).log_softmax(1, dtype=total.dtype)
+    columns, own = _columns(targets.clamp_min(0), *layout, log_p)
+    value = own.logsumexp(1, keepdim=True)
+    total -= value.masked_fill(~counted, 0).sum()
+    if d_weight.shape != table.shape:
+        return
+    error = log_p.exp_().scatter_add_(1, columns, -(own - value).exp()).mul_(counted)
+    if shift is not None:
+        d_bias += error.sum(0)
+    error = error.to(table.dtype)
+    d_states[rows] = error @ table
+    if table.dtype == d_weight.dtype:
+        d_weight.addmm_(error.T, part)
+    else:
+        d_weight += error.T @ part
+
+
+def _columns(classes: Tensor, n_single: int, directions: int, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (n, R) columns of each row's class and their log-probabilities, -inf beyond the only one of a single."""
+    single = classes < n_single
+    first = torch.where(single, classes, n_single + (classes - n_single) * directions).unsqueeze(1)
+    steps = torch.arange(directions, device=classes.device)
+    beyond = single.unsqueeze(1) & (steps > 0)
+    columns = (first + steps).masked_fill(beyond, 0)
+    return columns, log_p.gather(1, columns).masked_fill(beyond, -torch.inf)
+
+
+@_class_nll.register_fake
+def _class_nll_shapes(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    classes: Tensor,
+    n_single: int,
+    directions: int,
+    chunk_rows: int,
+    dtype: torch.dtype,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    exact = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    return (
+        states.new_empty((), dtype=exact),
+        states.new_empty(states.shape if keep else (0, 0)),
+        weight.new_empty(weight.shape if keep else (0, 0)),
+        weight.new_empty(weight.shape[0] if keep and bias is not None else 0),
+    )
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.has_bias = inputs[2] is not None
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*output[1:])
+
+
+def _scale_gradients(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    d_states, d_weight, d_bias = (gradient * d_total.to(gradient.dtype) for gradient in ctx.saved_tensors)
+    return d_states, d_weight, d_bias if ctx.has_bias else None, *(None for _ in range(6))
+
+
+_class_nll.register_autograd(_scale_gradients, setup_context=_keep_gradients)
 
 
 def linear_loss(

@@ -26,6 +26,7 @@ from grouped_lm.heads.base import (
     two_step_loss,
 )
 from grouped_lm.heads.best_first import BestFirstHead
+from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, class_nll
 from grouped_lm.heads.in_group import GroupRows, in_group_loss
 
 
@@ -144,7 +145,7 @@ class ShortlistHead(BestFirstHead):
         self.rows.assign(self.token_to_group, self.token_to_slot)
 
     def first_logits(self, states: Tensor, shortlist: Tensor) -> Tensor:
-        """Return the (N, K + G) logits of the first softmax.
+        """Return the (N, K + G) logits of the first softmax, the slow line that `class_nll` equals.
 
         Args:
             states: (N, D).
@@ -167,6 +168,17 @@ class ShortlistHead(BestFirstHead):
         if self.shortlist_weight is not None:
             shortlist = self.shortlist_weight
         classes = torch.where(groups < 0, slots, groups + self.shortlist_size)
+        if reduction != "none" and not accuracy and not self.adds_extra:
+            first_sum = class_nll(
+                states,
+                torch.cat([shortlist, self.directions.flatten(0, 1)]),
+                torch.cat([self.bias[self.rows.outside], self.group_bias.flatten()]),
+                classes.masked_fill(~counted, -1),
+                self.shortlist_size,
+                self.group_bias.shape[1],
+                DEFAULT_CHUNK_ROWS,
+            )
+            return two_step_loss(targets, reduction, (first_sum, None), (nll.sum(), None))
         first_logits = self.first_logits(states, shortlist)
         first = classify(first_logits, classes, counted, accuracy)
         extra = self.logits_extra(first_logits, classes, first[0], counted)
