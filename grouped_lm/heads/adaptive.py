@@ -82,19 +82,16 @@ class AdaptiveHead(BestFirstHead):
         """See `Head.loss`; the parts are the first softmax, and the one inside the cluster (0 for the K first)."""
         states, flat = flatten(hidden, targets)
         counted = flat != IGNORE_INDEX
-        rank = self.rank[flat.clamp_min(0)]
-        edges = torch.tensor(self.adaptive.cutoffs[:-1], device=rank.device)
-        cluster = torch.bucketize(rank, edges, right=True)  # 0 for the first K, then 1 to C
-        classes = torch.where(cluster == 0, rank, self.adaptive.shortlist_size + cluster - 1)
+        cluster, slots = self.places(flat.clamp_min(0))  # -1 for the first K
+        classes = torch.where(cluster < 0, slots, self.adaptive.shortlist_size + cluster)
         first_logits = at_least_fp32(self.adaptive.head(states))
         first = classify(first_logits, classes, counted, accuracy)
         extra = self.logits_extra(first_logits, classes, first[0], counted)
         inside = torch.zeros_like(first[0])
-        hits = counted & (cluster == 0)
-        for index, tail in enumerate(self.adaptive.tail, start=1):
+        hits = counted & (cluster < 0)
+        for index, tail in enumerate(self.adaptive.tail):
             rows = (counted & (cluster == index)).nonzero().squeeze(1)
-            logits, slots = at_least_fp32(tail(states[rows])), rank[rows] - self.adaptive.cutoffs[index - 1]
-            nll, right = classify(logits, slots, counted[rows], accuracy)
+            nll, right = classify(at_least_fp32(tail(states[rows])), slots[rows], counted[rows], accuracy)
             inside = inside.index_copy(0, rows, nll)
             hits = hits if right is None else hits.index_copy(0, rows, right)
         return two_step_loss(targets, reduction, first, (inside, hits if accuracy else None), extra)
@@ -118,6 +115,13 @@ class AdaptiveHead(BestFirstHead):
     def group_members(self) -> Tensor:
         """See `BestFirstHead.group_members`: the clusters."""
         return self.tables()[1]
+
+    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BestFirstHead.places`."""
+        rank = self.rank[tokens]
+        starts = torch.tensor(self.adaptive.cutoffs[:-1], device=rank.device)
+        cluster = torch.bucketize(rank, starts, right=True) - 1
+        return cluster, torch.where(cluster < 0, rank, rank - starts[cluster.clamp_min(0)])
 
     def first_step(self, states: Tensor) -> Tensor:
         """See `BestFirstHead.first_step`."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grouped_lm.heads.base import Head
-from grouped_lm.heads.cuts import Cut, Kept, draw, keep
+from grouped_lm.heads.cuts import Cut, Kept, draw, draw_one, keep, merge_kept
 
 FIRST_GROUPS = 2
 """Groups opened at once in the first round; every later round doubles what is open."""
@@ -42,6 +42,10 @@ class BestFirstHead(Head):
         """Return (G, S) ids of the tokens of every group, -1 at phantom slots."""
 
     @abstractmethod
+    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (N,) groups of (N,) ids and (N,) slots in them; -1 and the place in `alone` for those of no group."""
+
+    @abstractmethod
     def first_step(self, states: Tensor) -> Tensor:
         """Return (N, K + G) fp32 log-probabilities of the tokens in `alone`, then of the groups."""
 
@@ -58,16 +62,7 @@ class BestFirstHead(Head):
         """See `Head.keep`."""
         if cut.keeps_all or self.group_members().numel() == 0:
             return super().keep(hidden, cut)
-        pieces = list(self._search(hidden, cut))
-        if len(pieces) == 1:
-            return pieces[0][1]
-        width = max(kept.ids.shape[1] for _, kept in pieces)
-        log_prob = pieces[0][1].log_prob.new_full((len(hidden), width), -torch.inf)
-        ids = torch.zeros_like(log_prob, dtype=torch.int64)
-        for rows, kept in pieces:
-            log_prob[rows, : kept.ids.shape[1]] = kept.log_prob
-            ids[rows, : kept.ids.shape[1]] = kept.ids
-        return Kept(log_prob, ids)
+        return merge_kept(list(self._search(hidden, cut)))
 
     def _search(self, states: Tensor, cut: Cut) -> Iterator[tuple[Tensor, Kept]]:
         """Yield (rows, what is kept of them) as rows are settled, every row once."""
@@ -76,14 +71,15 @@ class BestFirstHead(Head):
         first = self.first_step(states)
         log_prob, ids = first[:, : alone.numel()], alone.expand(len(states), -1)
         bounds, order = first[:, alone.numel() :].sort(dim=1, descending=True)
-        opened, step = 0, FIRST_GROUPS
+        opened, step = 0, 0 if alone.numel() else FIRST_GROUPS  # the tokens that stand alone may be enough
         while True:
             step = min(step, n_group - opened)
-            groups, chosen = order[:, opened : opened + step], slice(opened, opened + step)
-            new = self.inside(states.repeat_interleave(step, 0), groups.flatten()).view(len(states), step, -1)
-            log_prob = torch.cat([log_prob, (new + bounds[:, chosen].unsqueeze(-1)).flatten(1)], dim=1)
-            ids = torch.cat([ids, members[groups].flatten(1).clamp_min(0)], dim=1)
-            opened += step
+            if step:
+                groups, chosen = order[:, opened : opened + step], slice(opened, opened + step)
+                new = self.inside(states.repeat_interleave(step, 0), groups.flatten()).view(len(states), step, -1)
+                log_prob = torch.cat([log_prob, (new + bounds[:, chosen].unsqueeze(-1)).flatten(1)], dim=1)
+                ids = torch.cat([ids, members[groups].flatten(1).clamp_min(0)], dim=1)
+                opened += step
             if opened == n_group:
                 yield rows, keep(log_prob, ids, cut)
                 return
@@ -96,7 +92,7 @@ class BestFirstHead(Head):
                 rows, states, log_prob, ids, bounds, order = (
                     values[~settled] for values in (rows, states, log_prob, ids, bounds, order)
                 )
-            step = opened
+            step = max(FIRST_GROUPS, opened)
             if opened + step > max(2 * FIRST_GROUPS, n_group // OPEN_SHARE):
                 yield rows, super().keep(states, cut)
                 return
@@ -116,9 +112,15 @@ class BestFirstHead(Head):
         only of open groups. So a group is drawn by the bound B >= Z, B = 1 for T <= 1 and S^(1 - 1/T) above, and
         taken with probability Z / B. The slow line takes over what was refused again and again.
         """
-        if temperature == 0 or (cut is not None and not cut.keeps_all) or self.group_members().numel() == 0:
+        if temperature == 0 or self.group_members().numel() == 0:
+            return super().sample(hidden, generator, temperature=temperature, cut=cut, num_samples=num_samples)
+        if cut is not None and not cut.keeps_all:
+            if num_samples == 1:
+                return self._sample_kept(hidden, generator, temperature, cut).unsqueeze(1)
             return super().sample(hidden, generator, temperature=temperature, cut=cut, num_samples=num_samples)
         alone, members = self.alone(), self.group_members()
+        if temperature == 1 and num_samples == 1:
+            return self._sample_once(hidden, generator).unsqueeze(1)
         log_bound = max(0.0, 1 - 1 / temperature) * (members >= 0).sum(1).double().log()
         first = self.first_step(hidden).double() / temperature
         first[:, alone.numel() :] += log_bound
@@ -146,6 +148,140 @@ class BestFirstHead(Head):
         rows, which = (pending // num_samples).unique(return_inverse=True)
         tokens[pending] = draw((self.log_prob(hidden[rows]).double() / temperature).softmax(1), which, generator)
         return tokens.view(-1, num_samples)
+
+    def _sample_kept(self, states: Tensor, generator: torch.Generator | None, temperature: float, cut: Cut) -> Tensor:
+        """Draw (N,) ids from what `cut` leaves: draw from all until a token is one that the cut keeps.
+
+        What is refused is drawn again, so the accepted have the distribution of the kept ones. Under top-p at
+        temperature 1 a draw is kept with that probability or more, and most kept tokens are so likely that few groups
+        could hold a likelier one. The slow line takes over what was refused again and again.
+        """
+        first = self.first_step(states)
+        pending = torch.arange(len(states), device=states.device)
+        tokens = torch.zeros_like(pending)
+        for _ in range(TRIES):
+            drawn = self.sample(states[pending], generator, temperature=temperature).squeeze(1)
+            kept = self._keeps(states[pending], first[pending], drawn, cut)
+            tokens[pending[kept]] = drawn[kept]
+            pending = pending[~kept]
+            if not pending.numel():
+                return tokens
+        tokens[pending] = super().sample(states[pending], generator, temperature=temperature, cut=cut).squeeze(1)
+        return tokens
+
+    def _keeps(self, states: Tensor, first: Tensor, tokens: Tensor, cut: Cut) -> Tensor:
+        """Return (N,) whether `cut` keeps each state's token, from as few groups as decide it.
+
+        Groups are opened best first. What is known of the tokens that come before the given one, their number and
+        probability, is a lower bound; an upper one adds what unopened groups can hold at most.
+
+        Args:
+            states: (N, D).
+            first: (N, K + G), their `first_step`.
+            tokens: (N,) ids.
+            cut: one that does not keep all.
+        """
+        alone, members = self.alone(), self.group_members()
+        keeps = torch.zeros_like(tokens, dtype=torch.bool)
+        own = self._log_prob_of(states, first, tokens)
+        before, best = Before(own, tokens), first[:, : alone.numel()]
+        before.add(best, alone.expand(len(states), -1))
+        bounds, order = first[:, alone.numel() :].sort(dim=1, descending=True)
+        rows, opened, step = torch.arange(len(states), device=tokens.device), 0, FIRST_GROUPS
+        while True:
+            yes, no = before.decide(bounds[:, opened:], cut)
+            keeps[rows[yes]] = True
+            going = ~(yes | no)
+            if opened == len(members) or not bool(going.any()):
+                return keeps
+            rows, states, bounds, order = rows[going], states[going], bounds[going], order[going]
+            before = before.of(going)
+            step = min(step, len(members) - opened)
+            groups = order[:, opened : opened + step]
+            inside = self.inside(states.repeat_interleave(step, 0), groups.flatten()).view(len(states), step, -1)
+            inside = inside + bounds[:, opened : opened + step].unsqueeze(-1)
+            before.add(inside.flatten(1), members[groups].flatten(1))
+            opened += step
+            step = opened
+
+    def _log_prob_of(self, states: Tensor, first: Tensor, tokens: Tensor) -> Tensor:
+        """Return (N,) log-probabilities of tokens, given the `first_step` of their states."""
+        groups, slots = self.places(tokens)
+        column = torch.where(groups < 0, slots, groups + self.alone().numel())
+        found = first.gather(1, column.unsqueeze(1)).squeeze(1)
+        rows = (groups >= 0).nonzero().squeeze(1)
+        inside = self.inside(states[rows], groups[rows]).gather(1, slots[rows].unsqueeze(1)).squeeze(1)
+        return found.index_add(0, rows, inside)
+
+    def _sample_once(self, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Draw (N,) ids at temperature 1: a group, then a token in it, in the fewest operators."""
+        n_alone, members = self.alone().numel(), self.group_members()
+        choice = draw_one(self.first_step(hidden), generator)
+        if not n_alone:
+            return members[choice, draw_one(self.inside(hidden, choice), generator)]
+        tokens = self.alone()[choice.clamp_max(n_alone - 1)]
+        rows = (choice >= n_alone).nonzero().squeeze(1)
+        if rows.numel():
+            groups = choice[rows] - n_alone
+            tokens[rows] = members[groups, draw_one(self.inside(hidden[rows], groups), generator)]
+        return tokens
+
+
+class Before:
+    """What is known of the tokens that come before one, likelier or equal with a lower id.
+
+    Args:
+        own: (N,) log-probability of the token itself.
+        tokens: (N,) its id.
+    """
+
+    def __init__(self, own: Tensor, tokens: Tensor) -> None:
+        self.own, self.tokens = own, tokens
+        self.mass = torch.zeros_like(own, dtype=torch.float64)
+        self.count = torch.zeros_like(tokens)
+        self.best = own
+        """(N,) largest log-probability found."""
+
+    def of(self, rows: Tensor) -> "Before":
+        """Return what is known for some of the rows."""
+        part = Before(self.own[rows], self.tokens[rows])
+        part.mass, part.count, part.best = self.mass[rows], self.count[rows], self.best[rows]
+        return part
+
+    def add(self, log_prob: Tensor, ids: Tensor) -> None:
+        """Count further tokens: (N, C) log-probabilities, -inf where there is none, and ids."""
+        if not ids.shape[1]:
+            return
+        own, token = self.own.unsqueeze(1), self.tokens.unsqueeze(1)
+        comes = ((log_prob > own) & (ids != token)) | ((log_prob == own) & (ids < token) & (ids >= 0))
+        self.mass = self.mass + (log_prob.double().exp() * comes).sum(1)
+        self.count = self.count + comes.sum(1)
+        self.best = torch.maximum(self.best, log_prob.amax(1))
+
+    def decide(self, bounds: Tensor, cut: Cut) -> tuple[Tensor, Tensor]:
+        """Return (N,) whether the token is certainly kept, and whether it is certainly not.
+
+        Args:
+            bounds: (N, U) log-probabilities of the groups not opened yet, falling.
+            cut: one that does not keep all.
+        """
+        may = bounds >= self.own.unsqueeze(1)  # no other group has a token that comes before
+        more = (bounds.double().exp() * may).sum(1)
+        done = ~may.any(1)
+        yes, no = torch.ones_like(done), torch.zeros_like(done)
+        if cut.top_p < 1:
+            first = (self.count == 0) & done  # the likeliest is kept, however small top_p is
+            yes &= (self.mass + more < cut.top_p - MARGIN) | (done & (self.mass < cut.top_p)) | first
+            no |= (self.mass >= cut.top_p) & (self.count > 0)
+        if cut.top_k is not None:
+            most = self.count + (bounds - self.own.unsqueeze(1)).double().exp().floor().mul(may).sum(1)
+            yes &= most < cut.top_k
+            no |= self.count >= cut.top_k
+        if cut.min_p:
+            highest = torch.maximum(self.best, bounds[:, 0]) if bounds.shape[1] else self.best
+            yes &= self.own >= highest + cut.log_min_p
+            no |= self.own < self.best + cut.log_min_p
+        return yes & ~no, no
 
 
 def is_settled(log_prob: Tensor, bound: Tensor, cut: Cut) -> Tensor:

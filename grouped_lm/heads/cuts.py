@@ -12,7 +12,9 @@ from torch import Tensor
 from grouped_lm.config import check_range
 
 NARROW = 256
-"""Largest candidates that are sorted before all of them are: sorting 50,257 numbers takes longer than a small body."""
+"""Largest candidates that are sorted first: sorting all 50,257 numbers takes longer than a small body."""
+WIDER = 8
+"""How many times more are sorted of those states whose cut goes on behind them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,17 +78,35 @@ def keep(log_prob: Tensor, ids: Tensor | None, cut: Cut) -> Kept:
     if limit == 1 and ids is None:
         best = log_prob.argmax(1, keepdim=True)  # torch promises the first among equals
         return Kept(log_prob.gather(1, best), best)
-    size = min(limit, NARROW)
+    rows, size = torch.arange(len(log_prob), device=log_prob.device), min(limit, NARROW)
+    pieces: list[tuple[Tensor, Kept]] = []
     while True:
         kept = _largest(log_prob, ids, size)
         fits = _prefix(kept.log_prob, cut)
-        if size == limit or not bool(fits[:, -1].any()):  # every prefix ends before what was sorted does
-            width = max(1, int(fits.sum(1).max()))
-            fits = fits[:, :width]
-            return Kept(
-                kept.log_prob[:, :width].masked_fill(~fits, -torch.inf), kept.ids[:, :width].masked_fill(~fits, 0)
-            )
-        size = limit
+        ends = ~fits[:, -1]  # the prefix ends before what was sorted does
+        width = max(1, int(fits.sum(1).max()))
+        fits = fits[:, :width]
+        values = kept.log_prob[:, :width].masked_fill(~fits, -torch.inf)
+        found = Kept(values, kept.ids[:, :width].masked_fill(~fits, 0))
+        if size == limit or bool(ends.all()):
+            return merge_kept([*pieces, (rows, found)])
+        if bool(ends.any()):
+            pieces.append((rows[ends], Kept(found.log_prob[ends], found.ids[ends])))
+            rows, log_prob, ids = rows[~ends], log_prob[~ends], None if ids is None else ids[~ends]
+        size = min(limit, WIDER * size)
+
+
+def merge_kept(pieces: list[tuple[Tensor, Kept]]) -> Kept:
+    """Return what is kept of all N states, from (rows, what is kept of those); every row stands in one piece."""
+    if len(pieces) == 1:
+        return pieces[0][1]
+    number, width = sum(len(rows) for rows, _ in pieces), max(kept.ids.shape[1] for _, kept in pieces)
+    log_prob = pieces[0][1].log_prob.new_full((number, width), -torch.inf)
+    ids = torch.zeros_like(log_prob, dtype=torch.int64)
+    for rows, kept in pieces:
+        log_prob[rows, : kept.ids.shape[1]] = kept.log_prob
+        ids[rows, : kept.ids.shape[1]] = kept.ids
+    return Kept(log_prob, ids)
 
 
 def _largest(log_prob: Tensor, ids: Tensor | None, size: int) -> Kept:
@@ -129,6 +149,16 @@ def draw(weights: Tensor, rows: Tensor, generator: torch.Generator | None) -> Te
     shelves = below + torch.arange(len(below), dtype=torch.float64, device=below.device).unsqueeze(1)
     place = torch.searchsorted(shelves.flatten(), uniform + rows, right=True) - rows * weights.shape[1]
     return torch.minimum(place, last[rows])  # uniform + row may round up to the next row
+
+
+def draw_one(log_prob: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw (N,) columns, one for every row of (N, C) log-probabilities: the first arrival of exponential clocks.
+
+    The least of independent exponential times with rates p is that of column c with probability p[c]; in fp64, since
+    fp32 times are too coarse for rare tokens.
+    """
+    prob = log_prob.double().exp()
+    return (prob / torch.empty_like(prob).exponential_(generator=generator)).argmax(1)
 
 
 def draw_from(

@@ -193,6 +193,10 @@ class ShortlistHead(BestFirstHead):
         """See `BestFirstHead.group_members`."""
         return self.rows.members
 
+    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BestFirstHead.places`."""
+        return self.token_to_group[tokens], self.token_to_slot[tokens]
+
     def first_step(self, states: Tensor) -> Tensor:
         """See `BestFirstHead.first_step`."""
         own = self.weight[self.rows.outside] if self.shortlist_weight is None else self.shortlist_weight

@@ -97,6 +97,10 @@ class TwoLevelHead(BestFirstHead):
         """See `BestFirstHead.group_members`."""
         return self.members
 
+    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BestFirstHead.places`."""
+        return self.token_to_group[tokens], self.token_to_slot[tokens]
+
     def first_step(self, states: Tensor) -> Tensor:
         """See `BestFirstHead.first_step`."""
         return F.log_softmax(at_least_fp32(self.group(states)), dim=-1)

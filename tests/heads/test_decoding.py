@@ -186,6 +186,45 @@ def test_draws_follow_the_tempered_distribution(temperature):
     assert holm_smallest([p_value(head, state, 3, temperature) for head in heads]) > 0.01
 
 
+SINGLE = [{}, *({"cut": cut} for cut in CUTS[1:]), {"cut": Cut(top_p=0.8), "temperature": 0.6}]
+
+
+@pytest.mark.parametrize("options", SINGLE, ids=str)
+def test_one_draw_a_state_follows_what_the_cut_leaves(options):
+    """The way of `gvc sample`, 40,000 times the same state: another one than that of many draws a state."""
+    state, draws = random_states(1), 40_000
+    p_values = []
+    for config in CONFIGS[1:]:
+        head = random_head(config, 1_000)
+        found = head.sample(state.expand(draws, -1), torch.Generator().manual_seed(5), **options)
+        kept = Head.keep(head, state, options.get("cut", Cut()))
+        share = (kept.log_prob[0] / options.get("temperature", 1.0)).softmax(0)
+        expected = torch.zeros(1_000, dtype=torch.float64).index_add_(0, kept.ids[0], share) * draws
+        counts = torch.bincount(found[:, 0], minlength=1_000)
+        assert not counts[expected == 0].any()
+        p_values.append(chi_square_p(counts[expected > 0], expected[expected > 0]) if (expected > 0).sum() > 1 else 1.0)
+    assert holm_smallest(p_values) > 0.01
+
+
+@pytest.mark.parametrize("cut", CUTS[:-1], ids=str)
+@pytest.mark.parametrize("config", CONFIGS[1:], ids=by_name)
+def test_whether_a_token_is_kept_equals_the_definition(config, cut):
+    """Asked of every token of a few states, some of them with ties."""
+    head = random_head(config, 300)
+    states = torch.cat([random_states(2), torch.zeros(1, D, dtype=torch.float64)])
+    wanted = Head.keep(head, states, cut)
+    rows = torch.arange(3).repeat_interleave(300)
+    tokens = torch.arange(300).repeat(3)
+    found = head._keeps(states[rows], head.first_step(states[rows]), tokens, cut).view(3, 300)
+    for row, ids in zip(found, lists(wanted), strict=True):
+        assert row.nonzero().flatten().tolist() == sorted(ids)
+
+
+def test_of_states_without_numbers_nothing_is_kept():
+    head, states = random_head(GroupedConfig(), 300), torch.full((1, D), torch.nan, dtype=torch.float64)
+    assert not head._keeps(states, head.first_step(states), torch.tensor([7]), Cut(top_p=0.5)).any()
+
+
 def test_a_wrong_sampler_is_caught(monkeypatch):
     """One that draws a group and then a slot as if it were one of the first."""
     head, state = random_head(GroupedConfig(), 1_024), random_states(1)  # no phantom slots
