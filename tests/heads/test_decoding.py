@@ -220,9 +220,9 @@ def test_whether_a_token_is_kept_equals_the_definition(config, cut):
         assert row.nonzero().flatten().tolist() == sorted(ids)
 
 
-def test_of_states_without_numbers_nothing_is_kept():
+def test_states_without_numbers_get_an_answer_too():
     head, states = random_head(GroupedConfig(), 300), torch.full((1, D), torch.nan, dtype=torch.float64)
-    assert not head._keeps(states, head.first_step(states), torch.tensor([7]), Cut(top_p=0.5)).any()
+    assert len(head._keeps(states, head.first_step(states), torch.tensor([7]), Cut(top_p=0.5))) == 1
 
 
 def test_a_wrong_sampler_is_caught(monkeypatch):
