@@ -77,7 +77,8 @@ class LiveBytes(TorchDispatchMode):
     """Record every storage that operators make while it is `watching`.
 
     While a mode watches, autograd adds up gradients in new storages; without one it adds in place where nobody else
-    holds the first term. So a sum in the backward pass counts only once the terms that are to go are gone.
+    holds the first term, as somebody does that of a view. So other sums in the backward pass count only once the terms
+    that are to go are gone.
 
     Args:
         model: whose modules are named.
@@ -137,7 +138,7 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._alive:
                 number = self._follow(leaf.untyped_storage(), kind, module)
-                if backward and func is torch.ops.aten.add.Tensor:
+                if backward and func is torch.ops.aten.add.Tensor and not args[0]._is_view():
                     self._sums.add(number)
         return out
 

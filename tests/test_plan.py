@@ -50,6 +50,7 @@ def test_predicted_peak_is_that_of_the_loop(body, head, batch, tiny, workdir):
     [
         ["head=film", "train.grad_accum_steps=3"],
         ["head=dense", "head.tied=false", "train.micro_batch_size=1"],
+        ["head=dense", "train.micro_batch_size=1", "model.block_size=4", "tokenizer=gpt2"],
         ["head=dense", "head.chunk_rows=40"],
         ["head=dense", "head.chunk_rows=64", "tokenizer=gpt2", "train.dtype=bfloat16"],
         ["head=class_full", "tokenizer=gpt2"],
