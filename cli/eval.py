@@ -59,7 +59,10 @@ def evaluate_run(
     configs = [override_saved(RunFolder(run).read_config(), overrides) for run in runs]
     names = tasks.split(",") if tasks else None
     grades = [grade_run(run, config, say) if judge else {} for run, config in zip(runs, configs, strict=True)]
-    found = [assess(run, config, stride, samples, names) for run, config in zip(runs, configs, strict=True)]
+    found = []
+    for run, config in zip(runs, configs, strict=True):
+        say(f"{run}: reading")
+        found.append(assess(run, config, stride, samples, names))
     comparisons = compare(found) if len(found) > 1 else {}
     for assessment, graded in zip(found, grades, strict=True):
         assessment.figures |= graded
