@@ -8,6 +8,7 @@ from torch import Tensor
 
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import (
+    HEAD_CONFIGS,
     AdaptiveConfig,
     ClassFullConfig,
     DenseConfig,
@@ -53,7 +54,8 @@ def random_head(config, vocab_size: int, scale: float = 1.0, dtype=torch.float64
     """A head whose logits have a standard deviation of about `scale` times 2: between flat and nearly certain."""
     torch.manual_seed(0)
     counts = torch.randint(0, 50, (vocab_size,))
-    head = build_head(config, D, vocab_size, counts=counts).to(dtype)
+    wte = torch.nn.Parameter(torch.zeros(vocab_size, D))
+    head = build_head(config, D, vocab_size, counts=counts, wte=wte).to(dtype)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter, std=scale * 0.7)
     return head.requires_grad_(False)
@@ -175,7 +177,8 @@ def p_value(head: Head, state: Tensor, seed: int, temperature: float = 1.0) -> f
 @pytest.mark.parametrize("vocab_size", [1_000, 50_257])
 def test_draws_follow_the_joint_distribution(vocab_size):
     state = random_states(1)
-    heads = [random_head(config, vocab_size) for config in CONFIGS]
+    others = [HEAD_CONFIGS["low_rank"](rank=3), HEAD_CONFIGS["sampled"](samples=50), HEAD_CONFIGS["trim"]()]
+    heads = [random_head(config, vocab_size) for config in [*CONFIGS, *others]]
     assert holm_smallest([p_value(head, state, seed) for head in heads for seed in (0, 1, 2)]) > 0.01
 
 
