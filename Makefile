@@ -20,7 +20,6 @@ $(VENV)/.developers: $(VENV)/.users
 
 install: $(VENV)/.users  ## Install gvc and grouped_lm into .venv
 
-
 DEMO_DIR := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(VENV)/.users  ## Train a dense and a grouped model on the embedded stories, show both side by side
 	$(BIN)/gvc train -m experiment=demo head=dense,grouped hydra.sweep.dir=$(DEMO_DIR) 'hydra.sweep.subdir=$${head.name}'

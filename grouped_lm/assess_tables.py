@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from grouped_lm.display import print_table
+from grouped_lm.judge import CRITERIA
 
 ROWS = (
     ("validation perplexity", "perplexity", "{:,.2f}"),
@@ -33,9 +34,6 @@ OTHER_ROWS = (
 )
 
 
-JUDGE_ROWS = ("grammar", "creativity", "consistency", "plot")
-
-
 def print_run(figures: dict[str, Any]) -> None:
     """Print one run: both readings side by side, what was written, where the loss lies, the diagnosis."""
     table = Table(title=f"{figures['run']}, step {figures['trainer/step']:,}", title_justify="left")
@@ -52,7 +50,7 @@ def print_run(figures: dict[str, Any]) -> None:
         for name, value in results.items():
             if isinstance(value, float):
                 table.add_row(f"{task} {name.removesuffix(',none')}", f"{value:,.4f}", "")
-    for name in JUDGE_ROWS:
+    for name in CRITERIA:
         if f"judge/{name}" in figures:
             value, half = figures[f"judge/{name}"], figures[f"judge/{name}_half_width"]
             table.add_row(f"{name}, 1 to 10, says {figures['judge/model']}", f"{value:.2f} ± {half:.2f}", "")

@@ -134,7 +134,7 @@ def read_stories(path: Path, asked: dict[str, Any]) -> list[Story] | None:
     return None
 
 
-def grade_run(run: Path, config: Config, say: Say) -> dict[str, float]:
+def grade_run(run: Path, config: Config, say: Say) -> dict[str, Any]:
     """Return mean grades of a run's stories, keys `judge/...`; every answer is kept in `judge/answers.jsonl`.
 
     Grades are in [1, 10]; beside each mean stands the half-width of its 95 % interval (normal, over stories). Tokens
@@ -176,8 +176,8 @@ class Answers:
             row = json.loads(line)
         except ValueError:
             return  # the end of a write that was cut short
-        if isinstance(row, dict) and row.get("judge") == self._judge and {"story", "grades"} <= row.keys():
-            self._rows.append(row)
+        if isinstance(row, dict) and row.get("judge") == self._judge:
+            self._rows.append(row | {"grades": check_grades(row.get("grades"))})
 
     def add(self, story: Story, grades: dict[str, float] | None, answer: str, tokens: dict[str, int]) -> None:
         """Keep an answer; `grades` is None where it has none."""
@@ -190,12 +190,13 @@ class Answers:
 
     def grades(self, story: Story) -> dict[str, float] | None:
         """Return the grades of a story, None where there are none yet."""
-        return next((row["grades"] for row in self._rows if row["story"] == story.key and row["grades"]), None)
+        return next((row["grades"] for row in self._rows if row.get("story") == story.key and row["grades"]), None)
 
     def tokens(self, stories: list[Story], kind: str) -> int:
         """Return the tokens of one kind, `prompt_tokens` or `completion_tokens`, of all answers to these stories."""
         keys = {story.key for story in stories}
-        return sum(row.get(kind, 0) for row in self._rows if row["story"] in keys)
+        counts = [row.get(kind) for row in self._rows if row.get("story") in keys]
+        return sum(count for count in counts if isinstance(count, int))
 
 
 def open_client(judge: JudgeConfig) -> Any:
@@ -268,9 +269,16 @@ def parse_grades(answer: str) -> dict[str, float] | None:
             found = json.loads(match[0])
         except ValueError:
             continue
-        grades = [found.get(name) for name in CRITERIA]
-        if all(isinstance(g, int | float) and not isinstance(g, bool) and LOWEST <= g <= HIGHEST for g in grades):
-            return dict(zip(CRITERIA, map(float, grades), strict=True))
+        if (grades := check_grades(found)) is not None:
+            return grades
+    return None
+
+
+def check_grades(found: Any) -> dict[str, float] | None:
+    """Return the four grades of a JSON object, None where one is missing or no number in [1, 10]."""
+    grades = [found.get(name) for name in CRITERIA] if isinstance(found, dict) else [None]
+    if all(isinstance(g, int | float) and not isinstance(g, bool) and LOWEST <= g <= HIGHEST for g in grades):
+        return {name: float(found[name]) for name in CRITERIA}
     return None
 
 

@@ -75,10 +75,10 @@ class BestFirstHead(Head):
         while True:
             step = min(step, n_group - opened)
             if step:
-                groups, chosen = order[:, opened : opened + step], slice(opened, opened + step)
-                new = self.inside(states.repeat_interleave(step, 0), groups.flatten()).view(len(states), step, -1)
-                log_prob = torch.cat([log_prob, (new + bounds[:, chosen].unsqueeze(-1)).flatten(1)], dim=1)
-                ids = torch.cat([ids, members[groups].flatten(1).clamp_min(0)], dim=1)
+                chosen = slice(opened, opened + step)
+                new, new_ids = self._open(states, order[:, chosen], bounds[:, chosen])
+                log_prob = torch.cat([log_prob, new], dim=1)
+                ids = torch.cat([ids, new_ids.clamp_min(0)], dim=1)
                 opened += step
             if opened == n_group:
                 yield rows, keep(log_prob, ids, cut)
@@ -96,6 +96,18 @@ class BestFirstHead(Head):
             if opened + step > max(2 * FIRST_GROUPS, n_group // OPEN_SHARE):
                 yield rows, super().keep(states, cut)
                 return
+
+    def _open(self, states: Tensor, groups: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (N, C S) log-probabilities of the tokens of some groups, and their ids, -1 at phantom slots.
+
+        Args:
+            states: (N, D).
+            groups: (N, C) of each state.
+            bounds: (N, C) their log-probabilities.
+        """
+        number = groups.shape[1]
+        inside = self.inside(states.repeat_interleave(number, 0), groups.flatten()).view(len(states), number, -1)
+        return (inside + bounds.unsqueeze(-1)).flatten(1), self.group_members()[groups].flatten(1)
 
     def sample(
         self,
@@ -184,8 +196,8 @@ class BestFirstHead(Head):
         alone, members = self.alone(), self.group_members()
         keeps = torch.zeros_like(tokens, dtype=torch.bool)
         own = self._log_prob_of(states, first, tokens)
-        before, best = Before(own, tokens), first[:, : alone.numel()]
-        before.add(best, alone.expand(len(states), -1))
+        before = Before(own, tokens)
+        before.add(first[:, : alone.numel()], alone.expand(len(states), -1))
         bounds, order = first[:, alone.numel() :].sort(dim=1, descending=True)
         rows, opened, step = torch.arange(len(states), device=tokens.device), 0, FIRST_GROUPS
         while True:
@@ -197,15 +209,16 @@ class BestFirstHead(Head):
             rows, states, bounds, order = rows[going], states[going], bounds[going], order[going]
             before = before.of(going)
             step = min(step, len(members) - opened)
-            groups = order[:, opened : opened + step]
-            inside = self.inside(states.repeat_interleave(step, 0), groups.flatten()).view(len(states), step, -1)
-            inside = inside + bounds[:, opened : opened + step].unsqueeze(-1)
-            before.add(inside.flatten(1), members[groups].flatten(1))
+            chosen = slice(opened, opened + step)
+            before.add(*self._open(states, order[:, chosen], bounds[:, chosen]))
             opened += step
             step = opened
 
     def _log_prob_of(self, states: Tensor, first: Tensor, tokens: Tensor) -> Tensor:
-        """Return (N,) log-probabilities of tokens, given the `first_step` of their states."""
+        """Return (N,) log-probabilities of tokens, given the `first_step` of their states.
+
+        By the operators of `_open`, not those of the loss, so that equal ones come out equal.
+        """
         groups, slots = self.places(tokens)
         column = torch.where(groups < 0, slots, groups + self.alone().numel())
         found = first.gather(1, column.unsqueeze(1)).squeeze(1)
