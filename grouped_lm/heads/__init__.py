@@ -67,7 +67,8 @@ def needs_grouping(config: Any) -> bool:
 
 def needs_counts(config: Any, grouping: GroupingConfig) -> bool:
     """Return whether the head or its grouping is made from the training occurrences of the tokens."""
-    return HEADS[config.name][1].needs_counts or (needs_grouping(config) and grouping.name in BY_COUNT)
+    from_counts = HEADS[config.name][1].needs_counts or getattr(config, "start", "zero") == "counts"
+    return from_counts or (needs_grouping(config) and grouping.name in BY_COUNT)
 
 
 def build_head(

@@ -303,6 +303,12 @@ def at_least_fp32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
+def log_shares(counts: Tensor) -> Tensor:
+    """Return the logarithms of (V,) counts as shares of the text, half a token added to each, in fp64."""
+    smoothed = counts.double() + 0.5
+    return (smoothed / smoothed.sum()).log()
+
+
 def init_linear(weight: Tensor, std: float = 0.02) -> None:
     """Initialise as GPT-2 does its embeddings and projections: N(0, 0.02)."""
     torch.nn.init.normal_(weight, mean=0.0, std=std)

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import check_range
-from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, flatten
+from grouped_lm.config import check_choice, check_range
+from grouped_lm.errors import ConfigError
+from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, flatten, log_shares
 from grouped_lm.heads.chunked import linear_loss
 
 
@@ -26,8 +27,13 @@ class DenseConfig:
     """A bias per token, as heads with groups have one; GPT-2 and GPT-Neo have none."""
     chunk_rows: int | None = None
     """Rows of logits that exist at once, >= 1; null is the plain line with all N rows. 256 is a good start."""
+    start: str = "zero"
+    """The biases at the start: zero, or counts (log-frequencies in the training text)."""
 
     def __post_init__(self) -> None:
+        check_choice("head.start", self.start, ("zero", "counts"))
+        if self.start == "counts" and not self.bias:
+            raise ConfigError("head.start=counts sets biases: it needs head.bias=true")
         check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
@@ -48,7 +54,11 @@ class DenseHead(Head):
     @classmethod
     def build(cls, config: Any, context: HeadContext) -> "DenseHead":
         """See `Head.build`."""
-        return cls(config, context.token_weight(config.tied))
+        head = cls(config, context.token_weight(config.tied))
+        if config.start == "counts" and head.bias is not None and context.counts is not None:
+            with torch.no_grad():
+                head.bias.copy_(log_shares(context.counts))
+        return head
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """See `Head.loss`; there are no parts."""

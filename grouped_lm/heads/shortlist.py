@@ -23,6 +23,7 @@ from grouped_lm.heads.base import (
     classify,
     flatten,
     init_linear,
+    log_shares,
     two_step_loss,
 )
 from grouped_lm.heads.best_first import BestFirstHead
@@ -132,12 +133,11 @@ class ShortlistHead(BestFirstHead):
     @torch.no_grad()
     def start_from(self, counts: Tensor) -> None:
         """Set the biases so that at hidden states of zero the head gives the smoothed frequencies of the tokens."""
-        counts = counts.double() + 0.5
-        log_share = (counts / counts.sum()).log()
+        log_share = log_shares(counts)
         self.bias.copy_(log_share)
         mass = torch.zeros(self.n_group, dtype=torch.float64)
         inside = self.token_to_group >= 0
-        mass.index_add_(0, self.token_to_group[inside], counts[inside] / counts.sum())
+        mass.index_add_(0, self.token_to_group[inside], log_share[inside].exp())
         self.group_bias.add_(mass.log()[:, None])
 
     def after_load(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from grouped_lm.config import GroupingConfig
+from grouped_lm.errors import ConfigError
 from grouped_lm.heads import (
     IGNORE_INDEX,
     AdaptiveConfig,
@@ -224,3 +225,13 @@ def test_mismatched_shapes_are_refused():
     head = random_head(GroupedConfig(group_size=7), 103)
     with pytest.raises(ValueError, match="do not match"):
         head.loss(torch.zeros(2, 3, D, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.int64))
+
+
+def test_a_dense_bias_may_start_at_the_frequencies_of_the_tokens():
+    counts = torch.tensor([4, 0, 1, 0])
+    wte = torch.nn.Parameter(torch.zeros(4, D))
+    head = build_head(DenseConfig(bias=True, start="counts"), D, 4, counts=counts, wte=wte)
+    expected = torch.tensor([4.5, 0.5, 1.5, 0.5]) / 7
+    torch.testing.assert_close(head.log_prob(torch.zeros(1, D)).exp(), expected[None])
+    with pytest.raises(ConfigError, match="head.bias=true"):
+        DenseConfig(start="counts")
