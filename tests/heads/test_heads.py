@@ -233,5 +233,5 @@ def test_a_dense_bias_may_start_at_the_frequencies_of_the_tokens():
     head = build_head(DenseConfig(bias=True, start="counts"), D, 4, counts=counts, wte=wte)
     expected = torch.tensor([4.5, 0.5, 1.5, 0.5]) / 7
     torch.testing.assert_close(head.log_prob(torch.zeros(1, D)).exp(), expected[None])
-    with pytest.raises(ConfigError, match="head.bias=true"):
+    with pytest.raises(ConfigError, match=r"head\.bias=true"):
         DenseConfig(start="counts")
