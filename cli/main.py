@@ -12,6 +12,7 @@ from .data import data_app
 from .doctor import doctor
 from .eval import evaluate_run
 from .export import export, import_model
+from .ladder import ladder
 from .ls import list_runs
 from .plan import plan
 from .sample import sample
@@ -34,6 +35,7 @@ app.command("export")(export)
 app.command("import")(import_model)
 app.command("sweep")(sweep)
 app.command("ls")(list_runs)
+app.command("ladder")(ladder)
 app.add_typer(data_app, name="data")
 app.command("doctor")(doctor)
 

@@ -1,0 +1,63 @@
+"""`gvc ladder`."""
+
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from grouped_lm.ladder import Standing
+
+
+def ladder(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders, or folders of them; none: CSV alone.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="TEXT", help="Judge the runs on this text, which nothing was chosen by.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="What to call the runs' text in the CSV.")] = None,
+    csv: Annotated[Path, typer.Option("--csv", metavar="FILE", help="Where the rows are kept, a row a run.")] = Path(
+        "runs/results/quality-ladder.csv"
+    ),
+    reference: Annotated[str, typer.Option(metavar="HEAD", help="The head that others are held against.")] = "dense",
+) -> None:
+    """Put complete runs on the ladder of heads, and show how far each is from the best dense one.
+
+    Rows of the same run are replaced. Each head stands at the learning rate that is best on its runs' own validation
+    text.
+    """
+    from grouped_lm.display import print_table
+    from grouped_lm.errors import ConfigError
+    from grouped_lm.ladder import ladder_rows, merge_rows, standings
+
+    if not folders and not csv.is_file():
+        raise ConfigError(f"--csv: there is no file {csv}, and no run folder is named")
+    rows = merge_rows(csv, ladder_rows(folders, report, data) if folders else [])
+    places = ("data", "n_embd", "n_layer", "steps")
+    ordered = sorted(rows, key=lambda row: [row[key] for key in places])
+    for place, own in itertools.groupby(ordered, key=lambda row: [row[key] for key in places]):
+        title = "{}, width {}, {} layers, {} steps".format(*place)
+        print_table(table(title, standings(list(own), reference), reference))
+
+
+def table(title: str, found: "list[Standing]", reference: str) -> "Table":
+    """Return the standings as a terminal shows them."""
+    from rich.table import Table
+
+    shown = Table(
+        "head", "lr", "seeds", "nats", "bits/byte", f"minus best {reference}", "95 %", "along training", title=title
+    )
+    for entry in found:
+        gap = "" if entry.difference is None else f"{entry.difference:+.3f}"
+        interval = "" if entry.low is None or entry.high is None else f"{entry.low:+.3f} to {entry.high:+.3f}"
+        points = entry.trend[:: max(1, len(entry.trend) // 4)]
+        along = " ".join(f"{gap:+.3f}" for _, gap in points)
+        shown.add_row(
+            *(entry.head, entry.lr, str(entry.seeds), f"{entry.loss:.4f}", f"{entry.bits_per_byte:.4f}"),
+            *(gap, interval, along),
+        )
+    return shown

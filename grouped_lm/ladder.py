@@ -1,0 +1,243 @@
+"""The ladder of heads: a row a run, judged on text that no choice was made on, and paired with the best dense.
+
+Learning rates and heads are chosen by the validation text of the runs; what is reported comes from another text.
+"""
+
+import csv
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from scipy import stats
+
+from grouped_lm.config import Config
+from grouped_lm.data import prepare_split
+from grouped_lm.data.loader import ValidWindows
+from grouped_lm.errors import DataError
+from grouped_lm.evaluate import evaluate
+from grouped_lm.ranking import Row
+from grouped_lm.rows import collect_runs
+from grouped_lm.run_folder import COMPLETE, RunFolder
+from grouped_lm.runtime import resolve_device, set_threads, write_text
+
+COLUMNS = (
+    *("data", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr", "steps", "tokens"),
+    *("val_loss_nats", "val_bits_per_byte", "report_loss_nats", "report_bits_per_byte", "tokens_per_sec"),
+    *("peak_tensor_gib", "params_head", "commit", "curve"),
+)
+"""`val`: the text of the run's own evaluations. `report`: the text given to the ladder. `curve`: step:nats of `val`."""
+KEY = ("data", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr", "steps")
+"""What tells runs apart: a second run of the same replaces the first."""
+LEVEL = 0.95
+
+
+def ladder_rows(folders: list[Path], report: Path | None, data: str | None = None) -> list[Row]:
+    """Return a row per complete run below `folders`.
+
+    Args:
+        folders: of runs.
+        report: a text to judge them on; None leaves its columns empty.
+        data: what to call their text; None is the config's own name for it.
+
+    Raises:
+        RunFolderError, CheckpointError, DataError: no runs, no checkpoint in one of them, no such text.
+    """
+    return [ladder_row(row, report, data) for row in collect_runs(folders) if row["state"] == COMPLETE]
+
+
+def ladder_row(row: Row, report: Path | None, data: str | None) -> Row:
+    """Return the ladder's row of one run."""
+    run = Path(row["run"])
+    config = RunFolder(run).read_config()
+    judged = judge_on(run, config, report) if report else {}
+    return {
+        "data": data or row["data"],
+        "n_embd": config.model.n_embd,
+        "n_layer": config.model.n_layer,
+        "head": row["head"],
+        "options": " ".join(filter(None, [row["head_options"], vocabulary(config)])),
+        "grouping": row["grouping"],
+        "group_size": row["group_size"],
+        "seed": config.seed,
+        "lr": config.optim.lr,
+        "steps": row["trainer/step"],
+        "tokens": row["trainer/tokens"],
+        "val_loss_nats": row["val/loss"],
+        "val_bits_per_byte": row["val/bits_per_byte"],
+        "report_loss_nats": judged.get("val/loss"),
+        "report_bits_per_byte": judged.get("val/bits_per_byte"),
+        "tokens_per_sec": row.get("throughput/tokens_per_sec"),
+        "peak_tensor_gib": row.get("memory/peak_tensor_gib"),
+        "params_head": row.get("params/head"),
+        "commit": str(row.get("commit") or "")[:7],
+        "curve": curve(run),
+    }
+
+
+def vocabulary(config: Config) -> str:
+    """Return the vocabulary's size where it is an own one."""
+    return f"bpe={config.tokenizer.vocab_size}" if config.tokenizer.name == "bpe" else ""
+
+
+def judge_on(run: Path, config: Config, report: Path) -> dict[str, float]:
+    """Return the figures of the newest checkpoint on another text; they are kept in the run folder.
+
+    Raises:
+        DataError: there is no such text.
+    """
+    if not report.is_file():
+        raise DataError(f"--report: there is no file {report}")
+    kept = run / f"ladder-{report.stem}.json"
+    if kept.is_file():
+        return dict(json.loads(kept.read_text(encoding="utf-8")))
+    data = replace(config.data, name="text", source="text", train=str(report), valid=str(report))
+    config = replace(config, data=data, tokenizer=RunFolder(run).own_tokenizer(config.tokenizer))
+    device = resolve_device(config.train.device)
+    set_threads(config.train.threads)
+    model, _ = RunFolder(run).load_model(config, device)
+    split = prepare_split(config.data, config.tokenizer, "valid")
+    batch_size = config.train.eval_batch_size or config.train.micro_batch_size
+    windows = ValidWindows(split.tokens(), config.model.block_size, batch_size)
+    figures = evaluate(model, windows, split.text_bytes, device, config.train.dtype).metrics()
+    write_text(kept, json.dumps(figures))
+    return figures
+
+
+def curve(run: Path) -> str:
+    """Return the validation losses along a run, "100:4.9131 200:4.4020"."""
+    points = []
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if "val/loss" in entry:
+            points.append(f"{entry['trainer/step']}:{entry['val/loss']:.4f}")
+    return " ".join(points)
+
+
+def merge_rows(path: Path, rows: Iterable[Row]) -> list[Row]:
+    """Put rows into the CSV at `path`, in place of those of the same runs, and return all of them as text."""
+    with FileLock(path.with_suffix(".lock")):
+        old = list(csv.DictReader(path.open(encoding="utf-8", newline=""))) if path.is_file() else []
+        found = {key_of(row): row for row in old}
+        for row in rows:
+            found[key_of(row)] = {key: as_text(row.get(key)) for key in COLUMNS}
+        merged = sorted(found.values(), key=lambda row: [natural(row.get(key, "")) for key in KEY])
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(merged)
+        write_text(path, buffer.getvalue())
+    return merged
+
+
+def key_of(row: Row) -> tuple[str, ...]:
+    """Return what tells a run apart, whether its values are text or not."""
+    return tuple(as_text(row.get(key)) for key in KEY)
+
+
+def as_text(value: Any) -> str:
+    """Return a value as it stands in the CSV: numbers with 6 digits, nothing for None."""
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def natural(text: str) -> tuple[int, float, str]:
+    """Return what sorts numbers by size and before words."""
+    try:
+        return 0, float(text), ""
+    except ValueError:
+        return 1, 0.0, text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """A head on the ladder, over its seeds."""
+
+    head: str
+    lr: str
+    seeds: int
+    loss: float
+    """Mean nats per token of the report text, of `val` where there is none."""
+    bits_per_byte: float
+    difference: float | None
+    """Mean difference to the reference over the seeds that both have; bits per byte where vocabularies differ."""
+    low: float | None
+    """95 % interval (paired t test over seeds); None with one seed."""
+    high: float | None
+    trend: list[tuple[float, float]]
+    """(share of the run, mean difference in nats of `val`)."""
+
+
+def standings(rows: list[Row], reference: str = "dense") -> list[Standing]:
+    """Return heads of one body, text and length, best first, each at the learning rate that is best by `val`.
+
+    Args:
+        rows: of `merge_rows`, all of one body, text and length.
+        reference: the head of which the best row of options is what others are held against.
+    """
+    chosen = {name: best_lr(own) for name, own in by_head(rows).items()}
+    loss = {name: float(np.mean([of(row, "loss_nats") for row in own])) for name, own in chosen.items()}
+    peers = [n for n, own in chosen.items() if own[0]["head"] == reference and "bpe=" not in own[0]["options"]]
+    base = min(peers, key=lambda name: loss[name], default=None)
+    found = [standing(name, own, chosen[base] if base else []) for name, own in chosen.items()]
+    return sorted(found, key=lambda entry: entry.bits_per_byte)
+
+
+def by_head(rows: list[Row]) -> dict[str, list[Row]]:
+    """Return rows by head with its options and grouping."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[" ".join(filter(None, [row["head"], row["options"], row["grouping"], row["group_size"]]))].append(row)
+    return found
+
+
+def best_lr(rows: list[Row]) -> list[Row]:
+    """Return the rows of the learning rate with the most seeds, of these the one with the least mean `val` loss."""
+    rates: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        rates[row["lr"]].append(row)
+    return min(rates.values(), key=lambda own: (-len(own), np.mean([float(row["val_loss_nats"]) for row in own])))
+
+
+def of(row: Row, unit: str) -> float:
+    """Return the figure of the report text, of the run's own validation text where there is none."""
+    return float(row[f"report_{unit}"] or row[f"val_{unit}"])
+
+
+def standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
+    """Return where one head stands against the reference's rows."""
+    unit = "bits_per_byte" if "bpe=" in rows[0]["options"] else "loss_nats"
+    theirs = {row["seed"]: row for row in base}
+    pairs = [(row, theirs[row["seed"]]) for row in rows if row["seed"] in theirs]
+    gaps = np.array([of(row, unit) - of(other, unit) for row, other in pairs])
+    reach = None
+    if len(gaps) > 1:
+        reach = float(stats.t.ppf((1 + LEVEL) / 2, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
+    mean = float(gaps.mean()) if len(gaps) else None
+    return Standing(
+        head=name,
+        lr=rows[0]["lr"],
+        seeds=len(rows),
+        loss=float(np.mean([of(row, "loss_nats") for row in rows])),
+        bits_per_byte=float(np.mean([of(row, "bits_per_byte") for row in rows])),
+        difference=mean,
+        low=None if mean is None or reach is None else mean - reach,
+        high=None if mean is None or reach is None else mean + reach,
+        trend=trend(pairs) if unit == "loss_nats" else [],
+    )
+
+
+def trend(pairs: list[tuple[Row, Row]]) -> list[tuple[float, float]]:
+    """Return (share of the run, mean difference in nats) at the steps at which all were evaluated."""
+    curves = [[dict(point.split(":") for point in row["curve"].split()) for row in pair] for pair in pairs]
+    shared = set.intersection(*(set(points) for pair in curves for points in pair)) if curves else set()
+    last = max((int(step) for step in shared), default=1)
+    return [
+        (int(step) / last, float(np.mean([float(own[step]) - float(other[step]) for own, other in curves])))
+        for step in sorted(shared, key=int)
+    ]

@@ -1,0 +1,77 @@
+"""The ladder: rows of runs, judged on another text, and differences to the best dense."""
+
+import csv
+
+import pytest
+
+from grouped_lm.ladder import KEY, merge_rows, standings
+
+
+def row(head, loss, *, seed=0, lr="0.001", options="", report=None, curve="", bits=1.0):
+    own = {"head": head, "options": options, "seed": str(seed), "lr": lr, "grouping": "", "group_size": ""}
+    figures = {"val_loss_nats": str(loss), "val_bits_per_byte": str(bits), "curve": curve, "report_bits_per_byte": ""}
+    return own | figures | {"report_loss_nats": "" if report is None else str(report)}
+
+
+def test_a_head_stands_at_its_best_rate_and_is_judged_on_the_report_text():
+    rows = [
+        row("dense", 3.0, lr="0.001", report=3.1),
+        row("dense", 2.9, lr="0.002", report=3.2),  # chosen by val, though the report text likes the other
+        row("grouped", 3.5, report=3.4),
+    ]
+    dense, grouped = standings(rows)
+    assert (dense.head, dense.lr, dense.loss, dense.difference) == ("dense", "0.002", 3.2, 0.0)
+    assert grouped.difference == pytest.approx(0.2)
+    assert grouped.low is None
+
+
+def test_differences_are_paired_by_seed_with_a_t_interval():
+    gaps = [0.01, 0.03, 0.02]
+    rows = [row("dense", 3 + seed, seed=seed) for seed in range(3)]
+    rows += [row("film", 3 + seed + gap, seed=seed) for seed, gap in enumerate(gaps)]
+    found = {entry.head: entry for entry in standings(rows)}["film"]
+    assert found.difference == pytest.approx(0.02)
+    reach = 4.302653 * 0.01 / 3**0.5  # t(0.975, 2 degrees of freedom), standard deviation 0.01
+    assert (found.low, found.high) == (pytest.approx(0.02 - reach, abs=1e-6), pytest.approx(0.02 + reach, abs=1e-6))
+
+
+def test_the_best_dense_is_the_reference_and_own_vocabularies_are_held_by_bits():
+    rows = [
+        row("dense", 3.0, options="bias=false"),
+        row("dense", 2.8, options="bias=true", bits=1.2),
+        row("dense", 1.0, options="bias=true bpe=4096", bits=1.3),
+    ]
+    found = {entry.head: entry for entry in standings(rows)}
+    assert found["dense bias=false"].difference == pytest.approx(0.2)
+    assert found["dense bias=true bpe=4096"].difference == pytest.approx(0.1)
+
+
+def test_the_trend_is_that_of_shared_steps():
+    rows = [row("dense", 3, curve="100:4.0 200:3.5 400:3.0"), row("film", 3, curve="100:4.1 400:3.3")]
+    film = {entry.head: entry for entry in standings(rows)}["film"]
+    assert film.trend == [(0.25, pytest.approx(0.1)), (1.0, pytest.approx(0.3))]
+
+
+def test_the_same_run_replaces_its_row(tmp_path):
+    path = tmp_path / "ladder.csv"
+    base = dict.fromkeys(KEY, "x")
+    merge_rows(path, [base | {"seed": 0, "val_loss_nats": 3.0}, base | {"seed": 1, "val_loss_nats": 3.5}])
+    merged = merge_rows(path, [base | {"seed": 1, "val_loss_nats": 2.5}])
+    assert [entry["val_loss_nats"] for entry in merged] == ["3", "2.5"]
+    assert list(csv.DictReader(path.open())) == merged
+
+
+def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
+    heads = "head.chunk_rows=null,16"
+    words = ["train", "-m", *tiny, "head=dense", heads, "train.eval_every_steps=4", "tracking=none"]
+    assert gvc(*words, "hydra.sweep.dir=ladder-runs").code == 0
+    out = gvc("ladder", "ladder-runs", "--report", texts["train"], "--data", "small", "--csv", "ladder.csv")
+    assert out.code == 0
+    first, second = csv.DictReader((workdir / "ladder.csv").open())
+    assert first["data"] == "small"
+    assert first["tokens"] == "1024"
+    assert [point.split(":")[0] for point in first["curve"].split()] == ["4", "8"]
+    assert first["report_loss_nats"] != first["val_loss_nats"]
+    assert float(first["report_loss_nats"]) == pytest.approx(float(second["report_loss_nats"]), abs=1e-4)
+    assert "small, width" in out.out
+    assert gvc("ladder", "ladder-runs", "--report", "no.txt").code == 3
