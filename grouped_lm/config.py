@@ -57,6 +57,9 @@ class ModelConfig:
     """Input side: `table`, a row per token, or `factorised`, scale and shift per group on a row per slot (no tying)."""
     attention: str = "fused"
     """`fused` (torch's kernel) or `unfused`: the same function with T x T scores in memory, to measure their cost."""
+    activation_checkpointing: bool = False
+    """Keep only the states between blocks for the backward pass, which computes the inside of each again: less memory,
+    a third more operations of the body."""
 
     def __post_init__(self) -> None:
         check_label("model.name", self.name)
@@ -222,6 +225,9 @@ class TrainConfig:
     """Weight in [0, 1] of the squared log of the first softmax's partition function; 1e-4 is usual."""
     compile: bool = False
     """Run the body and head through `torch.compile`."""
+    cuda_graphs: bool = False
+    """Record compiled passes as CUDA graphs, so that small models do not wait for launches; needs train.compile=true,
+    train.grad_accum_steps=1 and a GPU."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     devices: int = 1
@@ -259,6 +265,11 @@ class TrainConfig:
         check_range("train.z_loss", self.z_loss, 0, 1)
         check_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
+        if self.cuda_graphs and (not self.compile or self.grad_accum_steps > 1):
+            raise ConfigError(
+                "train.cuda_graphs=true needs train.compile=true and train.grad_accum_steps=1, "
+                f"got {str(self.compile).lower()} and {self.grad_accum_steps}"
+            )
         check_range("train.devices", self.devices, 1, 1)
         check_range("train.threads", self.threads, 1, 4096)
         check_choice("train.resume", self.resume, ("auto", "never"))

@@ -24,6 +24,7 @@ from grouped_lm.models.gpt_neo import forget_masks
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer
 from grouped_lm.scoring import autocast
+from grouped_lm.step_figures import Unread
 
 
 def fake_model(config: Config, vocab_size: int | None = None) -> LanguageModel:
@@ -117,7 +118,8 @@ def watch_step(
                 losses.append(model(input_ids, targets))
             (losses[-1].objective() / config.train.grad_accum_steps).backward()
             live.hold((p.grad for p in parameters if p.grad is not None), "gradients")
-        torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
+        Unread(torch.device("cpu")).add(optimizer, losses, grad_norm, 0, config.optim.lr)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     forget_masks()  # the next batch makes its own, as this one did

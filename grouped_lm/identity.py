@@ -12,6 +12,7 @@ FREE_FIELDS = (
     "data.cache_dir",
     "data.name",
     "model.attention",
+    "model.activation_checkpointing",
     "tracking",
     "judge",
     "train.log_every_steps",
@@ -26,6 +27,7 @@ FREE_FIELDS = (
     "train.hang_minutes",
     "train.resume",
     "train.device",
+    "train.cuda_graphs",
 )
 """Fields that may change between a run and its continuation."""
 

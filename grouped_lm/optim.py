@@ -68,7 +68,12 @@ class SparseRowsAdamW(torch.optim.AdamW):
             state["step"] = torch.zeros((), dtype=torch.float32, device=table.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         state["step"] += 1
-        rows = (torch.linalg.vector_norm(grad, math.inf, dim=1) > 0).nonzero().squeeze(1)
+        passed_over = getattr(self, "found_inf", None)  # as torch's fused step has it: 1 for a step to leave out
+        touched = torch.linalg.vector_norm(grad, math.inf, dim=1) > 0
+        if passed_over is not None:
+            state["step"] -= passed_over
+            touched &= passed_over == 0
+        rows = touched.nonzero().squeeze(1)
         part, first, second, weight = (t[rows] for t in (grad, state["exp_avg"], state["exp_avg_sq"], table))
         first.lerp_(part, 1 - beta1)
         second.mul_(beta2).addcmul_(part, part, value=1 - beta2)

@@ -43,6 +43,12 @@ class Progress:
     row: dict[str, Any] = field(default_factory=dict)
     """The last logged row."""
 
+    def add(self, losses: dict[str, float]) -> None:
+        """Add the mean losses of one step to the sums that the next row divides."""
+        for key, value in losses.items():
+            self.loss_sums[key] = self.loss_sums.get(key, 0.0) + value
+        self.loss_steps += 1
+
     def mean_losses(self) -> dict[str, float]:
         """Return the mean losses since the last row, and start anew."""
         means = {key: total / self.loss_steps for key, total in self.loss_sums.items()}

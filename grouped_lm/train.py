@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from torch import Tensor
 
 from grouped_lm.checkpoint import write_checkpoint
-from grouped_lm.config import Config, config_to_dict
+from grouped_lm.config import Config, TrainConfig, config_to_dict
 from grouped_lm.data import prepare_data
+from grouped_lm.data.feed import Feed
 from grouped_lm.data.loader import TrainBatches, ValidWindows
 from grouped_lm.data.tokenizer import vocab_size_of
 from grouped_lm.display import PrepareDisplay, TrainDisplay
-from grouped_lm.errors import DiskError, DivergedError
+from grouped_lm.errors import ConfigError, DiskError, DivergedError
 from grouped_lm.evaluate import evaluate
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
@@ -38,6 +40,7 @@ from grouped_lm.runtime import describe_environment, resolve_device, set_threads
 from grouped_lm.scoring import autocast
 from grouped_lm.secret_values import refuse_secrets
 from grouped_lm.signals import StopRequested, StopSignals
+from grouped_lm.step_figures import StepFigures, Unread
 from grouped_lm.tracking import MetricsLog, Tracker
 from grouped_lm.train_state import finite_weights, pack
 from grouped_lm.watchdog import Watchdog
@@ -84,7 +87,8 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
     windows = ValidWindows(corpus.valid.tokens(), block_size, cfg.eval_batch_size or cfg.micro_batch_size)
     model = build_lm(config, corpus.train.counts, corpus.train.tokens).to(device)
     optimizer = build_optimizer(config.optim, model)
-    forward = torch.compile(model) if cfg.compile else model
+    forward = torch.compile(model, mode=compile_mode(cfg, device)) if cfg.compile else model
+    feed, unread = Feed(batches.batch, device), Unread(device)
 
     log = MetricsLog(folder.metrics)
     identity = {
@@ -168,37 +172,34 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
                 losses: list[HeadLoss] = []
                 for micro_step in range(cfg.grad_accum_steps):
                     place = (progress.step + progress.steps_passed_over) * cfg.grad_accum_steps + micro_step
-                    input_ids, targets = batches.batch(place)
+                    input_ids, targets = feed.batch(place)
                     with autocast(device, cfg.dtype):
-                        losses.append(forward(input_ids.to(device), targets.to(device)))
+                        losses.append(forward(input_ids, targets))
                     (losses[-1].objective() / cfg.grad_accum_steps).backward()
+                    feed.stage(place + 1)
                 grad_norm = clip_gradients(model, config.optim.grad_clip)
-                problem = not_finite(losses, grad_norm, lr, progress.step)
-                if problem is None:
-                    add_losses(progress, losses)
-                    optimizer.step()
+                unread.add(optimizer, losses, grad_norm, progress.step, lr)
+                optimizer.step()  # passes over a step that is not finite
                 optimizer.zero_grad(set_to_none=True)
-            if problem is not None:
-                display.say(f"{problem} (train.on_nonfinite={cfg.on_nonfinite})")
-                count = progress.nonfinite + 1
-                if cfg.on_nonfinite == "raise" or count > cfg.max_nonfinite:
-                    raise DivergedError(f"{problem}; a lower optim.lr or more optim.warmup_steps may help")
-                if cfg.on_nonfinite == "rollback":
-                    bad = progress.step + progress.steps_passed_over
-                    progress = state.go_back()
-                    progress.steps_passed_over = bad + 1 - progress.step
-                    progress.nonfinite, saved_step, first_step = count, progress.step, progress.step
-                    continue
-                progress.nonfinite = count
             progress.step += 1
             watchdog.beat()
             display.step(progress.step)
 
             step, last, stopping = progress.step, progress.step == cfg.max_steps, stop.received is not None
-            log_now = (last or step % cfg.log_every_steps == 0) and progress.loss_steps > 0
+            log_due = last or step % cfg.log_every_steps == 0
             eval_now = not last and cfg.eval_every_steps is not None and step % cfg.eval_every_steps == 0
             overdue = time.monotonic() - saved_at > 60 * cfg.checkpoint_every_minutes
             save_now = last or stopping or overdue or step % save_every == 0
+            if unread.at_once or log_due or eval_now or save_now:
+                done = unread.read()
+                bad = account(progress, done, cfg, display.say)
+                if bad is not None:
+                    passed, count = bad.step + progress.steps_passed_over + 1, progress.nonfinite + 1
+                    progress = state.go_back()
+                    progress.steps_passed_over = passed - progress.step
+                    progress.nonfinite, saved_step, first_step = count, progress.step, progress.step
+                    continue
+            log_now = log_due and progress.loss_steps > 0
             if log_now or eval_now or save_now:
                 rate = speed.stop(step, step_tokens, device)
                 progress.row |= {key: value for key, value in memory.read().items() if value is not None}
@@ -207,7 +208,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
                     "trainer/step": step,
                     "trainer/tokens": step * step_tokens,
                     **progress.mean_losses(),
-                    "train/grad_norm": grad_norm.item() if problem is None else None,  # JSON has no NaN
+                    "train/grad_norm": done[-1].grad_norm if done[-1].finite else None,  # JSON has no NaN
                     "train/lr": lr,
                     "throughput/tokens_per_sec": rate,
                     "throughput/mfu": rate and rate * mfu_per_rate,
@@ -254,13 +255,13 @@ def preflight(config: Config, run_dir: Path | None = None) -> None:
     """Refuse what cannot run, before any folder is made; prepare the data on the way.
 
     Raises:
-        ConfigError: a group size above V, a device that is not there, a head tied to nothing or without the
-            losses asked for.
+        ConfigError: a group size above V, a device that is not there, CUDA graphs without one, a head tied to nothing
+            or without the losses asked for.
         DataError: text that is missing, unreadable or too short.
         DriftError, RunFolderError: `run_dir` already holds something else.
     """
     refuse_secrets(config_to_dict(config))
-    resolve_device(config.train.device)
+    compile_mode(config.train, resolve_device(config.train.device))
     check_head(config)
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
@@ -291,27 +292,36 @@ def clip_gradients(model: torch.nn.Module, max_norm: float) -> Tensor:
     return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
 
 
-def add_losses(progress: Progress, losses: list[HeadLoss]) -> None:
-    """Add the mean losses of one step to the sums that the next row divides."""
-    for key, part in (
-        ("train/loss", "nll"),
-        ("train/loss_group", "group_nll"),
-        ("train/loss_token", "token_nll"),
-    ):
-        values = [getattr(loss, part) for loss in losses]
-        if values[0] is not None:
-            mean = torch.stack([value.detach() for value in values]).double().mean().item()
-            progress.loss_sums[key] = progress.loss_sums.get(key, 0.0) + mean
-    progress.loss_steps += 1
+def account(
+    progress: Progress, done: list[StepFigures], cfg: TrainConfig, say: Callable[[str], None]
+) -> StepFigures | None:
+    """Count steps that were read, and return the one from which to go back, if there is one.
+
+    Raises:
+        DivergedError: a step was not finite, and `train.on_nonfinite` or `train.max_nonfinite` ends the run.
+    """
+    for figures in done:
+        if figures.finite:
+            progress.add(figures.losses)
+            continue
+        say(f"{figures.problem} (train.on_nonfinite={cfg.on_nonfinite})")
+        if cfg.on_nonfinite == "raise" or progress.nonfinite + 1 > cfg.max_nonfinite:
+            raise DivergedError(f"{figures.problem}; a lower optim.lr or more optim.warmup_steps may help")
+        if cfg.on_nonfinite == "rollback":
+            return figures
+        progress.nonfinite += 1
+    return None
 
 
-def not_finite(losses: list[HeadLoss], grad_norm: Tensor, lr: float, step: int) -> str | None:
-    """Return what is wrong with a step whose update would poison the weights; None if loss and gradient are finite."""
-    loss = torch.stack([one.nll.detach() for one in losses]).double().mean().item()
-    norm = grad_norm.item()
-    if math.isfinite(loss) and math.isfinite(norm):
-        return None
-    return f"diverged at step {step}: loss {loss:g}, gradient norm {norm:g}, learning rate {lr:g}"
+def compile_mode(cfg: TrainConfig, device: torch.device) -> str | None:
+    """Return the mode of `torch.compile`: with `train.cuda_graphs` each pass is recorded and launched as one.
+
+    Raises:
+        ConfigError: CUDA graphs without a GPU.
+    """
+    if cfg.cuda_graphs and device.type != "cuda":
+        raise ConfigError(f"train.cuda_graphs=true needs a GPU, got train.device={cfg.device}, which is {device} here")
+    return "reduce-overhead" if cfg.cuda_graphs else None
 
 
 def describe_model(config: Config, model: LanguageModel) -> dict[str, Any]:

@@ -26,7 +26,7 @@ LEVELS = [
         "synthetic",
     },
     {"heads", "plot_data", "devices"},
-    {"compression", "data", "optim", "tracking", "train_state", "plot_parts"},
+    {"compression", "data", "optim", "tracking", "train_state", "plot_parts", "step_figures"},
     {"models"},
     {"run_folder", "display", "plots", "scoring"},
     {"resume", "rows", "figures", "continuations", "plots_bench"},

@@ -31,6 +31,10 @@ MISTAKES = [
     ("optim.lr=-1", "optim.lr must be in (0"),
     ("train.dtype=float8", "train.dtype must be one of float32, bfloat16"),
     ("train.device=tpu", "train.device must be one of auto, cpu, cuda"),
+    (
+        "train.cuda_graphs=true",
+        "train.cuda_graphs=true needs train.compile=true and train.grad_accum_steps=1, got false",
+    ),
     ("train.devices=2", "train.devices must be in [1, 1]"),
     ("seed=-1", "seed must be in"),
     ("seed=1,2", "add -m"),
@@ -54,6 +58,12 @@ def assert_one_line(outcome, code: int, message: str) -> None:
 def test_mistakes_end_in_one_line(gvc, tiny, workdir, override, message):
     code = 3 if "block_size" in override else 2  # a text too short for the window is a matter of data
     assert_one_line(gvc("train", *tiny, override), code, message)
+    assert list(workdir.iterdir()) == []
+
+
+def test_cuda_graphs_without_a_gpu(gvc, tiny, workdir):
+    outcome = gvc("train", *tiny, "train.compile=true", "train.cuda_graphs=true")
+    assert_one_line(outcome, 2, "train.cuda_graphs=true needs a GPU, got train.device=cpu, which is cpu here")
     assert list(workdir.iterdir()) == []
 
 
