@@ -50,8 +50,8 @@ def linear_nll(
         losses = [checkpoint(plain_nll, s, weight, bias, t, use_reentrant=False) for s, t in pairs]
         return torch.cat(losses)
     if torch.is_autocast_enabled(states.device.type) or torch.compiler.is_compiling():
-        # torch 2.13 rounds the summed loss of bf16 inputs to bf16 (2871.2 came back as 2880), whatever its acc_dtype, and
-        # breaks the graph under torch.compile
+        # torch 2.13 rounds the summed loss of bf16 inputs to bf16 (2871.2 came back as 2880), whatever its acc_dtype,
+        # and breaks the graph of torch.compile
         classes = targets.masked_fill(targets == IGNORE_INDEX, -1)
         return class_nll(states, weight, bias, classes, weight.shape[0], 1, chunk_rows)
     return F.linear_cross_entropy(

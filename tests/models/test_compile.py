@@ -9,7 +9,7 @@ from grouped_lm.models.build import build_lm
 from grouped_lm.scoring import autocast
 
 HEADS = {
-    **{name: HEAD_CONFIGS[name]() for name in ("dense", "grouped", "film", "class_full")},
+    **{name: HEAD_CONFIGS[name]() for name in ("dense", "grouped")},
     "dense in chunks": HEAD_CONFIGS["dense"](chunk_rows=8),
     "shortlist": ShortlistConfig(shortlist_size=50, directions=4, own_shortlist=True, start="counts"),
 }
@@ -17,7 +17,7 @@ HEADS = {
 
 def model_and_batch(head, **model):
     torch.manual_seed(0)
-    shape = ModelConfig(n_layer=2, n_head=2, n_embd=16, block_size=24, **model)
+    shape = ModelConfig(n_layer=1, n_head=2, n_embd=16, block_size=24, **model)
     config = Config(
         model=shape, head=head, tokenizer=TokenizerConfig(name="bytes"), grouping=GroupingConfig(name="frequency")
     )
