@@ -3,12 +3,14 @@
 Letters: N tokens, D width, C columns of logits, R columns of one class.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import LinearCrossEntropyOptions
 from torch.utils.checkpoint import checkpoint
 
@@ -16,6 +18,31 @@ from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadLoss, at_least_fp32, r
 
 DEFAULT_CHUNK_ROWS = 256
 """Rows of logits at once where nothing else is asked for; `gvc bench heads` tries 64 to 1,024."""
+
+
+def working_dtype(states: Tensor) -> torch.dtype:
+    """Return the type of matrix products of these states: that of autocast where it is on."""
+    kind = states.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of softmaxes and sums where matrix products are in `dtype`: fp32 for the half ones."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def scale_saved(saved: Sequence[Tensor], scale: Tensor | None) -> list[Tensor] | list[None]:
+    """Return gradients of a scalar loss, saved with it, times the gradient of that scalar; None where it has none.
+
+    They are overwritten where the graph is about to be freed and nobody can ask for them again; otherwise a
+    backward pass would hold each twice.
+    """
+    if scale is None:
+        return [None] * len(saved)
+    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    last = not keeps_graph() and get_proxy_mode() is None  # a graph that is being traced has memory plans of its own
+    factors = [scale.to(gradient.dtype) for gradient in saved]
+    return [g.mul_(f) if last else g * f for g, f in zip(saved, factors, strict=True)]
 
 
 def plain_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -90,8 +117,7 @@ def class_nll(
         directions: R >= 1; C - n_single is a multiple of it.
         chunk_rows: rows of logits that exist at once, >= 1.
     """
-    kind, keep = states.device.type, torch.is_grad_enabled()
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    dtype, keep = working_dtype(states), torch.is_grad_enabled()
     layout = n_single, directions
     if not torch.compiler.is_compiling() and is_fake(states):  # shows who watches memory the inside of the operator
         with torch.no_grad():
@@ -180,9 +206,8 @@ def _class_nll_shapes(
     dtype: torch.dtype,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    exact = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     return (
-        states.new_empty((), dtype=exact),
+        states.new_empty((), dtype=exact_dtype(dtype)),
         states.new_empty(states.shape if keep else (0, 0)),
         weight.new_empty(weight.shape if keep else (0, 0)),
         weight.new_empty(weight.shape[0] if keep and bias is not None else 0),
@@ -191,12 +216,13 @@ def _class_nll_shapes(
 
 def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.has_bias = inputs[2] is not None
+    ctx.set_materialize_grads(False)  # no zeros for the outputs that nothing is derived from
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:])
 
 
-def _scale_gradients(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    d_states, d_weight, d_bias = (gradient * d_total.to(gradient.dtype) for gradient in ctx.saved_tensors)
+def _scale_gradients(ctx: Any, d_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    d_states, d_weight, d_bias = scale_saved(ctx.saved_tensors, d_total)
     return d_states, d_weight, d_bias if ctx.has_bias else None, *(None for _ in range(6))
 
 

@@ -13,15 +13,8 @@ from torch import Tensor, nn
 
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
-from grouped_lm.heads.base import (
-    IGNORE_INDEX,
-    HeadContext,
-    HeadLoss,
-    at_least_fp32,
-    classify,
-    flatten,
-    two_step_loss,
-)
+from grouped_lm.heads.base import HeadContext
+from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, class_nll
 from grouped_lm.heads.in_group import GroupRows, in_group_loss
 from grouped_lm.heads.two_level import TwoLevelHead
 
@@ -43,8 +36,8 @@ class ClassFullConfig:
 class ClassFullHead(TwoLevelHead):
     """Token logits in group g: W[ids of g] h + bias[ids of g], a row of D numbers per token.
 
-    Only W_g (G x D) and the biases come on top of a tied full softmax. `loss` takes the groups one after another
-    (`in_group_loss`); `TwoLevelHead.loss` is the slow line that it equals.
+    Only W_g (G x D) and the biases come on top of a tied full softmax. The groups are taken one after another
+    (`in_group_loss`); `token_logits` is the slow line that this equals.
     """
 
     def __init__(self, config: ClassFullConfig, weight: nn.Parameter, grouping: Grouping) -> None:
@@ -72,18 +65,17 @@ class ClassFullHead(TwoLevelHead):
         """See `TwoLevelHead.all_token_logits`."""
         return F.linear(hidden, self.weight, self.bias)[:, self.members.clamp_min(0)] + self.phantom
 
-    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
-        """See `Head.loss`; the parts are the two cross entropies."""
-        states, flat = flatten(hidden, targets)
-        counted = flat != IGNORE_INDEX
-        token = flat.clamp_min(0)
-        groups, slots = self.token_to_group[token], self.token_to_slot[token]
-        group_logits = at_least_fp32(self.group(states))
-        group = classify(group_logits, groups, counted, accuracy)
-        extra = self.logits_extra(group_logits, groups, group[0], counted)
-        inside = groups.masked_fill(~counted, -1)
-        nll, hits, _ = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots)
-        return two_step_loss(targets, reduction, group, (nll, hits if accuracy else None), extra)
+    def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """See `TwoLevelHead.summed`."""
+        first = self.group.weight, self.group.bias, groups, self.n_group, 1, DEFAULT_CHUNK_ROWS
+        return class_nll(states, *first), self.inside_loss(states, groups, slots, False)[0].sum()
+
+    def inside_loss(
+        self, states: Tensor, groups: Tensor, slots: Tensor, accuracy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `TwoLevelHead.inside_loss`."""
+        nll, hits, _ = in_group_loss(states, self.weight, self.bias, self.rows, groups, slots, self.rows.outside)
+        return nll, hits if accuracy else None
 
     def flops_per_token(self) -> float:
         """Return 2 D (G + S)."""

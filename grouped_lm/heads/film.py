@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.base import HeadContext, init_linear
-from grouped_lm.heads.two_level import TwoLevelHead
+from grouped_lm.heads.shared_layer import SharedLayerHead
+from grouped_lm.heads.shared_nll import SharedLayer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class FilmConfig:
         check_range("head.group_size", self.group_size, 1, 10**9)
 
 
-class FilmHead(TwoLevelHead):
+class FilmHead(SharedLayerHead):
     """Token logits in group g: W_s (scale[g] * h + shift[g]) + bias[g], with scale and shift of D numbers per group.
 
     `scale` starts at N(0, 1): random signs give the tokens in one slot of different groups nearly unrelated
@@ -55,15 +55,9 @@ class FilmHead(TwoLevelHead):
         """See `Head.build`."""
         return cls(config, context.n_embd, context.groups(config.group_size))
 
-    def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
-        """See `TwoLevelHead.token_logits`."""
-        state = F.embedding(groups, self.scale) * hidden + F.embedding(groups, self.shift)
-        return self.slot(state) + F.embedding(groups, self.bias + self.phantom)
-
-    def all_token_logits(self, hidden: Tensor) -> Tensor:
-        """See `TwoLevelHead.all_token_logits`."""
-        state = self.scale * hidden.unsqueeze(1) + self.shift
-        return self.slot(state) + (self.bias + self.phantom)
+    def layer(self) -> SharedLayer:
+        """See `SharedLayerHead.layer`."""
+        return SharedLayer(self.slot.weight, self.bias + self.phantom, inner=(self.scale, self.shift))
 
     def flops_per_token(self) -> float:
         """Return 2 D (G + S) for the projections and about 4 D + 2 S for scale, shift and bias."""

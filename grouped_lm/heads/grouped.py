@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.base import HeadContext, init_linear
-from grouped_lm.heads.two_level import TwoLevelHead
+from grouped_lm.heads.shared_layer import SharedLayerHead
+from grouped_lm.heads.shared_nll import SharedLayer
 
 
 @dataclass(kw_only=True, slots=True)
@@ -29,7 +29,7 @@ class GroupedConfig:
         check_range("head.group_size", self.group_size, 1, 10**9)
 
 
-class GroupedHead(TwoLevelHead):
+class GroupedHead(SharedLayerHead):
     """Token logits in group g: scale[g] * (W_s h) + shift[g], with scale and shift of S numbers per group.
 
     The shared layer starts at N(0, 1/D), the scale at 1. The start decides much here: with GPT-2's N(0, 0.02) the
@@ -53,13 +53,9 @@ class GroupedHead(TwoLevelHead):
         """See `Head.build`."""
         return cls(config, context.n_embd, context.groups(config.group_size))
 
-    def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
-        """See `TwoLevelHead.token_logits`."""
-        return F.embedding(groups, self.scale) * self.slot(hidden) + F.embedding(groups, self.shift + self.phantom)
-
-    def all_token_logits(self, hidden: Tensor) -> Tensor:
-        """See `TwoLevelHead.all_token_logits`."""
-        return self.scale * self.slot(hidden).unsqueeze(1) + (self.shift + self.phantom)
+    def layer(self) -> SharedLayer:
+        """See `SharedLayerHead.layer`."""
+        return SharedLayer(self.slot.weight, self.shift + self.phantom, outer=self.scale)
 
     def flops_per_token(self) -> float:
         """Return 2 D (G + S) for the two projections and about 4 S for scale, shift and gathers."""

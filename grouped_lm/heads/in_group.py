@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from grouped_lm.grouping import group_members
 from grouped_lm.heads.base import at_least_fp32
+from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, exact_dtype, working_dtype
 from grouped_lm.heads.in_group_device import backward_by_borders, forward_by_borders
 
 
@@ -63,35 +64,32 @@ def _in_group(
     slots: Tensor,
     dtype: torch.dtype,
     outside: Tensor,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return (N,) nats, (N,) hits, the rows of `outside`, and with `keep` (N, S) softmax errors sorted by group.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (N,) nats, (N,) hits, and the rows of `outside`.
 
     Args:
         hidden, weight, bias, groups, slots: see `in_group_loss`.
         members: (G, S) ids, see `GroupRows`.
         dtype: of the matrix products.
         outside: (K,) tokens in no group whose rows are wanted.
-        keep: whether a backward pass will follow.
     """
+    picked = weight.index_select(0, outside)
     if hidden.device.type != "cpu":
-        nll, hits, errors = forward_by_borders(hidden, weight, bias, members, groups, slots, dtype)
-        return nll, hits, weight.index_select(0, outside), errors if keep else errors[:0].clone()
-    nll, hits, _, errors = _shapes(hidden, weight, bias, members, groups, slots, dtype, outside, keep)
-    for output in (nll, hits, errors):
-        output.zero_()
-    place = torch.argsort(groups)
-    states, slots = hidden[place].to(dtype), slots[place]
+        return *forward_by_borders(hidden, weight, bias, members, groups, slots, dtype), picked
+    nll, hits, _ = _shapes(hidden, weight, bias, members, groups, slots, dtype, outside)
+    nll.zero_()
+    hits.zero_()
     for own, rows in _pieces(members, groups):
-        target = slots[rows, None]
-        table, shift = weight.index_select(0, own).to(dtype), bias.index_select(0, own).to(dtype)
-        log_p = at_least_fp32(F.linear(states[rows], table, shift)).log_softmax(-1)
+        target = slots[rows].unsqueeze(1)
+        log_p = _log_softmax(hidden[rows], weight.index_select(0, own), bias.index_select(0, own), dtype)
         nll[rows] = -log_p.gather(1, target).squeeze(1)
         hits[rows] = log_p.argmax(-1) == target.squeeze(1)
-        if keep:
-            error = log_p.exp_().scatter_add_(1, target, log_p.new_full((1, 1), -1.0).expand_as(target))
-            errors[rows, : own.numel()] = error
-    return _unsort(nll, place), _unsort(hits, place), weight.index_select(0, outside), errors
+    return nll, hits, picked
+
+
+def _log_softmax(states: Tensor, table: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    logits = F.linear(states.to(dtype), table.to(dtype), shift.to(dtype))
+    return at_least_fp32(logits).log_softmax(-1)
 
 
 @_in_group.register_fake
@@ -104,57 +102,57 @@ def _shapes(
     slots: Tensor,
     dtype: torch.dtype,
     outside: Tensor,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    exact = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    count, width = groups.shape[0], members.shape[1]
+) -> tuple[Tensor, Tensor, Tensor]:
+    count = groups.shape[0]
     return (
-        hidden.new_empty(count, dtype=exact),
+        hidden.new_empty(count, dtype=exact_dtype(dtype)),
         hidden.new_empty(count, dtype=torch.bool),
         weight.new_empty(outside.shape[0], weight.shape[1]),
-        hidden.new_empty((count if keep else 0, width), dtype=exact),
     )
 
 
 @torch.library.custom_op("grouped_lm::in_group_backward", mutates_args=())
 def _in_group_backward(
     d_nll: Tensor,
-    d_outside: Tensor,
-    errors: Tensor,
+    d_outside: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
     members: Tensor,
     groups: Tensor,
+    slots: Tensor,
     dtype: torch.dtype,
     outside: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of `_in_group` with respect to hidden, weight and bias."""
+    """Return the gradients of `_in_group` with respect to hidden, weight and bias; logits are computed again."""
     if hidden.device.type != "cpu":
-        d_hidden, d_weight, d_bias = backward_by_borders(d_nll, errors, hidden, weight, members, groups, dtype)
-        return d_hidden, d_weight.index_copy_(0, outside, d_outside), d_bias
-    d_states, d_weight, d_bias = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
-    place = torch.argsort(groups)
-    states, scale = hidden[place].to(dtype), d_nll[place].unsqueeze(1)
-    for own, rows in _pieces(members, groups):
-        d_logits = (errors[rows, : own.numel()] * scale[rows]).to(dtype)
-        d_states[rows] = d_logits @ weight.index_select(0, own).to(dtype)
-        d_weight.index_copy_(0, own, (d_logits.T @ states[rows]).to(weight.dtype))
-        d_bias.index_copy_(0, own, d_logits.sum(0, dtype=bias.dtype))
-    d_weight.index_copy_(0, outside, d_outside)
-    return _unsort(d_states, place), d_weight, d_bias
+        found = backward_by_borders(d_nll, hidden, weight, bias, members, groups, slots, dtype)
+    else:
+        found = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+        d_hidden, d_weight, d_bias = found
+        for own, rows in _pieces(members, groups):
+            states, table, target = hidden[rows], weight.index_select(0, own), slots[rows].unsqueeze(1)
+            error = _log_softmax(states, table, bias.index_select(0, own), dtype).exp_()
+            error.scatter_add_(1, target, error.new_full((1, 1), -1.0).expand_as(target)).mul_(d_nll[rows, None])
+            d_bias.index_add_(0, own, error.sum(0).to(bias.dtype))
+            error = error.to(dtype)
+            d_hidden[rows] = (error @ table.to(dtype)).to(hidden.dtype)
+            d_weight.index_add_(0, own, (error.T @ states.to(dtype)).to(weight.dtype))
+    if d_outside is not None:
+        found[1].index_copy_(0, outside, d_outside)
+    return found
 
 
 @_in_group_backward.register_fake
 def _backward_shapes(
     d_nll: Tensor,
-    d_outside: Tensor,
-    errors: Tensor,
+    d_outside: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
     members: Tensor,
     groups: Tensor,
+    slots: Tensor,
     dtype: torch.dtype,
     outside: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -162,42 +160,41 @@ def _backward_shapes(
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, members, groups, _, ctx.dtype, outside, _ = inputs
-    _, hits, _, errors = output
-    ctx.mark_non_differentiable(hits, errors)
-    ctx.save_for_backward(errors, hidden, weight, bias, members, groups, outside)
+    hidden, weight, bias, members, groups, slots, ctx.dtype, outside = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(hidden, weight, bias, members, groups, slots, outside)
 
 
-def _backward(ctx: Any, d_nll: Tensor, _hits: Tensor, d_outside: Tensor, _errors: Tensor) -> tuple[Tensor | None, ...]:
-    errors, hidden, weight, bias, members, groups, outside = ctx.saved_tensors
-    gradients = _in_group_backward(d_nll, d_outside, errors, hidden, weight, bias, members, groups, ctx.dtype, outside)
-    return *gradients, *(None for _ in range(6))
+def _backward(ctx: Any, d_nll: Tensor | None, _hits: None, d_outside: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, outside = ctx.saved_tensors
+    if d_nll is None:
+        d_nll = inputs[0].new_zeros(inputs[4].shape, dtype=exact_dtype(ctx.dtype))
+    return *_in_group_backward(d_nll, d_outside, *inputs, ctx.dtype, outside), *(None for _ in range(5))
 
 
 _in_group.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
-def _unsort(values: Tensor, place: Tensor) -> Tensor:
-    """Return the rows in the order from which `place` sorted them."""
-    return torch.empty_like(values).index_copy_(0, place, values)
-
-
-def _pieces(members: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, slice]]:
-    """Yield the ids of each group that has rows and its slice of the rows sorted by group."""
+def _pieces(members: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the ids of each group that has rows, and its rows, as often as it takes to have few of them at once."""
     sizes = (members >= 0).sum(1).tolist()
+    order = torch.argsort(groups)
     stop, *counts = torch.bincount(groups + 1, minlength=len(sizes) + 1).tolist()
     for group, count in enumerate(counts):
         start, stop = stop, stop + count
-        if count:
-            yield members[group, : sizes[group]], slice(start, stop)
+        for rows in order[start:stop].split(DEFAULT_CHUNK_ROWS):
+            if count:
+                yield members[group, : sizes[group]], rows
 
 
 def in_group_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor, rows: GroupRows, groups: Tensor, slots: Tensor
+    hidden: Tensor, weight: Tensor, bias: Tensor, rows: GroupRows, groups: Tensor, slots: Tensor, outside: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return -log p(token | its group) per row, which rows have the likeliest token, and the rows of other tokens.
 
-    logits = W[ids of the group] h + bias[ids of the group]. Between forward and backward it holds N S numbers.
+    logits = W[ids of the group] h + bias[ids of the group]. Nothing is kept for the backward pass, which computes them
+    again.
 
     Args:
         hidden: (N, D).
@@ -206,12 +203,13 @@ def in_group_loss(
         rows: which of them belong to which group.
         groups: (N,) int64 in [0, G), or -1 for rows that have no part in this.
         slots: (N,) int64, the target's place in its group.
+        outside: (K,) ids of tokens in no group.
 
     Returns:
-        (N,) nats in fp32 or finer, zero where the group is -1; (N,) bool; (K, D), the rows of the tokens outside the
-        groups, picked here so that their gradient goes to the same (V, D) buffer.
+        (N,) nats in fp32 or finer, zero where the group is -1; (N,) bool; (K, D), the rows of `outside`, picked here
+        so that their gradient goes to the same (V, D) buffer.
     """
-    kind, keep = hidden.device.type, torch.is_grad_enabled()
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    nll, hits, outside, _ = _in_group(hidden, weight, bias, rows.members, groups, slots, dtype, rows.outside, keep)
-    return nll, hits, outside
+    found: tuple[Tensor, Tensor, Tensor] = _in_group(
+        hidden, weight, bias, rows.members, groups, slots, working_dtype(hidden), outside
+    )
+    return found

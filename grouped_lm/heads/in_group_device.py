@@ -38,27 +38,49 @@ def group_tables(weight: Tensor, members: Tensor, dtype: torch.dtype) -> Tensor:
 
 def forward_by_borders(
     hidden: Tensor, weight: Tensor, bias: Tensor, members: Tensor, groups: Tensor, slots: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (N,) nats, (N,) hits, and the (N, S) softmax errors sorted by group; see `in_group`."""
+) -> tuple[Tensor, Tensor]:
+    """Return (N,) nats and (N,) hits; see `in_group`."""
     place, own, counted, ends = sort_by_group(groups, members.shape[0])
     target = slots[place].masked_fill(~counted, 0).unsqueeze(1)
-    tables = group_tables(weight, members, dtype)
-    logits = at_least_fp32(F.grouped_mm(hidden[place].to(dtype), tables.transpose(1, 2), offs=ends))
-    shift = bias[members.clamp_min(0)].masked_fill(members < 0, -torch.inf)
-    log_p = torch.where(counted[:, None], logits + shift[own], 0.0).log_softmax(-1)  # rows past the last end are noise
+    log_p = log_softmax_by_borders(hidden[place], weight, bias, members, (own, counted, ends), dtype)
     nll = -log_p.gather(1, target).squeeze(1) * counted
     hits = (log_p.argmax(-1) == target.squeeze(1)) & counted
-    errors = log_p.exp_().scatter_add_(1, target, log_p.new_full((1, 1), -1.0).expand_as(target))
     nll, hits = (torch.empty_like(values).index_copy_(0, place, values) for values in (nll, hits))
-    return nll, hits, errors.mul_(counted[:, None])
+    return nll, hits
+
+
+def log_softmax_by_borders(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    members: Tensor,
+    borders: tuple[Tensor, Tensor, Tensor],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Return (N, S) log-probabilities of (N, D) states sorted by group, `borders` being the rest of `sort_by_group`."""
+    own, counted, ends = borders
+    tables = group_tables(weight, members, dtype)
+    logits = at_least_fp32(F.grouped_mm(states.to(dtype), tables.transpose(1, 2), offs=ends))
+    shift = bias[members.clamp_min(0)].masked_fill(members < 0, -torch.inf)
+    return torch.where(counted[:, None], logits + shift[own], 0.0).log_softmax(-1)  # rows past the last end are noise
 
 
 def backward_by_borders(
-    d_nll: Tensor, errors: Tensor, hidden: Tensor, weight: Tensor, members: Tensor, groups: Tensor, dtype: torch.dtype
+    d_nll: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    members: Tensor,
+    groups: Tensor,
+    slots: Tensor,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the (N, D), (V, D) and (V,) gradients with respect to hidden, weight and bias."""
     place, own, counted, ends = sort_by_group(groups, members.shape[0])
-    exact = errors * d_nll[place].unsqueeze(1)
+    target = slots[place].masked_fill(~counted, 0).unsqueeze(1)
+    exact = log_softmax_by_borders(hidden[place], weight, bias, members, (own, counted, ends), dtype).exp_()
+    exact.scatter_add_(1, target, exact.new_full((1, 1), -1.0).expand_as(target))
+    exact.mul_((d_nll[place] * counted).unsqueeze(1))
     d_logits = exact.to(dtype)
     d_states = F.grouped_mm(d_logits, group_tables(weight, members, dtype), offs=ends).to(hidden.dtype)
     d_states = torch.where(counted[:, None], d_states, 0.0)

@@ -164,7 +164,8 @@ class ShortlistHead(BestFirstHead):
         token = flat.clamp_min(0)
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
         inside = groups.masked_fill(~counted, -1)
-        nll, hits, shortlist = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots)
+        shared = self.rows.outside if self.shortlist_weight is None else self.rows.outside[:0]
+        nll, hits, shortlist = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots, shared)
         if self.shortlist_weight is not None:
             shortlist = self.shortlist_weight
         classes = torch.where(groups < 0, slots, groups + self.shortlist_size)

@@ -37,7 +37,7 @@ class TwoLevelHead(BestFirstHead):
     token_to_group: Tensor
     token_to_slot: Tensor
     phantom: Tensor
-    members: Tensor
+    _members: Tensor | None
 
     def __init__(self, n_embd: int, grouping: Grouping) -> None:
         super().__init__(n_embd, grouping.vocab_size)
@@ -48,16 +48,24 @@ class TwoLevelHead(BestFirstHead):
         self.register_buffer("token_to_group", grouping.token_to_group.clone())
         self.register_buffer("token_to_slot", grouping.token_to_slot.clone())
         self.register_buffer("phantom", torch.zeros(self.n_group, self.group_size), persistent=False)
-        self.register_buffer("members", torch.zeros_like(self.phantom, dtype=torch.int64), persistent=False)
+        self.register_buffer("_members", None, persistent=False)
         self.mask_phantoms()
 
     def mask_phantoms(self) -> None:
-        """Derive the (G, S) tables from the grouping; needed again when that was loaded.
+        """Derive `phantom` from the grouping; needed again when that was loaded.
 
-        `phantom` is -inf at slots that no token has, 0 elsewhere; `members` are the ids there, -1 where none is.
+        It is -inf at the (G, S) slots that no token has, 0 elsewhere.
         """
-        self.members = group_members(self.token_to_group, self.token_to_slot, self.n_group, self.group_size)
-        self.phantom = torch.zeros_like(self.phantom).masked_fill(self.members < 0, -torch.inf)
+        self._members = None
+        self.phantom = torch.full_like(self.phantom, -torch.inf)
+        self.phantom[self.token_to_group, self.token_to_slot] = 0
+
+    @property
+    def members(self) -> Tensor:
+        """The (G, S) ids of every group, -1 where it has no more. Training needs none: made when first asked for."""
+        if self._members is None:
+            self._members = group_members(self.token_to_group, self.token_to_slot, self.n_group, self.group_size)
+        return self._members
 
     def after_load(self) -> None:
         """See `Head.after_load`."""
@@ -76,18 +84,43 @@ class TwoLevelHead(BestFirstHead):
     def all_token_logits(self, hidden: Tensor) -> Tensor:
         """Return (N, G, S) logits of the slots of every group: the slow line that `token_logits` is a part of."""
 
+    def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums of both cross entropies, with no (N, G) or (N, S) numbers kept.
+
+        Args:
+            states: (N, D).
+            groups: (N,) int64 in [0, G), -1 where ignored.
+            slots: (N,) int64 in [0, S).
+        """
+        counted, known = groups >= 0, groups.clamp_min(0)
+        group_nll, _ = classify(at_least_fp32(self.group(states)), known, counted, False)
+        return group_nll.sum(), self.inside_loss(states, groups, slots, False)[0].sum()
+
+    def inside_loss(
+        self, states: Tensor, groups: Tensor, slots: Tensor, accuracy: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return (N,) -log p(token | group), zero where ignored, and with `accuracy` which is the likeliest.
+
+        Arguments as in `summed`.
+        """
+        logits = at_least_fp32(self.token_logits(states, groups.clamp_min(0)))
+        return classify(logits, slots, groups >= 0, accuracy)
+
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
-        """See `Head.loss`; the parts are the two cross entropies."""
+        """See `Head.loss`; the parts are the two cross entropies, of which a sum's have no gradient of their own."""
         states, flat = flatten(hidden, targets)
         counted = flat != IGNORE_INDEX
         token = flat.clamp_min(0)
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
+        counted_groups = groups.masked_fill(~counted, -1)
+        if reduction != "none" and not accuracy and not self.adds_extra:
+            group_sum, token_sum = self.summed(states, counted_groups, slots)
+            return two_step_loss(targets, reduction, (group_sum, None), (token_sum, None))
         group_logits = at_least_fp32(self.group(states))
-        token_logits = at_least_fp32(self.token_logits(states, groups))
-        first = classify(group_logits, groups, counted, accuracy)
-        inside = classify(token_logits, slots, counted, accuracy)
-        extra = self.logits_extra(group_logits, groups, first[0], counted)
-        return two_step_loss(targets, reduction, first, inside, extra)
+        group = classify(group_logits, groups, counted, accuracy)
+        inside = self.inside_loss(states, counted_groups, slots, accuracy)
+        extra = self.logits_extra(group_logits, groups, group[0], counted)
+        return two_step_loss(targets, reduction, group, inside, extra)
 
     def alone(self) -> Tensor:
         """See `BestFirstHead.alone`: none."""

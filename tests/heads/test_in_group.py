@@ -177,7 +177,7 @@ def test_nothing_of_the_size_of_the_logits_is_kept(config):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         head.loss(hidden, targets)
     own = {t.data_ptr() for t in (*head.parameters(), *head.buffers())}
-    assert sum(t.numel() for t in kept if t.data_ptr() not in own) < 64 * (4 * head.n_group + head.group_size) + 12_000
+    assert sum(t.numel() for t in kept if t.data_ptr() not in own) < 64 * head.n_group / 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -194,15 +194,14 @@ def test_grouped_products_of_a_device_equal_the_loop(dtype, count):
     targets = torch.randint(0, 100, (count,))
     groups, slots = token_to_group[targets], token_to_slot[targets]
     where = rows.members, groups, slots, dtype, rows.outside[:0]
-    nll, hits, _, errors = in_group_op(hidden, weight, bias, *where, True)
+    nll, hits, _ = in_group_op(hidden, weight, bias, *where)
     theirs = forward_by_borders(hidden, weight, bias, rows.members, groups, slots, dtype)
     close = {"rtol": 0.02, "atol": 0.02} if dtype is torch.bfloat16 else {}
-    torch.testing.assert_close((nll, hits), theirs[:2], **close)
+    torch.testing.assert_close((nll, hits), theirs, **close)
     d_nll = torch.randn(count)
     ours = torch.autograd.grad(
-        in_group_op(*(leaves := [t.requires_grad_() for t in (hidden, weight, bias)]), *where, True)[0], leaves, d_nll
+        in_group_op(*(leaves := [t.requires_grad_() for t in (hidden, weight, bias)]), *where)[0], leaves, d_nll
     )
     with torch.no_grad():
-        theirs = backward_by_borders(d_nll, theirs[2], hidden, weight, rows.members, groups, dtype)
+        theirs = backward_by_borders(d_nll, hidden, weight, bias, rows.members, groups, slots, dtype)
     torch.testing.assert_close(ours, theirs, **close)
-    assert errors.shape == (count, 16)
