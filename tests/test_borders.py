@@ -41,6 +41,7 @@ LEVELS = [
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},
+    "triton": {f"grouped_lm/heads/kernels/{name}.py" for name in ("own_rows", "slot_loss", "tiles")},
     "wandb": {"grouped_lm/tracking.py"},
     "typer": {"cli"},
     "hydra": {"cli"},

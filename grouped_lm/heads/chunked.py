@@ -20,6 +20,15 @@ DEFAULT_CHUNK_ROWS = 256
 """Rows of logits at once where nothing else is asked for; `gvc bench heads` tries 64 to 1,024."""
 
 
+DEVICE_CHUNK_ROWS = 4096
+"""The same on a GPU, which 256 rows do not fill: for 2,948 classes 48 MB of logits."""
+
+
+def default_chunk_rows(device: torch.device) -> int:
+    """Return how many rows of logits exist at once on `device` where nothing else is asked for."""
+    return DEFAULT_CHUNK_ROWS if device.type == "cpu" else DEVICE_CHUNK_ROWS
+
+
 def working_dtype(states: Tensor) -> torch.dtype:
     """Return the type of matrix products of these states: that of autocast where it is on."""
     kind = states.device.type

@@ -20,20 +20,22 @@ from torch import Tensor
 
 from grouped_lm.heads.kernels.tiles import dot, product_options, row_tile
 
-CHUNK_ROWS = 8192
-"""Rows whose (N, S) gradients of the slot logits exist at once: 3.7 MB in bf16 at S = 224."""
 TILE = 4096
 """Logits of a program. With 8,192 (S = 224, 8 warps) ptxas spills 300 to 900 bytes a thread, with these nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotGradients:
-    """Of the summed loss: (N, D) states, (S, D) weight, (G, S) scale and shift."""
+    """Of the summed loss, in fp32 but for the states'; all are added to."""
 
     states: Tensor
+    """(N, D)."""
     weight: Tensor
+    """(S, D)."""
     scale: Tensor
+    """(G, S)."""
     shift: Tensor
+    """(G, S)."""
 
 
 def slot_loss(
@@ -44,58 +46,47 @@ def slot_loss(
     groups: Tensor,
     slots: Tensor,
     dtype: torch.dtype,
-    keep: bool,
-) -> tuple[Tensor, SlotGradients | None]:
-    """Return (N,) -log p(slot | group) in fp32, zero where the group is -1, and with `keep` the gradients of their sum.
+    to: SlotGradients | None,
+) -> Tensor:
+    """Return (N,) -log p(slot | group) in fp32, zero where the group is -1; add the gradients of their sum where asked.
+
+    Those of the slot logits, (N, S), live in between in the type of the products.
 
     Args:
         states: (N, D).
         weight: (S, D), S at most `MAX_SLOTS`.
-        scale, shift: (G, S), contiguous; shift is -inf at slots that no token has.
+        scale, shift: (G, S); shift is -inf at slots that no token has.
         groups: (N,) int64 in [0, G), or -1.
         slots: (N,) int64 in [0, S).
         dtype: of the matrix products.
-        keep: whether gradients are wanted.
+        to: where gradients go, contiguous.
     """
     (n_rows, width), n_slot = states.shape, weight.shape[0]
-    states, scale, shift, groups, slots = (t.contiguous() for t in (states, scale, shift, groups, slots))
-    table = weight.to(dtype).contiguous()
-    tile = row_tile(n_slot, TILE)
+    tile, table = row_tile(n_slot, TILE), weight.to(dtype).contiguous()
     nll = states.new_empty(n_rows, dtype=torch.float32)
-    found = None
-    if keep:
-        sums = (torch.zeros_like(t, dtype=torch.float32) for t in (weight, scale, shift))
-        found = SlotGradients(torch.empty_like(states), *sums)
-    for start in range(0, n_rows, CHUNK_ROWS):
-        part = slice(start, min(start + CHUNK_ROWS, n_rows))
-        count = part.stop - start
-        d_products = states.new_empty((count if keep else 0, n_slot), dtype=dtype)
-        _slot_rows[(triton.cdiv(count, tile.rows),)](
-            states[part],
-            table,
-            scale,
-            shift,
-            groups[part],
-            slots[part],
-            nll[part],
+    d_products = states.new_empty((n_rows if to else 0, n_slot), dtype=dtype)
+    if n_rows:
+        _slot_rows[(triton.cdiv(n_rows, tile.rows),)](
+            *(tensor.contiguous() for tensor in (states, table, scale, shift, groups, slots)),
+            nll,
             d_products,
-            found.scale if found else nll,
-            found.shift if found else nll,
-            count,
+            to.scale if to else nll,
+            to.shift if to else nll,
+            n_rows,
             width,
             n_slot,
-            KEEP=keep,
-            **product_options(dtype),
+            KEEP=to is not None,
             ROWS=tile.rows,
             SLOTS=tile.slots,
             WIDTH=tile.width,
             num_warps=tile.warps,
             num_stages=2,
+            **product_options(dtype),
         )
-        if found:
-            found.states[part] = d_products @ table
-            found.weight.add_(d_products.T @ states[part].to(dtype))
-    return nll, found
+    if to:
+        to.states.add_(d_products @ table)
+        to.weight.add_(d_products.T @ states.to(dtype))
+    return nll
 
 
 @triton.jit
