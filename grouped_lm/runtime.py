@@ -16,15 +16,16 @@ from grouped_lm.errors import ConfigError
 LIBRARIES = ("torch", "hydra-core", "datasets", "tiktoken", "wandb", "numpy", "safetensors")
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device that `train.device` names; `auto` prefers CUDA.
+def resolve_device(name: str, key: str = "train.device") -> torch.device:
+    """Return the device that `key` of a config names; `auto` prefers CUDA.
 
     Raises:
         ConfigError: `cuda` where torch sees no CUDA device.
     """
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
-        raise ConfigError("train.device=cuda, but torch sees no CUDA device here: train.device=auto or cpu will run")
+        other = "auto or cpu" if key == "train.device" else "cpu"
+        raise ConfigError(f"{key}=cuda, but torch sees no CUDA device here: {key}={other} will run")
     return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
 
 

@@ -109,7 +109,7 @@ class Block(nn.Module):
 
 
 def run_block(block: nn.Module, x: Tensor, cache: LayerCache | None, config: ModelConfig) -> Tensor:
-    """Return block(x); with `model.activation_checkpointing` nothing inside it is kept, it is computed again.
+    """Map (B, T, D) to (B, T, D); with `model.activation_checkpointing` nothing inside is kept, it is computed again.
 
     Source: Chen et al. 2016 (arXiv 1604.06174), as `torch.utils.checkpoint` has it.
     """

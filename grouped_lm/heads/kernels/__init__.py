@@ -5,6 +5,8 @@ was set before triton was imported: so the tests hold them against those lines.
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 import torch
@@ -14,6 +16,7 @@ MAX_SLOTS = 1024
 CAPABILITY = (8, 0)
 """Of the oldest GPUs on which tiles of these sizes fit."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_left_out = False
 
 
 @functools.cache
@@ -38,4 +41,15 @@ def chosen(device: torch.device, dtype: torch.dtype, n_slot: int, *, repeats: bo
             `torch.use_deterministic_algorithms` asks for that.
     """
     exact = repeats or not torch.are_deterministic_algorithms_enabled()
-    return exact and n_slot <= MAX_SLOTS and dtype in DTYPES and runs_on(device)
+    return not _left_out and exact and n_slot <= MAX_SLOTS and dtype in DTYPES and runs_on(device)
+
+
+@contextmanager
+def without() -> Iterator[None]:
+    """Choose no kernel inside: to measure what they gain."""
+    global _left_out
+    before, _left_out = _left_out, True
+    try:
+        yield
+    finally:
+        _left_out = before

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from grouped_lm.heads.in_group_device import sort_by_group
-from grouped_lm.heads.kernels.tiles import dot, product_options, row_tile
+from grouped_lm.heads.kernels.tiles import dot, launching_on, product_options, row_tile
 
 TILE = 8192
 """Logits of a program: 32 rows at S = 224, which share the weight rows that they gather."""
@@ -75,7 +75,8 @@ def forward(
     rows = row_tile(members.shape[1], TILE).rows
     if members.numel():
         tiles = cut_into_tiles(groups, members.shape[0], rows)
-        _softmax(hidden, weight, bias, members, slots, tiles, dtype, nll, hits, None, None)
+        with launching_on(hidden.device):
+            _softmax(hidden, weight, bias, members, slots, tiles, dtype, nll, hits, None, None)
     return nll, hits
 
 
@@ -94,25 +95,24 @@ def backward(
     The (N, S) gradients of the logits live in between, in the type of the products.
     """
     (n_rows, width), (n_group, n_slot) = hidden.shape, members.shape
+    hidden, weight = hidden.contiguous(), weight.contiguous()
     found = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
     if not members.numel() or not n_rows:
         return found
-    d_hidden, d_weight, d_bias = found
-    hidden, weight = hidden.contiguous(), weight.contiguous()
-    rows = row_tile(n_slot, TILE).rows
+    rows, columns = row_tile(n_slot, TILE).rows, triton.cdiv(width, WIDTH_TILE)
     tiles = cut_into_tiles(groups, n_group, rows)
     d_logits = hidden.new_empty((n_rows, n_slot), dtype=dtype)
-    _softmax(hidden, weight, bias, members, slots, tiles, dtype, None, None, d_nll.contiguous(), d_logits)
-    columns = triton.cdiv(width, WIDTH_TILE)
-    options = product_options(dtype) | {"ROWS": max(rows, 32), "SLOTS": SLOT_TILE, "WIDTH": WIDTH_TILE}
-    _weight_gradient[(n_group, triton.cdiv(n_slot, SLOT_TILE), columns)](
-        hidden, d_logits, members, tiles.place, tiles.starts, tiles.ends, d_weight, d_bias, width, n_slot, **options
-    )
-    options |= {"ROWS": rows}
-    _state_gradient[(tiles.group.shape[0], columns)](
-        weight, d_logits, members, tiles.place, tiles.ends, tiles.group, tiles.first, d_hidden, n_group, width, n_slot,
-        **options,
-    )  # fmt: skip
+    options = product_options(dtype) | {"SLOTS": SLOT_TILE, "WIDTH": WIDTH_TILE}
+    table, shape = (d_logits, members, tiles.place), (width, n_slot)
+    d_hidden, d_weight, d_bias = found
+    with launching_on(hidden.device):
+        _softmax(hidden, weight, bias, members, slots, tiles, dtype, None, None, d_nll.contiguous(), d_logits)
+        _weight_gradient[(n_group, triton.cdiv(n_slot, SLOT_TILE), columns)](
+            hidden, *table, tiles.starts, tiles.ends, d_weight, d_bias, *shape, ROWS=max(rows, 32), **options
+        )
+        _state_gradient[(tiles.group.shape[0], columns)](
+            weight, *table, tiles.ends, tiles.group, tiles.first, d_hidden, n_group, *shape, ROWS=rows, **options
+        )
     return found
 
 

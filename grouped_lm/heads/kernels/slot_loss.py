@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from grouped_lm.heads.kernels.tiles import dot, product_options, row_tile
+from grouped_lm.heads.kernels.tiles import dot, launching_on, product_options, row_tile
 
 TILE = 4096
 """Logits of a program. With 8,192 (S = 224, 8 warps) ptxas spills 300 to 900 bytes a thread, with these nothing."""
@@ -66,23 +66,24 @@ def slot_loss(
     nll = states.new_empty(n_rows, dtype=torch.float32)
     d_products = states.new_empty((n_rows if to else 0, n_slot), dtype=dtype)
     if n_rows:
-        _slot_rows[(triton.cdiv(n_rows, tile.rows),)](
-            *(tensor.contiguous() for tensor in (states, table, scale, shift, groups, slots)),
-            nll,
-            d_products,
-            to.scale if to else nll,
-            to.shift if to else nll,
-            n_rows,
-            width,
-            n_slot,
-            KEEP=to is not None,
-            ROWS=tile.rows,
-            SLOTS=tile.slots,
-            WIDTH=tile.width,
-            num_warps=tile.warps,
-            num_stages=2,
-            **product_options(dtype),
-        )
+        with launching_on(states.device):
+            _slot_rows[(triton.cdiv(n_rows, tile.rows),)](
+                *(tensor.contiguous() for tensor in (states, table, scale, shift, groups, slots)),
+                nll,
+                d_products,
+                to.scale if to else nll,
+                to.shift if to else nll,
+                n_rows,
+                width,
+                n_slot,
+                KEEP=to is not None,
+                ROWS=tile.rows,
+                SLOTS=tile.slots,
+                WIDTH=tile.width,
+                num_warps=tile.warps,
+                num_stages=2,
+                **product_options(dtype),
+            )
     if to:
         to.states.add_(d_products @ table)
         to.weight.add_(d_products.T @ states.to(dtype))

@@ -3,6 +3,7 @@
 Letters: S slots per group.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,11 @@ def product_options(dtype: torch.dtype) -> dict[str, object]:
     exact = torch.get_float32_matmul_precision() == "highest"
     interpreted = triton.knobs.runtime.interpret and dtype is torch.bfloat16  # its arrays know no bf16
     return {"PRECISION": "ieee" if exact else "tf32", "WIDEN": bool(interpreted)}
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Return the context of launches for tensors on `device`: triton launches on the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @triton.jit
