@@ -28,8 +28,15 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
 
 
-def set_threads(threads: int | None) -> int:
-    """Set the number of CPU threads (None leaves torch's choice) and return it."""
+def set_threads(threads: int | None, side_by_side: int = 1) -> int:
+    """Set the number of CPU threads and return it.
+
+    Args:
+        threads: None leaves torch's choice, of which each of several processes takes an equal part.
+        side_by_side: processes on this machine, which share its cores.
+    """
+    if threads is None and side_by_side > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, torch.get_num_threads() // side_by_side)
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
