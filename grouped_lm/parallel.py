@@ -93,7 +93,7 @@ def spread_model(model: LanguageModel, strategy: str, world: World, device: torc
         made.ddp = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # groupings, the same everywhere
+            forward_sync_buffers=False,  # groupings, the same everywhere
             gradient_as_bucket_view=True,
         )
         made.ddp.register_comm_hook(None, sum_bucket)

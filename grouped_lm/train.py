@@ -16,13 +16,13 @@ from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches, ValidWindows
 from grouped_lm.data.tokenizer import vocab_size_of
 from grouped_lm.display import PrepareDisplay, TrainDisplay
-from grouped_lm.errors import DiskError, DivergedError
+from grouped_lm.errors import ConfigError, DiskError, DivergedError
 from grouped_lm.evaluate import evaluate
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.identity import config_hash, config_identity
-from grouped_lm.launch import launch
+from grouped_lm.launch import launch, meeting_point
 from grouped_lm.measure import (
     UNTIMED_STEPS,
     StepMemory,
@@ -45,7 +45,7 @@ from grouped_lm.tracking import MetricsLog, Tracker
 from grouped_lm.traffic import StepTraffic
 from grouped_lm.train_state import finite_weights, pack
 from grouped_lm.watchdog import Watchdog
-from grouped_lm.world import World, join_world, outer_size
+from grouped_lm.world import World, join_world, started_as
 
 SAME_BITS = ("python", "libraries", "cpu", "threads", "device", "gpu", "processes")
 """Of the environment, what decides the last bits of a figure."""
@@ -60,7 +60,7 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
         DataError, RunFolderError, DriftError, CheckpointError, DiskError, DivergedError: see `errors`.
         KeyboardInterrupt, SystemExit: asked to stop; the state was saved before.
     """
-    if config.train.processes > 1 and outer_size() == 1:
+    if config.train.processes > 1 and started_as()[1] == 1:
         return launch(config, run_dir)
     with join_world(config.train.processes, resolve_device(config.train.device)) as world, ExitStack() as held:
         folder = RunFolder(Path(world.first(lambda: str(run_dir.absolute() if world.size > 1 else run_dir))))
@@ -176,6 +176,8 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
     hang = Watchdog(folder.path, cfg.hang_minutes, note_hang, world.rank)
     shown = TrainDisplay(title, cfg.max_steps, progress.step, quiet=not world.is_first)
     with StopSignals() as stop, hang as watchdog, shown as display:
+        if world.restarts:
+            display.say(f"a process was lost; restart {world.restarts}, going on from step {progress.step}")
         model.train()
         while progress.step < cfg.max_steps or progress.eval_due:
             if progress.eval_due:
@@ -288,13 +290,21 @@ def preflight(config: Config, run_dir: Path | None = None) -> None:
     """Refuse what cannot run, before any folder is made; prepare the data on the way.
 
     Raises:
-        ConfigError: a group size above V, a device that is not there, a head tied to nothing or without the
-            losses asked for.
+        ConfigError: a group size above V, devices or machines that are not there, a batch that they cannot share, a
+            head tied to nothing or without the losses asked for.
         DataError: text that is missing, unreadable or too short.
         DriftError, RunFolderError: `run_dir` already holds something else.
     """
     refuse_secrets(config_to_dict(config))
-    resolve_device(config.train.device)
+    device, processes = resolve_device(config.train.device), config.train.processes
+    config.train.share(max(processes, started_as()[1]))
+    if device.type == "cuda" and config.train.devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"train.devices={config.train.devices}, but torch sees {torch.cuda.device_count()} CUDA devices here: "
+            "take as many, or train.device=cpu"
+        )
+    if config.train.nodes > 1:
+        meeting_point(config.train)
     check_head(config)
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
@@ -312,7 +322,7 @@ def explain(error: Exception, config: Config, folder: RunFolder) -> Exception | 
             f"{folder.path} cannot be written ({error.strerror or error}); the checkpoints there are untouched: "
             "make room and run the same command again"
         )
-    return explain_out_of_memory(error, config, resolve_device(config.train.device), outer_size())
+    return explain_out_of_memory(error, config, resolve_device(config.train.device), started_as()[1])
 
 
 def failed(reason: str) -> dict[str, Any]:

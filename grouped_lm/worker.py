@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.errors import BusyError, GvcError
+from grouped_lm.errors import EXIT_INTERRUPTED, BusyError, GvcError
 from grouped_lm.runtime import write_json
 from grouped_lm.signals import exit_on_sigterm
 from grouped_lm.sweep import BUSY_EXIT, read_job
@@ -44,6 +44,8 @@ def main() -> None:
             result = train(read_job(run_dir), run_dir)
         if outcome:
             leave(outcome, {"result": result})
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
     except GvcError as error:
         if outcome:
             leave(outcome, {"error": describe_error(error)})

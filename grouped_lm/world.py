@@ -157,9 +157,11 @@ def local(tensor: Any) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def outer_size() -> int:
-    """Return how many processes `torchrun` or `launch` has started beside this one, itself included."""
-    return int(os.environ["WORLD_SIZE"]) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() else 1
+def started_as() -> tuple[int, int]:
+    """Return which process this is, and of how many that `torchrun` or `launch` has started."""
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 @contextlib.contextmanager
@@ -173,7 +175,7 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
     Raises:
         ConfigError: there are others than were asked for.
     """
-    size = outer_size()
+    rank, size = started_as()
     if asked not in (1, size):
         raise ConfigError(f"train.devices and train.nodes make {asked} processes, and {size} were started: leave them out")
     if size == 1:
@@ -181,7 +183,7 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
         return
     environment = os.environ
     world = World(
-        rank=int(environment["RANK"]),
+        rank=rank,
         size=size,
         local_rank=int(environment.get("LOCAL_RANK", 0)),
         local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
