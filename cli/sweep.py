@@ -33,7 +33,6 @@ def sweep(
     from grouped_lm.errors import ConfigError
     from grouped_lm.report import to_csv, write_results
     from grouped_lm.tracking import log_sweep
-
     from grouped_lm.world import started_as
 
     from .hydra_entry import HydraFlags

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from grouped_lm.config import Config
 from grouped_lm.errors import ConfigError
-from grouped_lm.train import preflight
+from grouped_lm.preflight import preflight
 
 from .hydra_entry import CONF, HydraFlags, composing, config_groups, expand_jobs, explained, nearest, parse, to_config
 from .launchers import check_launcher, missing_plugin, share_of_job
@@ -104,7 +104,7 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
             del composed["hydra"]
             jobs.append((to_config(composed), run_dir))
     for config, _ in jobs:
-        preflight(config)
+        preflight(config, here=False)
     if is_search(chosen.sweeper):
         return SweepPlan(folder, words, jobs, chosen.sweeper.n_trials, chosen.sweeper.sampler.get("seed") or 0)
     twice = [path.name for path, count in Counter(path for _, path in jobs).items() if count > 1]

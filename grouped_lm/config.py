@@ -281,7 +281,6 @@ class TrainConfig:
         check_range("train.max_nonfinite", self.max_nonfinite, 0, 10**6)
         check_range("train.hang_minutes", self.hang_minutes, 0, 10**6, open_low=True)
 
-
     @property
     def processes(self) -> int:
         """All processes on all machines."""

@@ -28,7 +28,7 @@ from grouped_lm.world import error_from
 
 LOGS = "workers"
 """Folder in the run folder with what every process but the first of a machine said."""
-SAVE_S = 600
+SAVE_S = 120
 """Seconds that processes asked to stop have for a last checkpoint."""
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
@@ -125,7 +125,9 @@ def first_host(nodelist: str) -> str:
         )
         return said.stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
-        raise GvcError(f"scontrol cannot say which machines {nodelist} is ({error}): is SLURM's client installed?") from error
+        raise GvcError(
+            f"scontrol cannot say which machines {nodelist} is ({error}): is SLURM's client installed?"
+        ) from error
 
 
 def read_outcome(path: Path) -> GvcError | None:

@@ -101,7 +101,7 @@ def spread_model(model: LanguageModel, strategy: str, world: World, device: torc
     else:
         made.shards = shard(model, device)
     if compiled:
-        made.forward = torch.compile(made.forward)  # type: ignore[assignment]
+        made.forward = torch.compile(made.forward)
     return made
 
 

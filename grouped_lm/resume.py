@@ -94,7 +94,7 @@ class RunState:
         try:
             state = unpack(files, self.model, self.optimizer, accept, self.world, self.config.seed)
             progress = Progress(**state["progress"])
-            self.world.first(lambda: self.log.cut(state["metrics_bytes"]))
+            self.world.first(self.log.cut, state["metrics_bytes"])
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint of step {step} in {path} lacks or adds {error}") from error
         return progress

@@ -14,15 +14,12 @@ from grouped_lm.checkpoint import write_checkpoint
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches, ValidWindows
-from grouped_lm.data.tokenizer import vocab_size_of
-from grouped_lm.display import PrepareDisplay, TrainDisplay
-from grouped_lm.errors import ConfigError, DiskError, DivergedError
+from grouped_lm.display import TrainDisplay
+from grouped_lm.errors import DiskError, DivergedError
 from grouped_lm.evaluate import evaluate
-from grouped_lm.grouping import check_group_size
-from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.identity import config_hash, config_identity
-from grouped_lm.launch import launch, meeting_point
+from grouped_lm.launch import launch
 from grouped_lm.measure import (
     UNTIMED_STEPS,
     StepMemory,
@@ -30,7 +27,7 @@ from grouped_lm.measure import (
     measure_gemm_flops_per_sec,
     measure_head_peak_gib,
 )
-from grouped_lm.models.build import build_lm, check_head, count_params
+from grouped_lm.models.build import build_lm, count_params
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer, learning_rate
 from grouped_lm.parallel import clip_gradients, count_targets, spread_model
@@ -39,7 +36,6 @@ from grouped_lm.room import dry_run, explain_out_of_memory
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runtime import describe_environment, resolve_device, set_threads, write_json
 from grouped_lm.scoring import autocast
-from grouped_lm.secret_values import refuse_secrets
 from grouped_lm.signals import StopRequested, StopSignals
 from grouped_lm.tracking import MetricsLog, Tracker
 from grouped_lm.traffic import StepTraffic
@@ -91,7 +87,7 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
     set_threads(cfg.threads, world.local_size)
     torch.manual_seed(config.seed)
     if world.size == 1 or cfg.strategy == "ddp":
-        world.first(lambda: dry_run(config, device, world.size, world.local_size))
+        world.first(dry_run, config, device, world.size, world.local_size)
 
     corpus = prepare_data(config.data, config.tokenizer)
     tokens = corpus.train.tokens()
@@ -115,8 +111,8 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
     }
     state = RunState(folder, config, model, optimizer, log, saved_with, world)
     progress = state.resume()
-    world.first(lambda: folder.write_start(config, environment))
-    world.first(lambda: folder.write_tokens(config, model.head))
+    world.first(folder.write_start, config, environment)
+    world.first(folder.write_tokens, config, model.head)
     tracker = Tracker(config, folder.path, log, quiet=not world.is_first)
 
     step_tokens = cfg.micro_batch_size * cfg.grad_accum_steps * block_size
@@ -156,14 +152,14 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
         figures = evaluate(model, part, corpus.valid.text_bytes, device, cfg.dtype, world).metrics()
         spread.rest()
         where = {"trainer/step": progress.step, "trainer/tokens": progress.step * step_tokens}
-        world.first(lambda: tracker.log(where | figures))
+        world.first(tracker.log, where | figures)
         display.row(progress.step, progress.row | figures)
         progress.eval_due = False
         return figures
 
     def leave() -> None:
         display.say(f"stopped at step {progress.step} and saved; the same command with this folder goes on")
-        world.first(lambda: write_json(folder.result, {"state": INTERRUPTED, "trainer/step": progress.step}))
+        world.first(write_json, folder.result, {"state": INTERRUPTED, "trainer/step": progress.step})
         tracker.finish({"state": INTERRUPTED}, exit_code=1)
         stop.leave()
 
@@ -249,7 +245,7 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
                 }
                 if progress.nonfinite:
                     progress.row["train/nonfinite_steps"] = progress.nonfinite
-                world.first(lambda: tracker.log(progress.row))
+                world.first(tracker.log, progress.row)
                 display.row(step, progress.row)
             progress.eval_due = eval_now  # saved with the step, so that whoever goes on from it makes up for it
             if save_now:
@@ -280,39 +276,10 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
         }
         if world.size > 1:
             result |= {"processes": world.size, "network/sent_bytes_per_step": traffic.sent}
-        world.first(lambda: write_json(folder.result, result))
+        world.first(write_json, folder.result, result)
         tracker.finish(result)
     display.close(result)
     return world.first(lambda: result)
-
-
-def preflight(config: Config, run_dir: Path | None = None) -> None:
-    """Refuse what cannot run, before any folder is made; prepare the data on the way.
-
-    Raises:
-        ConfigError: a group size above V, devices or machines that are not there, a batch that they cannot share, a
-            head tied to nothing or without the losses asked for.
-        DataError: text that is missing, unreadable or too short.
-        DriftError, RunFolderError: `run_dir` already holds something else.
-    """
-    refuse_secrets(config_to_dict(config))
-    device, processes = resolve_device(config.train.device), config.train.processes
-    config.train.share(max(processes, started_as()[1]))
-    if device.type == "cuda" and config.train.devices > torch.cuda.device_count():
-        raise ConfigError(
-            f"train.devices={config.train.devices}, but torch sees {torch.cuda.device_count()} CUDA devices here: "
-            "take as many, or train.device=cpu"
-        )
-    if config.train.nodes > 1:
-        meeting_point(config.train)
-    check_head(config)
-    if needs_grouping(config.head):
-        check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
-    if run_dir is not None:
-        RunFolder(run_dir).check_same_run(config)
-    with PrepareDisplay() as display:
-        corpus = prepare_data(config.data, config.tokenizer, display.progress)
-    TrainBatches(corpus.train.tokens(), config.model.block_size, config.train.micro_batch_size, config.seed)
 
 
 def explain(error: Exception, config: Config, folder: RunFolder) -> Exception | None:

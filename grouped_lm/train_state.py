@@ -164,9 +164,7 @@ def _moment(parameter: Tensor, form: list[Any], source: Tensor | None, world: Wo
     return made
 
 
-def _restore_rng(
-    tensors: dict[str, Tensor], names: list[str], world: World, seed: int, state: dict[str, Any]
-) -> None:
+def _restore_rng(tensors: dict[str, Tensor], names: list[str], world: World, seed: int, state: dict[str, Any]) -> None:
     try:
         if world.is_first:
             torch.set_rng_state(tensors["rng/cpu"])

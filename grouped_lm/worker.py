@@ -1,6 +1,6 @@
-"""`python -m grouped_lm.worker RUN_FOLDER PARENT_PID [OUTCOME]`: one job of a sweep, or one process of a run on several.
+"""`python -m grouped_lm.worker RUN_FOLDER PARENT_PID [OUTCOME]`: one job of a sweep, or one of a run's processes.
 
-With an OUTCOME, a file, its parent is torch's launcher, which starts processes again that fail: an error that would come
+With an OUTCOME, a file, its parent is torch's launcher, which starts failing processes again: an error that would come
 again is left there instead, and so is the result.
 """
 

@@ -24,7 +24,7 @@ from grouped_lm import errors
 from grouped_lm.errors import ConfigError, GvcError
 
 Value = TypeVar("Value")
-TIMEOUT = timedelta(hours=2)
+TIMEOUT = timedelta(minutes=30)
 """How long one waits for the others: the first may be writing a checkpoint, or preparing text."""
 
 
@@ -55,19 +55,19 @@ class World:
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
-    def first(self, action: Callable[[], Value]) -> Value:
-        """Let the first process alone do `action`, and return its JSON-able result to all.
+    def first(self, action: Callable[..., Value], *args: Any) -> Value:
+        """Let the first process alone do `action(*args)`, and return its JSON-able result to all.
 
         Raises:
             GvcError, OSError: what the action raised, in every process.
         """
         if self.size == 1:
-            return action()
+            return action(*args)
         told: dict[str, Any] = {}
         raised: GvcError | OSError | None = None
         if self.is_first:
             try:
-                told = {"value": action()}
+                told = {"value": action(*args)}
             except (GvcError, OSError) as error:
                 raised, told = error, {"error": describe_error(error)}
         told = self._tell(told)
@@ -102,7 +102,7 @@ class World:
         return gathered
 
     def fill(self, target: Tensor, source: Tensor | None) -> None:
-        """Fill `target`, whole or a shard in each process, with the first one's `source`, which others need not have."""
+        """Fill `target`, whole or a shard in each process, with the first one's `source`, which others may lack."""
         if self.size == 1:
             assert source is not None  # the first process has it
             target.copy_(source)
@@ -177,7 +177,9 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
     """
     rank, size = started_as()
     if asked not in (1, size):
-        raise ConfigError(f"train.devices and train.nodes make {asked} processes, and {size} were started: leave them out")
+        raise ConfigError(
+            f"train.devices and train.nodes make {asked} processes, and {size} were started: leave them out"
+        )
     if size == 1:
         yield ALONE
         return
@@ -189,11 +191,31 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
         local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
         restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)),
     )
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store = meeting_store(world)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def meeting_store(world: World) -> dist.Store:
+    """Return the store where the processes find each other's addresses.
+
+    The launcher's own lives through restarts, addresses of lost processes with it (torch 2.13): one that reads such an
+    address waits for ever. So every restart has its own part of the store.
+    """
+    environment = os.environ
+    has_server = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        environment["MASTER_ADDR"],
+        int(environment["MASTER_PORT"]),
+        world.size,
+        is_master=world.is_first and not has_server,
+        timeout=TIMEOUT,
+    )
+    return dist.PrefixStore(f"restart-{world.restarts}", store)
 
 
 def describe_error(error: GvcError | OSError) -> list[Any]:

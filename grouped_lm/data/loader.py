@@ -117,7 +117,7 @@ class ValidWindows:
         return self._batch(index)
 
     def part(self, rank: int, processes: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every `processes`-th batch from number `rank` on: as many for each rank, the last ones of padding alone."""
+        """Yield every `processes`-th batch from number `rank` on, as many for each rank; the last may be padding."""
         return (self._batch(turn * processes + rank) for turn in range(-(-len(self) // processes)))
 
     def _batch(self, index: int) -> tuple[Tensor, Tensor]:

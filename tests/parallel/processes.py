@@ -1,4 +1,4 @@
-"""Trainings in several processes, forked from one that is warm: gloo on this machine, as torch's launcher sets it up."""
+"""Trainings in several processes, forked from one that is warm, and set up as torch's launcher does it: gloo, here."""
 
 import dataclasses
 import os
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed.fsdp  # here, so that no forked process has to import it
+import torch._dynamo  # DDP asks for it; here, so that no forked process has to import it
+import torch.distributed.fsdp
 import torch.distributed.tensor  # noqa: F401
 from fault_tools import fork, nothing_measured, wait
 
