@@ -11,6 +11,8 @@ from grouped_lm.slots import Share, visible_gpus
 
 EXTRAS = {"joblib": "sweep", "submitit": "sweep", "ray": "ray", "optuna": "optuna"}
 """Which extra of this package brings a plugin, by a word in the plugin's name."""
+LONGEST_MINUTES = 30 * 24 * 60
+"""Submitit ends jobs on this machine after an hour unless it is told otherwise."""
 
 
 def launcher_kind(launcher: Any) -> str:
