@@ -23,8 +23,10 @@ from grouped_lm.models.build import build_lm
 from grouped_lm.models.gpt_neo import forget_masks
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer
+from grouped_lm.parallel import count_targets
 from grouped_lm.scoring import autocast
 from grouped_lm.step_figures import Unread
+from grouped_lm.world import ALONE
 
 
 def fake_model(config: Config, vocab_size: int | None = None) -> LanguageModel:
@@ -115,7 +117,7 @@ def watch_step(
         for _ in range(min(2, config.train.grad_accum_steps)):
             input_ids, targets = make_batch()
             with autocast(torch.device("cpu"), config.train.dtype):
-                losses.append(model(input_ids, targets))
+                losses.append(model(input_ids, targets, reduction="sum").over(count_targets(targets, ALONE)))
             (losses[-1].objective() / config.train.grad_accum_steps).backward()
             live.hold((p.grad for p in parameters if p.grad is not None), "gradients")
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
@@ -127,7 +129,8 @@ def watch_step(
 
 
 def with_shape(config: Config, batch: int | None = None, context: int | None = None) -> Config:
-    """Return the config with another B or T."""
-    train = dataclasses.replace(config.train, micro_batch_size=batch or config.train.micro_batch_size)
+    """Return the config of one process with another B or T."""
+    batch = batch or config.train.micro_batch_size
+    train = dataclasses.replace(config.train, micro_batch_size=batch, devices=1, nodes=1)
     model = dataclasses.replace(config.model, block_size=context or config.model.block_size)
     return dataclasses.replace(config, train=train, model=model)

@@ -33,9 +33,15 @@ MISTAKES = [
     ("train.device=tpu", "train.device must be one of auto, cpu, cuda"),
     (
         "train.cuda_graphs=true",
-        "train.cuda_graphs=true needs train.compile=true and train.grad_accum_steps=1, got false",
+        "train.cuda_graphs=true needs train.compile=true, train.grad_accum_steps=1 and one process, got false, 1 and 1",
     ),
-    ("train.devices=2", "train.devices must be in [1, 1]"),
+    ("train.devices=0", "train.devices must be in [1, 1024], got 0"),
+    (
+        "train.devices=3",
+        "train.micro_batch_size=2 cannot be shared by 3 processes (train.devices x train.nodes): 3 can",
+    ),
+    ("train.strategy=zero", "train.strategy must be one of ddp, fsdp2"),
+    ("train.nodes=2", "train.nodes=2 needs a SLURM job with as many machines"),
     ("seed=-1", "seed must be in"),
     ("seed=1,2", "add -m"),
     ("train.max_steps", "train.max_steps"),
