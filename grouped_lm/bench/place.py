@@ -1,5 +1,6 @@
 """Where a bench measures, and how a pass is waited for there."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class Place:
         """Measure what the device can do now."""
         return calibrate(self.device, getattr(torch, self.dtype))
 
-    def timed(self, action: Callable[[], object]) -> float:
+    def timed(self, action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
         """Return the milliseconds of one `action`, the mean of `repeats` between two waits."""
 
         def several() -> None:
@@ -39,4 +40,4 @@ class Place:
             synchronize(self.device)
 
         synchronize(self.device)
-        return timed(several) / self.repeats
+        return timed(several, clock) / self.repeats
