@@ -2,8 +2,8 @@
 
 Its bytes agree with the allocator events of a real step on a CPU within 1 % (`tests/test_plan.py`). Not seen: what a
 kernel written in C++ allocates inside, such as the few KiB per thread of CPU attention. On a GPU come on top of live
-tensors: the context, the libraries' workspaces, rounding to 512 bytes and fragmentation; that its attention kernels
-save about what the CPU's save is assumed, not measured.
+tensors: the context, the libraries' workspaces, rounding to 512 bytes, fragmentation and larger chunks of logits
+(`chunked.DEVICE_CHUNK_ROWS`); that its attention kernels save about what the CPU's save is assumed, not measured.
 """
 
 import dataclasses
