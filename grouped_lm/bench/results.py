@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from grouped_lm.errors import BusyError
 from grouped_lm.runtime import cpu_model, git_commit, library_versions, write_text
 
 Row = dict[str, Any]
+GPU_PACKAGES = ("triton", "cut-cross-entropy", "liger_kernel", "liger-kernel")
 
 
 class CellStore:
@@ -58,10 +60,18 @@ def cell_key(suite: str, cell: Row, identity: Row) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+def describe_peers() -> str:
+    """Return the versions of what a GPU's rows come from besides torch."""
+    found = {d.name: d.version for d in metadata.distributions() if d.name in GPU_PACKAGES}
+    return ", ".join(f"{name} {found[name]}" for name in sorted(found))
+
+
 def environment_columns(command: str, place: Place) -> Row:
     """Return what every row says about where it comes from."""
     versions, on_gpu = library_versions(), place.device.type == "cuda"
-    gpu = f"{torch.cuda.get_device_name(place.device)}, CUDA {torch.version.cuda}, " if on_gpu else ""
+    gpu = (
+        f"{torch.cuda.get_device_name(place.device)}, CUDA {torch.version.cuda}, {describe_peers()}, " if on_gpu else ""
+    )
     return {
         "device": place.device.type,
         "dtype": place.dtype,

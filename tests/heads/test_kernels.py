@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from grouped_lm.grouping import group_members
 from grouped_lm.heads import kernels
 from grouped_lm.heads.kernels import MAX_SLOTS, chosen, own_rows
+from grouped_lm.heads.kernels.group_tiles import cut_into_tiles
 from grouped_lm.heads.kernels.slot_loss import SlotGradients, slot_loss
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -142,7 +143,7 @@ def test_own_rows_equal_the_plain_line(n_tokens, width, vocab_size, group_size, 
 @pytest.mark.parametrize(("n_tokens", "rows"), [(0, 16), (1, 16), (40, 16), (400, 16), (400, 32)])
 def test_tiles_cover_every_row_of_a_group_once(n_tokens, rows):
     groups = torch.randint(-1, 7, (n_tokens,), generator=torch.Generator().manual_seed(0))
-    tiles = own_rows.cut_into_tiles(groups, 7, rows)
+    tiles = cut_into_tiles(groups, 7, rows)
     seen = []
     for group, first in zip(tiles.group.tolist(), tiles.first.tolist(), strict=True):
         if group < 7:
@@ -155,7 +156,7 @@ def test_tiles_cover_every_row_of_a_group_once(n_tokens, rows):
 
 def test_tiles_are_cut_without_waiting_for_the_device():
     with FakeTensorMode():
-        assert own_rows.cut_into_tiles(torch.zeros(100, dtype=torch.int64), 7, 16).group.shape == (13,)
+        assert cut_into_tiles(torch.zeros(100, dtype=torch.int64), 7, 16).group.shape == (13,)
 
 
 def test_a_kernel_is_chosen_on_a_gpu_alone(monkeypatch):
