@@ -45,6 +45,11 @@ SUITES := heads steps memory decode vocab
 bench: $(VENV)/.bench  ## Measure all heads on the quick grid into runs/results
 	@for suite in $(SUITES); do $(BIN)/gvc bench $$suite --grid quick --out runs/results $(ARGS); done
 
+bench-gpu: $(VENV)/.users  ## Check and time all heads, kernels and peers on a CUDA device, in bf16, into runs/results
+	@$(BIN)/gvc doctor --gpu
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu]'
+	@for suite in heads steps; do $(BIN)/gvc bench $$suite --grid gpu --out runs/results $(ARGS); done
+
 bench-full: $(VENV)/.bench  ## The same on the full grid; run again after a stop, it goes on
 	@for suite in $(SUITES); do $(BIN)/gvc bench $$suite --grid full --out runs/results $(ARGS); done
 
@@ -62,4 +67,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo train test test-long test-faults bench bench-full check clean
+.PHONY: help install demo train test test-long test-faults bench bench-full bench-gpu check clean

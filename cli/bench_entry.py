@@ -19,7 +19,7 @@ def compose_bench(
     """Compose and check everything before anything is measured.
 
     Raises:
-        ConfigError: an unknown suite, grid, key or preset, or a value out of range.
+        ConfigError: an unknown suite, grid, key or preset, a value out of range, or a device that is not there.
     """
     check_choice("SUITE", suite, SUITES)
     flags = HydraFlags(config_name="bench", config_dir=config_dir)
@@ -28,6 +28,11 @@ def compose_bench(
         plain: Any = OmegaConf.to_container(compose_with(words), resolve=True)
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchConfig), plain))
     assert isinstance(settings, BenchConfig)
+    settings.check_suite(suite)
+    if settings.device == "cuda":
+        from grouped_lm.runtime import resolve_device  # imports torch
+
+        resolve_device("cuda", "device")
     return settings, {name: compose_model(name, config_dir) for name in settings.model_names(suite)}
 
 

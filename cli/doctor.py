@@ -6,8 +6,17 @@ from typing import Annotated
 import typer
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Only ask for a CUDA device; exit 2 without one.")] = False,
+) -> None:
     """Say what this machine has: versions, devices, tokenizer files, W&B state, disk. Exit 1 if a run would fail."""
+    if gpu:
+        from grouped_lm.runtime import resolve_device
+
+        resolve_device("cuda", "device")
+        return
+
     from grouped_lm.display import print_checks
     from grouped_lm.doctor import examine
 

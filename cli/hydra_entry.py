@@ -160,15 +160,23 @@ def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], 
     Raises:
         GvcError: with the one line that the user is shown.
     """
-    from grouped_lm.train import preflight
+    from grouped_lm.preflight import preflight
+    from grouped_lm.world import started_as
 
+    rank, size = started_as()
     if flags.config_dir:
         check_config_files(Path(flags.config_dir))
     if not flags.only_prints:
         with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)):
             jobs = compose_jobs(overrides, flags)
+        if size > 1 and len(jobs) > 1:
+            raise ConfigError(
+                "torchrun starts the processes of one job: for several leave it out, train.devices does it"
+            )
         for config, run_dir in jobs:
-            preflight(config, run_dir)
+            preflight(config, run_dir, here=not flags.multirun and len(jobs) == 1)
+    if rank:  # of several that torchrun has started, the first one's folder is everybody's
+        overrides = [*overrides, "hydra.run.dir=.", "hydra.output_subdir=null"]
     with explained(overrides, flags):
         launch(overrides, flags, task)
 

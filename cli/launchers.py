@@ -11,6 +11,8 @@ from grouped_lm.slots import Share, visible_gpus
 
 EXTRAS = {"joblib": "sweep", "submitit": "sweep", "ray": "ray", "optuna": "optuna"}
 """Which extra of this package brings a plugin, by a word in the plugin's name."""
+LONGEST_MINUTES = 30 * 24 * 60
+"""Submitit ends jobs on this machine after an hour unless it is told otherwise."""
 
 
 def launcher_kind(launcher: Any) -> str:
@@ -35,7 +37,8 @@ def share_of_job(launcher: Any) -> Share:
     """Return what one job may use under the composed `hydra.launcher`."""
     cores, kind = os.cpu_count() or 1, launcher_kind(launcher)
     if kind == "Slurm":
-        return Share(threads=launcher.get("cpus_per_task"))
+        per_gpu, gpus = launcher.get("cpus_per_gpu"), launcher.get("gpus_per_node")
+        return Share(threads=launcher.get("cpus_per_task") or (per_gpu * gpus if per_gpu and gpus else None))
     if kind == "Ray":
         return Share(threads=math.ceil(launcher.ray.remote.get("num_cpus", 1)) or 1)
     if kind == "Local":

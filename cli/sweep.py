@@ -33,6 +33,7 @@ def sweep(
     from grouped_lm.errors import ConfigError
     from grouped_lm.report import to_csv, write_results
     from grouped_lm.tracking import log_sweep
+    from grouped_lm.world import started_as
 
     from .hydra_entry import HydraFlags
     from .sweep_plan import describe_presets, plan_sweep
@@ -41,6 +42,8 @@ def sweep(
     if show:
         print("\n".join(describe_presets(flags)))
         return
+    if started_as()[1] > 1:
+        raise ConfigError("a sweep starts the processes of its jobs itself (train.devices): leave torchrun out")
     if name is None:
         raise ConfigError("name a preset: `gvc sweep --list` shows them")
     plan = plan_sweep(name, overrides or [], flags)

@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 from grouped_lm.config import Config
 from grouped_lm.errors import ConfigError
-from grouped_lm.train import preflight
+from grouped_lm.preflight import preflight
 
 from .hydra_entry import CONF, HydraFlags, composing, config_groups, expand_jobs, explained, nearest, parse, to_config
-from .launchers import check_launcher, missing_plugin, share_of_job
+from .launchers import LONGEST_MINUTES, check_launcher, launcher_kind, missing_plugin, share_of_job
 from .search import is_search
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
             words.append(f'hydra.sweep.subdir="{folder_name(swept)}"')
         chosen = compose_with(words_without_sweeps(words), return_hydra_config=True).hydra
         check_launcher(chosen.launcher)
+        if launcher_kind(chosen.launcher) == "Local" and "hydra.launcher.timeout_min" not in given:
+            words.append(f"hydra.launcher.timeout_min={LONGEST_MINUTES}")
         jobs = []
         for job in expand_jobs(interval_ends(words) if is_search(chosen.sweeper) else words, {}):
             composed = compose_with(job, return_hydra_config=True)
@@ -104,7 +106,7 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
             del composed["hydra"]
             jobs.append((to_config(composed), run_dir))
     for config, _ in jobs:
-        preflight(config)
+        preflight(config, here=False)
     if is_search(chosen.sweeper):
         return SweepPlan(folder, words, jobs, chosen.sweeper.n_trials, chosen.sweeper.sampler.get("seed") or 0)
     twice = [path.name for path, count in Counter(path for _, path in jobs).items() if count > 1]

@@ -52,7 +52,9 @@ def train(
 def train_job(config: "Config", run_dir: Path) -> Any:
     """Train in `run_dir`, print it, and return the validation loss, which a sweeper may minimise."""
     from grouped_lm.train import train as train_model
+    from grouped_lm.world import started_as
 
     result = train_model(config, run_dir)
-    print(run_dir, flush=True)
+    if started_as()[0] == 0:
+        print(run_dir, flush=True)
     return result["val/loss"]

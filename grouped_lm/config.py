@@ -57,6 +57,9 @@ class ModelConfig:
     """Input side: `table`, a row per token, or `factorised`, scale and shift per group on a row per slot (no tying)."""
     attention: str = "fused"
     """`fused` (torch's kernel) or `unfused`: the same function with T x T scores in memory, to measure their cost."""
+    activation_checkpointing: bool = False
+    """Keep only the states between blocks for the backward pass, which computes the inside of each again: less memory,
+    a third more operations of the body."""
 
     def __post_init__(self) -> None:
         check_label("model.name", self.name)
@@ -210,7 +213,7 @@ class TrainConfig:
     max_steps: int = 300
     """Optimizer steps, >= 1."""
     micro_batch_size: int = 8
-    """Windows of block_size tokens per forward pass, >= 1."""
+    """Windows of block_size tokens per forward pass of all processes together, >= 1."""
     grad_accum_steps: int = 1
     """Forward passes per optimizer step, >= 1."""
     dtype: str = "float32"
@@ -222,10 +225,20 @@ class TrainConfig:
     """Weight in [0, 1] of the squared log of the first softmax's partition function; 1e-4 is usual."""
     compile: bool = False
     """Run the body and head through `torch.compile`."""
+    cuda_graphs: bool = False
+    """Record compiled passes as CUDA graphs, so that small models do not wait for launches; needs train.compile=true,
+    train.grad_accum_steps=1 and a GPU."""
     device: str = "auto"
     """`auto`, `cpu` or `cuda`."""
     devices: int = 1
-    """Processes that train together; only 1 so far."""
+    """Processes that train together on this machine, one per GPU, in [1, 1024]; each takes an equal part of every
+    micro-batch. Neither this nor the three below change what is computed, but for rounding and dropout."""
+    nodes: int = 1
+    """Machines with `devices` processes each, in [1, 1024]; more than 1 inside a SLURM job that has as many."""
+    strategy: str = "ddp"
+    """`ddp`: the whole model on each device; `fsdp2`: weights, gradients and optimizer state in shards."""
+    max_restarts: int = 3
+    """How often all processes are started again, from the last checkpoint, when one is lost, >= 0."""
     threads: int | None = None
     """CPU threads, >= 1; null leaves torch's choice. Part of what makes a run repeatable to the bit."""
     resume: str = "auto"
@@ -234,7 +247,7 @@ class TrainConfig:
     eval_every_steps: int | None = None
     """Validation also every so many steps; null means at the end only."""
     eval_batch_size: int | None = None
-    """Windows per validation pass; null means micro_batch_size."""
+    """Windows per validation pass of one process; null means its part of micro_batch_size."""
     checkpoint_every_steps: int | None = None
     """null means every tenth of the run; the last step is always saved."""
     checkpoint_every_minutes: float = 10.0
@@ -259,7 +272,16 @@ class TrainConfig:
         check_range("train.z_loss", self.z_loss, 0, 1)
         check_choice("train.dtype", self.dtype, ("float32", "bfloat16"))
         check_choice("train.device", self.device, ("auto", "cpu", "cuda"))
-        check_range("train.devices", self.devices, 1, 1)
+        check_range("train.devices", self.devices, 1, 1024)
+        check_range("train.nodes", self.nodes, 1, 1024)
+        check_choice("train.strategy", self.strategy, ("ddp", "fsdp2"))
+        check_range("train.max_restarts", self.max_restarts, 0, 10**6)
+        self.share(self.processes)
+        if self.cuda_graphs and (not self.compile or self.grad_accum_steps > 1 or self.processes > 1):
+            raise ConfigError(
+                "train.cuda_graphs=true needs train.compile=true, train.grad_accum_steps=1 and one process, "
+                f"got {str(self.compile).lower()}, {self.grad_accum_steps} and {self.processes}"
+            )
         check_range("train.threads", self.threads, 1, 4096)
         check_choice("train.resume", self.resume, ("auto", "never"))
         for key in ("log_every_steps", "eval_every_steps", "eval_batch_size", "checkpoint_every_steps"):
@@ -269,6 +291,26 @@ class TrainConfig:
         check_choice("train.on_nonfinite", self.on_nonfinite, ("raise", "skip", "rollback"))
         check_range("train.max_nonfinite", self.max_nonfinite, 0, 10**6)
         check_range("train.hang_minutes", self.hang_minutes, 0, 10**6, open_low=True)
+
+    @property
+    def processes(self) -> int:
+        """All processes on all machines."""
+        return self.devices * self.nodes
+
+    def share(self, processes: int) -> int:
+        """Return the windows that each of so many processes takes of a micro-batch.
+
+        Raises:
+            ConfigError: they cannot take equal parts.
+        """
+        if self.micro_batch_size % processes:
+            below = self.micro_batch_size // processes * processes
+            near = " or ".join(str(size) for size in (below, below + processes) if size)
+            raise ConfigError(
+                f"train.micro_batch_size={self.micro_batch_size} cannot be shared by {processes} processes "
+                f"(train.devices x train.nodes): {near} can"
+            )
+        return self.micro_batch_size // processes
 
 
 @dataclass(kw_only=True, slots=True)

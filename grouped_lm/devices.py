@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from grouped_lm.errors import ConfigError
-from grouped_lm.measure import GIB, measure_gemm_flops_per_sec
+from grouped_lm.measure import GIB, measure_gemm_flops_per_sec, synchronize
 
+CPU = torch.device("cpu")
 UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": GIB, "TIB": 2**40}
 UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -76,13 +77,15 @@ DEVICES = {
 }
 
 
-def measure_copy_bytes_per_sec(n_bytes: int = 2**26) -> float:
-    """Return the best of five rates at which a tensor is read and written here, in bytes moved per second."""
-    source, target = (torch.zeros(n_bytes // 4) for _ in range(2))
+def measure_copy_bytes_per_sec(n_bytes: int = 2**26, device: torch.device = CPU) -> float:
+    """Return the best of five rates at which a tensor is read and written on `device`, in bytes moved per second."""
+    source, target = (torch.zeros(n_bytes // 4, device=device) for _ in range(2))
     best = float("inf")
     for _ in range(5):
+        synchronize(device)
         started = time.perf_counter()
         target.copy_(source)
+        synchronize(device)
         best = min(best, time.perf_counter() - started)
     return 2 * n_bytes / best
 

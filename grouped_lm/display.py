@@ -45,10 +45,10 @@ def one_line(row: dict[str, Any]) -> str:
 
 
 class TrainDisplay:
-    """A progress line while training, and the closing table."""
+    """A progress line while training, and the closing table; a quiet one shows nothing."""
 
-    def __init__(self, title: str, max_steps: int, step: int) -> None:
-        self._console = Console(stderr=True, highlight=False)
+    def __init__(self, title: str, max_steps: int, step: int, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, highlight=False, quiet=quiet)
         self._title, self._max_steps = title, max_steps
         self._line = ""
         self._progress = Progress(

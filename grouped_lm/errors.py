@@ -70,6 +70,10 @@ class MemoryShortError(GvcError):
     exit_code = 8
 
 
+class InexactError(GvcError):
+    """A head that was measured computes something else than it says: a defect of ours, on this machine."""
+
+
 EXIT_FAILED = 1
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130

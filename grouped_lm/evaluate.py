@@ -1,15 +1,17 @@
 """The judge during training: the whole validation set, every token once, sums in fp64."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from grouped_lm.data.loader import ValidWindows
 from grouped_lm.heads.base import IGNORE_INDEX
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.scoring import autocast
+from grouped_lm.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,26 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, windows: ValidWindows, text_bytes: int, device: torch.device, dtype: str = "float32"
+    model: LanguageModel,
+    windows: Iterable[tuple[Tensor, Tensor]],
+    text_bytes: int,
+    device: torch.device,
+    dtype: str = "float32",
+    world: World = ALONE,
 ) -> Evaluation:
-    """Return the sums of `model` over all windows; the model's training mode is left as it was."""
+    """Return the sums of `model` over all windows; the model's training mode is left as it was.
+
+    Args:
+        model: to be judged.
+        windows: (B, T) ids and targets, of several processes the part of this one; each has as many batches.
+        text_bytes: of the whole text.
+        device: the model's.
+        dtype: of the matrix products.
+        world: the processes that share the work.
+    """
     was_training = model.training
     model.eval()
-    sums: dict[str, torch.Tensor] = {}
+    sums: dict[str, Tensor] = {}
     for input_ids, targets in windows:
         with autocast(device, dtype):
             loss = model(input_ids.to(device), targets.to(device), reduction="none", accuracy=True)
@@ -61,5 +77,6 @@ def evaluate(
         sums["tokens"] = sums.get("tokens", 0) + (targets != IGNORE_INDEX).sum()
     model.train(was_training)
     counts = {"tokens", "group_correct", "token_correct"}
-    figures: dict[str, Any] = {k: int(v.item()) if k in counts else v.item() for k, v in sums.items()}
+    totals = {key: world.sum(value).item() for key, value in sums.items()}
+    figures: dict[str, Any] = {key: int(value) if key in counts else value for key, value in totals.items()}
     return Evaluation(text_bytes=text_bytes, **figures)

@@ -2,8 +2,8 @@
 
 Its bytes agree with the allocator events of a real step on a CPU within 1 % (`tests/test_plan.py`). Not seen: what a
 kernel written in C++ allocates inside, such as the few KiB per thread of CPU attention. On a GPU come on top of live
-tensors: the context, the libraries' workspaces, rounding to 512 bytes and fragmentation; that its attention kernels
-save about what the CPU's save is assumed, not measured.
+tensors: the context, the libraries' workspaces, rounding to 512 bytes, fragmentation and larger chunks of logits
+(`chunked.DEVICE_CHUNK_ROWS`); that its attention kernels save about what the CPU's save is assumed, not measured.
 """
 
 import dataclasses
@@ -23,7 +23,10 @@ from grouped_lm.models.build import build_lm
 from grouped_lm.models.gpt_neo import forget_masks
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer
+from grouped_lm.parallel import count_targets
 from grouped_lm.scoring import autocast
+from grouped_lm.step_figures import Unread
+from grouped_lm.world import ALONE
 
 
 def fake_model(config: Config, vocab_size: int | None = None) -> LanguageModel:
@@ -114,10 +117,11 @@ def watch_step(
         for _ in range(min(2, config.train.grad_accum_steps)):
             input_ids, targets = make_batch()
             with autocast(torch.device("cpu"), config.train.dtype):
-                losses.append(model(input_ids, targets))
+                losses.append(model(input_ids, targets, reduction="sum").over(count_targets(targets, ALONE)))
             (losses[-1].objective() / config.train.grad_accum_steps).backward()
             live.hold((p.grad for p in parameters if p.grad is not None), "gradients")
-        torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
+        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
+        Unread(torch.device("cpu")).add(optimizer, losses, grad_norm, 0, config.optim.lr)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     forget_masks()  # the next batch makes its own, as this one did
@@ -125,7 +129,8 @@ def watch_step(
 
 
 def with_shape(config: Config, batch: int | None = None, context: int | None = None) -> Config:
-    """Return the config with another B or T."""
-    train = dataclasses.replace(config.train, micro_batch_size=batch or config.train.micro_batch_size)
+    """Return the config of one process with another B or T."""
+    batch = batch or config.train.micro_batch_size
+    train = dataclasses.replace(config.train, micro_batch_size=batch, devices=1, nodes=1)
     model = dataclasses.replace(config.model, block_size=context or config.model.block_size)
     return dataclasses.replace(config, train=train, model=model)

@@ -12,6 +12,7 @@ FREE_FIELDS = (
     "data.cache_dir",
     "data.name",
     "model.attention",
+    "model.activation_checkpointing",
     "tracking",
     "judge",
     "train.log_every_steps",
@@ -26,6 +27,11 @@ FREE_FIELDS = (
     "train.hang_minutes",
     "train.resume",
     "train.device",
+    "train.cuda_graphs",
+    "train.devices",
+    "train.nodes",
+    "train.strategy",
+    "train.max_restarts",
 )
 """Fields that may change between a run and its continuation."""
 
@@ -74,7 +80,6 @@ IDENTITY_FIELDS = (
     "train.grad_accum_steps",
     "train.dtype",
     "train.compile",
-    "train.devices",
     "train.threads",
     "train.label_smoothing",
     "train.z_loss",
@@ -96,6 +101,10 @@ ADDED_LATER = {
 left out of its hash, so that a new field makes no stranger of an old run."""
 
 
+ALWAYS_HASHED = {"train.devices": 1}
+"""Free fields that the hash of the first runs has, with the one value that they had: it is every run's."""
+
+
 def config_identity(values: dict[str, Any]) -> dict[str, Any]:
     """Return every field that decides what a run computes, flat: {"optim.lr": 0.001, ...}."""
 
@@ -112,6 +121,11 @@ def first_identity(values: dict[str, Any]) -> dict[str, Any]:
     """Return `config_identity` as a run without any of the later fields had it."""
     identity = config_identity(values)
     return {key: value for key, value in identity.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
+
+
+def only_identity(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved identity without fields that are free."""
+    return {key: value for key, value in identity.items() if key not in FREE_FIELDS}
 
 
 def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -131,4 +145,4 @@ def known_hashes(config: Config) -> tuple[str, ...]:
 
 
 def _hash(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity | ALWAYS_HASHED, sort_keys=True).encode()).hexdigest()

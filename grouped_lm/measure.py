@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grouped_lm.world import local
+
 GIB = 2**30
 UNTIMED_STEPS = 4
 """First steps of a process, left out of every speed: they allocate, and two of them are spent on measuring memory."""
@@ -82,8 +84,8 @@ class CudaMemory:
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of the storages behind `tensors`, each counted once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    """Return the bytes of the storages behind `tensors`, of shards those that lie here, each counted once."""
+    storages = {s.data_ptr(): s.nbytes() for s in (local(t).untyped_storage() for t in tensors)}
     return sum(storages.values())
 
 
@@ -215,13 +217,18 @@ class StepMemory:
     """Peak memory of training steps: CUDA's counters where there are some, else two untimed steps watched on the CPU.
 
     On a CPU the second step of a process gives the peak RSS and the third the peak of live tensor bytes: watching
-    slows a step down, so neither is timed.
+    slows a step down, so neither is timed. `held_bytes` live beside weights, gradients and optimizer state.
     """
 
     def __init__(
-        self, device: torch.device, model: nn.Module, optimizer: torch.optim.Optimizer, cuda: Any = torch.cuda
+        self,
+        device: torch.device,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        cuda: Any = torch.cuda,
+        held_bytes: int = 0,
     ) -> None:
-        self._model, self._optimizer = model, optimizer
+        self._model, self._optimizer, self._held_bytes = model, optimizer, held_bytes
         self._cuda = CudaMemory(cuda) if device.type == "cuda" else None
         self._rss = PeakRss()
         self._figures: dict[str, float | None] = {}
@@ -238,7 +245,8 @@ class StepMemory:
             yield
             self._figures["memory/peak_rss_gib"] = self._rss.gib()
         elif steps_before == 2:
-            with PeakTensorMemory(tensor_bytes(live_state(self._model, self._optimizer))) as peak:
+            baseline = tensor_bytes(live_state(self._model, self._optimizer)) + self._held_bytes
+            with PeakTensorMemory(baseline) as peak:
                 yield
             self._figures["memory/peak_tensor_gib"] = peak.gib()
         else:

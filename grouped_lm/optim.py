@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import OptimConfig
 from grouped_lm.heads.base import Head
+from grouped_lm.world import local
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -62,20 +63,25 @@ class SparseRowsAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def _step_rows(self, table: Tensor, group: dict[str, Any]) -> None:
-        state, grad, (beta1, beta2) = self.state[table], table.grad, group["betas"]
-        assert grad is not None  # `step` looked
+        state, (beta1, beta2) = self.state[table], group["betas"]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=table.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         state["step"] += 1
-        rows = (torch.linalg.vector_norm(grad, math.inf, dim=1) > 0).nonzero().squeeze(1)
-        part, first, second, weight = (t[rows] for t in (grad, state["exp_avg"], state["exp_avg_sq"], table))
+        here = [local(t) for t in (table.grad, state["exp_avg"], state["exp_avg_sq"], table)]  # of shards, own rows
+        passed_over = getattr(self, "found_inf", None)  # as torch's fused step has it: 1 for a step to leave out
+        touched = torch.linalg.vector_norm(here[0], math.inf, dim=1) > 0
+        if passed_over is not None:
+            state["step"] -= passed_over
+            touched &= passed_over == 0
+        rows = touched.nonzero().squeeze(1)
+        part, first, second, weight = (t[rows] for t in here)
         first.lerp_(part, 1 - beta1)
         second.mul_(beta2).addcmul_(part, part, value=1 - beta2)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         spread = second.sqrt().div_((1 - beta2 ** state["step"]).sqrt()).add_(group["eps"])
         weight.sub_(first / spread * (group["lr"] / (1 - beta1 ** state["step"])))
-        for whole, values in ((state["exp_avg"], first), (state["exp_avg_sq"], second), (table, weight)):
+        for whole, values in zip(here[1:], (first, second, weight), strict=True):
             whole.index_copy_(0, rows, values)
 
 

@@ -146,9 +146,10 @@ def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) ->
     with FakeTensorMode():
         model = fake_model(config)
     head, body = model.head.flops_per_token(), estimate_body_flops_per_token(config.model, config.model.block_size)
+    again = body / 3 if config.model.activation_checkpointing else 0.0  # forward once more, of three parts
     n_params = sum(p.numel() for p in model.parameters())
     n_tokens = config.train.micro_batch_size * config.model.block_size * config.train.grad_accum_steps
-    rate = n_tokens / seconds_per_step(config, body + head, n_params, step.made, device)
+    rate = n_tokens / seconds_per_step(config, body + again + head, n_params, step.made, device)
     at = int(step.live.sum(1).argmax())
     return HeadPlan(
         head=config.head.name,

@@ -12,10 +12,11 @@ from torch import nn
 from grouped_lm.checkpoint import list_checkpoints, load_latest, write_checkpoint
 from grouped_lm.config import Config
 from grouped_lm.errors import CheckpointError, DiskError, DivergedError, DriftError
-from grouped_lm.identity import changed_fields, known_hashes
+from grouped_lm.identity import changed_fields, known_hashes, only_identity
 from grouped_lm.run_folder import RunFolder
 from grouped_lm.tracking import MetricsLog
 from grouped_lm.train_state import unpack
+from grouped_lm.world import ALONE, World
 
 METRICS_COPY = "metrics.jsonl"
 """The record so far, beside a mirrored checkpoint: where a mirror is needed, the run folder is gone."""
@@ -43,6 +44,12 @@ class Progress:
     row: dict[str, Any] = field(default_factory=dict)
     """The last logged row."""
 
+    def add(self, losses: dict[str, float]) -> None:
+        """Add the mean losses of one step to the sums that the next row divides."""
+        for key, value in losses.items():
+            self.loss_sums[key] = self.loss_sums.get(key, 0.0) + value
+        self.loss_steps += 1
+
     def mean_losses(self) -> dict[str, float]:
         """Return the mean losses since the last row, and start anew."""
         means = {key: total / self.loss_steps for key, total in self.loss_sums.items()}
@@ -61,6 +68,8 @@ class RunState:
     log: MetricsLog
     saved_with: dict[str, dict[str, Any]]
     """What a checkpoint says of the run that it belongs to: hashes of config and tokens, config, machine."""
+    world: World = ALONE
+    """The processes that train; the first one reads and writes."""
 
     def resume(self) -> Progress:
         """Load the last checkpoint, here or in the mirror, if there is one, and cut the metrics back to it.
@@ -69,22 +78,31 @@ class RunState:
             DriftError: the checkpoint belongs to another config or other tokens.
             CheckpointError: there are checkpoints, and none can be trusted.
         """
-        path = self.folder.path
-        found = find_checkpoint(self.folder, self.folder.mirror(self.config))
-        if found is None:
-            self.log.cut(0)
+        path, files = self.folder.path, dict[str, bytes]()
+
+        def find() -> int | None:
+            found = find_checkpoint(self.folder, self.folder.mirror(self.config))
+            if found is None:
+                self.log.cut(0)
+                return None
+            files.update(found[1])
+            if METRICS_COPY in files:
+                self.log.restore(files.pop(METRICS_COPY))
+            return found[0]
+
+        def accept(state: dict[str, Any]) -> None:
+            refuse_drift(state, self.saved_with, self.config, path)
+
+        step = self.world.first(find)
+        if step is None:
+            self.world.seed(self.config.seed, 0)
             return Progress()
-        files = dict(found[1])
-        if METRICS_COPY in files:
-            self.log.restore(files.pop(METRICS_COPY))
         try:
-            state = unpack(
-                files, self.model, self.optimizer, lambda state: refuse_drift(state, self.saved_with, self.config, path)
-            )
+            state = unpack(files, self.model, self.optimizer, accept, self.world, self.config.seed)
             progress = Progress(**state["progress"])
-            self.log.cut(state["metrics_bytes"])
+            self.world.first(self.log.cut, state["metrics_bytes"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"the checkpoint of step {found[0]} in {path} lacks or adds {error}") from error
+            raise CheckpointError(f"the checkpoint of step {step} in {path} lacks or adds {error}") from error
         return progress
 
     def go_back(self) -> Progress:
@@ -93,7 +111,7 @@ class RunState:
         Raises:
             DivergedError: there is none yet.
         """
-        if not list_checkpoints(self.folder.checkpoints):
+        if not self.world.first(lambda: len(list_checkpoints(self.folder.checkpoints))):
             raise DivergedError(
                 "diverged before the first checkpoint: there is nothing to go back to; a lower optim.lr?"
             )
@@ -127,7 +145,7 @@ def refuse_drift(state: dict[str, Any], saved_with: dict[str, dict[str, Any]], c
     if before["config"] in known_hashes(config):
         before["config"] = identity["config"]
     changed = [key for key in identity if before[key] != identity[key]]
-    fields = changed_fields(state.get("config", saved_with["config"]), saved_with["config"])  # older ones have the hash
+    fields = changed_fields(only_identity(state.get("config", saved_with["config"])), saved_with["config"])
     if changed:
         named = ", ".join(changed) + (f" ({fields})" if fields else "")
         raise DriftError(f"the checkpoint in {path} was made with another {named}: {mend}")

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from grouped_lm.config import Config
 from grouped_lm.data.tokenizer import vocab_size_of
 from grouped_lm.errors import MemoryShortError
-from grouped_lm.fake_step import fake_steps
+from grouped_lm.fake_step import fake_steps, with_shape
 from grouped_lm.plan import largest
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -46,18 +46,31 @@ def rough_bytes(config: Config) -> int:
     return 4 * (4 * weights + rows * per_row)
 
 
-def dry_run(config: Config, device: torch.device) -> None:
+def dry_run(config: Config, device: torch.device, processes: int = 1, side_by_side: int = 1) -> None:
     """Refuse a step whose shapes say that it will not fit, before its first allocation.
+
+    Args:
+        config: the run.
+        device: one of those that train.
+        processes: that share each batch.
+        side_by_side: of these, how many share the memory of a CPU.
 
     Raises:
         MemoryShortError: with the largest train.micro_batch_size that would fit.
     """
-    available = available_bytes(device)
-    if available is None or rough_bytes(config) < available:
+    available, part = available_bytes(device), part_of(config, processes)
+    if available is not None and device.type != "cuda":
+        available //= side_by_side
+    if available is None or rough_bytes(part) < available:
         return
-    peak = peak_bytes(config, [config.train.micro_batch_size])
+    peak = peak_bytes(part, [part.train.micro_batch_size])
     if peak is not None and peak[0] > available:
-        raise short_of_memory(config, available, f"a step needs {peak[0] / 2**30:.2f} GiB")
+        raise short_of_memory(config, available, f"a step needs {peak[0] / 2**30:.2f} GiB", processes)
+
+
+def part_of(config: Config, processes: int) -> Config:
+    """Return the config with the batch of one process of several."""
+    return with_shape(config, batch=config.train.share(processes))
 
 
 def peak_bytes(config: Config, batches: list[int]) -> list[int] | None:
@@ -71,19 +84,21 @@ def peak_bytes(config: Config, batches: list[int]) -> list[int] | None:
 def largest_batch(config: Config, available: int) -> int | None:
     """Return the largest train.micro_batch_size below the config's that fits; 0 where none does, None if unknown.
 
-    Peaks grow in a straight line from B = 2 on.
+    Of one fake step after another: chunks of a head make the peak no straight line of the batch.
     """
-    peaks = peak_bytes(config, [2, 4])
-    if peaks is None:
-        return None
-    slope = (peaks[1] - peaks[0]) / 2
-    return largest(lambda batch: peaks[0] + slope * (batch - 2) <= available, config.train.micro_batch_size - 1)
+
+    def fits(batch: int) -> bool:
+        peaks = peak_bytes(config, [batch])
+        return peaks is not None and peaks[0] <= available
+
+    return None if peak_bytes(config, [1]) is None else largest(fits, config.train.micro_batch_size - 1)
 
 
-def short_of_memory(config: Config, available: int | None, what: str) -> MemoryShortError:
+def short_of_memory(config: Config, available: int | None, what: str, processes: int = 1) -> MemoryShortError:
     """Return the line that says what to change."""
     batch = config.train.micro_batch_size
-    fits = largest_batch(config, available) if available is not None else None
+    fits = largest_batch(part_of(config, processes), available) if available is not None else None
+    fits = fits and fits * processes
     there = f", {available / 2**30:.2f} GiB are free" if available is not None else ""
     if fits:
         mend = f"train.micro_batch_size={fits} fits, with more train.grad_accum_steps"
@@ -98,12 +113,14 @@ def short_of_memory(config: Config, available: int | None, what: str) -> MemoryS
     )
 
 
-def explain_out_of_memory(error: Exception, config: Config, device: torch.device) -> MemoryShortError | None:
+def explain_out_of_memory(
+    error: Exception, config: Config, device: torch.device, processes: int = 1
+) -> MemoryShortError | None:
     """Return what to tell a user whose device ran out of memory; None for any other error."""
     words = str(error).lower()
     if not (isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in words):
         return None
     error.__traceback__ = None  # its frames hold the tensors that stand in the way
     with contextlib.suppress(Exception):  # advice may not hide the reason
-        return short_of_memory(config, available_bytes(device), "the allocator said no")
+        return short_of_memory(config, available_bytes(device), "the allocator said no", processes)
     return short_of_memory(config, None, "the allocator said no")

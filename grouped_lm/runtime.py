@@ -11,28 +11,48 @@ from typing import Any
 
 import torch
 
+from grouped_lm.config import TrainConfig
 from grouped_lm.errors import ConfigError
 
 LIBRARIES = ("torch", "hydra-core", "datasets", "tiktoken", "wandb", "numpy", "safetensors")
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device that `train.device` names; `auto` prefers CUDA.
+def resolve_device(name: str, key: str = "train.device") -> torch.device:
+    """Return the device that `key` of a config names; `auto` prefers CUDA.
 
     Raises:
         ConfigError: `cuda` where torch sees no CUDA device.
     """
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
-        raise ConfigError("train.device=cuda, but torch sees no CUDA device here: train.device=auto or cpu will run")
+        other = "auto or cpu" if key == "train.device" else "cpu"
+        raise ConfigError(f"{key}=cuda, but torch sees no CUDA device here: {key}={other} will run")
     return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
 
 
-def set_threads(threads: int | None) -> int:
-    """Set the number of CPU threads (None leaves torch's choice) and return it."""
+def set_threads(threads: int | None, side_by_side: int = 1) -> int:
+    """Set the number of CPU threads and return it.
+
+    Args:
+        threads: None leaves torch's choice, of which each of several processes takes an equal part.
+        side_by_side: processes on this machine, which share its cores.
+    """
+    if threads is None and side_by_side > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, torch.get_num_threads() // side_by_side)
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+def compile_mode(cfg: TrainConfig, device: torch.device) -> str | None:
+    """Return the mode of `torch.compile`: with `train.cuda_graphs` each pass is recorded and launched as one.
+
+    Raises:
+        ConfigError: CUDA graphs without a GPU.
+    """
+    if cfg.cuda_graphs and device.type != "cuda":
+        raise ConfigError(f"train.cuda_graphs=true needs a GPU, got train.device={cfg.device}, which is {device} here")
+    return "reduce-overhead" if cfg.cuda_graphs else None
 
 
 def git_commit() -> str | None:

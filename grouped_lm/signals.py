@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import TypeVar
 
@@ -55,10 +55,15 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = number
 
-    def between(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items, and raise `StopRequested` instead of the next one once a signal has come."""
+    def between(
+        self, items: Iterable[Item], asked: Callable[[bool], tuple[bool, ...]] = lambda flag: (flag,)
+    ) -> Iterator[Item]:
+        """Yield the items, and raise `StopRequested` instead of the next one once a signal has come.
+
+        `asked` says of the flag whether it is set in any process that has to stop along with this one.
+        """
         for item in items:
-            if self.received is not None:
+            if asked(self.received is not None)[0]:
                 raise StopRequested
             yield item
 

@@ -1,4 +1,4 @@
-"""A job's share of the machine: how many CPU threads it takes, and a GPU of its own where several jobs run at once.
+"""A job's share of the machine: how many CPU threads it takes, and GPUs of its own where several jobs run at once.
 
 Slots are lock files that every driver of one user on one machine shares; the kernel frees them when a holder dies.
 """
@@ -7,7 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,28 @@ def take_slot(names: list[str], folder: Path) -> Iterator[str]:
                 lock.release()
             return
         time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def take_slots(names: list[str], count: int, folder: Path) -> Iterator[list[str]]:
+    """Hold `count` slots, or all that there are, on a GPU no more than one while there are others.
+
+    Who collects several does so alone: two that each held half of what they need would wait for ever.
+    """
+    with ExitStack() as held:
+        taken: list[str] = []
+        with FileLock(folder / "several.lock") if count > 1 else ExitStack():
+            while len(taken) < min(count, len(names)):
+                used = {device_of(name) for name in taken}
+                left = [name for name in names if name not in taken]
+                others = [name for name in left if device_of(name) not in used]
+                taken.append(held.enter_context(take_slot(others or left, folder)))
+        yield taken
+
+
+def device_of(slot: str) -> str:
+    """Return the GPU of a slot `gpu-GPU-TURN`; a CPU's slot is one of its own."""
+    return slot.removeprefix("gpu-").rsplit("-", 1)[0] if slot.startswith("gpu-") else slot
 
 
 def visible_gpus() -> list[str]:
@@ -73,14 +95,16 @@ class Share:
         return [f"cpu-{number}" for number in range(self.cpu_slots or 0)]
 
     @contextmanager
-    def environment(self, device: str, folder: Path | None = None) -> Iterator[dict[str, str]]:
-        """Wait for this job's slot, hold it, and give the environment variables of the job's process."""
-        variables = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
-        names = self.slot_names(device)
+    def environment(self, device: str, folder: Path | None = None, processes: int = 1) -> Iterator[dict[str, str]]:
+        """Wait for this job's slots, one for each of its processes, hold them, and give its environment variables."""
+        names, folder = self.slot_names(device), folder or slots_folder()
+        each = self.threads if self.threads is None or self.cpu_slots else max(1, self.threads // processes)
+        variables = {"OMP_NUM_THREADS": str(each)} if each else {}
         if not names:
             yield variables
             return
-        with take_slot(names, folder or slots_folder()) as name:
-            if name.startswith("gpu-"):
-                variables["CUDA_VISIBLE_DEVICES"] = name.removeprefix("gpu-").rsplit("-", 1)[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        with take_slots(names, processes, folder) as taken:
+            if taken[0].startswith("gpu-"):
+                variables["CUDA_VISIBLE_DEVICES"] = ",".join(device_of(name) for name in taken)
             yield variables

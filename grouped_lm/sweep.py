@@ -225,7 +225,7 @@ def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, 
     """
     state = job_state(config, run_dir)
     if state != COMPLETE and (not wait or limits.left_to_others(run_dir)):
-        with share.environment(config.train.device) as environment:
+        with share.environment(config.train.device, processes=config.train.devices) as environment:
             state = job_state(config, run_dir)  # waiting for a slot can take hours
             if state != COMPLETE and (wait or limits.allow(state)):
                 state = run_job(config, run_dir, wait=wait, environment=environment)

@@ -64,9 +64,9 @@ class WandbRun:
     `QUIET_S`, `FINISH_S` in all; what is not sent by then stands in the run folder, and `wandb sync` sends it.
     """
 
-    def __init__(self, config: Config, run_dir: Path) -> None:
+    def __init__(self, config: Config, run_dir: Path, quiet: bool = False) -> None:
         self._run: Any = None
-        self._over = config.tracking.mode == "disabled"
+        self._over = quiet or config.tracking.mode == "disabled"
         self._quiet_s = FINISH_S if config.tracking.mode == "offline" else QUIET_S
         self._done = 0
         self._actions: queue.SimpleQueue[tuple[str, Callable[[], object]] | None] = queue.SimpleQueue()
@@ -176,11 +176,18 @@ def _stable_id(run_dir: Path) -> str:
 
 
 class Tracker:
-    """The record and its copy."""
+    """The record and its copy.
 
-    def __init__(self, config: Config, run_dir: Path, log: MetricsLog) -> None:
+    Args:
+        config: the run.
+        run_dir: its folder.
+        log: the record.
+        quiet: there is another process for the copy.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, log: MetricsLog, quiet: bool = False) -> None:
         self.log_file = log
-        self._wandb = WandbRun(config, run_dir)
+        self._wandb = WandbRun(config, run_dir, quiet)
 
     def log(self, row: dict[str, Any]) -> None:
         """Write one row of metrics; absent figures (None) are left out of the copy."""

@@ -1,26 +1,25 @@
 """Training: one loop, read from top to bottom."""
 
 import contextlib
-import math
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from grouped_lm.checkpoint import write_checkpoint
-from grouped_lm.config import Config, config_to_dict
+from grouped_lm.config import Config, TrainConfig, config_to_dict
 from grouped_lm.data import prepare_data
+from grouped_lm.data.feed import Feed
 from grouped_lm.data.loader import TrainBatches, ValidWindows
-from grouped_lm.data.tokenizer import vocab_size_of
-from grouped_lm.display import PrepareDisplay, TrainDisplay
+from grouped_lm.display import TrainDisplay
 from grouped_lm.errors import DiskError, DivergedError
 from grouped_lm.evaluate import evaluate
-from grouped_lm.grouping import check_group_size
-from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.identity import config_hash, config_identity
+from grouped_lm.launch import launch
 from grouped_lm.measure import (
     UNTIMED_STEPS,
     StepMemory,
@@ -28,21 +27,24 @@ from grouped_lm.measure import (
     measure_gemm_flops_per_sec,
     measure_head_peak_gib,
 )
-from grouped_lm.models.build import build_lm, check_head, count_params
+from grouped_lm.models.build import build_lm, count_params
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer, learning_rate
+from grouped_lm.parallel import clip_gradients, count_targets, spread_model
 from grouped_lm.resume import Progress, RunState, mirror_checkpoint
 from grouped_lm.room import dry_run, explain_out_of_memory
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runtime import describe_environment, resolve_device, set_threads, write_json
 from grouped_lm.scoring import autocast
-from grouped_lm.secret_values import refuse_secrets
 from grouped_lm.signals import StopRequested, StopSignals
+from grouped_lm.step_figures import StepFigures, Unread
 from grouped_lm.tracking import MetricsLog, Tracker
+from grouped_lm.traffic import StepTraffic
 from grouped_lm.train_state import finite_weights, pack
 from grouped_lm.watchdog import Watchdog
+from grouped_lm.world import World, join_world, started_as
 
-SAME_BITS = ("python", "libraries", "cpu", "threads", "device", "gpu")
+SAME_BITS = ("python", "libraries", "cpu", "threads", "device", "gpu", "processes")
 """Of the environment, what decides the last bits of a figure."""
 
 
@@ -55,36 +57,47 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
         DataError, RunFolderError, DriftError, CheckpointError, DiskError, DivergedError: see `errors`.
         KeyboardInterrupt, SystemExit: asked to stop; the state was saved before.
     """
-    folder = RunFolder(run_dir)
-    with folder.lock():
-        folder.check_same_run(config)
-        result = folder.read_result()
+    if config.train.processes > 1 and started_as()[1] == 1:
+        return launch(config, run_dir)
+    with join_world(config.train.processes, resolve_device(config.train.device)) as world, ExitStack() as held:
+        folder = RunFolder(Path(world.first(lambda: str(run_dir.absolute() if world.size > 1 else run_dir))))
+
+        def enter() -> dict[str, Any] | None:
+            held.enter_context(folder.lock())
+            folder.check_same_run(config)
+            return folder.read_result()
+
+        result = world.first(enter)
         if result is not None and result["state"] == COMPLETE:
             return result
         try:
-            return _train(config, folder)
+            return _train(config, folder, world)
         except Exception as error:
             known = explain(error, config, folder)
             with contextlib.suppress(OSError):  # a full disk takes no result either
-                write_json(folder.result, failed(f"{known or error}"))
+                if world.is_first:
+                    write_json(folder.result, failed(f"{known or error}"))
             if known is None:
                 raise
             raise known from error
 
 
-def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
+def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
     cfg, block_size = config.train, config.model.block_size
-    device = resolve_device(cfg.device)
-    set_threads(cfg.threads)
+    device, share = world.device(resolve_device(cfg.device)), cfg.share(world.size)
+    set_threads(cfg.threads, world.local_size)
     torch.manual_seed(config.seed)
-    dry_run(config, device)
+    if world.size == 1 or cfg.strategy == "ddp":
+        world.first(dry_run, config, device, world.size, world.local_size)
 
     corpus = prepare_data(config.data, config.tokenizer)
-    batches = TrainBatches(corpus.train.tokens(), block_size, cfg.micro_batch_size, config.seed)
-    windows = ValidWindows(corpus.valid.tokens(), block_size, cfg.eval_batch_size or cfg.micro_batch_size)
-    model = build_lm(config, corpus.train.counts, corpus.train.tokens).to(device)
+    tokens = corpus.train.tokens()
+    batches = TrainBatches(tokens, block_size, cfg.micro_batch_size, config.seed, world.rank, world.size)
+    windows = ValidWindows(corpus.valid.tokens(), block_size, cfg.eval_batch_size or share)
+    model = build_lm(config, corpus.train.counts, corpus.train.tokens)
+    spread = spread_model(model, cfg, world, device)
     optimizer = build_optimizer(config.optim, model)
-    forward = torch.compile(model) if cfg.compile else model
+    feed, unread = Feed(batches.batch, device), Unread(device)
 
     log = MetricsLog(folder.metrics)
     identity = {
@@ -92,26 +105,28 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
         "train_tokens": corpus.train.manifest["sha256"],
         "valid_tokens": corpus.valid.manifest["sha256"],
     }
-    environment = describe_environment(device)
+    environment = describe_environment(device) | ({"processes": world.size} if world.size > 1 else {})
     saved_with = {
         "identity": identity,
         "config": config_identity(config_to_dict(config)),
-        "environment": {key: environment[key] for key in SAME_BITS},
+        "environment": {key: environment[key] for key in SAME_BITS if key in environment},
     }
-    state = RunState(folder, config, model, optimizer, log, saved_with)
+    state = RunState(folder, config, model, optimizer, log, saved_with, world)
     progress = state.resume()
-    folder.write_start(config, environment)
-    folder.write_tokens(config, model.head)
-    tracker = Tracker(config, folder.path, log)
+    world.first(folder.write_start, config, environment)
+    world.first(folder.write_tokens, config, model.head)
+    tracker = Tracker(config, folder.path, log, quiet=not world.is_first)
 
     step_tokens = cfg.micro_batch_size * cfg.grad_accum_steps * block_size
     forward_flops = estimate_body_flops_per_token(config.model, block_size) + model.head.flops_per_token()
     roof = measure_gemm_flops_per_sec(device, getattr(torch, cfg.dtype))
-    mfu_per_rate = 3.0 * forward_flops / roof  # backward takes twice the forward pass
-    head_peak = measure_head_peak_gib(
-        model.head, cfg.micro_batch_size * block_size, config.model.n_embd, model.head.vocab_size, device
-    )
-    memory, speed = StepMemory(device, model, optimizer), Throughput()
+    mfu_per_rate = 3.0 * forward_flops / roof / world.size  # backward takes twice the forward pass
+    head_peak = None  # shards are not whole outside of a step
+    if not spread.shards:
+        n_tokens, width, vocab_size = share * block_size, config.model.n_embd, model.head.vocab_size
+        head_peak = measure_head_peak_gib(model.head, n_tokens, width, vocab_size, device)
+    memory = StepMemory(device, model, optimizer, held_bytes=spread.held_bytes())
+    speed, traffic = Throughput(), StepTraffic()
     save_every = cfg.checkpoint_every_steps or max(1, cfg.max_steps // 10)
     first_step, started = progress.step, time.monotonic()
     saved_at, saved_step = started, progress.step if progress.step else None
@@ -121,33 +136,46 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
         if saved_step == progress.step:
             return
         begun = time.monotonic()
-        if not finite_weights(model):
+        if world.any(not finite_weights(model))[0]:
             raise DivergedError(f"diverged at step {progress.step}: weights are no finite numbers; nothing was saved")
         counted = vars(progress) | {"seconds": progress.seconds + begun - started}
-        files = pack(model, optimizer, saved_with | {"progress": counted, "metrics_bytes": log.size()})
-        write_checkpoint(folder.checkpoints, progress.step, files, cfg.keep_checkpoints)
-        mirror_checkpoint(folder.mirror(config), progress.step, files, log, cfg.keep_checkpoints)
+        files = pack(model, optimizer, saved_with | {"progress": counted, "metrics_bytes": log.size()}, world)
+
+        def write() -> None:
+            write_checkpoint(folder.checkpoints, progress.step, files, cfg.keep_checkpoints)
+            mirror_checkpoint(folder.mirror(config), progress.step, files, log, cfg.keep_checkpoints)
+
+        world.first(write)
         saved_at, saved_step = time.monotonic(), progress.step
         progress.checkpoint_seconds += saved_at - begun
 
     def judge() -> dict[str, Any]:
-        batches_left: Any = watchdog.between(stop.between(windows))
-        figures = evaluate(model, batches_left, corpus.valid.text_bytes, device, cfg.dtype).metrics()
+        part = watchdog.between(stop.between(windows.part(world.rank, world.size), world.any))
+        figures = evaluate(model, part, corpus.valid.text_bytes, device, cfg.dtype, world).metrics()
+        spread.rest()
         where = {"trainer/step": progress.step, "trainer/tokens": progress.step * step_tokens}
-        tracker.log(where | figures)
+        world.first(tracker.log, where | figures)
         display.row(progress.step, progress.row | figures)
         progress.eval_due = False
         return figures
 
     def leave() -> None:
         display.say(f"stopped at step {progress.step} and saved; the same command with this folder goes on")
-        write_json(folder.result, {"state": INTERRUPTED, "trainer/step": progress.step})
+        world.first(write_json, folder.result, {"state": INTERRUPTED, "trainer/step": progress.step})
         tracker.finish({"state": INTERRUPTED}, exit_code=1)
         stop.leave()
 
     title = f"{config.model.name} {config.head.name}"
-    hang = Watchdog(folder.path, cfg.hang_minutes, lambda why: write_json(folder.result, failed(why)))
-    with StopSignals() as stop, hang as watchdog, TrainDisplay(title, cfg.max_steps, progress.step) as display:
+
+    def note_hang(reason: str) -> None:
+        if world.is_first:
+            write_json(folder.result, failed(reason))
+
+    hang = Watchdog(folder.path, cfg.hang_minutes, note_hang, world.rank)
+    shown = TrainDisplay(title, cfg.max_steps, progress.step, quiet=not world.is_first)
+    with StopSignals() as stop, hang as watchdog, shown as display:
+        if world.restarts:
+            display.say(f"a process was lost; restart {world.restarts}, going on from step {progress.step}")
         model.train()
         while progress.step < cfg.max_steps or progress.eval_due:
             if progress.eval_due:
@@ -164,41 +192,42 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
-            with memory.watch(progress.step - first_step):
+            with memory.watch(progress.step - first_step), traffic.watch(progress.step - first_step):
                 losses: list[HeadLoss] = []
                 for micro_step in range(cfg.grad_accum_steps):
                     place = (progress.step + progress.steps_passed_over) * cfg.grad_accum_steps + micro_step
-                    input_ids, targets = batches.batch(place)
-                    with autocast(device, cfg.dtype):
-                        losses.append(forward(input_ids.to(device), targets.to(device)))
-                    (losses[-1].objective() / cfg.grad_accum_steps).backward()
+                    input_ids, targets = feed.batch(place)
+                    counted = count_targets(targets, world)
+                    with spread.micro_step(last=micro_step == cfg.grad_accum_steps - 1):
+                        with autocast(device, cfg.dtype):
+                            losses.append(spread.mean_loss(input_ids, targets, counted))
+                        (losses[-1].objective() / cfg.grad_accum_steps).backward()
+                    feed.stage(place + 1)
+                losses = spread.add_up(losses)
                 grad_norm = clip_gradients(model, config.optim.grad_clip)
-                problem = not_finite(losses, grad_norm, lr, progress.step)
-                if problem is None:
-                    add_losses(progress, losses)
-                    optimizer.step()
+                unread.add(optimizer, losses, grad_norm, progress.step, lr)
+                optimizer.step()  # passes over a step that is not finite
                 optimizer.zero_grad(set_to_none=True)
-            if problem is not None:
-                display.say(f"{problem} (train.on_nonfinite={cfg.on_nonfinite})")
-                count = progress.nonfinite + 1
-                if cfg.on_nonfinite == "raise" or count > cfg.max_nonfinite:
-                    raise DivergedError(f"{problem}; a lower optim.lr or more optim.warmup_steps may help")
-                if cfg.on_nonfinite == "rollback":
-                    bad = progress.step + progress.steps_passed_over
-                    progress = state.go_back()
-                    progress.steps_passed_over = bad + 1 - progress.step
-                    progress.nonfinite, saved_step, first_step = count, progress.step, progress.step
-                    continue
-                progress.nonfinite = count
             progress.step += 1
             watchdog.beat()
             display.step(progress.step)
 
-            step, last, stopping = progress.step, progress.step == cfg.max_steps, stop.received is not None
-            log_now = (last or step % cfg.log_every_steps == 0) and progress.loss_steps > 0
+            step, last = progress.step, progress.step == cfg.max_steps
+            late = time.monotonic() - saved_at > 60 * cfg.checkpoint_every_minutes
+            stopping, overdue = world.any(stop.received is not None, late)
+            log_due = last or step % cfg.log_every_steps == 0
             eval_now = not last and cfg.eval_every_steps is not None and step % cfg.eval_every_steps == 0
-            overdue = time.monotonic() - saved_at > 60 * cfg.checkpoint_every_minutes
             save_now = last or stopping or overdue or step % save_every == 0
+            if unread.at_once or log_due or eval_now or save_now:
+                done = unread.read()
+                bad = account(progress, done, cfg, display.say)
+                if bad is not None:
+                    passed, count = bad.step + progress.steps_passed_over + 1, progress.nonfinite + 1
+                    progress = state.go_back()
+                    progress.steps_passed_over = passed - progress.step
+                    progress.nonfinite, saved_step, first_step = count, progress.step, progress.step
+                    continue
+            log_now = log_due and progress.loss_steps > 0
             if log_now or eval_now or save_now:
                 rate = speed.stop(step, step_tokens, device)
                 progress.row |= {key: value for key, value in memory.read().items() if value is not None}
@@ -207,7 +236,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
                     "trainer/step": step,
                     "trainer/tokens": step * step_tokens,
                     **progress.mean_losses(),
-                    "train/grad_norm": grad_norm.item() if problem is None else None,  # JSON has no NaN
+                    "train/grad_norm": done[-1].grad_norm if done[-1].finite else None,  # JSON has no NaN
                     "train/lr": lr,
                     "throughput/tokens_per_sec": rate,
                     "throughput/mfu": rate and rate * mfu_per_rate,
@@ -215,7 +244,7 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
                 }
                 if progress.nonfinite:
                     progress.row["train/nonfinite_steps"] = progress.nonfinite
-                tracker.log(progress.row)
+                world.first(tracker.log, progress.row)
                 display.row(step, progress.row)
             progress.eval_due = eval_now  # saved with the step, so that whoever goes on from it makes up for it
             if save_now:
@@ -244,31 +273,12 @@ def _train(config: Config, folder: RunFolder) -> dict[str, Any]:
             "throughput/roof_tflops_per_sec": roof / 1e12,
             "time/step_ms": rate and 1000 * step_tokens / rate,
         }
-        write_json(folder.result, result)
+        if world.size > 1:
+            result |= {"processes": world.size, "network/sent_bytes_per_step": traffic.sent}
+        world.first(write_json, folder.result, result)
         tracker.finish(result)
     display.close(result)
-    return result
-
-
-def preflight(config: Config, run_dir: Path | None = None) -> None:
-    """Refuse what cannot run, before any folder is made; prepare the data on the way.
-
-    Raises:
-        ConfigError: a group size above V, a device that is not there, a head tied to nothing or without the
-            losses asked for.
-        DataError: text that is missing, unreadable or too short.
-        DriftError, RunFolderError: `run_dir` already holds something else.
-    """
-    refuse_secrets(config_to_dict(config))
-    resolve_device(config.train.device)
-    check_head(config)
-    if needs_grouping(config.head):
-        check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
-    if run_dir is not None:
-        RunFolder(run_dir).check_same_run(config)
-    with PrepareDisplay() as display:
-        corpus = prepare_data(config.data, config.tokenizer, display.progress)
-    TrainBatches(corpus.train.tokens(), config.model.block_size, config.train.micro_batch_size, config.seed)
+    return world.first(lambda: result)
 
 
 def explain(error: Exception, config: Config, folder: RunFolder) -> Exception | None:
@@ -278,7 +288,7 @@ def explain(error: Exception, config: Config, folder: RunFolder) -> Exception | 
             f"{folder.path} cannot be written ({error.strerror or error}); the checkpoints there are untouched: "
             "make room and run the same command again"
         )
-    return explain_out_of_memory(error, config, resolve_device(config.train.device))
+    return explain_out_of_memory(error, config, resolve_device(config.train.device), started_as()[1])
 
 
 def failed(reason: str) -> dict[str, Any]:
@@ -286,32 +296,25 @@ def failed(reason: str) -> dict[str, Any]:
     return {"state": FAILED, "reason": reason}
 
 
-def clip_gradients(model: torch.nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradient down to `max_norm` (0 leaves it alone) and return its norm before that."""
-    return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
+def account(
+    progress: Progress, done: list[StepFigures], cfg: TrainConfig, say: Callable[[str], None]
+) -> StepFigures | None:
+    """Count steps that were read, and return the one from which to go back, if there is one.
 
-
-def add_losses(progress: Progress, losses: list[HeadLoss]) -> None:
-    """Add the mean losses of one step to the sums that the next row divides."""
-    for key, part in (
-        ("train/loss", "nll"),
-        ("train/loss_group", "group_nll"),
-        ("train/loss_token", "token_nll"),
-    ):
-        values = [getattr(loss, part) for loss in losses]
-        if values[0] is not None:
-            mean = torch.stack([value.detach() for value in values]).double().mean().item()
-            progress.loss_sums[key] = progress.loss_sums.get(key, 0.0) + mean
-    progress.loss_steps += 1
-
-
-def not_finite(losses: list[HeadLoss], grad_norm: Tensor, lr: float, step: int) -> str | None:
-    """Return what is wrong with a step whose update would poison the weights; None if loss and gradient are finite."""
-    loss = torch.stack([one.nll.detach() for one in losses]).double().mean().item()
-    norm = grad_norm.item()
-    if math.isfinite(loss) and math.isfinite(norm):
-        return None
-    return f"diverged at step {step}: loss {loss:g}, gradient norm {norm:g}, learning rate {lr:g}"
+    Raises:
+        DivergedError: a step was not finite, and `train.on_nonfinite` or `train.max_nonfinite` ends the run.
+    """
+    for figures in done:
+        if figures.finite:
+            progress.add(figures.losses)
+            continue
+        say(f"{figures.problem} (train.on_nonfinite={cfg.on_nonfinite})")
+        if cfg.on_nonfinite == "raise" or progress.nonfinite + 1 > cfg.max_nonfinite:
+            raise DivergedError(f"{figures.problem}; a lower optim.lr or more optim.warmup_steps may help")
+        if cfg.on_nonfinite == "rollback":
+            return figures
+        progress.nonfinite += 1
+    return None
 
 
 def describe_model(config: Config, model: LanguageModel) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""The whole state of a training run as bytes, and back: weights, optimizer, random generators, counters."""
+"""The whole state of a training run as bytes, and back: weights, optimizer, random generators, counters.
+
+The bytes are those of one process, however many train: shards are gathered for the first one, which writes, and cut
+again where they are read. What several processes add are the random generators of the others (`rng/RANK/...`).
+"""
 
 import json
 from collections.abc import Callable
@@ -12,6 +16,7 @@ from torch import Tensor, nn
 
 from grouped_lm.errors import CheckpointError
 from grouped_lm.heads import Head
+from grouped_lm.world import ALONE, World, is_sharded, local, whole
 
 TENSORS, STATE = "state.safetensors", "state.json"
 
@@ -26,23 +31,42 @@ def named_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def pack(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, bytes]:
-    """Return the files of a checkpoint.
+def pack(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], world: World = ALONE
+) -> dict[str, bytes]:
+    """Return the files of a checkpoint; nothing in processes that do not write it.
 
     Args:
         model: an uncompiled module.
         optimizer: with per-parameter tensors, such as AdamW's.
         state: JSON-able counters and fingerprints.
+        world: the processes, all of which have to ask.
     """
     tensors = {f"model/{name}": tensor.detach() for name, tensor in named_state(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optim/{name}/{key}"] = value
-    tensors["rng/cpu"] = torch.get_rng_state()
+    kept = {}
+    for name, tensor in tensors.items():  # one at a time, so that no device holds more than one in full
+        full = whole(tensor)
+        if world.is_first:
+            kept[name] = full.cpu().contiguous()
+    kept |= _pack_rng(world)
+    if not world.is_first:
+        return {}
+    return {TENSORS: save_tensors(kept), STATE: json.dumps(state, indent=2, sort_keys=True).encode()}
+
+
+def _pack_rng(world: World) -> dict[str, Tensor]:
+    """Return the random state of every process; that of the first under the names that it has alone."""
+    found = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors["rng/cuda"] = torch.cuda.get_rng_state()
-    cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    return {TENSORS: save_tensors(cpu), STATE: json.dumps(state, indent=2, sort_keys=True).encode()}
+        found["cuda"] = torch.cuda.get_rng_state()
+    named = {}
+    for kind, own in found.items():
+        for rank, state in enumerate(world.gather(own)):
+            named[f"rng/{rank}/{kind}" if rank else f"rng/{kind}"] = state
+    return named
 
 
 def head_buffers(files: dict[str, bytes]) -> dict[str, Tensor]:
@@ -56,8 +80,8 @@ def head_buffers(files: dict[str, bytes]) -> dict[str, Tensor]:
 
 
 def finite_weights(model: nn.Module) -> bool:
-    """Return whether every weight is a finite number."""
-    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    """Return whether every weight is a finite number, of shards those that lie here."""
+    return all(bool(torch.isfinite(local(parameter)).all()) for parameter in model.parameters())
 
 
 def unpack_model(files: dict[str, bytes], model: nn.Module) -> dict[str, Any]:
@@ -67,7 +91,11 @@ def unpack_model(files: dict[str, bytes], model: nn.Module) -> dict[str, Any]:
         CheckpointError: names or shapes are not the model's.
     """
     tensors, state = _read(files)
-    _copy_weights(tensors, model)
+    expected = named_state(model)
+    _check_weights(tensors, expected)
+    with torch.no_grad():
+        for name, target in expected.items():
+            target.copy_(tensors[f"model/{name}"])
     for module in model.modules():
         if isinstance(module, Head):
             module.after_load()
@@ -79,39 +107,89 @@ def unpack(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     accept: Callable[[dict[str, Any]], None] = lambda state: None,
+    world: World = ALONE,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Load a checkpoint into model, optimizer and random generators, to go on, and return its counters.
 
     Args:
-        files: of the checkpoint, verified.
+        files: of the checkpoint, verified; looked at in the first process alone.
         model, optimizer: built from the run's config.
         accept: looks at the counters before anything is loaded, and raises if they belong to another run.
+        world: the processes, of any number, whatever the number that saved it.
+        seed: the run's, for the random numbers of processes that have saved none.
 
     Raises:
         CheckpointError: names, shapes or the grouping are not the model's.
     """
-    tensors, state = _read(files)
-    accept(state)
-    for name, buffer in model.named_buffers():
-        saved = tensors.get(f"model/{name}")
-        if saved is not None and not torch.equal(saved, buffer.cpu()):
-            raise CheckpointError(f"{name} in the checkpoint is another grouping than this config's")
-    _copy_weights(tensors, model)
-    for name, parameter in model.named_parameters():
-        prefix = f"optim/{name}/"
-        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in own.items()}
-    _restore_rng(tensors)
-    return state
+    tensors: dict[str, Tensor] = {}
+    expected = named_state(model)
+
+    def look() -> dict[str, Any]:
+        found, state = _read(files)
+        accept(state)
+        for name, buffer in model.named_buffers():
+            saved = found.get(f"model/{name}")
+            if saved is not None and not torch.equal(saved, buffer.cpu()):
+                raise CheckpointError(f"{name} in the checkpoint is another grouping than this config's")
+        _check_weights(found, expected)
+        tensors.update(found)
+        moments = {key: [str(value.dtype), *value.shape] for key, value in found.items() if key.startswith("optim/")}
+        return {"state": state, "moments": moments, "rng": [key for key in found if key.startswith("rng/")]}
+
+    told = world.first(look)
+    with torch.no_grad():
+        for name, target in expected.items():
+            world.fill(target, tensors.get(f"model/{name}"))
+        for name, parameter in model.named_parameters():
+            prefix = f"optim/{name}/"
+            optimizer.state[parameter] = {
+                key.removeprefix(prefix): _moment(parameter, form, tensors.get(key), world)
+                for key, form in told["moments"].items()
+                if key.startswith(prefix)
+            }
+    _restore_rng(tensors, told["rng"], world, seed, told["state"])
+    return told["state"]
 
 
-def _restore_rng(tensors: dict[str, Tensor]) -> None:
+def _moment(parameter: Tensor, form: list[Any], source: Tensor | None, world: World) -> Tensor:
+    """Return what the optimizer keeps of a parameter: cut as the parameter is, or whole where it has another shape."""
+    dtype, *shape = form
+    kind = getattr(torch, dtype.removeprefix("torch."))
+    if is_sharded(parameter) and list(parameter.shape) == shape:
+        made = torch.empty_like(parameter, dtype=kind)
+    else:
+        made = torch.empty(shape, dtype=kind, device=parameter.device)
+    world.fill(made, source)
+    return made
+
+
+def _restore_rng(tensors: dict[str, Tensor], names: list[str], world: World, seed: int, state: dict[str, Any]) -> None:
     try:
-        torch.set_rng_state(tensors["rng/cpu"])
+        if world.is_first:
+            torch.set_rng_state(tensors["rng/cpu"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint's random generator cannot be restored: {error}") from error
-    if "rng/cuda" in tensors and torch.cuda.is_available():
+    if world.is_first and "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"])
+    if world.size > 1:
+        _restore_others(tensors, names, world, seed, state["progress"]["step"])
+
+
+def _restore_others(tensors: dict[str, Tensor], names: list[str], world: World, seed: int, step: int) -> None:
+    """Give the processes behind the first their random states, or fresh ones where there were fewer processes."""
+    world.seed(seed, step)
+    for kind, own, put in (
+        ("cpu", torch.get_rng_state(), torch.set_rng_state),
+        *([("cuda", torch.cuda.get_rng_state(), torch.cuda.set_rng_state)] if torch.cuda.is_available() else []),
+    ):
+        for rank in range(1, world.size):
+            name = f"rng/{rank}/{kind}"
+            if name in names:
+                state = torch.empty_like(own)
+                world.fill(state, tensors.get(name))
+                if rank == world.rank:
+                    put(state)
 
 
 def _read(files: dict[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -124,17 +202,14 @@ def _read(files: dict[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, state
 
 
-def _copy_weights(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    expected = named_state(model)
+def _check_weights(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     saved = {key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")}
     if saved.keys() != expected.keys():
         odd = sorted(saved.keys() ^ expected.keys())
         raise CheckpointError(f"the checkpoint's weights are not this model's: {', '.join(odd[:5])}")
-    with torch.no_grad():
-        for name, target in expected.items():
-            if saved[name].shape != target.shape or saved[name].dtype != target.dtype:
-                raise CheckpointError(
-                    f"{name} is {tuple(saved[name].shape)} {saved[name].dtype} in the checkpoint, "
-                    f"{tuple(target.shape)} {target.dtype} in the model"
-                )
-            target.copy_(saved[name])
+    for name, target in expected.items():
+        if saved[name].shape != target.shape or saved[name].dtype != target.dtype:
+            raise CheckpointError(
+                f"{name} is {tuple(saved[name].shape)} {saved[name].dtype} in the checkpoint, "
+                f"{tuple(target.shape)} {target.dtype} in the model"
+            )

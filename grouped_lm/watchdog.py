@@ -25,10 +25,12 @@ class Watchdog:
         run_dir: where the stacks go.
         minutes: longest silence; None never ends anything.
         on_hang: called with the reason just before the end, to write it down.
+        rank: of this process; all but the first write `hang-RANK.txt`.
     """
 
-    def __init__(self, run_dir: Path, minutes: float | None, on_hang: Callable[[str], None]) -> None:
+    def __init__(self, run_dir: Path, minutes: float | None, on_hang: Callable[[str], None], rank: int = 0) -> None:
         self._run_dir, self._limit_s, self._on_hang = run_dir, 60 * (minutes or 0.0), on_hang
+        self._stacks = f"hang-{rank}.txt" if rank else STACKS
         self._beaten = time.monotonic()
         self._over = threading.Event()
 
@@ -55,11 +57,11 @@ class Watchdog:
         while not self._over.wait(min(1.0, self._limit_s / 4)):
             silent = time.monotonic() - self._beaten
             if silent > self._limit_s:
-                self._end(f"nothing happened for {silent:.0f} s (train.hang_minutes); stacks in {STACKS}")
+                self._end(f"nothing happened for {silent:.0f} s (train.hang_minutes); stacks in {self._stacks}")
 
     def _end(self, reason: str) -> None:
         try:
-            with (self._run_dir / STACKS).open("w", encoding="utf-8") as file:
+            with (self._run_dir / self._stacks).open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
             self._on_hang(reason)
             print(f"gvc: error: {self._run_dir}: {reason}; the same command goes on", file=sys.stderr, flush=True)

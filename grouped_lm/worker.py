@@ -1,15 +1,22 @@
-"""`python -m grouped_lm.worker RUN_FOLDER PARENT_PID`: one job of a sweep, in a process of its own."""
+"""`python -m grouped_lm.worker RUN_FOLDER PARENT_PID [OUTCOME]`: one job of a sweep, or one of a run's processes.
+
+With an OUTCOME, a file, its parent is torch's launcher, which starts failing processes again: an error that would come
+again is left there instead, and so is the result.
+"""
 
 import ctypes
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
-from grouped_lm.errors import BusyError, GvcError
+from grouped_lm.errors import EXIT_INTERRUPTED, BusyError, GvcError
+from grouped_lm.runtime import write_json
 from grouped_lm.signals import exit_on_sigterm
 from grouped_lm.sweep import BUSY_EXIT, read_job
 from grouped_lm.train import train
+from grouped_lm.world import describe_error
 
 PR_SET_PDEATHSIG = 1
 
@@ -22,16 +29,29 @@ def stop_with_parent(parent: int) -> None:
         sys.exit(0)
 
 
+def leave(outcome: Path, told: dict[str, Any]) -> None:
+    """Leave an outcome; one process of this machine is enough for that of all."""
+    if os.environ["LOCAL_RANK"] == "0" or "error" in told:
+        write_json(outcome, told)
+
+
 def main() -> None:
     """Train the job that lies in the folder, and exit as `gvc train` would."""
-    run_dir = Path(sys.argv[1])
+    run_dir, outcome = Path(sys.argv[1]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
     stop_with_parent(int(sys.argv[2]))
     try:
         with exit_on_sigterm():  # until the training takes the signals over
-            train(read_job(run_dir), run_dir)
-    except BusyError:
-        sys.exit(BUSY_EXIT)
+            result = train(read_job(run_dir), run_dir)
+        if outcome:
+            leave(outcome, {"result": result})
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
     except GvcError as error:
+        if outcome:
+            leave(outcome, {"error": describe_error(error)})
+            return
+        if isinstance(error, BusyError):
+            sys.exit(BUSY_EXIT)
         print(f"gvc: error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LEVELS = [
     {"errors"},
-    {"config", "checkpoint", "clustering", "signals", "watchdog", "secret_values"},
+    {"config", "checkpoint", "clustering", "signals", "watchdog", "secret_values", "traffic", "world"},
     {
         "identity",
         "runtime",
@@ -26,21 +26,22 @@ LEVELS = [
         "synthetic",
     },
     {"heads", "plot_data", "devices"},
-    {"compression", "data", "optim", "tracking", "train_state", "plot_parts"},
+    {"compression", "data", "optim", "tracking", "train_state", "plot_parts", "step_figures"},
     {"models"},
-    {"run_folder", "display", "plots", "scoring"},
-    {"resume", "rows", "figures", "continuations", "plots_bench"},
+    {"run_folder", "display", "plots", "scoring", "parallel"},
+    {"resume", "rows", "figures", "continuations", "plots_bench", "launch"},
     {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
-    {"harness"},
+    {"harness", "ladder"},
     {"sweep_display", "fake_step", "assess", "hf", "judge"},
     {"plan"},
     {"room", "plan_table", "assess_tables"},
-    {"train"},
+    {"train", "preflight"},
     {"worker", "bench"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},
+    "triton": {f"grouped_lm/heads/kernels/{name}.py" for name in ("own_rows", "slot_loss", "tiles")},
     "wandb": {"grouped_lm/tracking.py"},
     "typer": {"cli"},
     "hydra": {"cli"},

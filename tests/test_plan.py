@@ -60,6 +60,7 @@ def test_predicted_peak_is_that_of_the_loop(body, head, batch, tiny, workdir):
         ["head=dense", "head.chunk_rows=64", "tokenizer=gpt2"],
         ["head=grouped", "model.dropout=0.1"],
         ["head=grouped", "train.dtype=bfloat16"],
+        ["head=grouped", "model.activation_checkpointing=true", "model.n_layer=4", "model.dropout=0.1"],
         ["head=grouped", "model.attention=unfused"],
         ["head=grouped", "model.attention=unfused", "model.body=gpt_neo", "model.window_size=16"],
     ],

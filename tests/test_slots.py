@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from filelock import FileLock, Timeout
 from grouped_lm.cli.launchers import share_of_job
 from omegaconf import OmegaConf
 
@@ -50,6 +51,21 @@ def test_each_job_gets_a_gpu_of_its_own_and_then_a_second_round(tmp_path, monkey
         assert on_cpu == {"OMP_NUM_THREADS": "3"}
 
 
+def test_a_job_of_several_processes_gets_a_slot_for_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    share = Share(threads=8, per_gpu=2)
+    with share.environment("auto", tmp_path, processes=2) as both, share.environment("auto", tmp_path) as third:
+        assert both == {"OMP_NUM_THREADS": "4", "CUDA_VISIBLE_DEVICES": "0,1"}
+        assert third["CUDA_VISIBLE_DEVICES"] == "2"
+    with Share(threads=2, cpu_slots=2).environment("cpu", tmp_path, processes=3) as rest:
+        assert rest == {"OMP_NUM_THREADS": "2"}  # all that there are
+        with (
+            pytest.raises(Timeout),
+            FileLock(tmp_path / "cpu-1.lock", timeout=0),
+        ):
+            raise AssertionError("both slots are held")
+
+
 def test_a_slot_is_let_go_when_its_job_fails(tmp_path):
     with pytest.raises(RuntimeError), take_slot(["a"], tmp_path):
         raise RuntimeError
@@ -66,6 +82,7 @@ def test_a_slot_is_let_go_when_its_job_fails(tmp_path):
         ({"_target_": "x.LocalLauncher", "cpus_per_task": None}, Share(threads=1, cpu_slots=4, per_gpu=1)),
         ({"_target_": "x.LocalLauncher", "cpus_per_task": 2}, Share(threads=2, cpu_slots=2, per_gpu=1)),
         ({"_target_": "x.SlurmLauncher", "cpus_per_task": 8}, Share(threads=8)),
+        ({"_target_": "x.SlurmLauncher", "cpus_per_gpu": 8, "gpus_per_node": 2}, Share(threads=16)),
         ({"_target_": "x.RayLauncher", "ray": {"remote": {"num_cpus": 2}}}, Share(threads=2)),
     ],
 )

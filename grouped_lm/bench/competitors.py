@@ -5,6 +5,7 @@ stands in its row.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -16,8 +17,9 @@ from torch.nn import LinearCrossEntropyOptions
 
 from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import HEADS, DenseConfig, Head, HeadLoss, build_head, parse_head_config
+from grouped_lm.heads import HEADS, DenseConfig, Head, HeadLoss, build_head, kernels, parse_head_config
 from grouped_lm.heads.base import IGNORE_INDEX, flatten
+from grouped_lm.heads.chunked import working_dtype
 from grouped_lm.heads.dense import DenseHead
 
 Option = dict[str, Any]
@@ -31,21 +33,34 @@ class AutoChunkedHead(DenseHead):
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """See `Head.loss`."""
         states, flat = flatten(hidden, targets)
-        options = LinearCrossEntropyOptions()
-        return HeadLoss(
-            nll=F.linear_cross_entropy(states, self.weight, flat, ignore_index=IGNORE_INDEX, options=options)
-        )
+        dtype, options = working_dtype(states), LinearCrossEntropyOptions()
+        given = states.to(dtype), self.weight.to(dtype), flat
+        return HeadLoss(nll=F.linear_cross_entropy(*given, ignore_index=IGNORE_INDEX, options=options))
 
 
 class CutCrossEntropyHead(DenseHead):
-    """Apple's cut cross entropy (arXiv 2411.09009) in the implementation of the package that runs on a CPU."""
+    """Apple's cut cross entropy (arXiv 2411.09009): its kernels on a GPU, else what the package has for a CPU."""
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """See `Head.loss`."""
         from cut_cross_entropy import linear_cross_entropy
 
         states, flat = flatten(hidden, targets)
-        return HeadLoss(nll=linear_cross_entropy(states, self.weight, flat, impl="torch_compile"))
+        dtype, way = working_dtype(states), "cce" if states.is_cuda else "torch_compile"
+        return HeadLoss(nll=linear_cross_entropy(states.to(dtype), self.weight.to(dtype), flat, impl=way))
+
+
+class LigerHead(DenseHead):
+    """Liger's fused linear cross entropy (arXiv 2410.10989), sums over chunks in fp32."""
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """See `Head.loss`."""
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+        states, flat = flatten(hidden, targets)
+        dtype = working_dtype(states)
+        loss = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, accum_dtype=torch.float32)
+        return HeadLoss(nll=loss(self.weight.to(dtype), states.to(dtype), flat))
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,10 @@ class Competitor:
     grouping: which tokens share a group, where the head has groups.
     kind: a class of head that stands in for the head's own.
     compiled: run under `torch.compile`.
+    graphs: record its passes as CUDA graphs.
+    kernels: choose kernels of ours where there are some.
+    gpu_only: takes part on a GPU alone.
+    gpu_options: overrides tried there instead.
     package: has to be installed.
     """
 
@@ -67,7 +86,23 @@ class Competitor:
     grouping: str = "merge_rank"
     kind: type[DenseHead] | None = None
     compiled: bool = False
+    graphs: bool = False
+    kernels: bool = True
+    gpu_only: bool = False
+    gpu_options: tuple[Option, ...] | None = None
     package: str | None = None
+
+    def options_on(self, device: str) -> tuple[Option, ...]:
+        """Return the options that are tried on `cpu` or `cuda`."""
+        return self.gpu_options if device == "cuda" and self.gpu_options is not None else self.options
+
+    def running(self) -> AbstractContextManager[None]:
+        """Return the context of its passes, forward and backward."""
+        return nullcontext() if self.kernels else kernels.without()
+
+    def forward(self, module: nn.Module) -> Any:
+        """Return what is called in place of `module`."""
+        return torch.compile(module, mode="reduce-overhead" if self.graphs else None) if self.compiled else module
 
     @property
     def missing(self) -> bool:
@@ -79,11 +114,12 @@ class Competitor:
         return parse_head_config(self.head | (option or {}))
 
     def build(self, option: Option, n_embd: int, vocab_size: int, counts: Tensor, wte: nn.Parameter) -> Head:
-        """Build the head, freshly initialised; see `build_head` for the arguments."""
+        """Build the head on the device of `wte`, freshly initialised; see `build_head` for the arguments."""
         if self.kind is not None:
             return self.kind(DenseConfig(), wte)
         grouping = GroupingConfig(name=self.grouping)
-        return build_head(self.config(option), n_embd, vocab_size, grouping=grouping, counts=counts, wte=wte)
+        head = build_head(self.config(option), n_embd, vocab_size, grouping=grouping, counts=counts, wte=wte)
+        return head.to(wte.device)
 
 
 def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
@@ -91,6 +127,8 @@ def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
 
 
 CHUNK_ROWS = (64, 128, 256, 512, 1024)
+GPU_CHUNK_ROWS = (512, 1024, 2048, 4096, 8192)
+OWN_SHORTLIST = {"name": "shortlist", "shortlist_size": 2048, "own_shortlist": True, "start": "counts", "directions": 4}
 CUTOFFS = ([1000, 5000], [2000, 10_000], [4000, 20_000], [2000], [8000])
 """Of adaptive softmax, chosen by time alone. No more than two clusters: a third has a rank of 1 or 2 at widths 64 and
 128, which is quick and predicts nothing."""
@@ -98,18 +136,28 @@ VARIANTS = (
     Competitor("dense, untied", {"name": "dense", "tied": False}),
     Competitor("dense, compiled", {"name": "dense"}, compiled=True),
     Competitor("dense, chunked, torch's default", {"name": "dense"}, kind=AutoChunkedHead),
-    Competitor("dense, chunked, tuned", {"name": "dense"}, options=_tuned("chunk_rows", CHUNK_ROWS)),
+    Competitor("dense, compiled, CUDA graphs", {"name": "dense"}, compiled=True, graphs=True, gpu_only=True),
+    Competitor(
+        "dense, chunked, tuned",
+        {"name": "dense"},
+        options=_tuned("chunk_rows", CHUNK_ROWS),
+        gpu_options=_tuned("chunk_rows", GPU_CHUNK_ROWS),
+    ),
     Competitor("dense, CCE", {"name": "dense"}, kind=CutCrossEntropyHead, package="cut_cross_entropy"),
+    Competitor("dense, Liger", {"name": "dense"}, kind=LigerHead, package="liger_kernel", gpu_only=True),
+    Competitor("grouped, no kernel", {"name": "grouped"}, kernels=False, gpu_only=True),
+    Competitor("grouped, compiled", {"name": "grouped"}, compiled=True, gpu_only=True),
+    Competitor("grouped, compiled, CUDA graphs", {"name": "grouped"}, compiled=True, graphs=True, gpu_only=True),
     Competitor("adaptive, tuned", {"name": "adaptive"}, options=_tuned("cutoffs", CUTOFFS)),
     Competitor("class_full, by count", {"name": "class_full"}, grouping="frequency"),
     Competitor("class_full, untied", {"name": "class_full", "tied": False}),
     Competitor("shortlist, untied", {"name": "shortlist", "tied": False}),
     Competitor("shortlist, 4 directions", {"name": "shortlist", "directions": 4}),
     Competitor("shortlist, 16 directions", {"name": "shortlist", "directions": 16}),
-    Competitor(
-        "shortlist, own 2,048, 4 directions",
-        {"name": "shortlist", "shortlist_size": 2048, "own_shortlist": True, "start": "counts", "directions": 4},
-    ),
+    Competitor("shortlist, own 2,048, 4 directions", OWN_SHORTLIST),
+    Competitor("shortlist, own 2,048, no kernel", OWN_SHORTLIST, kernels=False, gpu_only=True),
+    Competitor("shortlist, own 2,048, compiled", OWN_SHORTLIST, compiled=True, gpu_only=True),
+    Competitor("shortlist, own 2,048, CUDA graphs", OWN_SHORTLIST, compiled=True, graphs=True, gpu_only=True),
 )
 """Settings of heads beside their defaults. A new one is an entry here."""
 
@@ -123,25 +171,26 @@ def all_competitors() -> list[Competitor]:
     return found
 
 
-def choose(names: list[str], say: Callable[[str], None]) -> list[Competitor]:
+def choose(names: list[str], say: Callable[[str], None], device: str = "cpu") -> list[Competitor]:
     """Return the dense head and those whose names begin with one of `names`; all where there is none.
 
     Args:
         names: beginnings of names.
         say: told of each that is left out because its package is not installed.
+        device: `cpu`, or `cuda`, where some more take part.
 
     Raises:
         ConfigError: a name that fits nobody.
     """
-    everybody = all_competitors()
+    everybody = [c for c in all_competitors() if device == "cuda" or not c.gpu_only]
     for name in names:
         if not any(c.name.startswith(name) for c in everybody):
             raise ConfigError(f"no competitor begins with {name!r}; there are {', '.join(c.name for c in everybody)}")
     wanted = [c for c in everybody if c.name == BASELINE or not names or any(c.name.startswith(name) for name in names)]
     for competitor in wanted:
         if competitor.missing:
-            package = str(competitor.package).replace("_", "-")
-            say(f"{competitor.name} is left out: {package} is not installed (pip install 'grouped-lm[bench]')")
+            package, extra = str(competitor.package).replace("_", "-"), "gpu" if competitor.gpu_only else "bench"
+            say(f"{competitor.name} is left out: {package} is not installed (pip install 'grouped-lm[{extra}]')")
     return [c for c in wanted if not c.missing]
 
 

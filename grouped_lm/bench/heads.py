@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from grouped_lm.bench.checks import check_columns
 from grouped_lm.bench.competitors import BASELINE, Competitor, Option, describe_option, describe_tuning, forget_compiled
+from grouped_lm.bench.place import Place
 from grouped_lm.bench.results import Row
-from grouped_lm.bench.timing import Sampler, Session, interleave, quickest, timed
-from grouped_lm.bench.workload import Workload
+from grouped_lm.bench.timing import Sampler, Session, interleave, quickest
+from grouped_lm.bench.workload import Workload, say_too_large
 from grouped_lm.heads import Head
 from grouped_lm.measure import GIB, measure_head_peak_gib
 
@@ -34,52 +36,78 @@ def heads_cells(work: Workload) -> list[Cell]:
 
 
 def measure_cell(work: Workload, n_tokens: int, n_embd: int) -> list[Row]:
-    """Return a row per competitor: first the option of each, then times in turn, then memory one by one."""
+    """Return a row per competitor: first the option of each, then times in turn, then checks and memory one by one."""
     torch.manual_seed(work.settings.seed)
     forget_compiled(work.competitors)
-    hidden = torch.randn(n_tokens, n_embd).requires_grad_()
-    targets = work.targets(n_tokens)
-    wte = nn.Parameter(0.02 * torch.randn(work.vocab_size, n_embd))
+    place, device = work.place, work.place.device
+    hidden = torch.randn(n_tokens, n_embd).to(device).requires_grad_()
+    targets = work.targets(n_tokens).to(device)
+    wte = nn.Parameter(0.02 * torch.randn(work.vocab_size, n_embd).to(device))
 
     def build(competitor: Competitor, option: Option) -> Head:
         return competitor.build(option, n_embd, work.vocab_size, work.counts, wte)
 
     chosen: dict[str, tuple[Competitor, Option, Head, dict[str, float]]] = {}
     for competitor in work.competitors:
-        options = {describe_option(option): option for option in competitor.options}
-        samplers = {name: sampler(build(competitor, o), hidden, targets, False) for name, o in options.items()}
+        options = {describe_option(option): option for option in competitor.options_on(device.type)}
+        samplers = {
+            name: sampler(competitor, build(competitor, o), hidden, targets, place, plain=True)
+            for name, o in options.items()
+        }
         best, tried = quickest(samplers, "ms")
         chosen[competitor.name] = competitor, options[best], build(competitor, options[best]), tried
     session = interleave(
-        {name: sampler(head, hidden, targets, c.compiled) for name, (c, _, head, _) in chosen.items()},
+        {name: sampler(c, head, hidden, targets, place) for name, (c, _, head, _) in chosen.items()},
         work.settings.meter,
+        place.calibrate,
     )
     for parameter in [hidden, wte]:
         parameter.grad = None
+    say_too_large(session)
     rows = []
-    for name, (competitor, option, head, tried) in chosen.items():
+    for name in session.timings:
+        competitor, option, head, tried = chosen[name]
         row = {"head": name, "option": describe_option(option), "tried": describe_tuning(tried)}
-        memory = memory_columns(head, targets, wte, competitor.compiled)
-        rows.append(row | speed_columns(session, name, head, n_tokens) | memory)
+        with competitor.running(), place.autocast():
+            memory = memory_columns(head, targets, wte, competitor.forward(head))
+        speed = speed_columns(session, name, head, n_tokens)
+        rows.append(row | speed | memory | check_columns(competitor, head, targets, place))
     return with_ratios(rows)
 
 
-def sampler(head: Head, hidden: Tensor, targets: Tensor, compiled: bool) -> Sampler:
-    """Return what times one forward pass without gradients, and one forward and backward pass."""
-    forward: Any = torch.compile(head) if compiled else head
+def sampler(
+    competitor: Competitor, head: Head, hidden: Tensor, targets: Tensor, place: Place, plain: bool = False
+) -> Sampler:
+    """Return what times one forward pass without gradients, and one forward and backward pass.
+
+    Args:
+        competitor: how the head is run.
+        head: to be run.
+        hidden: (N, D).
+        targets: (N,).
+        place: where.
+        plain: leave `torch.compile` out.
+    """
+    forward: Any = head if plain else competitor.forward(head)
+
+    def forget_gradients() -> None:
+        for parameter in [hidden, *head.parameters()]:
+            parameter.grad = None
 
     def forward_only() -> None:
-        with torch.no_grad():
+        with torch.no_grad(), place.autocast():
             forward(hidden, targets)
 
     def both() -> None:
-        forward(hidden, targets).nll.backward()
+        forget_gradients()
+        with place.autocast():
+            loss = forward(hidden, targets).nll
+        loss.backward()
 
     def sample() -> dict[str, float]:
-        figures = {"forward_ms": timed(forward_only), "ms": timed(both)}
-        hidden.grad = None
-        for parameter in head.parameters():
-            parameter.grad = None
+        with competitor.running():
+            figures = {"forward_ms": place.timed(forward_only), "ms": place.timed(both)}
+        forget_gradients()
         return figures
 
     return sample
@@ -94,18 +122,18 @@ def speed_columns(session: Session, name: str, head: Head, n_tokens: int) -> Row
     return row | {"flops": flops, "gemm_share": share} | session.columns(name)
 
 
-def memory_columns(head: Head, targets: Tensor, wte: Tensor, compiled: bool = False) -> Row:
+def memory_columns(head: Head, targets: Tensor, wte: Tensor, forward: Any = None) -> Row:
     """Return peak and floor in bytes, and parameters.
 
     The peak counts states, weights and their gradients, a tied table with its own too. The ratio leaves the tied table
-    and its gradient out on both sides, since the input embedding needs them anyway.
+    and its gradient out on both sides, since the input embedding needs them anyway. `forward` is the compiled head,
+    where it is run as that.
     """
     n_tokens, n_embd = targets.numel(), head.n_embd
-    forward: Any = torch.compile(head) if compiled else head
-    shape, cpu = (n_tokens, n_embd, head.vocab_size), torch.device("cpu")
-    if compiled:
-        measure_head_peak_gib(forward, *shape, cpu, targets)  # compiling allocates
-    peak = round(measure_head_peak_gib(forward, *shape, cpu, targets) * GIB)
+    shape, device = (n_tokens, n_embd, head.vocab_size), targets.device
+    if forward not in (None, head):
+        measure_head_peak_gib(forward, *shape, device, targets)  # compiling allocates
+    peak = round(measure_head_peak_gib(forward or head, *shape, device, targets) * GIB)
     tied = any(p is wte for p in head.parameters())
     table = 2 * wte.numel() * FLOAT_BYTES if tied else 0
     own = sum(p.numel() for p in head.parameters() if p is not wte)
@@ -130,7 +158,9 @@ def floor_bytes(n_tokens: int, n_embd: int, own_params: int, logits_per_token: f
 
 def with_ratios(rows: list[Row]) -> list[Row]:
     """Add how many times faster and smaller than the plain dense head each is."""
-    dense = next(row for row in rows if row["head"] == BASELINE)
+    dense = next((row for row in rows if row["head"] == BASELINE), None)
+    if dense is None:
+        return rows
     for row in rows:
         row["speedup_forward"] = dense["forward_ms"] / row["forward_ms"]
         row["speedup"] = dense["ms"] / row["ms"]

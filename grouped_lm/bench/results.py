@@ -7,16 +7,19 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 
+from grouped_lm.bench.place import Place
 from grouped_lm.errors import BusyError
 from grouped_lm.runtime import cpu_model, git_commit, library_versions, write_text
 
 Row = dict[str, Any]
+GPU_PACKAGES = ("triton", "cut-cross-entropy", "liger_kernel", "liger-kernel")
 
 
 class CellStore:
@@ -57,12 +60,23 @@ def cell_key(suite: str, cell: Row, identity: Row) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def environment_columns(command: str) -> Row:
+def describe_peers() -> str:
+    """Return the versions of what a GPU's rows come from besides torch."""
+    found = {d.name: d.version for d in metadata.distributions() if d.name in GPU_PACKAGES}
+    return ", ".join(f"{name} {found[name]}" for name in sorted(found))
+
+
+def environment_columns(command: str, place: Place) -> Row:
     """Return what every row says about where it comes from."""
-    versions = library_versions()
+    versions, on_gpu = library_versions(), place.device.type == "cuda"
+    gpu = (
+        f"{torch.cuda.get_device_name(place.device)}, CUDA {torch.version.cuda}, {describe_peers()}, " if on_gpu else ""
+    )
     return {
+        "device": place.device.type,
+        "dtype": place.dtype,
         "threads": torch.get_num_threads(),
-        "machine": f"{cpu_model()}, {os.cpu_count()} CPUs",
+        "machine": f"{gpu}{cpu_model()}, {os.cpu_count()} CPUs",
         "torch": versions.get("torch"),
         "commit": git_commit(),
         "command": command,
@@ -113,7 +127,9 @@ def _run_cells(
 def to_csv(rows: list[Row]) -> str:
     """Return rows as CSV, columns in the order in which rows first bring them."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    last: list[str] = [name for name in ("threads", "machine", "torch", "commit", "command") if name in columns]
+    last: list[str] = [
+        name for name in ("device", "dtype", "threads", "machine", "torch", "commit", "command") if name in columns
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, [c for c in columns if c not in last] + last, lineterminator="\n")
     writer.writeheader()

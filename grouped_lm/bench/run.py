@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from grouped_lm.bench.checks import refuse_inexact
 from grouped_lm.bench.decode import decode_cells
 from grouped_lm.bench.heads import Cell, heads_cells
 from grouped_lm.bench.memory import memory_cells
@@ -56,10 +57,15 @@ def run_suite(
         command: recorded in every row.
         out: where bench-SUITE.csv and its plots are written too.
         suffix: what their names end in, so that the quick grid does not overwrite the full one's.
+
+    Raises:
+        InexactError: a head of ours is not what it says; all else is done.
     """
     set_threads(settings.threads)
     work = Workload(settings, models)
-    rows = run_cells(folder, suite_cells(suite, work), suite, identity(suite, work), environment_columns(command))
+    rows = run_cells(
+        folder, suite_cells(suite, work), suite, identity(suite, work), environment_columns(command, work.place)
+    )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / f"bench-{suite}{suffix}.csv", to_csv(rows))
@@ -69,6 +75,7 @@ def run_suite(
             write_bench_plots(suite, rows, out, suffix)
     except PlotLibraryError as error:
         say(f"gvc: {error}")
+    refuse_inexact(rows, {c.name for c in work.competitors if c.kind is None})
     return rows
 
 
@@ -78,7 +85,10 @@ def identity(suite: str, work: Workload) -> dict[str, Any]:
     data = {key: value for key, value in settings["data"].items() if key not in ("name", "cache_dir")}
     own = settings[suite] if suite in ("decode", "memory", "vocab") else {}
     lists = {key: value for key, value in own.items() if isinstance(value, list) and key != "excess_lr"}
-    return {
+    elsewhere = {key: settings[key] for key in ("device", "dtype", "repeats")}
+    if elsewhere == {"device": "cpu", "dtype": "float32", "repeats": 1}:
+        elsewhere = {}  # cells measured before there was a choice are the same
+    return elsewhere | {
         "data": data,
         "tokenizer": settings["tokenizer"],
         "threads": settings["threads"],

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from grouped_lm.config import DataConfig, TokenizerConfig, check_choice, check_range
+from grouped_lm.errors import ConfigError
 
 SUITES = ("heads", "steps", "memory", "decode", "vocab")
 
@@ -154,6 +155,12 @@ class BenchConfig:
     data: DataConfig = field(default_factory=DataConfig)
     """Whose token frequencies the targets follow, and frequency-sorted heads are built from."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    device: str = "cpu"
+    """`cpu`, or `cuda` for the suites `heads` and `steps`."""
+    dtype: str = "float32"
+    """`float32`, or `bfloat16` for autocast, in the suites `heads` and `steps`."""
+    repeats: int = 1
+    """Passes that make one sample, >= 1: a GPU is waited for after the last of them alone, as in training."""
     threads: int | None = 1
     """CPU threads; null leaves torch's choice. One repeats best: two threads wait for the slower core."""
     seed: int = 0
@@ -167,8 +174,23 @@ class BenchConfig:
     vocab: VocabGrid = field(default_factory=VocabGrid)
 
     def __post_init__(self) -> None:
+        check_choice("device", self.device, ("cpu", "cuda"))
+        check_choice("dtype", self.dtype, ("float32", "bfloat16"))
+        check_range("repeats", self.repeats, 1, 10**6)
         check_range("threads", self.threads, 1, 4096)
         check_range("seed", self.seed, 0, 2**63 - 1)
+
+    def check_suite(self, suite: str) -> None:
+        """Refuse a device or type that a suite does not measure on.
+
+        Raises:
+            ConfigError: suites other than `heads` and `steps` measure in fp32 on the CPU.
+        """
+        if suite not in ("heads", "steps") and (self.device, self.dtype) != ("cpu", "float32"):
+            raise ConfigError(
+                f"{suite} measures with device=cpu dtype=float32, got {self.device} and {self.dtype}: heads and steps "
+                "take others"
+            )
 
     def model_names(self, suite: str) -> list[str]:
         """Return the presets that a suite needs."""

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from grouped_lm.bench.competitors import BASELINE, Competitor, Option, describe_option, describe_tuning, forget_compiled
+from grouped_lm.bench.place import Place
 from grouped_lm.bench.results import Row
-from grouped_lm.bench.timing import Sampler, Session, interleave, quickest, timed
-from grouped_lm.bench.workload import Workload
+from grouped_lm.bench.timing import Sampler, Session, interleave, quickest
+from grouped_lm.bench.workload import Workload, say_too_large
 from grouped_lm.config import ModelConfig, OptimConfig
 from grouped_lm.models import build_body, estimate_body_flops_per_token
 from grouped_lm.models.lm import LanguageModel
@@ -24,6 +25,8 @@ from grouped_lm.optim import build_optimizer
 
 CAP = "no head"
 """The step with `hidden.pow(2).mean()` for a loss: same body, embedding and optimizer."""
+CAP_RUNNER = Competitor(CAP, {"name": BASELINE})
+"""How that step is run: plainly."""
 Cell = tuple[Row, Callable[[], list[Row]]]
 Batch = tuple[Tensor, Tensor]
 State = dict[Any, Any]
@@ -86,15 +89,21 @@ def compare_steps(
     """
     torch.manual_seed(work.settings.seed)
     forget_compiled(competitors)
-    body = build_body(model, vocab_size)
+    place = work.place
+    batches = [(ids.to(place.device), targets.to(place.device)) for ids, targets in batches]
+    body = build_body(model, vocab_size).to(place.device)
     cap, state = NoHead(body), defaultdict(dict)  # type: ignore[var-annotated]
-    contenders = {CAP: Contender(cap, step_sampler(cap, cap, batches, state), {}, {})}
+    contenders = {CAP: Contender(cap, step_sampler(CAP_RUNNER, cap, cap, batches, state, place), {}, {})}
     for competitor in competitors:
-        contenders[competitor.name] = _contend(competitor, model.n_embd, vocab_size, counts, body, batches, state)
-    session = interleave({name: c.step for name, c in contenders.items()}, work.settings.meter)
+        shape = model.n_embd, vocab_size, counts
+        contenders[competitor.name] = _contend(competitor, *shape, body, batches, state, place)
+    session = interleave({name: c.step for name, c in contenders.items()}, work.settings.meter, place.calibrate)
+    say_too_large(session)
     n_tokens = batches[0][0].numel()
     body_flops = estimate_body_flops_per_token(model, batches[0][0].shape[1])
-    rows = [step_row(name, c, session, n_tokens, body_flops) for name, c in contenders.items()]
+    rows = [
+        step_row(name, c, session, n_tokens, body_flops) for name, c in contenders.items() if name in session.timings
+    ]
     return with_shares(rows)
 
 
@@ -106,35 +115,42 @@ def _contend(
     body: nn.Module,
     batches: Sequence[Batch],
     state: State,
+    place: Place,
 ) -> Contender:
     wte: Any = body.wte.weight  # type: ignore[union-attr]
 
     def model_with(option: Option) -> LanguageModel:
         return LanguageModel(body, competitor.build(option, n_embd, vocab_size, counts, wte))
 
-    def sampler_of(model: LanguageModel, compiled: bool) -> Sampler:
-        return step_sampler(model, torch.compile(model) if compiled else model, batches, state)
+    def sampler_of(model: LanguageModel, forward: Any) -> Sampler:
+        return step_sampler(competitor, model, forward, batches, state, place)
 
-    options = {describe_option(option): option for option in competitor.options}
+    options = {describe_option(option): option for option in competitor.options_on(place.device.type)}
     best, tried = "", dict[str, float]()
     if len(options) > 1:
         before = set(state)
-        best, tried = quickest({name: sampler_of(model_with(o), False) for name, o in options.items()}, "ms", 1)
+        models = {name: model_with(o) for name, o in options.items()}
+        best, tried = quickest({name: sampler_of(model, model) for name, model in models.items()}, "ms", 1)
+        del models
         for parameter in set(state) - before - set(body.parameters()):
             del state[parameter]  # the tried heads go, and with them what they weigh
-    option = options[best] if best else competitor.options[0]
+    option = options[best] if best else next(iter(options.values()))
     model = model_with(option)
-    return Contender(model, sampler_of(model, competitor.compiled), option, tried)
+    return Contender(model, sampler_of(model, competitor.forward(model)), option, tried)
 
 
-def step_sampler(model: nn.Module, forward: Any, batches: Sequence[Batch], state: State) -> Sampler:
+def step_sampler(
+    competitor: Competitor, model: nn.Module, forward: Any, batches: Sequence[Batch], state: State, place: Place
+) -> Sampler:
     """Return what times a step of the loop in `train`: loss, gradients, their norm, AdamW.
 
     Args:
+        competitor: how the head is run.
         model: whose parameters are updated. The optimizer's state is made at the first step.
         forward: the model, or its compiled form.
         batches: used in turn.
         state: of all optimizers of the cell: the body's two averages exist once, not once per competitor.
+        place: where.
     """
     optimizer = build_optimizer(OptimConfig(lr=1e-4), model)
     optimizer.state = state  # type: ignore[assignment]
@@ -142,14 +158,19 @@ def step_sampler(model: nn.Module, forward: Any, batches: Sequence[Batch], state
 
     def step() -> None:
         nonlocal count
-        loss = forward(*batches[count % len(batches)])
+        with place.autocast():
+            loss = forward(*batches[count % len(batches)])
         getattr(loss, "nll", loss).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         count += 1
 
-    return lambda: {"ms": timed(step)}
+    def sample() -> dict[str, float]:
+        with competitor.running():
+            return {"ms": place.timed(step)}
+
+    return sample
 
 
 def step_row(name: str, contender: Contender, session: Session, n_tokens: int, body_flops: float) -> Row:

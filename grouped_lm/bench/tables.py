@@ -25,6 +25,8 @@ COLUMNS: dict[str, tuple[Column, ...]] = {
         ("peak / floor", "peak_over_floor", "{:.2f}"),
         ("GEMM share", "gemm_share", "{:.0%}"),
         ("own params", "params_own", "{:,}"),
+        ("loss error", "nll_error", "{:.1e}"),
+        ("gradient error", "grad_error", "{:.1e}"),
         ("samples", "samples", "{}"),
     ),
     "steps": (
@@ -84,7 +86,19 @@ COLUMNS["vocab"] = (
     ("+-", "excess_stderr", "{:.4f}"),
     ("lr", "lr", "{:g}"),
 )
-SHAPE = ("part", "model", "attention", "language", "n_tokens", "n_embd", "vocab_size", "block_size", "batch_size")
+SHAPE = (
+    "device",
+    "dtype",
+    "part",
+    "model",
+    "attention",
+    "language",
+    "n_tokens",
+    "n_embd",
+    "vocab_size",
+    "block_size",
+    "batch_size",
+)
 """What tables are split by."""
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from grouped_lm.bench.settings import MeterConfig
-from grouped_lm.devices import measure_copy_bytes_per_sec
+from grouped_lm.devices import CPU, measure_copy_bytes_per_sec
 from grouped_lm.measure import measure_gemm_flops_per_sec
 
 Sampler = Callable[[], dict[str, float]]
@@ -36,9 +36,9 @@ class Calibration:
         return max(abs(gemm - 1), abs(copy - 1))
 
 
-def calibrate() -> Calibration:
-    """Measure a matrix product and a copy, a quarter of a second."""
-    return Calibration(measure_gemm_flops_per_sec(torch.device("cpu"), torch.float32), measure_copy_bytes_per_sec())
+def calibrate(device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Calibration:
+    """Measure a matrix product of `dtype` and a copy, a quarter of a second."""
+    return Calibration(measure_gemm_flops_per_sec(device, dtype), measure_copy_bytes_per_sec(device=device))
 
 
 @dataclass
@@ -68,8 +68,11 @@ class Session:
     """All timings of a cell, and how the machine was meanwhile."""
 
     timings: dict[str, Timing]
+    """Of those that fit into the device's memory."""
     calibrations: list[Calibration]
     dropped: int
+    too_large: list[str] = field(default_factory=list)
+    """Those that do not."""
 
     def gemm_flops_per_sec(self) -> float:
         """Return the median over the calibrations of the cell."""
@@ -99,15 +102,16 @@ def interleave(
     """Sample every competitor in rounds, forwards and then backwards, each round between two calibrations.
 
     A slow competitor leaves once it has had `min_rounds` and spent its budget; the fast ones go on among themselves
-    until their own is spent. The warm-up sample of each counts towards nothing. Rounds are dropped only as long as
-    those dropped took less than all budgets together: where a round takes minutes, one is done again and no more.
+    until their own is spent. The warm-up sample of each counts towards nothing, but that one which runs out of a
+    device's memory in it takes no part. Rounds are dropped only as long as those dropped took less than all budgets
+    together: where a round takes minutes, one is done again and no more.
     """
-    session = Session({name: Timing() for name in samplers}, [], 0)
+    too_large = [name for name, sample in samplers.items() if not warm_up(sample)]
+    samplers = {name: sample for name, sample in samplers.items() if name not in too_large}
+    session = Session({name: Timing() for name in samplers}, [], 0, too_large)
     spent = dict.fromkeys(samplers, 0.0)
     done = dict.fromkeys(samplers, 0)
     wasted = 0.0
-    for sample in samplers.values():
-        sample()
     while True:
         wanted = [
             name
@@ -133,6 +137,15 @@ def interleave(
             done[name] += 1
             session.timings[name].samples += samples
             session.timings[name].drift = max(session.timings[name].drift, drift)
+
+
+def warm_up(sample: Sampler) -> bool:
+    """Take a sample, and return whether the device had memory for it."""
+    try:
+        sample()
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def timed(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:

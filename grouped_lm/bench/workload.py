@@ -10,15 +10,24 @@ import torch
 from torch import Tensor
 
 from grouped_lm.bench.competitors import Competitor, choose
+from grouped_lm.bench.place import Place
 from grouped_lm.bench.settings import BenchConfig
+from grouped_lm.bench.timing import Session
 from grouped_lm.config import ModelConfig
 from grouped_lm.data import TokenFile, prepare_split, vocab_size_of
 from grouped_lm.data.loader import TrainBatches
+from grouped_lm.runtime import resolve_device
 
 
 def say(text: str) -> None:
     """Print a line for people, on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def say_too_large(session: Session) -> None:
+    """Say who did not fit into the device's memory."""
+    for name in session.too_large:
+        say(f"{name} is left out: it does not fit into the memory of the device")
 
 
 @dataclass
@@ -39,6 +48,12 @@ class Workload:
             return self.prepare()
         return prepare_split(self.settings.data, self.settings.tokenizer, "train")
 
+    @cached_property
+    def place(self) -> Place:
+        """Where it is measured."""
+        settings = self.settings
+        return Place(resolve_device(settings.device, "device"), settings.dtype, settings.repeats)
+
     @property
     def vocab_size(self) -> int:
         """V of the tokenizer."""
@@ -52,7 +67,7 @@ class Workload:
     @cached_property
     def competitors(self) -> list[Competitor]:
         """Who takes part."""
-        return choose(self.settings.competitors, say)
+        return choose(self.settings.competitors, say, self.settings.device)
 
     def generator(self) -> torch.Generator:
         """Return a generator at the start of the seed's stream."""

@@ -1,8 +1,8 @@
 """Batches out of a flat array of ids. Letters: B batch, T block_size, N tokens, W windows per epoch.
 
 The order of training is a pure function of (seed, epoch, index): sample k of the whole run is window
-`k % W` of epoch `k // W`, and micro-batch i holds the samples i*B to i*B + B - 1. To resume is to know i, and
-ranks can share the work by taking samples of one global batch each.
+`k % W` of epoch `k // W`, and micro-batch i holds the samples i*B to i*B + B - 1. To resume is to know i. Of P
+processes, number r takes rows r*B/P to (r + 1)*B/P - 1 of every micro-batch: together they read what one alone reads.
 """
 
 from collections.abc import Iterator
@@ -27,29 +27,33 @@ class TrainBatches:
         block_size: T, >= 1.
         batch_size: B, >= 1.
         seed: Seeds offsets and orders, >= 0.
+        rank, processes: Which part of each batch is given, 0 <= rank < P; P divides B.
 
     Raises:
         DataError: fewer than T + 1 tokens.
     """
 
-    def __init__(self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, tokens: np.ndarray, block_size: int, batch_size: int, seed: int, rank: int = 0, processes: int = 1
+    ) -> None:
         if len(tokens) < block_size + 1:
             raise DataError(
                 f"training text has {len(tokens)} tokens, model.block_size={block_size} needs at least "
                 f"{block_size + 1}; give more text or set model.block_size={max(1, len(tokens) - 1)}"
             )
         self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
+        self.rows = range(rank * batch_size // processes, (rank + 1) * batch_size // processes)
         self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
         self._starts: dict[int, np.ndarray] = {}
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Give micro-batch `index`, counted from the start of the run.
+        """Give this process's part of micro-batch `index`, counted from the start of the run.
 
         Returns:
-            input_ids (B, T) and targets (B, T), int64 on the CPU; targets are the ids one place later.
+            input_ids (B/P, T) and targets (B/P, T), int64 on the CPU; targets are the ids one place later.
         """
         first = index * self.batch_size
-        rows = [self._window(sample) for sample in range(first, first + self.batch_size)]
+        rows = [self._window(first + row) for row in self.rows]
         both = torch.from_numpy(np.stack(rows).astype(np.int64))
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
@@ -110,10 +114,18 @@ class ValidWindows:
         """Give input_ids (B, T) and targets (B, T), int64 on the CPU, of batch 0 <= index < len(self)."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch must be in [0, {len(self) - 1}], got {index}")
+        return self._batch(index)
+
+    def part(self, rank: int, processes: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield every `processes`-th batch from number `rank` on, as many for each rank; the last may be padding."""
+        return (self._batch(turn * processes + rank) for turn in range(-(-len(self) // processes)))
+
+    def _batch(self, index: int) -> tuple[Tensor, Tensor]:
         places = self.block_size * self.batch_size
         piece = self.tokens[index * places : (index + 1) * places + 1].astype(np.int64)
         input_ids = np.full(places, self.pad_id, np.int64)
         targets = np.full(places, IGNORE_INDEX, np.int64)
-        input_ids[: len(piece) - 1], targets[: len(piece) - 1] = piece[:-1], piece[1:]
+        known = max(0, len(piece) - 1)
+        input_ids[:known], targets[:known] = piece[:known], piece[1:]
         shape = (self.batch_size, self.block_size)
         return torch.from_numpy(input_ids).view(shape), torch.from_numpy(targets).view(shape)

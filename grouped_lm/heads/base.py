@@ -42,6 +42,13 @@ class HeadLoss:
         """Return what training lowers: nll, and the extra if there is one."""
         return self.nll if self.extra is None else self.nll + self.extra
 
+    def over(self, counted: Tensor) -> "HeadLoss":
+        """Return the means of sums: every loss divided by the () number of targets that count."""
+        parts = (self.nll, self.group_nll, self.token_nll, self.extra)
+        nll, group, token, extra = (None if part is None else part / counted for part in parts)
+        assert nll is not None  # no loss is without it
+        return HeadLoss(nll, group, token, self.group_correct, self.token_correct, extra)
+
 
 def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
     """Sum or average per-token losses over the targets that count (0, not NaN, where none does).

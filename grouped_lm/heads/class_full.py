@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.base import HeadContext
-from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, class_nll
+from grouped_lm.heads.chunked import class_nll, default_chunk_rows
 from grouped_lm.heads.in_group import GroupRows, in_group_loss
 from grouped_lm.heads.two_level import TwoLevelHead
 
@@ -67,7 +67,7 @@ class ClassFullHead(TwoLevelHead):
 
     def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """See `TwoLevelHead.summed`."""
-        first = self.group.weight, self.group.bias, groups, self.n_group, 1, DEFAULT_CHUNK_ROWS
+        first = self.group.weight, self.group.bias, groups, self.n_group, 1, default_chunk_rows(states.device)
         return class_nll(states, *first), self.inside_loss(states, groups, slots, False)[0].sum()
 
     def inside_loss(

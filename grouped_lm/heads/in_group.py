@@ -8,7 +8,7 @@ Letters: N tokens, D width, V vocabulary, G groups, S slots per group, K tokens 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from grouped_lm.grouping import group_members
 from grouped_lm.heads.base import at_least_fp32
 from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, exact_dtype, working_dtype
 from grouped_lm.heads.in_group_device import backward_by_borders, forward_by_borders
+from grouped_lm.heads.kernels import chosen
 
 
 class GroupRows(nn.Module):
@@ -74,8 +75,8 @@ def _in_group(
         outside: (K,) tokens in no group whose rows are wanted.
     """
     picked = weight.index_select(0, outside)
-    if hidden.device.type != "cpu":
-        return *forward_by_borders(hidden, weight, bias, members, groups, slots, dtype), picked
+    if (on_device := _device_passes(hidden, members, dtype)) is not None:
+        return *on_device[0](hidden, weight, bias, members, groups, slots, dtype), picked
     nll, hits, _ = _shapes(hidden, weight, bias, members, groups, slots, dtype, outside)
     nll.zero_()
     hits.zero_()
@@ -125,8 +126,8 @@ def _in_group_backward(
     outside: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of `_in_group` with respect to hidden, weight and bias; logits are computed again."""
-    if hidden.device.type != "cpu":
-        found = backward_by_borders(d_nll, hidden, weight, bias, members, groups, slots, dtype)
+    if (on_device := _device_passes(hidden, members, dtype)) is not None:
+        found = on_device[1](d_nll, hidden, weight, bias, members, groups, slots, dtype)
     else:
         found = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
         d_hidden, d_weight, d_bias = found
@@ -174,6 +175,15 @@ def _backward(ctx: Any, d_nll: Tensor | None, _hits: None, d_outside: Tensor | N
 
 
 _in_group.register_autograd(_backward, setup_context=_keep_for_backward)
+
+
+def _device_passes(hidden: Tensor, members: Tensor, dtype: torch.dtype) -> tuple[Callable[..., Any], ...] | None:
+    """Return the forward and the backward pass that read the groups' borders on the device; None for the loops here."""
+    if chosen(hidden.device, dtype, members.shape[1], repeats=True):
+        from grouped_lm.heads.kernels import own_rows
+
+        return own_rows.forward, own_rows.backward
+    return None if hidden.device.type == "cpu" else (forward_by_borders, backward_by_borders)
 
 
 def _pieces(members: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

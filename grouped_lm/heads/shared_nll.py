@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, exact_dtype, scale_saved, working_dtype
+from grouped_lm.heads.chunked import default_chunk_rows, exact_dtype, scale_saved, working_dtype
+from grouped_lm.heads.kernels import chosen
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -54,7 +55,7 @@ def shared_nll(
     if not torch.compiler.is_compiling() and is_fake(states):  # shows who watches memory the inside of the operator
         with torch.no_grad():
             outputs = _shapes(states, *weights, groups, slots, dtype, keep)
-            _add_chunk(slice(0, DEFAULT_CHUNK_ROWS), states, weights, groups, slots, dtype, outputs)
+            _add_chunk(slice(0, default_chunk_rows(states.device)), states, weights, groups, slots, dtype, outputs)
             del outputs
     total, group_total, *_ = _shared_nll(states, *weights, groups, slots, dtype, keep)
     return total, group_total
@@ -80,8 +81,9 @@ def _shared_nll(
     outputs = _shapes(states, *weights, groups, slots, dtype, keep)
     for output in outputs:
         output.zero_()
-    for start in range(0, states.shape[0], DEFAULT_CHUNK_ROWS):
-        _add_chunk(slice(start, start + DEFAULT_CHUNK_ROWS), states, weights, groups, slots, dtype, outputs)
+    step = default_chunk_rows(states.device)
+    for start in range(0, states.shape[0], step):
+        _add_chunk(slice(start, start + step), states, weights, groups, slots, dtype, outputs)
     return outputs
 
 
@@ -110,6 +112,13 @@ def _add_chunk(
         _add_product(d_group_weight, error.T, part, dtype)
     del logits, error
 
+    fits = outer is not None and scale is None and outer.dtype is torch.float32  # which sums are added to atomically
+    if outer is not None and fits and chosen(states.device, dtype, weight.shape[0], repeats=False):
+        from grouped_lm.heads.kernels.slot_loss import SlotGradients, slot_loss
+
+        to = SlotGradients(d_states[rows], d_weight, d_outer, d_table) if keep else None
+        total += slot_loss(part, weight, outer, table, groups[rows], slots[rows], dtype, to).sum()
+        return
     inside = part
     if scale is not None and shift is not None:
         inside = torch.addcmul(shift.index_select(0, own), scale.index_select(0, own), part)

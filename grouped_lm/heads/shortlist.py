@@ -27,7 +27,7 @@ from grouped_lm.heads.base import (
     two_step_loss,
 )
 from grouped_lm.heads.best_first import BestFirstHead
-from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, class_nll
+from grouped_lm.heads.chunked import class_nll, default_chunk_rows
 from grouped_lm.heads.in_group import GroupRows, in_group_loss
 
 
@@ -177,7 +177,7 @@ class ShortlistHead(BestFirstHead):
                 classes.masked_fill(~counted, -1),
                 self.shortlist_size,
                 self.group_bias.shape[1],
-                DEFAULT_CHUNK_ROWS,
+                default_chunk_rows(states.device),
             )
             return two_step_loss(targets, reduction, (first_sum, None), (nll.sum(), None))
         first_logits = self.first_logits(states, shortlist)

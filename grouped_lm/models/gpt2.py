@@ -12,6 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from grouped_lm.config import ModelConfig
 from grouped_lm.models.embedding import INIT_STD, build_embedding
@@ -30,7 +31,7 @@ class GPT2(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.block_size = config.block_size
+        self.config, self.block_size = config, config.block_size
         self.wte = build_embedding(config, vocab_size)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -51,7 +52,7 @@ class GPT2(nn.Module):
         """
         x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size, cache)))
         for layer, block in enumerate(self.h):
-            x = block(x) if cache is None else block(x, cache.layers[layer])
+            x = run_block(block, x, None if cache is None else cache.layers[layer], self.config)
         return self.ln_f(x)
 
 
@@ -105,6 +106,18 @@ class Block(nn.Module):
         """Map (B, T, D) to (B, T, D); `cache` is this layer's, of the tokens before."""
         x = x + (self.attn(self.ln_1(x)) if cache is None else self.attn(self.ln_1(x), cache))
         return x + self.mlp(self.ln_2(x))
+
+
+def run_block(block: nn.Module, x: Tensor, cache: LayerCache | None, config: ModelConfig) -> Tensor:
+    """Map (B, T, D) to (B, T, D); with `model.activation_checkpointing` nothing inside is kept, it is computed again.
+
+    Source: Chen et al. 2016 (arXiv 1604.06174), as `torch.utils.checkpoint` has it.
+    """
+    if cache is not None:
+        return block(x, cache)
+    if config.activation_checkpointing and torch.is_grad_enabled():
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=config.dropout > 0)
+    return block(x)
 
 
 def attend(

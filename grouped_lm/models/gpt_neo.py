@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
 from grouped_lm.models.embedding import build_embedding
-from grouped_lm.models.gpt2 import LAYER_NORM_EPS, Block, attend, init_weights, merge_heads, positions, split_heads
+from grouped_lm.models.gpt2 import (
+    LAYER_NORM_EPS,
+    Block,
+    attend,
+    init_weights,
+    merge_heads,
+    positions,
+    run_block,
+    split_heads,
+)
 from grouped_lm.models.kv_cache import KVCache, LayerCache, visible
 
 
@@ -27,7 +36,7 @@ class GPTNeo(nn.Module):
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
-        self.block_size = config.block_size
+        self.config, self.block_size = config, config.block_size
         self.wte = build_embedding(config, vocab_size)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
@@ -48,7 +57,7 @@ class GPTNeo(nn.Module):
         """
         x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size, cache)))
         for layer, block in enumerate(self.h):
-            x = block(x) if cache is None else block(x, cache.layers[layer])
+            x = run_block(block, x, None if cache is None else cache.layers[layer], self.config)
         return self.ln_f(x)
 
 

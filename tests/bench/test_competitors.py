@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from grouped_lm.bench.checks import check_columns, refuse_inexact
 from grouped_lm.bench.competitors import VARIANTS, Competitor, all_competitors, choose
 from grouped_lm.bench.heads import floor_bytes, memory_columns
+from grouped_lm.bench.place import Place
 from grouped_lm.bench.workload import draw_ids, zipf_counts
-from grouped_lm.errors import ConfigError
-from grouped_lm.heads import HEADS
+from grouped_lm.errors import ConfigError, InexactError
+from grouped_lm.heads import HEADS, kernels
 
 N, D, V = 48, 8, 700
 
@@ -49,6 +51,42 @@ def test_every_option_builds_and_dense_ones_are_exact(competitor):
             assert loss == pytest.approx(exact, abs=1e-5)
         else:
             assert 0 < loss < 30
+
+
+def test_some_take_part_on_a_gpu_alone():
+    everywhere, there = ({c.name for c in choose(["grouped", "dense, chunked, t"], print, d)} for d in ("cpu", "cuda"))
+    assert there - everywhere == {"grouped, no kernel", "grouped, compiled", "grouped, compiled, CUDA graphs"}
+    tuned = next(c for c in VARIANTS if c.name == "dense, chunked, tuned")
+    assert {"chunk_rows": 4096} in tuned.options_on("cuda")
+    assert {"chunk_rows": 4096} not in tuned.options_on("cpu")
+
+
+def test_a_competitor_may_leave_the_kernels_out(monkeypatch):
+    monkeypatch.setattr(kernels, "runs_on", lambda device: True)
+    given = torch.device("cpu"), torch.float32, 16
+    with Competitor("x", {"name": "grouped"}, kernels=False).running():
+        assert not kernels.chosen(*given, repeats=True)
+    assert kernels.chosen(*given, repeats=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["dense", "grouped", "shortlist", "sampled"])
+def test_a_head_that_is_not_what_it_says_is_found(name, dtype, monkeypatch):
+    torch.manual_seed(0)
+    competitor, place = Competitor(name, {"name": name}), Place(torch.device("cpu"), dtype, 1)
+    head = competitor.build({}, D, V, zipf_counts(V), nn.Parameter(0.1 * torch.randn(V, D)))
+    targets = draw_ids(zipf_counts(V), N, torch.Generator().manual_seed(0))
+    row = {"head": name, "n_tokens": N, "n_embd": D, "device": "cpu", "dtype": dtype}
+    row |= check_columns(competitor, head, targets, place)
+    assert row["exact"]
+    refuse_inexact([row], {name})
+    loss = type(head).loss
+    monkeypatch.setattr(type(head), "loss", lambda self, h, *args, **more: loss(self, 1.1 * h, *args, **more))
+    row |= check_columns(competitor, head, targets, place)
+    assert row["grad_error"] > 0.09
+    refuse_inexact([row], set())
+    with pytest.raises(InexactError, match=f"{name} is not exact at N 48, D 8, device=cpu dtype={dtype}: loss off by "):
+        refuse_inexact([row], {name})
 
 
 def test_targets_are_as_frequent_as_the_text_says():

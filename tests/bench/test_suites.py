@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from grouped_lm.bench.steps import CAP, with_shares
 
@@ -30,18 +31,30 @@ def test_heads_with_csv_and_plots(bench):
     assert {"dense", "class_full", "shortlist, 4 directions"} <= {row["head"] for row in rows}
     assert rows[0]["speedup"] == rows[0]["memory_ratio"] == 1
     assert all(row["commit"] and row["machine"] and row["threads"] == 1 for row in rows)
+    assert all(row["exact"] and (row["device"], row["dtype"]) == ("cpu", "float32") for row in rows)
     assert rows[0]["command"].startswith("gvc bench heads --grid quick tokenizer=bytes")
     for name in ("bench-heads-quick.csv", "bench-heads-time-n32-d8-quick.svg", "bench-heads-memory-n32-d8-quick.png"):
         assert (Path("results") / name).stat().st_size > 100
 
 
 def test_steps_beside_the_cap(bench):
-    words = ["steps.models=[debug]", "steps.micro_batch_size=2", "steps.block_size=16"]
+    words = ["steps.models=[debug]", "steps.micro_batch_size=2", "steps.block_size=16", "dtype=bfloat16", "repeats=2"]
     rows = {row["head"]: row for row in rows_of(bench("steps", *words, "competitors=[grouped,adaptive]"))}
     assert rows[CAP]["share_of_cap"] == rows["dense"]["over_dense"] == 1
     assert rows[CAP]["head_flops_share"] == 0 < rows["grouped"]["head_flops_share"]
     assert rows["grouped"]["over_dense"] == pytest.approx(rows["dense"]["ms"] / rows["grouped"]["ms"])
     assert "cutoffs=" in rows["adaptive, tuned"]["tried"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and this would measure on it")
+@pytest.mark.parametrize(
+    "words", [["bench", "heads", "--grid", "gpu"], ["bench", "steps", "device=cuda"], ["doctor", "--gpu"]]
+)
+def test_without_a_gpu_one_line_says_so(gvc, words, workdir):
+    done = gvc(*words)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == "gvc: error: device=cuda, but torch sees no CUDA device here: device=cpu will run\n"
+    assert list(workdir.iterdir()) == []
 
 
 def test_shares_against_the_best_rival():
@@ -113,6 +126,11 @@ def test_vocab_steps_and_losses(bench):
         (["heads", "heads.n_tokns=[1]"], "did you mean heads.n_tokens?"),
         (["heads", "competitors=[nobody]"], "no competitor begins with 'nobody'"),
         (["steps", "steps.models=[gpt9]"], "gpt9"),
+        (
+            ["memory", "dtype=bfloat16"],
+            "memory measures with device=cpu dtype=float32, got cpu and bfloat16: heads and",
+        ),
+        (["heads", "repeats=0"], "repeats must be in [1"),
         (["heads", "threads=0"], "threads must be in [1"),
         (["vocab", "vocab.heads=[nobody]"], "vocab.heads must be of dense, "),
         (["vocab", "vocab.excess_languages=[latin]"], "must be one of zipf, markov"),

@@ -3,7 +3,9 @@
 import itertools
 
 import pytest
+import torch
 
+from grouped_lm.bench.place import Place
 from grouped_lm.bench.settings import MeterConfig
 from grouped_lm.bench.timing import SLOW_MS, Calibration, Timing, interleave, quickest, timed
 
@@ -51,6 +53,26 @@ def test_a_slow_competitor_leaves_when_its_budget_is_spent():
     samplers = {"slow": machine.competitor("s", 10.0), "fast": machine.competitor("f", 0.5)}
     interleave(samplers, meter(max_rounds=4, budget_s=5.0), lambda: STEADY, machine.clock)
     assert "".join(machine.calls) == "sf" + "sffs" + "ff" * 3
+
+
+def test_who_does_not_fit_into_memory_takes_no_part():
+    machine = FakeMachine()
+
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    samplers = {"a": machine.competitor("a", 1.0), "large": too_large}
+    session = interleave(samplers, meter(), lambda: STEADY, machine.clock)
+    assert session.too_large == ["large"]
+    assert list(session.timings) == ["a"]
+
+
+def test_only_the_last_of_several_passes_is_waited_for(monkeypatch):
+    machine, waits = FakeMachine(), []
+    monkeypatch.setattr("grouped_lm.bench.place.synchronize", lambda device: waits.append(machine.now))
+    place = Place(torch.device("cpu"), "float32", 5)
+    assert place.timed(machine.work(0.25), machine.clock) == 250
+    assert waits == [50, 51.25]
 
 
 def test_rounds_in_which_the_machine_drifted_are_done_again():

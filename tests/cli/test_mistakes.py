@@ -31,7 +31,17 @@ MISTAKES = [
     ("optim.lr=-1", "optim.lr must be in (0"),
     ("train.dtype=float8", "train.dtype must be one of float32, bfloat16"),
     ("train.device=tpu", "train.device must be one of auto, cpu, cuda"),
-    ("train.devices=2", "train.devices must be in [1, 1]"),
+    (
+        "train.cuda_graphs=true",
+        "train.cuda_graphs=true needs train.compile=true, train.grad_accum_steps=1 and one process, got false, 1 and 1",
+    ),
+    ("train.devices=0", "train.devices must be in [1, 1024], got 0"),
+    (
+        "train.devices=3",
+        "train.micro_batch_size=2 cannot be shared by 3 processes (train.devices x train.nodes): 3 can",
+    ),
+    ("train.strategy=zero", "train.strategy must be one of ddp, fsdp2"),
+    ("train.nodes=2", "train.nodes=2 needs a SLURM job with as many machines"),
     ("seed=-1", "seed must be in"),
     ("seed=1,2", "add -m"),
     ("train.max_steps", "train.max_steps"),
@@ -54,6 +64,12 @@ def assert_one_line(outcome, code: int, message: str) -> None:
 def test_mistakes_end_in_one_line(gvc, tiny, workdir, override, message):
     code = 3 if "block_size" in override else 2  # a text too short for the window is a matter of data
     assert_one_line(gvc("train", *tiny, override), code, message)
+    assert list(workdir.iterdir()) == []
+
+
+def test_cuda_graphs_without_a_gpu(gvc, tiny, workdir):
+    outcome = gvc("train", *tiny, "train.compile=true", "train.cuda_graphs=true")
+    assert_one_line(outcome, 2, "train.cuda_graphs=true needs a GPU, got train.device=cpu, which is cpu here")
     assert list(workdir.iterdir()) == []
 
 

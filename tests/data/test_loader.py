@@ -53,6 +53,28 @@ def test_samples_do_not_depend_on_the_batch_size():
         assert torch.equal(torch.cat([one.batch(4 * index + k)[0] for k in range(4)]), four.batch(index)[0])
 
 
+def test_processes_read_together_what_one_reads():
+    tokens = np.arange(500, dtype=np.uint16)
+    alone = TrainBatches(tokens, 8, 12, seed=0)
+    for processes in (1, 2, 3, 4, 12):
+        parts = [TrainBatches(tokens, 8, 12, seed=0, rank=rank, processes=processes) for rank in range(processes)]
+        for index in (0, 3, 7):
+            for both in zip(*(part.batch(index) for part in parts), strict=True):
+                assert len({rows.shape for rows in both}) == 1
+            rows = torch.cat([part.batch(index)[1] for part in parts])
+            assert torch.equal(rows, alone.batch(index)[1])
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+def test_processes_validate_every_target_once_in_as_many_batches(processes):
+    tokens = np.arange(1, 90, dtype=np.uint16)
+    windows = ValidWindows(tokens, 8, 2)
+    parts = [list(windows.part(rank, processes)) for rank in range(processes)]
+    assert len({len(part) for part in parts}) == 1
+    targets = torch.cat([targets.flatten() for part in parts for _, targets in part])
+    assert sorted(targets[targets != IGNORE_INDEX].tolist()) == tokens[1:].tolist()
+
+
 def test_too_short():
     with pytest.raises(DataError, match=r"8 tokens, model.block_size=8 needs at least 9; .* model.block_size=7"):
         TrainBatches(np.zeros(8, np.uint16), 8, 1, seed=0)

@@ -18,7 +18,7 @@ def slow(head, hidden, targets):
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("group_size", [1, 7, 103])
 def test_equals_the_slow_line(monkeypatch, name, group_size, chunk_rows):
-    monkeypatch.setattr(shared_nll, "DEFAULT_CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(shared_nll, "default_chunk_rows", lambda device: chunk_rows)
     head, (hidden, targets) = head_of(name, group_size=group_size), batch_of(103, 23)
     leaves = [hidden, *head.parameters()]
     ours, theirs = head.loss(hidden, targets, reduction="sum"), slow(head, hidden, targets)

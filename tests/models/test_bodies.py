@@ -3,6 +3,7 @@
 Letters: B batch, T sequence, D width, V vocabulary.
 """
 
+import dataclasses
 import random
 from collections import defaultdict
 from pathlib import Path
@@ -327,3 +328,21 @@ def test_unfused_attention_is_the_same_function(body: str) -> None:
         (out - target).pow(2).sum().backward()
     for one, other in zip(fused.parameters(), unfused.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_activation_checkpointing_keeps_less_and_changes_no_bit(body: str) -> None:
+    found = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        config = ModelConfig(body=body, n_layer=3, n_head=2, n_embd=8, block_size=9, dropout=0.2, window_size=4)
+        model = build_body(dataclasses.replace(config, activation_checkpointing=again), 5).train()
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            states = model(torch.arange(18).view(2, 9) % 5)
+        inside = sum(t.numel() for t in kept)
+        found.append((states, torch.autograd.grad(states.square().sum(), list(model.parameters())), inside))
+    (plain, plain_gradients, plain_kept), (states, gradients, kept_between) = found
+    assert torch.equal(states, plain)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, plain_gradients, strict=True))
+    assert kept_between < plain_kept / 3

@@ -1,0 +1,231 @@
+"""The processes that train one model together: which of them this is, and how they agree.
+
+A process group is torch's own, started by `launch` or by an outer `torchrun`. What they have to agree on, flags and
+counts and small facts, travels between CPUs (gloo), so that no GPU is waited for; gradients of GPUs travel by NCCL.
+
+Letters: W processes.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from grouped_lm import errors
+from grouped_lm.errors import ConfigError, GvcError
+
+Value = TypeVar("Value")
+TIMEOUT = timedelta(minutes=30)
+"""How long one waits for the others: the first may be writing a checkpoint, or preparing text."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among W; every method but `is_first` is to be called by all of them, in the same order."""
+
+    rank: int = 0
+    """In [0, W)."""
+    size: int = 1
+    """W."""
+    local_rank: int = 0
+    """On this machine: the number of its GPU."""
+    local_size: int = 1
+    """Processes on this machine."""
+    restarts: int = 0
+    """How often the launcher has started all of them again."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what the run leaves behind."""
+        return self.rank == 0
+
+    def device(self, device: torch.device) -> torch.device:
+        """Return this process's own device of that type."""
+        if device.type != "cuda" or self.size == 1:
+            return device
+        torch.cuda.set_device(self.local_rank)
+        return torch.device("cuda", self.local_rank)
+
+    def first(self, action: Callable[..., Value], *args: Any) -> Value:
+        """Let the first process alone do `action(*args)`, and return its JSON-able result to all.
+
+        Raises:
+            GvcError, OSError: what the action raised, in every process.
+        """
+        if self.size == 1:
+            return action(*args)
+        told: dict[str, Any] = {}
+        raised: GvcError | OSError | None = None
+        if self.is_first:
+            try:
+                told = {"value": action(*args)}
+            except (GvcError, OSError) as error:
+                raised, told = error, {"error": describe_error(error)}
+        told = self._tell(told)
+        if raised is not None:
+            raise raised
+        if "error" in told:
+            raise error_from(told["error"])
+        return told["value"]
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for each flag whether it is set in any process."""
+        if self.size == 1:
+            return flags
+        both = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in both.tolist())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes."""
+        if self.size == 1:
+            return values
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """Return the tensor of every process, by rank; all have the same shape."""
+        if self.size == 1:
+            return [values]
+        gathered = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(gathered, values)
+        return gathered
+
+    def fill(self, target: Tensor, source: Tensor | None) -> None:
+        """Fill `target`, whole or a shard in each process, with the first one's `source`, which others may lack."""
+        if self.size == 1:
+            assert source is not None  # the first process has it
+            target.copy_(source)
+            return
+        device = target.device
+        full = torch.empty(target.shape, dtype=target.dtype, device=device) if source is None else source.to(device)
+        if is_sharded(target):
+            shards: Any = target
+            distribute = importlib.import_module("torch.distributed.tensor").distribute_tensor
+            full = distribute(full, shards.device_mesh, shards.placements, src_data_rank=0)
+        else:
+            dist.broadcast(full, 0)
+        target.copy_(full)
+
+    def seed(self, seed: int, step: int) -> None:
+        """Give every process but the first, which goes on with its own, a stream of random numbers of its own.
+
+        A pure function of the run's seed, the process and the step at which it began.
+        """
+        if self.is_first:
+            return
+        words = np.random.SeedSequence([seed, self.rank, step]).generate_state(2)
+        torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+
+    def _tell(self, value: dict[str, Any]) -> dict[str, Any]:
+        """Return the first one's value."""
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        size = torch.tensor(content.numel())
+        dist.broadcast(size, 0)
+        if not self.is_first:
+            content = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(content, 0)
+        return json.loads(bytes(content.tolist()))
+
+
+ALONE = World()
+"""One process: nothing is sent, nothing is waited for."""
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Return whether this is torch's `DTensor`, whose module takes half a second to import where nobody shards."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Any) -> Tensor:
+    """Return a sharded tensor in full, which all processes have to ask for; others as they are."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
+
+
+def local(tensor: Any) -> Tensor:
+    """Return the part of a sharded tensor that lies here; others as they are."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def started_as() -> tuple[int, int]:
+    """Return which process this is, and of how many that `torchrun` or `launch` has started."""
+    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+@contextlib.contextmanager
+def join_world(asked: int, device: torch.device) -> Iterator[World]:
+    """Join the processes that were started together; alone where there are no others.
+
+    Args:
+        asked: processes that the config names; 1 takes those that there are.
+        device: a CPU, or any CUDA device.
+
+    Raises:
+        ConfigError: there are others than were asked for.
+    """
+    rank, size = started_as()
+    if asked not in (1, size):
+        raise ConfigError(
+            f"train.devices and train.nodes make {asked} processes, and {size} were started: leave them out"
+        )
+    if size == 1:
+        yield ALONE
+        return
+    environment = os.environ
+    world = World(
+        rank=rank,
+        size=size,
+        local_rank=int(environment.get("LOCAL_RANK", 0)),
+        local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
+        restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)),
+    )
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store = meeting_store(world)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def meeting_store(world: World) -> dist.Store:
+    """Return the store where the processes find each other's addresses.
+
+    The launcher's own lives through restarts, addresses of lost processes with it (torch 2.13): one that reads such an
+    address waits for ever. So every restart has its own part of the store.
+    """
+    environment = os.environ
+    has_server = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = dist.TCPStore(
+        environment["MASTER_ADDR"],
+        int(environment["MASTER_PORT"]),
+        world.size,
+        is_master=world.is_first and not has_server,
+        timeout=TIMEOUT,
+    )
+    return dist.PrefixStore(f"restart-{world.restarts}", store)
+
+
+def describe_error(error: GvcError | OSError) -> list[Any]:
+    """Return what `error_from` makes the same error of, ready for JSON."""
+    if isinstance(error, OSError):
+        return ["OSError", error.errno, error.strerror or str(error)]
+    return [type(error).__name__, str(error)]
+
+
+def error_from(described: list[Any]) -> GvcError | OSError:
+    """Return the error that another process described."""
+    name, *words = described
+    return OSError(*words) if name == "OSError" else getattr(errors, name)(*words)
