@@ -13,6 +13,7 @@ from grouped_lm.devices import DEVICES
 from grouped_lm.interconnects import find_interconnect
 from grouped_lm.measure import GIB
 from grouped_lm.plan_devices import (
+    STRATEGIES,
     DevicesPlan,
     Weights,
     ddp_exposed_s,
@@ -48,15 +49,25 @@ def planned(config, processes: int, strategy: str) -> DevicesPlan:
     return next(plan for plan in plans if plan.strategy == strategy)
 
 
-@pytest.mark.parametrize("head", ["dense", "shortlist"])
-def test_memory_and_bytes_are_those_of_one_two_and_four_processes(head, config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("head", "tokenizer", "worlds"),
+    [("shortlist", "bytes", (1, 2, 4)), ("dense", "gpt2", (2,)), ("grouped", "gpt2", (4,))],
+)
+def test_memory_and_bytes_are_those_of_one_two_and_four_processes(
+    head, tokenizer, worlds, config, tmp_path, monkeypatch
+):
     monkeypatch.setattr("grouped_lm.train.measure_gemm_flops_per_sec", lambda device, dtype: 1e9)  # takes its time
-    made = with_head(config(head, max_steps=5, micro_batch_size=4, grad_accum_steps=1, eval_batch_size=8), head)
-    body = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=32)
-    made = dataclasses.replace(made, model=body, tokenizer=TokenizerConfig(name="gpt2"))
+    made = with_head(
+        config(
+            head, max_steps=5, micro_batch_size=4, grad_accum_steps=1, eval_batch_size=8, checkpoint_every_steps=100
+        ),
+        head,
+    )
+    body = ModelConfig(n_layer=3, n_head=2, n_embd=64 if tokenizer == "bytes" else 32, block_size=32)
+    made = dataclasses.replace(made, model=body, tokenizer=TokenizerConfig(name=tokenizer))
     prepare_data(made.data, made.tokenizer)
-    for processes, strategies in ((1, ["ddp"]), (2, ["ddp", "fsdp2"]), (4, ["ddp", "fsdp2"])):
-        for strategy in strategies:
+    for processes in worlds:
+        for strategy in STRATEGIES if processes > 1 else ("ddp",):
             peak, sent = measure(made, processes, strategy, tmp_path)
             if processes == 1:
                 assert sent == 0
