@@ -1,11 +1,19 @@
 """`gvc plan`."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .train import ConfigDir, ConfigName, Overrides
+
+if TYPE_CHECKING:
+    from grouped_lm.config import Config
+    from grouped_lm.devices import Device
+    from grouped_lm.interconnects import Interconnect
+
+OWN_LINKS = {"h100": "nvlink4", "a100": "nvlink3"}
+"""What connects the devices of one machine as its maker sells it."""
 
 
 def plan(
@@ -19,13 +27,22 @@ def plan(
     tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Tokens of the whole training; default the config's.")
     ] = None,
+    devices: Annotated[
+        int, typer.Option(metavar="N", help="Devices of each machine; more than one: DDP and FSDP2.")
+    ] = 1,
+    nodes: Annotated[int, typer.Option(metavar="M", help="Machines.")] = 1,
+    interconnect: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|SIZE", help="Slowest link between devices: nvlink4, ib-ndr ... or 25GB per second."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout: every figure.")] = False,
     config_dir: ConfigDir = None,
     config_name: ConfigName = "config",
 ) -> None:
     """Say what a run will need with every head: memory, largest shapes, FLOPs, speed. Runs no step.
 
-    The overrides are those of `gvc train`; the body, batch and context that they compose are planned.
+    The overrides are those of `gvc train`; the body, batch and context that they compose are planned. For several
+    devices: memory of each, bytes sent, time of a step, by DDP and by FSDP2, of the dense head and the config's own.
     """
     from grouped_lm.config import check_range
     from grouped_lm.devices import find_device, parse_bytes
@@ -33,6 +50,8 @@ def plan(
     from .hydra_entry import HydraFlags, compose_jobs, explained
 
     check_range("--tokens", tokens, 1, 10**18)
+    check_range("--devices", devices, 1, 10**6)
+    check_range("--nodes", nodes, 1, 10**6)
     memory_bytes = None if memory is None else parse_bytes(memory)
     flags = HydraFlags(config_dir=config_dir, config_name=config_name)
     with explained(overrides or [], flags):
@@ -43,6 +62,11 @@ def plan(
     from grouped_lm.plan_table import notes, plan_table, plan_values
 
     memory_bytes = memory_bytes or chosen.memory_bytes
+    if devices * nodes > 1:
+        plan_several(
+            config, devices * nodes, chosen, link_of(interconnect, device, nodes), tokens, memory_bytes, as_json
+        )
+        return
     plans, unplanned = plan_heads(config, memory_bytes, chosen, tokens)
     if as_json:
         print(json.dumps(plan_values(config, plans, unplanned, memory_bytes, chosen), indent=2))
@@ -51,3 +75,42 @@ def plan(
 
         print_table(plan_table(config, plans, memory_bytes, chosen))
         print("\n".join(notes(plans, unplanned, chosen)))
+
+
+def link_of(name: str | None, device: str, nodes: int) -> "Interconnect":
+    """Return the link that the user named, or the one that such devices in one machine have.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    from grouped_lm.errors import ConfigError
+    from grouped_lm.interconnects import INTERCONNECTS, find_interconnect
+
+    name = name or (OWN_LINKS.get(device) if nodes == 1 else None)
+    if name is None:
+        what = "machines" if nodes > 1 else f"devices of kind {device}"
+        raise ConfigError(f"--interconnect must say what lies between {what}: {', '.join(INTERCONNECTS)}, or 25GB")
+    return find_interconnect(name, on_cpu=device == "cpu")
+
+
+def plan_several(
+    config: "Config",
+    processes: int,
+    device: "Device",
+    link: "Interconnect",
+    tokens: int | None,
+    memory_bytes: int,
+    as_json: bool,
+) -> None:
+    """Print the plan for several devices."""
+    from grouped_lm.plan_devices import plan_heads_on_devices
+    from grouped_lm.plan_table import devices_notes, devices_table, devices_values
+
+    plans = plan_heads_on_devices(config, processes, device, link, tokens)
+    if as_json:
+        print(json.dumps(devices_values(config, plans, memory_bytes, device, link), indent=2))
+        return
+    from grouped_lm.display import print_table
+
+    print_table(devices_table(config, plans, memory_bytes, device, link))
+    print("\n".join(devices_notes(device, link)))

@@ -8,9 +8,11 @@ from rich.table import Table
 
 from grouped_lm.config import Config
 from grouped_lm.devices import Device
+from grouped_lm.interconnects import Interconnect
 from grouped_lm.live_bytes import KINDS
 from grouped_lm.measure import GIB
 from grouped_lm.plan import MAX_BATCH, MAX_CONTEXT, UTILISATION, HeadPlan
+from grouped_lm.plan_devices import DevicesPlan
 
 KIND_LABELS = {
     "weights": "weights",
@@ -21,6 +23,7 @@ KIND_LABELS = {
     "temporary": "temporary",
 }
 Row = tuple[str, Callable[[HeadPlan], str]]
+DevicesRow = tuple[str, Callable[[DevicesPlan], str]]
 
 
 def size(n_bytes: float) -> str:
@@ -97,5 +100,75 @@ def plan_values(
         "heads": [
             dataclasses.asdict(plan) | {"flops_cap": plan.flops_cap, "helps": plan.head == "dense" or plan.helps}
             for plan in plans
+        ],
+    }
+
+
+def devices_rows(memory_bytes: int) -> list[DevicesRow]:
+    """Return label and cell of every line of a plan for several devices."""
+    return [
+        ("peak memory of each device", lambda p: size(p.peak_bytes)),
+        ("  weights", lambda p: size(p.weights_bytes)),
+        ("  gradients", lambda p: size(p.gradients_bytes)),
+        ("  optimizer state", lambda p: size(p.optimizer_bytes)),
+        ("  activations, and what is gathered", lambda p: size(p.peak_bytes - p.state_bytes)),
+        (f"fits into {size(memory_bytes)}", lambda p: "yes" if p.peak_bytes <= memory_bytes else "no"),
+        ("sent by each device in a step", lambda p: size(p.sent_bytes)),
+        ("ms of a step, estimated", lambda p: f"{1000 * p.step_s:,.2f}"),
+        ("  computing", lambda p: f"{1000 * p.compute_s:,.2f}"),
+        ("  waiting for others", lambda p: f"{1000 * p.exposed_s:,.2f}"),
+        ("ms of all exchange", lambda p: f"{1000 * p.exchange_s:,.2f}"),
+        ("share of the time spent computing", lambda p: f"{p.efficiency:.1%}"),
+        ("tokens per second of all, estimated", lambda p: f"{p.tokens_per_sec:,.0f}"),
+        ("hours, estimated", lambda p: f"{p.hours:,.2f}" if p.hours >= 0.01 else f"{p.hours:.2g}"),
+    ]
+
+
+def devices_table(
+    config: Config, plans: list[DevicesPlan], memory_bytes: int, device: Device, link: Interconnect
+) -> Table:
+    """Return heads and strategies side by side."""
+    train, model, processes = config.train, config.model, plans[0].processes
+    title = (
+        f"{model.name}, {processes} x {device.name} over {link.name}, micro_batch_size {train.micro_batch_size} of all "
+        f"({train.micro_batch_size // processes} each), block_size {model.block_size}, {train.dtype}"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for plan in plans:
+        table.add_column(f"{plan.head} {plan.strategy}", justify="right", overflow="fold")
+    for label, cell in devices_rows(memory_bytes):
+        table.add_row(label, *(cell(plan) for plan in plans))
+    return table
+
+
+def devices_notes(device: Device, link: Interconnect) -> list[str]:
+    """Return what the figures of several devices take for granted."""
+    return [
+        "memory: live tensors of an eager step; within 10 % of 2 and 4 gloo processes; a GPU's context, workspaces, "
+        "fragmentation and NCCL's buffers come on top",
+        f"speed: {UTILISATION:.0%} of the peak FLOP/s, all of the link's bandwidth, no latency; not held against GPUs",
+        f"{device.name}: {device.source}",
+        f"{link.name}: {link.source}",
+    ]
+
+
+def devices_values(
+    config: Config, plans: list[DevicesPlan], memory_bytes: int, device: Device, link: Interconnect
+) -> dict[str, Any]:
+    """Return the plan for several devices ready for JSON; sizes in bytes, times in seconds."""
+    return {
+        "model": config.model.name,
+        "micro_batch_size": config.train.micro_batch_size,
+        "block_size": config.model.block_size,
+        "dtype": config.train.dtype,
+        "processes": plans[0].processes,
+        "memory_bytes": memory_bytes,
+        "device": dataclasses.asdict(device),
+        "interconnect": dataclasses.asdict(link),
+        "plans": [
+            dataclasses.asdict(p)
+            | {"step_s": p.step_s, "efficiency": p.efficiency, "fits": p.peak_bytes <= memory_bytes}
+            for p in plans
         ],
     }

@@ -105,7 +105,7 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
         "train_tokens": corpus.train.manifest["sha256"],
         "valid_tokens": corpus.valid.manifest["sha256"],
     }
-    environment = describe_environment(device) | ({"processes": world.size} if world.size > 1 else {})
+    environment = world.first(describe_environment, device) | ({"processes": world.size} if world.size > 1 else {})
     saved_with = {
         "identity": identity,
         "config": config_identity(config_to_dict(config)),

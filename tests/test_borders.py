@@ -26,7 +26,7 @@ LEVELS = [
         "synthetic",
     },
     {"heads", "plot_data", "devices"},
-    {"compression", "data", "optim", "tracking", "train_state", "plot_parts", "step_figures"},
+    {"compression", "data", "optim", "tracking", "train_state", "plot_parts", "step_figures", "interconnects"},
     {"models"},
     {"run_folder", "display", "plots", "scoring", "parallel"},
     {"resume", "rows", "figures", "continuations", "plots_bench", "launch"},
@@ -35,7 +35,8 @@ LEVELS = [
     {"harness", "ladder"},
     {"sweep_display", "fake_step", "assess", "hf", "judge"},
     {"plan"},
-    {"room", "plan_table", "assess_tables"},
+    {"room", "plan_devices", "assess_tables"},
+    {"plan_table"},
     {"train", "preflight"},
     {"worker", "bench"},
 ]

@@ -1,0 +1,274 @@
+"""What a run will need on several devices, before it runs: memory on each, bytes between them, time of a step.
+
+Letters: W processes, P bytes of all weights (fp32), L P_b of them in the body's L blocks, R = P - L P_b in the rest:
+the embeddings, the last norm and the head, which FSDP2 gathers as one.
+
+Sources: ring algorithms send (W - 1)/W of a buffer to gather it, or to reduce and scatter it, and twice that to
+all-reduce it (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"); what
+DDP sends and when, Li et al. 2020 (arXiv 2006.15704); what stays in shards, Rajbhandari et al. 2020 (arXiv 1910.02054),
+section 5, and Zhao et al. 2023 (arXiv 2304.11277).
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from grouped_lm.config import Config
+from grouped_lm.devices import Device
+from grouped_lm.errors import ConfigError
+from grouped_lm.fake_step import fake_model, fake_step, with_shape
+from grouped_lm.heads import HEADS, DenseConfig
+from grouped_lm.interconnects import Interconnect
+from grouped_lm.live_bytes import KINDS, Moments
+from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
+from grouped_lm.plan import seconds_per_step
+
+BUCKET_BYTES = 25 * 2**20
+"""DDP's buckets: the last one has no backward pass left to hide behind."""
+STRATEGIES = ("ddp", "fsdp2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Bytes of the weights as W processes cut them: rows are padded to a multiple of W."""
+
+    total: int
+    """P."""
+    blocks: int
+    """L P_b."""
+    largest_block: int
+    """P_b."""
+    behind: int
+    """Of the rest, what stands behind the blocks: the last norm, and what the head does not share with the body."""
+
+    @property
+    def rest(self) -> int:
+        """R."""
+        return self.total - self.blocks
+
+    @classmethod
+    def of(cls, model: LanguageModel, processes: int = 1) -> "Weights":
+        """Return the bytes of a model, fake or real, 4 to a weight."""
+        blocks: dict[str, int] = {}
+        total = behind = 0
+        for name, parameter in model.named_parameters():
+            rows = parameter.shape[0] if parameter.ndim else 1
+            padded = -(-rows // processes) * processes
+            size = 4 * parameter.numel() // max(1, rows) * padded
+            total += size
+            if name.startswith("body.h."):
+                block = name.split(".")[2]
+                blocks[block] = blocks.get(block, 0) + size
+            elif name.startswith(("body.ln_f.", "head.")):
+                behind += size
+        return cls(total, sum(blocks.values()), max(blocks.values(), default=0), behind)
+
+
+@dataclasses.dataclass(frozen=True)
+class DevicesPlan:
+    """What each of W processes needs for a step of one head, with its part of the batch."""
+
+    head: str
+    strategy: str
+    processes: int
+    peak_bytes: int
+    weights_bytes: int
+    optimizer_bytes: int
+    gradients_bytes: int
+    """DDP's buckets, or the shards."""
+    sent_bytes: int
+    """By each process in an optimizer step."""
+    compute_s: float
+    exchange_s: float
+    """Of all that is sent, hidden behind the computation or not."""
+    exposed_s: float
+    """Of it, what is not hidden."""
+    tokens_per_sec: float
+    """Of all processes together."""
+    hours: float
+
+    @property
+    def state_bytes(self) -> int:
+        """Weights, gradients and optimizer state."""
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of an optimizer step."""
+        return self.compute_s + self.exposed_s
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the time that is spent computing."""
+        return self.compute_s / self.step_s
+
+
+def ddp_sent_bytes(weights: Weights, processes: int) -> int:
+    """Return what DDP sends in an optimizer step: 2 (W - 1)/W P, once, however many micro-steps it has."""
+    return 2 * (processes - 1) * weights.total // processes
+
+
+def fsdp2_sent_bytes(weights: Weights, processes: int, micro_steps: int, link: Interconnect) -> int:
+    """Return what FSDP2 sends in an optimizer step: (W - 1)/W (P + L P_b + c P) in each micro-step.
+
+    The weights are gathered for the forward pass, those of the blocks once more for the backward pass, and gradients
+    are reduced and scattered: c is 1, or 2 where that is an all-reduce (gloo).
+    """
+    moved = weights.total + weights.blocks + link.reduce_scatter_passes * weights.total
+    return micro_steps * (processes - 1) * moved // processes
+
+
+def activations(step: Moments) -> np.ndarray:
+    """Return the (moments,) bytes that are neither weights, gradients nor optimizer state."""
+    return step.live[:, [KINDS.index(kind) for kind in ("body", "head", "temporary")]].sum(1)
+
+
+def ddp_peak_bytes(step: Moments, weights: Weights) -> int:
+    """Return the peak on each device: 4 P and the most of activations and the gradient that is just made.
+
+    Weights, two averages and the buckets, which live through the whole step; a gradient exists beside its place in a
+    bucket until it is copied there.
+
+    Args:
+        step: of one process with its part of the batch, see `fake_step`.
+        weights: not cut.
+    """
+    gradients = step.live[:, KINDS.index("gradients")]
+    made = np.maximum(np.diff(gradients, prepend=gradients[:1]), 0)
+    return 4 * weights.total + int((activations(step) + made).max())
+
+
+def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
+    """Return the peak on each device: 3 P / W, and the most of two moments.
+
+    While blocks work: activations, R, the rest's gradients so far in full, the blocks' in shards, and blocks in full.
+    These are 2 P_b until the backward pass begins, the last block and the buffer that it came in; 3 P_b in its first
+    block, with the next one, which is gathered ahead, and gradients; 4 P_b in all others, with what the one before
+    still sends. When all is done: 3 R, the rest's weights, its gradients and the buffer that they are sent from, and
+    the shards of the blocks' gradients. The backward pass makes gradients in the order of the model's end, its blocks,
+    its beginning. Sends that last long keep a buffer more.
+
+    Args:
+        step: of one process with its part of the batch, see `fake_step`.
+        weights: cut for W processes.
+        processes: W.
+    """
+    gradients = step.live[:, KINDS.index("gradients")]
+    of_blocks = np.clip(gradients - weights.behind, 0, weights.blocks)
+    held = activations(step) + gradients - of_blocks + of_blocks // processes
+    copies = np.select([of_blocks == 0, of_blocks <= weights.largest_block], [2, 3], 4)
+    gathered = copies * weights.largest_block
+    working = int((held + gathered).max()) + weights.rest
+    done = 3 * weights.rest + weights.blocks // processes
+    return 3 * weights.total // processes + max(working, done)
+
+
+def ddp_exposed_s(compute_s: float, exchange_s: float, weights: Weights, micro_steps: int) -> float:
+    """Return the seconds of DDP's exchange that the last backward pass does not hide.
+
+    That pass is two thirds of its micro-step, and the last bucket has to wait for its end.
+    """
+    backward_s = 2 / 3 * compute_s / micro_steps
+    last = exchange_s * min(1.0, BUCKET_BYTES / weights.total)
+    return max(last, exchange_s - backward_s)
+
+
+def fsdp2_exposed_s(compute_s: float, weights: Weights, processes: int, micro_steps: int, link: Interconnect) -> float:
+    """Return the seconds of FSDP2's exchange that the computation does not hide.
+
+    Blocks are gathered and reduced while their neighbours work, a third of a micro-step forward and two thirds
+    backward. For the rest, first to be needed and last to be reduced, everything waits.
+    """
+    each = (processes - 1) / processes / link.bytes_per_sec
+    forward_s, passes = compute_s / micro_steps / 3, link.reduce_scatter_passes
+    rest_s = (1 + passes) * weights.rest * each
+    forward_left = max(0.0, weights.blocks * each - forward_s)
+    backward_left = max(0.0, (1 + passes) * weights.blocks * each - 2 * forward_s)
+    return micro_steps * (rest_s + forward_left + backward_left)
+
+
+def plan_devices(config: Config, processes: int, device: Device, link: Interconnect, tokens: int) -> list[DevicesPlan]:
+    """Plan the run of `config` on W devices, by each strategy.
+
+    Raises:
+        ConfigError: W processes cannot take equal parts of a batch.
+        DataDependentOutputException, DynamicOutputShapeException: the head's sizes depend on the tokens of a batch.
+    """
+    micro_steps = config.train.grad_accum_steps
+    part = with_shape(config, batch=config.train.share(processes))
+    single = dataclasses.replace(part, train=dataclasses.replace(part.train, grad_accum_steps=1))
+    with FakeTensorMode():
+        model = fake_model(part)
+    step, one_step = fake_step(part), fake_step(single)
+    flops = model.head.flops_per_token() + estimate_body_flops_per_token(config.model, config.model.block_size)
+    n_tokens = config.train.micro_batch_size * config.model.block_size * micro_steps
+    plans = []
+    for strategy in STRATEGIES:
+        weights = Weights.of(model, processes if strategy == "fsdp2" else 1)
+        own = weights.total // processes if strategy == "fsdp2" else weights.total
+        compute_s = seconds_per_step(part, flops, own // 4, step.made, device)
+        if strategy == "ddp":
+            peak, sent = ddp_peak_bytes(step, weights), ddp_sent_bytes(weights, processes)
+            exposed_s = ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
+        else:
+            later = weights.rest // processes if micro_steps > 1 else 0  # shards of gradients of micro-steps before
+            peak = fsdp2_peak_bytes(one_step, weights, processes) + later
+            sent = fsdp2_sent_bytes(weights, processes, micro_steps, link)
+            exposed_s = fsdp2_exposed_s(compute_s, weights, processes, micro_steps, link)
+        rate = n_tokens / (compute_s + exposed_s)
+        plans.append(
+            DevicesPlan(
+                head=config.head.name,
+                strategy=strategy,
+                processes=processes,
+                peak_bytes=peak,
+                weights_bytes=own,
+                optimizer_bytes=2 * own,
+                gradients_bytes=own,
+                sent_bytes=sent,
+                compute_s=compute_s,
+                exchange_s=sent / link.bytes_per_sec,
+                exposed_s=exposed_s,
+                tokens_per_sec=rate,
+                hours=tokens / rate / 3600,
+            )
+        )
+    return plans
+
+
+def plan_heads_on_devices(
+    config: Config, processes: int, device: Device, link: Interconnect, tokens: int | None = None
+) -> list[DevicesPlan]:
+    """Plan the config's own head and the dense one on W devices; see `plan_devices`.
+
+    Args:
+        config: the run.
+        processes: W.
+        device: each of them.
+        link: between them.
+        tokens: of the whole training; None means those of the config.
+
+    Raises:
+        ConfigError: as `plan_devices`, or a head whose sizes depend on the tokens of a batch or of the text.
+    """
+    train = config.train
+    total = tokens or train.max_steps * train.micro_batch_size * train.grad_accum_steps * config.model.block_size
+    heads: list[Any] = [config.head]
+    if config.head.name != "dense":
+        heads.insert(0, DenseConfig(tied=config.model.embedding == "table"))
+    if HEADS[config.head.name][1].sizes_follow_text:
+        raise ConfigError(unplannable(config.head.name))
+    plans: list[DevicesPlan] = []
+    for head in heads:
+        try:
+            plans += plan_devices(dataclasses.replace(config, head=head), processes, device, link, total)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise ConfigError(unplannable(head.name)) from error
+    return plans
+
+
+def unplannable(head: str) -> str:
+    """Return why a head cannot be planned."""
+    return f"head={head} is not planned: its sizes depend on the tokens of a batch or of the text"
