@@ -29,7 +29,7 @@ def slow(pipe: int, phase: str):
     from grouped_lm.data.loader import TrainBatches, ValidWindows
     from grouped_lm.models.lm import LanguageModel
 
-    train_batch, valid_batch, hidden = TrainBatches.batch, ValidWindows.batch, LanguageModel.hidden
+    train_batch, valid_batch, hidden = TrainBatches.batch, ValidWindows._batch, LanguageModel.hidden
 
     def reading(self, *args, **kwargs):
         if phase in ("gvc eval", "gvc sample"):
@@ -51,7 +51,7 @@ def slow(pipe: int, phase: str):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainBatches, "batch", one)
-        patch.setattr(ValidWindows, "batch", other)
+        patch.setattr(ValidWindows, "_batch", other)
         patch.setattr(LanguageModel, "hidden", reading)
         yield
 
