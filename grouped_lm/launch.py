@@ -14,14 +14,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from grouped_lm.config import Config, TrainConfig, config_to_dict
-from grouped_lm.errors import EXIT_PREEMPTED, ConfigError, GvcError
+from grouped_lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, GvcError
 from grouped_lm.run_folder import COMPLETE, RunFolder
 from grouped_lm.runtime import write_json
 from grouped_lm.world import error_from
@@ -53,15 +53,16 @@ def launch(config: Config, run_dir: Path) -> dict[str, Any]:
         try:
             elastic_launch(launch_config(config.train, run_dir), sys.executable)(*words)
         except SignalException as stopped:
-            if stopped.sigval == signal.SIGINT:
-                raise KeyboardInterrupt from stopped
-            raise SystemExit(EXIT_PREEMPTED) from stopped
+            raise_stop(EXIT_INTERRUPTED if stopped.sigval == signal.SIGINT else EXIT_PREEMPTED)
         except ChildFailedError as failed:
-            raise read_outcome(outcome) or lost(failed, config.train, run_dir) from failed
-        error = read_outcome(outcome)
-        if error is not None:
-            raise error
-        return json.loads(outcome.read_text(encoding="utf-8"))["result"]
+            told = read_outcome(outcome)
+            raise error_from(told["error"]) if "error" in told else lost(failed, config.train, run_dir) from failed
+        told = read_outcome(outcome)
+        if "error" in told:
+            raise error_from(told["error"])
+        if "stopped" in told:
+            raise_stop(told["stopped"])
+        return told["result"]
 
 
 def launch_config(train: TrainConfig, run_dir: Path) -> LaunchConfig:
@@ -130,14 +131,19 @@ def first_host(nodelist: str) -> str:
         ) from error
 
 
-def read_outcome(path: Path) -> GvcError | None:
-    """Return the error that the processes agreed on and left behind; None where they left none."""
+def read_outcome(path: Path) -> dict[str, Any]:
+    """Return what the processes agreed on and left behind, see `worker`; nothing where they were lost before."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    found = error_from(told["error"]) if "error" in told else None
-    return found if isinstance(found, GvcError) else None
+        return {}
+
+
+def raise_stop(code: int) -> NoReturn:
+    """End as a training that was asked to stop."""
+    if code == EXIT_INTERRUPTED:
+        raise KeyboardInterrupt
+    raise SystemExit(code)
 
 
 def lost(failed: ChildFailedError, train: TrainConfig, run_dir: Path) -> GvcError:

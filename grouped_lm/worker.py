@@ -1,7 +1,7 @@
 """`python -m grouped_lm.worker RUN_FOLDER PARENT_PID [OUTCOME]`: one job of a sweep, or one of a run's processes.
 
 With an OUTCOME, a file, its parent is torch's launcher, which starts failing processes again: an error that would come
-again is left there instead, and so is the result.
+again is left there instead, and so are a stop that all agreed on, and the result.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from grouped_lm.runtime import write_json
 from grouped_lm.signals import exit_on_sigterm
 from grouped_lm.sweep import BUSY_EXIT, read_job
 from grouped_lm.train import train
-from grouped_lm.world import describe_error
+from grouped_lm.world import describe_error, error_from
 
 PR_SET_PDEATHSIG = 1
 
@@ -29,27 +29,32 @@ def stop_with_parent(parent: int) -> None:
         sys.exit(0)
 
 
-def leave(outcome: Path, told: dict[str, Any]) -> None:
-    """Leave an outcome; one process of this machine is enough for that of all."""
-    if os.environ["LOCAL_RANK"] == "0" or "error" in told:
-        write_json(outcome, told)
+def train_job(run_dir: Path) -> dict[str, Any]:
+    """Train the job that lies in the folder, and return what became of it: a result, an error, or a stop."""
+    try:
+        with exit_on_sigterm():  # until the training takes the signals over
+            return {"result": train(read_job(run_dir), run_dir)}
+    except KeyboardInterrupt:
+        return {"stopped": EXIT_INTERRUPTED}
+    except SystemExit as stop:
+        return {"stopped": stop.code}
+    except GvcError as error:
+        return {"error": describe_error(error)}
 
 
 def main() -> None:
-    """Train the job that lies in the folder, and exit as `gvc train` would."""
+    """Train, and leave the outcome or exit as `gvc train` would."""
     run_dir, outcome = Path(sys.argv[1]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
     stop_with_parent(int(sys.argv[2]))
-    try:
-        with exit_on_sigterm():  # until the training takes the signals over
-            result = train(read_job(run_dir), run_dir)
-        if outcome:
-            leave(outcome, {"result": result})
-    except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
-    except GvcError as error:
-        if outcome:
-            leave(outcome, {"error": describe_error(error)})
-            return
+    told = train_job(run_dir)
+    if outcome is not None:
+        if os.environ["LOCAL_RANK"] == "0" or "error" in told:  # one process of a machine speaks for all
+            write_json(outcome, told)
+    elif "stopped" in told:
+        sys.exit(told["stopped"])
+    elif "error" in told:
+        error = error_from(told["error"])
+        assert isinstance(error, GvcError)  # as it was caught
         if isinstance(error, BusyError):
             sys.exit(BUSY_EXIT)
         print(f"gvc: error: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ fork. On two cores: 3.5 M tokens/s of GPT-2's BPE from a text file (one thread 2
 tinytales, whose stories are written meanwhile in the calling thread.
 """
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -42,17 +43,18 @@ def default_workers() -> int:
 
 
 def encode_fragments(
-    fragments: Iterable[Fragment], tokenizer: Tokenizer, workers: int | None = None
+    fragments: Iterable[Fragment], tokenizer: Tokenizer, workers: int | None = None, skip: int = 0
 ) -> Iterator[Encoded]:
-    """Encode fragments in batches; the ids, joined, do not depend on `workers`.
+    """Encode fragments in batches; batches and ids do not depend on `workers`.
 
     Args:
         fragments: Pieces of documents, in order.
         tokenizer: Used from several threads at once.
         workers: Threads, default one per usable CPU; 1 encodes in the calling thread.
+        skip: Batches at the start that are read and not encoded: somebody has done so before.
     """
     workers = workers or default_workers()
-    batches = _batches(fragments)
+    batches = itertools.islice(_batches(fragments), skip, None)
     if workers == 1:
         yield from (_encode(batch, empty, tokenizer) for batch, empty in batches)
         return

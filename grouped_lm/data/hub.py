@@ -69,7 +69,7 @@ class HubSource:
 
     @cached_property
     def _text(self) -> TextSource:
-        return TextSource([self._file], self.config.text_field)
+        return TextSource([self._file], self.config.text_field, Path(self.config.cache_dir).expanduser())
 
     @cached_property
     def _rows(self) -> Any:

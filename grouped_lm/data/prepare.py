@@ -52,7 +52,8 @@ def prepare_split(
 ) -> TokenFile:
     """Open a split's token file, and build it first where it is missing, outdated or damaged.
 
-    Several processes may ask at once: one builds, the others wait for it.
+    Several processes may ask at once: one builds, the others wait for it. A build that was killed or stopped goes on
+    after the last shard that it had finished, and ends as one that was never stopped.
 
     Args:
         data: The source, and `cache_dir` for the result.
@@ -79,7 +80,11 @@ def prepare_split(
             if folder.exists():
                 log.warning("rebuilding %s: %s", folder, reason)
             writer = FolderWriter(folder, encoder, {"key": key, "source": description})
-            writer.run(_watched(encode_fragments(source.fragments(), encoder, workers), source, progress))
+
+            def batches(skip: int, done: int) -> Iterator[Encoded]:
+                return _watched(encode_fragments(source.fragments(), encoder, workers, skip), source, progress, done)
+
+            writer.run(batches, unit=source.unit if source.total else "documents")
             found, reason = read_token_file(folder, key)
     if found is None:
         raise DiskError(f"{folder} was written but cannot be read back: {reason}")
@@ -91,8 +96,8 @@ def _key(description: dict[str, Any], tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _watched(batches: Iterable[Encoded], source: Source, progress: Progress | None) -> Iterator[Encoded]:
-    done, total = 0, source.total if progress else None
+def _watched(batches: Iterable[Encoded], source: Source, progress: Progress | None, done: int) -> Iterator[Encoded]:
+    total = source.total if progress else None
     for batch in batches:
         yield batch
         if progress:

@@ -1,9 +1,11 @@
 """The reader's own text: .txt, .jsonl and .parquet files, folders, globs and lists of them, read as streams."""
 
 import codecs
+import contextlib
 import glob
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
@@ -16,6 +18,8 @@ from grouped_lm.errors import DataError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BLOCK_BYTES = 1 << 20
+REMEMBERED_BYTES = 64 << 20
+"""Files from here on are hashed once, as long as nobody touches them; smaller ones every time."""
 FRAGMENT_CHARS = 1 << 20
 """A document without end is passed on in pieces of about this size."""
 
@@ -26,18 +30,24 @@ _CUT_SEARCH_CHARS = 1 << 16
 
 
 class TextSource:
-    """Files, read one after another."""
+    """Files, read one after another.
+
+    Args:
+        paths: Of the files.
+        text_field: Column of tables that holds the document.
+        cache_dir: Where the hashes of large files are remembered; None hashes them each time.
+    """
 
     unit = "bytes"
 
-    def __init__(self, paths: list[Path], text_field: str) -> None:
-        self.paths, self.text_field = paths, text_field
+    def __init__(self, paths: list[Path], text_field: str, cache_dir: Path | None = None) -> None:
+        self.paths, self.text_field, self.cache_dir = paths, text_field, cache_dir
 
     @classmethod
     def of_split(cls, config: DataConfig, split: str) -> "TextSource":
         """Find the files that the config names for a split."""
         patterns = config.train if split == "train" else config.valid
-        return cls(find_files(patterns, f"data.{split}"), config.text_field)
+        return cls(find_files(patterns, f"data.{split}"), config.text_field, Path(config.cache_dir).expanduser())
 
     @property
     def total(self) -> int | None:
@@ -54,7 +64,7 @@ class TextSource:
         """Paths, sizes and hashes of the files, and the column that is read from them."""
         sizes = [size for size, _ in self._stats]
         files = [
-            {"path": str(path), "bytes": size, "sha256": file_sha256(path)}
+            {"path": str(path), "bytes": size, "sha256": remembered_sha256(path, self.cache_dir)}
             for path, size in zip(self.paths, sizes, strict=True)
         ]
         tables = any(path.suffix.lower() != ".txt" for path in self.paths)
@@ -97,6 +107,30 @@ def file_sha256(path: Path) -> str:
     """Hash a file's content in blocks."""
     with _reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path, cache_dir: Path | None) -> str:
+    """Return `file_sha256`, for a large file from memory while its size and its times are those of then.
+
+    Every process of every run asks for it, and 40 GB take minutes to read.
+    """
+    with _reading(path):
+        stat = path.stat()
+    if cache_dir is None or stat.st_size < REMEMBERED_BYTES:
+        return file_sha256(path)
+    stamp = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+    memory = cache_dir / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(memory.read_bytes())
+        if known["stamp"] == stamp and known["path"] == str(path):
+            return known["sha256"]
+    found = file_sha256(path)
+    with contextlib.suppress(OSError):  # it is asked for again, then
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        written = memory.with_suffix(f".{os.getpid()}")
+        written.write_text(json.dumps({"path": str(path), "stamp": stamp, "sha256": found}), encoding="utf-8")
+        written.replace(memory)
+    return found
 
 
 def read_file(path: Path, text_field: str) -> Iterator[Fragment]:

@@ -1,20 +1,58 @@
-"""Writes a token file (see `token_file`) so that it is either whole or not there."""
+"""Writes a token file (see `token_file`) so that it is either whole or not there, and a stopped build can go on.
+
+Ids are written shard by shard. When a shard is on the disk, a journal says how far everything is; whoever builds the
+same token file after a kill holds what lies there against the journal, cuts off what came later, and goes on.
+"""
 
 import hashlib
 import json
+import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from grouped_lm.data import encode
 from grouped_lm.data.encode import Encoded
 from grouped_lm.data.token_file import DOCUMENTS, DTYPES, FORMAT_VERSION, MANIFEST, TOKENS
 from grouped_lm.data.tokenizer import Tokenizer
 from grouped_lm.errors import DataError
+
+JOURNAL = "journal.json"
+SHARD_BYTES = 64 << 20
+"""Ids between two entries of the journal: a second's work of a fast machine, ten of a slow one."""
+_READ_BYTES = 1 << 22
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a build is; what the journal keeps."""
+
+    batches: int = 0
+    """Of `encode_fragments`, written so far."""
+    tokens: int = 0
+    documents: int = 0
+    empty: int = 0
+    bytes: int = 0
+    """UTF-8 bytes of text."""
+    start: int = 1
+    """Index of the first token of the document that has begun."""
+
+    def add(self, batch: Encoded, after: np.ndarray) -> None:
+        """Count a batch; `after` are the indices behind the ends of documents in it."""
+        self.batches += 1
+        self.tokens += len(batch.ids)
+        self.documents += batch.documents
+        self.empty += batch.empty_documents
+        self.bytes += batch.text_bytes
+        self.start = int(after[-1]) if len(after) else self.start
 
 
 class FolderWriter:
@@ -31,57 +69,103 @@ class FolderWriter:
     def __init__(self, folder: Path, tokenizer: Tokenizer, identity: dict[str, Any]) -> None:
         self.folder, self.tokenizer, self.identity = folder, tokenizer, identity
         self.temporary = folder.with_name(f".{folder.name}.tmp")  # one per folder: the lock's owner builds alone
+        self.journal = self.temporary / JOURNAL
         self.dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-        self.tokens = self.documents = self.empty = self.bytes = 0
+        self.done = Progress()
 
-    def run(self, batches: Iterable[Encoded]) -> None:
+    def run(self, batches_from: Callable[[int, int], Iterable[Encoded]], unit: str = "documents") -> None:
         """Write all batches, then let the folder appear.
+
+        Args:
+            batches_from: Gives the batches behind so many; told too how many units they were.
+            unit: "documents" or "bytes".
 
         Raises:
             DataError: not one document had text.
         """
-        _remove(self.temporary)  # what a killed build left behind
-        self.temporary.mkdir(parents=True)
         try:
-            hashes = self._write(batches)
-            if not self.documents:
+            hashes = self._write(batches_from, unit)
+            if not self.done.documents:
                 raise DataError(f"no document with text in {json.dumps(self.identity['source'])[:300]}")
             self._write_manifest(*hashes)
+            self.journal.unlink(missing_ok=True)
             _sync_folder(self.temporary)
             _remove(self.folder)
             self.temporary.rename(self.folder)
             _sync_folder(self.folder.parent)
-        finally:
+        except DataError:
             _remove(self.temporary)
+            raise
+        except BaseException:
+            if not self.journal.exists():  # nothing is worth keeping yet
+                _remove(self.temporary)
+            raise
 
-    def _write(self, batches: Iterable[Encoded]) -> tuple[str, str]:
+    def _write(self, batches_from: Callable[[int, int], Iterable[Encoded]], unit: str) -> tuple[str, str]:
         eot = self.tokenizer.eot_id
-        tokens = _HashedFile(self.temporary / TOKENS, DTYPES[self.dtype])
-        starts = _HashedFile(self.temporary / DOCUMENTS, "<i8")
+        tokens, starts = self._open()
         with tokens.file, starts.file:
-            tokens.write(np.array([eot]))
-            self.tokens = start = 1
-            for batch in batches:
+            done, marked = self.done, tokens.size
+            if not done.tokens:
+                tokens.write(np.array([eot]))
+                done.tokens = 1
+            for batch in batches_from(done.batches, done.bytes if unit == "bytes" else done.documents + done.empty):
                 tokens.write(batch.ids)
-                after = self.tokens + np.flatnonzero(batch.ids == eot) + 1  # ordinary text never gives eot's id
-                starts.write(np.concatenate([[start], after])[:-1])
-                start = int(after[-1]) if len(after) else start
-                self.tokens += len(batch.ids)
-                self.documents += batch.documents
-                self.empty += batch.empty_documents
-                self.bytes += batch.text_bytes
+                after = done.tokens + np.flatnonzero(batch.ids == eot) + 1  # ordinary text never gives eot's id
+                starts.write(np.concatenate([[done.start], after])[:-1])
+                done.add(batch, after)
+                if tokens.size - marked >= SHARD_BYTES:
+                    self._mark(tokens, starts)
+                    marked = tokens.size
             return tokens.finish(), starts.finish()
+
+    def _open(self) -> "tuple[_HashedFile, _HashedFile]":
+        """Open both files where the journal ends, or anew where there is none that they agree with."""
+        try:
+            entry = json.loads(self.journal.read_bytes())
+            if entry["key"] != self.identity["key"] or entry["batch_chars"] != encode.BATCH_CHARS:
+                raise ValueError("it belongs to another build")
+            files = [
+                _HashedFile(self.temporary / name, dtype, *entry["files"][name])
+                for name, dtype in ((TOKENS, DTYPES[self.dtype]), (DOCUMENTS, "<i8"))
+            ]
+            self.done = Progress(**entry["done"])
+            log.info("going on with %s behind %s tokens", self.folder, f"{self.done.tokens:,}")
+            return files[0], files[1]
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("building %s anew: what a stopped build left cannot be used (%s)", self.folder, error)
+        _remove(self.temporary)
+        self.temporary.mkdir(parents=True)
+        return _HashedFile(self.temporary / TOKENS, DTYPES[self.dtype]), _HashedFile(self.temporary / DOCUMENTS, "<i8")
+
+    def _mark(self, tokens: "_HashedFile", starts: "_HashedFile") -> None:
+        """Write down how far the build is, once that is on the disk."""
+        files = {name: [file.size, file.finish()] for name, file in ((TOKENS, tokens), (DOCUMENTS, starts))}
+        entry = {
+            "key": self.identity["key"],
+            "batch_chars": encode.BATCH_CHARS,
+            "files": files,
+            "done": asdict(self.done),
+        }
+        written = self.journal.with_suffix(".new")
+        with written.open("wb") as file:
+            file.write(json.dumps(entry).encode())
+            _sync(file)
+        written.replace(self.journal)
+        _sync_folder(self.temporary)
 
     def _write_manifest(self, tokens_sha256: str, documents_sha256: str) -> None:
         tokenizer = self.tokenizer
         manifest = {
             "format_version": FORMAT_VERSION,
             "dtype": self.dtype,
-            "tokens": self.tokens,
-            "target_tokens": self.tokens - 1,
-            "documents": self.documents,
-            "empty_documents": self.empty,
-            "bytes": self.bytes,
+            "tokens": self.done.tokens,
+            "target_tokens": self.done.tokens - 1,
+            "documents": self.done.documents,
+            "empty_documents": self.done.empty,
+            "bytes": self.done.bytes,
             "sha256": tokens_sha256,
             "documents_sha256": documents_sha256,
             "tokenizer": {
@@ -99,17 +183,40 @@ class FolderWriter:
 
 
 class _HashedFile:
-    """A file of numbers that is hashed on its way to the disk."""
+    """A file of numbers that is hashed on its way to the disk.
 
-    def __init__(self, path: Path, dtype: str) -> None:
-        self.file, self.dtype, self.digest = path.open("wb"), dtype, hashlib.sha256()
+    Args:
+        path: The file.
+        dtype: Of the numbers.
+        size: Bytes at its start that are kept; what follows is cut off.
+        sha256: Of these bytes.
+
+    Raises:
+        ValueError: the file has fewer bytes, or others.
+    """
+
+    def __init__(self, path: Path, dtype: str, size: int = 0, sha256: str | None = None) -> None:
+        self.dtype, self.size, self.digest = dtype, size, hashlib.sha256()
+        self.file: BinaryIO = path.open("r+b" if sha256 else "wb")
+        if sha256 is None:
+            return
+        left = size
+        while left and (piece := self.file.read(min(left, _READ_BYTES))):
+            self.digest.update(piece)
+            left -= len(piece)
+        if left or self.digest.hexdigest() != sha256:
+            self.file.close()
+            raise ValueError(f"{path.name} is not what was written")
+        self.file.truncate(size)
 
     def write(self, values: np.ndarray) -> None:
         content = values.astype(self.dtype).tobytes()
         self.digest.update(content)
         self.file.write(content)
+        self.size += len(content)
 
     def finish(self) -> str:
+        """See that everything written so far is on the disk, and return its hash."""
         _sync(self.file)
         return self.digest.hexdigest()
 

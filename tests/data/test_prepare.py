@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data import build_tokenizer, encode, prepare_data, prepare_split, text_files, token_file
+from grouped_lm.data import build_tokenizer, encode, prepare_data, prepare_split, text_files, token_file, token_writer
 from grouped_lm.errors import DataError, DiskError
 
 STORIES = ["One day.", "naïve 🙂 dog", "<b>third</b>\n\nlast"]
@@ -178,6 +178,81 @@ print(len(calls), file.manifest["sha256"])
 def start_builder(tales, mode):
     command = [sys.executable, "-c", BUILDER, tales.cache_dir, mode]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+STOPPED_BUILDER = """
+import os, signal, sys
+from grouped_lm.config import DataConfig, TokenizerConfig
+from grouped_lm.data import encode, prepare_split, token_writer
+encode.BATCH_CHARS, token_writer.SHARD_BYTES = 20_000, 50_000
+calls = []
+def progress(done, total):
+    calls.append(done)
+    if len(calls) == 9:
+        os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+tales = DataConfig(num_train_stories=400, num_valid_stories=20, cache_dir=sys.argv[1])
+prepare_split(tales, TokenizerConfig(name="bytes"), "train", progress)
+"""
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(encode, "BATCH_CHARS", 20_000)
+    monkeypatch.setattr(token_writer, "SHARD_BYTES", 50_000)
+
+
+@pytest.mark.parametrize("number", ["SIGKILL", "SIGINT"])
+def test_a_stopped_build_goes_on_after_its_last_shard(tales, tmp_path, small_shards, caplog, number):
+    command = [sys.executable, "-c", STOPPED_BUILDER, tales.cache_dir, number]
+    assert subprocess.run(command, capture_output=True).returncode != 0
+    (left,) = (tmp_path / "cache").glob(".*.tmp")
+    journal = json.loads((left / "journal.json").read_text())
+    assert journal["done"]["batches"] >= 3
+    caplog.set_level("INFO")
+    seen = []
+    resumed = prepare_split(tales, TokenizerConfig(name="bytes"), "train", lambda *now: seen.append(now))
+    assert f"behind {journal['done']['tokens']:,} tokens" in caplog.text
+    assert seen[0][0] > journal["done"]["documents"], "what was done is not done again"
+    assert sorted(p.name for p in resumed.folder.iterdir()) == ["documents.bin", "manifest.json", "tokens.bin"]
+    tales.cache_dir = str(tmp_path / "unbroken")
+    unbroken = prepare_split(tales, TokenizerConfig(name="bytes"), "train")
+    assert (resumed.folder / "manifest.json").read_bytes() == (unbroken.folder / "manifest.json").read_bytes()
+    for name in ("documents.bin", "tokens.bin"):
+        assert (resumed.folder / name).read_bytes() == (unbroken.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "documents.bin", "journal.json"])
+def test_a_stopped_build_that_was_touched_is_built_anew(tales, tmp_path, small_shards, caplog, name):
+    subprocess.run([sys.executable, "-c", STOPPED_BUILDER, tales.cache_dir, "SIGKILL"], capture_output=True)
+    (path,) = (tmp_path / "cache").glob(f".*.tmp/{name}")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 4] ^= 1
+    path.write_bytes(content)
+    file = prepare_split(tales, TokenizerConfig(name="bytes"), "train")
+    assert "anew" in caplog.text
+    tales.cache_dir = str(tmp_path / "unbroken")
+    assert file.manifest == prepare_split(tales, TokenizerConfig(name="bytes"), "train").manifest
+
+
+def test_other_batches_do_not_go_on_with_a_build(tales, tmp_path, small_shards, monkeypatch, caplog):
+    subprocess.run([sys.executable, "-c", STOPPED_BUILDER, tales.cache_dir, "SIGKILL"], capture_output=True)
+    monkeypatch.setattr(encode, "BATCH_CHARS", 30_000)
+    assert prepare_split(tales, TokenizerConfig(name="bytes"), "train").num_documents == 400
+    assert "it belongs to another build" in caplog.text
+
+
+def test_large_files_are_hashed_once_while_nobody_touches_them(config, monkeypatch):
+    hashed = []
+    real = text_files.file_sha256
+    monkeypatch.setattr(text_files, "file_sha256", lambda path: hashed.append(path.name) or real(path))
+    monkeypatch.setattr(text_files, "REMEMBERED_BYTES", 1)
+    first = prepare_split(config, TokenizerConfig(), "train")
+    assert prepare_split(config, TokenizerConfig(), "train").folder == first.folder
+    assert len(hashed) == 1
+    with open(config.train, "r+") as file:  # noqa: PTH123
+        file.write("E")
+    assert prepare_split(config, TokenizerConfig(), "train").folder != first.folder
+    assert len(hashed) == 2
 
 
 def test_processes_at_once_build_once(tales):
