@@ -37,7 +37,7 @@ def plot_jobs(suite: str, rows: Sequence[Row]) -> list[tuple[str, Callable[[Any]
             shown = [row for row in rows if row["model"] == model]
             jobs.append((f"steps-{model}", partial(draw_rates, rows=shown, model=model)))
     elif suite == "memory":
-        claims = [row for row in rows if row["part"] == "claim"]
+        claims = [row for row in rows if row["part"] == "claim" and row.get("head") is None]
         if len({row["micro_batch_size"] for row in claims}) > 1:
             jobs.append(("memory-claim", partial(draw_claim, rows=claims)))
     elif suite == "decode":
