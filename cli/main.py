@@ -14,6 +14,8 @@ from .eval import evaluate_run
 from .export import export, import_model
 from .ls import list_runs
 from .plan import plan
+from .report import report
+from .reproduce import reproduce
 from .sample import sample
 from .sweep import sweep
 from .train import train
@@ -34,6 +36,8 @@ app.command("export")(export)
 app.command("import")(import_model)
 app.command("sweep")(sweep)
 app.command("ls")(list_runs)
+app.command("reproduce")(reproduce)
+app.command("report")(report)
 app.add_typer(data_app, name="data")
 app.command("doctor")(doctor)
 

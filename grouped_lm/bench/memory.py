@@ -46,13 +46,13 @@ def memory_cells(work: Workload) -> list[Cell]:
                 config = config_of(work, work.models[name], head, batch, grid.truth_block_size)
                 cell = {"part": "truth", "model": name, **label, "head": head}
                 cells.append((cell, partial(measure_truth, work, config)))
-    for head in [find_competitor("memory.claim_heads", name) for name in grid.claim_heads]:
-        own = {} if head.name == PAIR[1] else {"head": head.name}
+    for rival in [find_competitor("memory.claim_heads", name) for name in grid.claim_heads]:
+        own = {} if rival.name == PAIR[1] else {"head": rival.name}
         for name in grid.claim_models:
             for attention in ("fused", "unfused"):
                 cell = {"part": "claim", "model": name, "attention": attention, "block_size": grid.claim_block_size}
                 cell |= own | {"batches": grid.claim_batches}
-                cells.append((cell, partial(predict_claim, work, head, name, attention)))
+                cells.append((cell, partial(predict_claim, work, rival, name, attention)))
     for name in grid.fit_models:
         cell = {"part": "fit", "model": name, "block_size": grid.claim_block_size}
         cells.append((cell, partial(measure_fit, work, name)))
