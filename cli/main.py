@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from .bench import bench
+from .dashboard import dashboard
 from .data import data_app
 from .doctor import doctor
 from .eval import evaluate_run
@@ -38,6 +39,7 @@ app.command("sweep")(sweep)
 app.command("ls")(list_runs)
 app.command("reproduce")(reproduce)
 app.command("report")(report)
+app.command("dashboard")(dashboard)
 app.add_typer(data_app, name="data")
 app.command("doctor")(doctor)
 

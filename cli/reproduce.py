@@ -2,7 +2,7 @@
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -87,22 +87,11 @@ def write_page_of_what_there_is(folder: Path) -> None:
 
 def print_steps(work: "Reproduction") -> None:
     """Print the list: what each step is for, how long it takes, what became of it, its command."""
-    from rich.console import Console
-
-    from grouped_lm.reproduction.run import steps_table
-
-    console = Console(highlight=False)
-    scale = work.scale
-    rows: list[dict[str, Any]] = steps_table(work)
+    scale, rows = work.scale, work.table(everything=True)
     planned = sum(row["minutes"] for row in rows)
-    console.print(
-        f"{scale.name}: {scale.about}. {planned:.1f} of at most {scale.minutes:g} minutes on {scale.machine}."
-    )
+    print(f"{scale.name}: {scale.about}. {planned:.1f} of at most {scale.minutes:g} minutes on {scale.machine}.")
     for number, row in enumerate(rows, start=1):
         taken = f", took {row['taken']:.1f}" if row["taken"] is not None else ""
         reason = f" ({row['reason']})" if row["reason"] else ""
-        console.print(
-            f"\n{number}. {row['step']}: {row['about']}. {row['minutes']:g} minutes{taken}; {row['state']}{reason}",
-            markup=False,
-        )
-        console.print(f"   {row['command']}", soft_wrap=True, markup=False)
+        print(f"\n{number}. {row['step']}: {row['about']}. {row['minutes']:g} minutes{taken}; {row['state']}{reason}")
+        print(f"   {row['command']}")

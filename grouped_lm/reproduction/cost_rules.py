@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from grouped_lm.reproduction.claims import Claim, Claims, Method
-from grouped_lm.reproduction.evidence import Evidence, Row
+from grouped_lm.reproduction.evidence import Evidence, Row, head_options
 from grouped_lm.reproduction.verdicts import (
     FAILS,
     HOLDS,
@@ -81,7 +81,7 @@ def places(cells: list[Cell]) -> list[str]:
 
 
 def gpu_cells(claim: Claim, method: Method, claims: Claims, evidence: Evidence, key: str, sign: int) -> list[Cell]:
-    """Return ratios of runs on a GPU, seeds as the spread.
+    """Return ratios of runs on a GPU, seeds as the spread; a dense head in chunks is no standard layer.
 
     Args:
         claim, method, claims, evidence: as rules have them.
@@ -92,7 +92,7 @@ def gpu_cells(claim: Claim, method: Method, claims: Claims, evidence: Evidence, 
     ours = settings_of(evidence, method, None, None)
     for setting, rows in sorted(settings_of(evidence, claims.methods["dense"], None, None).items()):
         pair = [
-            [row[key] for row in by_seed(own).values() if row.get("memory/peak_gpu_gib") and row.get(key)]
+            [r[key] for r in by_seed(own).values() if r.get("memory/peak_gpu_gib") and r.get(key) and not in_chunks(r)]
             for own in (rows, ours.get(setting, []))
         ]
         if not all(pair) or setting.model not in claim.options["models"]:
@@ -104,6 +104,11 @@ def gpu_cells(claim: Claim, method: Method, claims: Claims, evidence: Evidence, 
             Cell(setting.model, where, ratio, min(dense) / max(own), max(dense) / min(own), setting.describe())
         )
     return cells
+
+
+def in_chunks(row: Row) -> bool:
+    """Return whether a run's dense head computed its loss in chunks of rows."""
+    return row.get("head") == "dense" and head_options(row).get("head.chunk_rows") is not None
 
 
 def claim_rows(evidence: Evidence, method: Method) -> list[Row]:

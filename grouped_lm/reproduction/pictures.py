@@ -131,17 +131,22 @@ def curve_jobs(claims: Claims, evidence: Evidence) -> list[Job]:
                     alt += " Minutes: " + ", ".join(f"{c.label} {c.minutes[-1]:.1f}" for c in curves) + "."
                 if axis == "memory":
                     known = [c for c in curves if c.peak_gib]
-                    alt += " Peak GiB: " + ", ".join(f"{c.label} {c.peak_gib:.3f}" for c in known) + "."
+                    alt += (
+                        " Marks at 10, 25, 50 and 100 % of the steps. Peak GiB: "
+                        + ", ".join(f"{c.label} {c.peak_gib:.3f}" for c in known)
+                        + "."
+                    )
                     if not known:
                         continue
                 name = f"curve-{family.lower()}-{axis}"
-                draw = partial(draw_curves, curves=curves, axis=axis, below=setting.describe())
-                jobs.append((name, "curves", f"{family}: training loss against {what}", alt, draw))
+                title = f"{family}: loss against {what}"
+                draw = partial(draw_curves, curves=curves, axis=axis, title=title, below=setting.describe())
+                jobs.append((name, "curves", title, alt, draw))
     return jobs
 
 
-def draw_curves(axes: Any, curves: list[Curve], axis: str, below: str) -> None:
-    """Draw training losses against tokens, minutes of training steps, or peak memory (downwards as they learn)."""
+def draw_curves(axes: Any, curves: list[Curve], axis: str, title: str, below: str) -> None:
+    """Draw training losses against tokens or minutes; against peak memory downwards, marks at 10, 25, 50, 100 %."""
     labels = []
     for curve in curves:
         color, mark, dashes = style(curve.method)
@@ -162,11 +167,11 @@ def draw_curves(axes: Any, curves: list[Curve], axis: str, below: str) -> None:
     if axis == "memory":
         axes.margins(x=0.25, y=0.18)
         axes.set_xlim(left=0)
-        axes.set_xlabel("peak memory of a step (GiB); marks: 10, 25, 50, 100 % of the steps")
+        axes.set_xlabel("peak memory of a step (GiB)")
     else:
         axes.set_xlabel("million tokens" if axis == "tokens" else "minutes of training steps")
         axes.margins(x=0.01)
-    write_title(axes, f"Loss against {'time' if axis == 'minutes' else axis}", below)
+    write_title(axes, title, below)
     label_ends(axes, labels)
 
 

@@ -175,12 +175,13 @@ def order_follows_frequency(claim: Claim, method: Method, claims: Claims, eviden
 def rare_tokens(claim: Claim, method: Method, claims: Claims, evidence: Evidence) -> Verdict:
     """Is the loss over the first method in the rarest tenth no higher than that in the most frequent tenth?"""
     first, second = (claims.methods[claim.options[key]] for key in ("first", "second"))
-    pair = pair_runs(evidence, first, second)
-    if pair is None:
-        return not_shown(_lacking(evidence, first, second, None))
     losses: dict[str, dict[str, float]] = {}
     for row in evidence["deciles"]:
         losses.setdefault(row["run"], {})[row["decile"].split(" (")[0]] = row["loss"]
+    judged = [row for row in evidence["runs"] if row["run"] in losses]
+    pair = pair_runs({**evidence, "runs": judged}, first, second)
+    if pair is None:
+        return not_shown(f"no runs of {first.name} and of {second.name} on real text that `gvc eval` has judged")
     gaps: dict[str, list[float]] = {"decile 1": [], "decile 10": []}
     used: list[str] = []
     for seed in sorted(pair.first.keys() & pair.second.keys()):
@@ -190,7 +191,7 @@ def rare_tokens(claim: Claim, method: Method, claims: Claims, evidence: Evidence
             for decile, values in gaps.items():
                 values.append(losses[names[1]][decile] - losses[names[0]][decile])
     if not used:
-        return not_shown(f"`gvc eval` has not judged a run of {first.name} and one of {second.name} of one seed")
+        return not_shown(f"no seed with a judged run of {first.name} and one of {second.name}")
     found = compare_methods(gaps["decile 1"], gaps["decile 10"], margin=float(claim.threshold or 0.0))
     verdict = difference_verdict(found, pair, [])
     means = [sum(values) / len(values) for values in gaps.values()]

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from grouped_lm.errors import BusyError, ConfigError, DiskError
+from grouped_lm.reproduction.evidence import table_csv
 from grouped_lm.reproduction.steps import Scale, Step, Text, expand, text_overrides
 from grouped_lm.run_folder import COMPLETE, RunFolder
 from grouped_lm.runtime import write_json, write_text
@@ -139,8 +140,36 @@ class Reproduction:
         return failed
 
     def _record(self, step: Step, state: StepState) -> None:
+        """Keep what became of a step, and the list of all steps for the report."""
         with disk_errors(self.out):
             write_json(self.out / "steps" / f"{step.name}.json", asdict(replace(state, command=self.command(step))))
+            write_text(self.out / "steps.csv", table_csv(self.table()))
+
+    def table(self, everything: bool = False) -> list[dict[str, Any]]:
+        """Return a row per step: what it is for, minutes planned and taken, state, command.
+
+        Args:
+            everything: also those that are run each time.
+        """
+        rows = []
+        for step in self.scale.steps:
+            if everything or not step.always:
+                found = self.state(step)
+                each = f"  # for each run at {step.each}" if step.each else ""
+                rows.append(
+                    {
+                        "scale": self.scale.name,
+                        "machine": self.scale.machine,
+                        "step": step.name,
+                        "about": step.about,
+                        "minutes": step.minutes,
+                        "state": found.state,
+                        "taken": found.seconds / 60 if found.state == DONE else None,
+                        "reason": found.reason,
+                        "command": self.command(step) + each,
+                    }
+                )
+        return rows
 
     def _run_step(self, step: Step, say: Callable[[str], None]) -> str | None:
         """Run a step's command, or one for every run that lacks what it makes, and return what went wrong."""
@@ -243,22 +272,3 @@ def run_command(
     if code < 0:
         return f"it was killed by signal {-code} ({signal.Signals(-code).name})"
     return last.removeprefix("gvc: error: ") or f"it ended with {code} and said nothing"
-
-
-def steps_table(reproduction: Reproduction) -> list[dict[str, Any]]:
-    """Return a row per step: its name, what it is for, its command, minutes planned, state."""
-    rows = []
-    for step in reproduction.scale.steps:
-        found = reproduction.state(step)
-        rows.append(
-            {
-                "step": step.name,
-                "about": step.about,
-                "minutes": step.minutes,
-                "state": found.state,
-                "taken": found.seconds / 60 if found.state == DONE else None,
-                "reason": found.reason,
-                "command": reproduction.command(step) + (f"  # for each of {step.each}" if step.each else ""),
-            }
-        )
-    return rows

@@ -1,7 +1,7 @@
 """The steps of a reproduction: a list that one can read, each a command that one can type. Reads only.
 
-Letters in commands: {out} the folder of the reproduction, {stories} and {other} the overrides that name a text,
-{run} a run folder of a step that goes through runs.
+In commands, {out} is the folder of the reproduction, {name} the step, {stories} and {other} the overrides that name a
+text, {run} a run folder of a step that goes through runs.
 """
 
 import hashlib
@@ -156,7 +156,7 @@ def text_overrides(scale: Scale, texts: list[Text], out: Path) -> dict[str, str 
 
 def expand(step: Step, out: Path, texts: dict[str, str | None]) -> str:
     """Return the command with everything filled in but {run}."""
-    command = step.command.replace("{out}", str(out))
+    command = step.command.replace("{out}", str(out)).replace("{name}", step.name)
     for role in step.needs:
         command = command.replace(f"{{{role}}}", texts[role] or f"{{{role}}}")
     return " ".join(command.split())

@@ -5,6 +5,7 @@ from typing import Any
 
 from grouped_lm.compare import compare_methods
 from grouped_lm.reproduction.claims import Claims, Method
+from grouped_lm.reproduction.cost_rules import in_chunks
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.table import PLAIN, Column, Table
 from grouped_lm.reproduction.verdicts import Answer, Setting, by_seed, pair_runs, settings_of
@@ -93,7 +94,12 @@ def families_table(claims: Claims, evidence: Evidence) -> Table:
     return Table(
         name="families",
         title="The two families",
-        columns=(("family", "family", "{}"), *METHOD_COLUMNS, ("the paper says", "paper_says", "{}")),
+        columns=(
+            ("family", "family", "{}"),
+            METHOD_COLUMNS[0],
+            ("the paper says", "paper_says", "{}"),
+            *METHOD_COLUMNS[1:],
+        ),
         rows=rows,
         note="; ".join(dict.fromkeys(f"{row['family']} {row['setting']}" for row in rows)),
     )
@@ -124,12 +130,8 @@ def method_row(method: Method, runs: dict[int, Row], dense: dict[int, Row]) -> R
         return statistics.fmean(values) if values else None
 
     losses = [row["val/loss"] for _, row in sorted(runs.items())]
-    chunked = any(
-        "chunk_rows=" in str(r.get("head_options")) and "chunk_rows=None" not in str(r["head_options"])
-        for r in runs.values()
-    )
     row: Row = {
-        "head": method.name + (" (in chunks)" if chunked and method.match["head"] == "dense" else ""),
+        "head": method.name + (" (in chunks)" if any(map(in_chunks, runs.values())) else ""),
         "seeds": len(runs),
         "perplexity": mean(runs, "val/perplexity"),
         "loss": statistics.fmean(losses),

@@ -153,7 +153,12 @@ def pair_runs(
         if all(seeds):
             broken = sum(row.get("state") == "failed" for row in [*rows, *others[setting]])
             pairs.append(Pair(setting, *seeds, broken))
-    return max(pairs, key=lambda p: (min(len(p.first), len(p.second), 2), p.setting.tokens, p.setting), default=None)
+
+    def weight(pair: Pair) -> tuple[int, int, int, Setting]:
+        seeds = min(len(pair.first), len(pair.second))
+        return min(seeds, 2), pair.setting.tokens, seeds, pair.setting
+
+    return max(pairs, key=weight, default=None)
 
 
 @dataclass(frozen=True)
