@@ -24,6 +24,7 @@ LEVELS = [
         "compare",
         "diagnose",
         "synthetic",
+        "merge_order",
     },
     {"heads", "plot_data", "devices"},
     {"compression", "data", "optim", "tracking", "train_state", "plot_parts"},
@@ -38,6 +39,8 @@ LEVELS = [
     {"room", "plan_table", "assess_tables"},
     {"train"},
     {"worker", "bench"},
+    {"reproduction"},
+    {"dashboard"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},

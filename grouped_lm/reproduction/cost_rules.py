@@ -173,7 +173,8 @@ def speed_ratio(claim: Claim, method: Method, claims: Claims, evidence: Evidence
         by_head = {row["head"]: row for row in rows}
         dense, own = by_head.get(claims.methods["dense"].bench), by_head.get(method.bench)
         if dense and own:
-            where = f"{model}, {own['micro_batch_size']} x {own['block_size']} tokens, {own['threads']} CPU thread"
+            shape = f"{own['micro_batch_size']} x {own['block_size']} tokens"
+            where = f"{model}, {shape}, {own['threads']} CPU {'thread' if own['threads'] == 1 else 'threads'}"
             ratios = dense["ms"] / own["ms"], dense["ms_q1"] / own["ms_q3"], dense["ms_q3"] / own["ms_q1"]
             cells.append(Cell(model, where, *ratios, f"bench-steps {model}"))
     if not cells:
@@ -246,7 +247,7 @@ def gain_by_vocabulary(claim: Claim, method: Method, claims: Claims, evidence: E
                 memory[int(size)] = most / least
             if dense.get("ms") and own.get("ms"):
                 times[int(size)] = dense["ms"] / own["ms"]
-            shape = f"{own['model']}, {own['micro_batch_size']} x {own['block_size']} tokens"
+            shape = f"with {own['model']}, {own['micro_batch_size']} x {own['block_size']} tokens"
     large = sorted(size for size in memory if size >= o["least"])
     if o["base"] not in memory or not large:
         return not_shown(f"no steps of {method.name} and dense at V = {o['base']:,} and from {o['least']:,} on")

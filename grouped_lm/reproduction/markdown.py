@@ -31,7 +31,7 @@ def report_markdown(report: "Report") -> str:
     """Return the whole report."""
     paper = report.claims.paper
     text = f"# {paper['title']}: the claims, checked\n\n{paper['authors']}, <{paper['url']}>\n\n"
-    text += "; ".join(f"{count} {word}" for word, count in report.counts()) + ".\n\n"
+    text += f"{report.origin()} " + "; ".join(f"{count} {word}" for word, count in report.counts()) + ".\n\n"
     text += f"## Verdicts\n\n{verdicts_markdown(report.answers)}\n"
     for answer in report.answers:
         text += claim_markdown(answer)

@@ -14,7 +14,14 @@ from typing import Any
 from grouped_lm.errors import DiskError
 from grouped_lm.plot_parts import PlotLibraryError
 from grouped_lm.reproduction.claims import Claims, load_claims
-from grouped_lm.reproduction.evidence import Evidence, collect_evidence, read_evidence, table_csv, write_evidence
+from grouped_lm.reproduction.evidence import (
+    BENCHES,
+    Evidence,
+    collect_evidence,
+    read_evidence,
+    table_csv,
+    write_evidence,
+)
 from grouped_lm.reproduction.inline_svg import inline_svg
 from grouped_lm.reproduction.markdown import report_markdown
 from grouped_lm.reproduction.pictures import Picture, all_pictures
@@ -48,6 +55,16 @@ class Report:
     pictures: list[Picture]
     stories: list[dict[str, Any]]
     """Prompt, and the texts by method."""
+    runs: list[dict[str, Any]]
+    bench_rows: int
+    scale: str | None
+
+    def origin(self) -> str:
+        """Return what the page is made from, in a sentence."""
+        texts = sorted({str(row["data"]) for row in self.runs if row.get("data")})
+        scale = f"Scale {self.scale}: " if self.scale else ""
+        kinds = f"{len(self.runs)} runs" + (f" on {' and '.join(texts)}" if texts else "")
+        return f"{scale}{kinds}, {self.bench_rows:,} rows of benches."
 
     def counts(self) -> list[tuple[str, int]]:
         """Return how many claims got each verdict."""
@@ -88,6 +105,9 @@ def make_report(evidence: Evidence, say: Callable[[str], None]) -> Report:
         tables=all_tables(claims, evidence, answers),
         pictures=pictures,
         stories=side_by_side(claims, evidence),
+        runs=evidence["runs"],
+        bench_rows=sum(len(evidence[name]) for name in BENCHES),
+        scale=next((str(row["scale"]) for row in evidence["steps"]), None),
     )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from grouped_lm.plot_data import collect_points
+from grouped_lm.plot_data import Point, collect_points
 from grouped_lm.plot_parts import DENSE_STYLE, GREY, STYLES, Label, label_ends, write_title
 from grouped_lm.plots import draw_by_group_size, draw_pareto, render_svg
 from grouped_lm.plots_bench import draw_by_vocab, draw_claim, draw_rates
@@ -18,6 +18,8 @@ from grouped_lm.reproduction.verdicts import Setting, setting_of
 
 SIZE = (5.4, 3.9)
 """Inches: letters stay legible where the picture is as wide as a phone."""
+SIZES = dict.fromkeys(("sizes", "fronts", "speed", "vocabularies"), (6.4, 4.2))
+"""Of pictures with long names in them."""
 MAIN = ("dense", "paper", "ours")
 KINDS = (
     ("weights_bytes", "weights"),
@@ -57,10 +59,10 @@ def all_pictures(claims: Claims, evidence: Evidence) -> list[Picture]:
         *size_jobs(evidence),
         *front_jobs(claims, evidence),
         *decile_jobs(claims, evidence),
-        *bench_jobs(evidence),
+        *bench_jobs(claims, evidence),
     ]
     return [
-        Picture(name=name, section=section, title=title, alt=alt, svg=render_svg(draw, SIZE))
+        Picture(name=name, section=section, title=title, alt=alt, svg=render_svg(draw, SIZES.get(section, SIZE)))
         for name, section, title, alt, draw in jobs
     ]
 
@@ -140,7 +142,7 @@ def curve_jobs(claims: Claims, evidence: Evidence) -> list[Job]:
                         continue
                 name = f"curve-{family.lower()}-{axis}"
                 title = f"{family}: loss against {what}"
-                draw = partial(draw_curves, curves=curves, axis=axis, title=title, below=setting.describe())
+                draw = partial(draw_curves, curves=curves, axis=axis, title=title, below=f"after {setting.describe()}")
                 jobs.append((name, "curves", title, alt, draw))
     return jobs
 
@@ -246,12 +248,19 @@ def size_jobs(evidence: Evidence) -> list[Job]:
 def front_jobs(claims: Claims, evidence: Evidence) -> list[Job]:
     """Return loss against speed and memory in the main setting."""
     setting = next(iter(main_settings(claims, evidence)), None)
-    rows = [row for row in evidence["runs"] if setting is not None and setting_of(row) == setting]
-    points, jobs = collect_points(rows), list[Job]()
+    if setting is None:
+        return []
+    points = []
+    for method in claims.methods.values():
+        runs = runs_in(evidence, method, setting)
+        if runs and method.key != "any_size":
+            text = setting.data, setting.tokenizer
+            points.append(Point(method.name, method.match["head"], None, text, tuple(runs.values())))
+    jobs: list[Job] = []
     for name, key, what in (("front-speed", SPEED, "speed"), ("front-memory", MEMORY, "memory")):
         known = [p for p in points if p.mean(key[0]) is not None and p.mean("val/loss") is not None]
         if len(known) > 1:
-            spots = "; ".join(f"{p.head} {p.mean('val/loss'):.3f} nats at {p.mean(key[0]):,.4g}" for p in known)
+            spots = "; ".join(f"{p.series} {p.mean('val/loss'):.3f} nats at {p.mean(key[0]):,.4g}" for p in known)
             alt = f"Validation loss against {what}: {spots}."
             jobs.append((name, "fronts", f"Loss against {what}", alt, partial(draw_pareto, points=known, against=key)))
     return jobs
@@ -281,7 +290,7 @@ def decile_jobs(claims: Claims, evidence: Evidence) -> list[Job]:
         for name, by in gaps.items()
     ]
     alt = "Loss over dense by training frequency: " + "; ".join(parts) + "."
-    draw = partial(draw_deciles, gaps=gaps, claims=claims, below=setting.describe())
+    draw = partial(draw_deciles, gaps=gaps, claims=claims, below=f"after {setting.describe()}")
     return [("deciles", "deciles", "Loss over dense by training frequency", alt, draw)]
 
 
@@ -308,18 +317,23 @@ def draw_deciles(axes: Any, gaps: dict[str, dict[str, list[float]]], claims: Cla
     label_ends(axes, labels)
 
 
-def bench_jobs(evidence: Evidence) -> list[Job]:
+def bench_jobs(claims: Claims, evidence: Evidence) -> list[Job]:
     """Return whole steps by body, and steps over vocabularies."""
     jobs: list[Job] = []
+    names = {method.bench: method.name for method in claims.methods.values() if method.bench}
+
+    def named(table: str) -> list[Row]:
+        return [row | {"head": names.get(row["head"], row["head"])} for row in evidence[table]]
+
     for model in dict.fromkeys(row["model"] for row in evidence["bench-steps"]):
-        rows = [row for row in evidence["bench-steps"] if row["model"] == model]
+        rows = [row for row in named("bench-steps") if row["model"] == model]
         if any(row["head"] == "no head" for row in rows) and len(rows) > 1:
             rates = "; ".join(f"{row['head']} {row['tokens_per_sec']:,.0f}" for row in rows)
             alt = f"Tokens per second of whole optimizer steps, {model}: {rates}."
             jobs.append(
                 (f"steps-{model}", "speed", f"Whole steps, {model}", alt, partial(draw_rates, rows=rows, model=model))
             )
-    steps = [row for row in evidence["bench-vocab"] if row.get("part") == "step"]
+    steps = [row for row in named("bench-vocab") if row.get("part") == "step"]
     if len({row["vocab_size"] for row in steps}) > 1:
         most = max(row["vocab_size"] for row in steps)
         for name, key, what in (("vocab-memory", "bytes", "Peak memory"), ("vocab-time", "ms", "Time")):

@@ -17,6 +17,7 @@ from grouped_lm.reproduction.verdicts import (
     Pair,
     Verdict,
     by_seed,
+    heaviest,
     is_text,
     not_shown,
     pair_runs,
@@ -51,25 +52,27 @@ def _lacking(evidence: Evidence, first: Method, second: Method, text: str | None
 
 def difference_verdict(found: MethodDifference, pair: Pair, models: list[str]) -> Verdict:
     """Return a verdict about "no worse": the whole interval below +margin, or above it, or neither."""
-    seeds = f"{found.seeds[0]} + {found.seeds[1]} seeds"
-    broken = f"; {pair.broken} more ended in failure" if pair.broken else ""
-    figure = f"{found.difference:+.3f} nats"
+    seeds, broken = f"{found.seeds[0]} + {found.seeds[1]} seeds", ""
+    if pair.broken:
+        broken = f"; {pair.broken} more {'run' if pair.broken == 1 else 'runs'} ended in failure"
+    figure, setting = f"{found.difference:+.3f} nats", pair.setting
     if found.low is None or found.high is None:
-        why = f"One seed decides nothing; {pair.setting.describe()}{broken}."
+        why = f"One seed decides nothing; {setting.describe()}{broken}."
         return Verdict(word=NOT_SHOWN, figure=figure, why=why, value=found.difference, runs=pair.runs)
-    word, where, what = place_of(found), pair.setting.describe(), "neither within the margin nor beyond it"
+    word, where, margin = place_of(found), f"after {setting.describe()}", f"the margin of {found.margin:g} nats"
+    why = f"Neither within {margin} nor beyond it, after {setting.describe()}"
     if word == HOLDS:
-        what = "better" if found.high < -found.margin else "no worse"
-        if pair.setting.model not in models:
-            word = HOLDS_WHERE
+        why = "Better" if found.high < -found.margin else f"No worse by {margin}"
+        if setting.model not in models:
+            word, where = HOLDS_WHERE, setting.condition()
     elif word == FAILS:
-        what = "worse"
+        why = f"Worse by more than {margin}"
     return Verdict(
         word=word,
         where=where,
         figure=figure,
         interval=f"{found.low:+.3f} to {found.high:+.3f} (90 %, {seeds})",
-        why=f"{what.capitalize()}: margin {found.margin:g} nats, {where}{broken}.",
+        why=f"{why}{broken}.",
         value=found.difference,
         low=found.low,
         high=found.high,
@@ -93,7 +96,7 @@ def group_accuracy(claim: Claim, method: Method, claims: Claims, evidence: Evide
         s: [r for r in by_seed(rows).values() if r.get("val/group_accuracy") is not None]
         for s, rows in settings.items()
     }
-    setting = max((s for s, rows in known.items() if rows), key=lambda s: (s.tokens, s), default=None)
+    setting = heaviest({s: len(rows) for s, rows in known.items()})
     if setting is None:
         return not_shown(f"no complete run of {chosen.name} on real text that says how often the group is right")
     values = [row["val/group_accuracy"] for row in known[setting]]
@@ -101,10 +104,10 @@ def group_accuracy(claim: Claim, method: Method, claims: Claims, evidence: Evide
     word = HOLDS_WHERE if low >= line else FAILS if high < line else NOT_SHOWN
     return Verdict(
         word=word,
-        where=setting.describe(),
+        where=setting.condition() if word == HOLDS_WHERE else f"after {setting.describe()}",
         figure=f"{sum(values) / len(values):.1%}",
         interval=f"{low:.1%} to {high:.1%} (range of {len(values)} seeds)",
-        why=f"{chosen.name}, {setting.describe()}.",
+        why=f"{chosen.name}, seed by seed: {', '.join(f'{value:.1%}' for value in values)}.",
         value=sum(values) / len(values),
         low=low,
         high=high,
@@ -132,10 +135,10 @@ def accuracy_sign(claim: Claim, method: Method, claims: Claims, evidence: Eviden
     why = f"{best.name} is right in {accuracy:.1%} at most, and {how} dense"
     return Verdict(
         word=FAILS if refuted else NOT_SHOWN,
-        where=pair.setting.describe(),
+        where=f"after {pair.setting.describe()}",
         figure=f"{found.difference:+.3f} nats at {accuracy:.1%}",
         interval=f"{found.low:+.3f} to {found.high:+.3f} (90 %, {found.seeds[0]} + {found.seeds[1]} seeds)",
-        why=f"{why}, {pair.setting.describe()}.",
+        why=f"{why}.",
         value=found.difference,
         low=found.low,
         high=found.high,
@@ -198,4 +201,4 @@ def rare_tokens(claim: Claim, method: Method, claims: Claims, evidence: Evidence
     why = f"Over dense: {means[0]:+.3f} nats in the most frequent tenth, {means[1]:+.3f} in the rarest"
     if found.low is None:
         why += "; one seed decides nothing"
-    return replace(verdict, why=f"{why}, {pair.setting.describe()}.", runs=tuple(used))
+    return replace(verdict, why=f"{why}.", runs=tuple(used))

@@ -59,25 +59,6 @@ class Plain:
 
 PLAIN = (
     Plain(
-        "memory-claim",
-        "Memory and FLOPs of a step, dense over a compressed head",
-        "bench-memory",
-        (
-            ("body", "model", "{}"),
-            ("attention", "attention", "{}"),
-            ("head", "head", "{}"),
-            ("batch", "micro_batch_size", "{:,}"),
-            ("dense", "dense_bytes", "bytes"),
-            ("x less memory", "memory_ratio", "{:.2f}"),
-            ("3.4x from batch", "batch_at_claim", "{:,}"),
-            ("at most", "ratio_limit", "{:.2f}"),
-            ("x fewer FLOPs", "flops_ratio", "{:.2f}"),
-            ("at most", "flops_cap", "{:.2f}"),
-        ),
-        lambda row: row.get("part") == "claim",
-        "Predicted from shapes. A head that is not named is the paper's.",
-    ),
-    Plain(
         "memory-parts",
         "Memory of a step by what it is for",
         "bench-memory",

@@ -5,7 +5,7 @@ from typing import Any
 
 from grouped_lm.compare import compare_methods
 from grouped_lm.reproduction.claims import Claims, Method
-from grouped_lm.reproduction.cost_rules import in_chunks
+from grouped_lm.reproduction.cost_rules import PAIRED, in_chunks
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.table import PLAIN, Column, Table
 from grouped_lm.reproduction.verdicts import Answer, Setting, by_seed, pair_runs, settings_of
@@ -89,7 +89,11 @@ def families_table(claims: Claims, evidence: Evidence) -> Table:
             for name in ("dense", "paper", "ours"):
                 runs = runs_in(evidence, claims.methods[name], setting)
                 if runs:
-                    label = {"family": family, "paper_says": PAPER_SAYS.get(name), "setting": setting.describe()}
+                    label = {
+                        "family": family,
+                        "paper_says": PAPER_SAYS.get(name),
+                        "setting": f"after {setting.describe()}",
+                    }
                     rows.append(label | method_row(claims.methods[name], runs, dense))
     return Table(
         name="families",
@@ -195,7 +199,34 @@ def deciles_table(claims: Claims, evidence: Evidence) -> Table:
         title="Loss by how frequent the token is",
         columns=tuple(columns),
         rows=shown,
-        note="nats per token, means over seeds" + (f"; {setting.describe()}" if setting else ""),
+        note="nats per token, means over seeds" + (f", after {setting.describe()}" if setting else ""),
+    )
+
+
+def memory_claim_table(evidence: Evidence) -> Table:
+    """Return predicted ratios, dense over a compressed head, a column per batch."""
+    rows: dict[tuple[Any, ...], Row] = {}
+    batches = []
+    for row in evidence["bench-memory"]:
+        if row.get("part") == "claim":
+            key = tuple(row.get(name) for name in ("model", "attention", "head"))
+            entry = rows.setdefault(key, row | {"head": row.get("head", PAIRED)})
+            entry[f"batch_{row['micro_batch_size']}"] = row["memory_ratio"]
+            batches.append(row["micro_batch_size"])
+    columns: list[Column] = [("body", "model", "{}"), ("attention", "attention", "{}"), ("head", "head", "{}")]
+    columns += [(f"x less at B {batch}", f"batch_{batch}", "{:.2f}") for batch in sorted(set(batches))]
+    columns += [
+        ("3.4x from B", "batch_at_claim", "{:,}"),
+        ("at most", "ratio_limit", "{:.2f}"),
+        ("x fewer FLOPs", "flops_ratio", "{:.2f}"),
+        ("with a free head", "flops_cap", "{:.2f}"),
+    ]
+    return Table(
+        name="memory-claim",
+        title="Memory and FLOPs of a step, dense over a compressed head",
+        columns=tuple(columns),
+        rows=list(rows.values()),
+        note="Predicted from shapes, windows of 512 tokens.",
     )
 
 
@@ -215,7 +246,7 @@ def environments_table(evidence: Evidence) -> Table:
             )
             counted[key] = counted.get(key, 0) + 1
     columns: tuple[Column, ...] = (
-        ("commit", "commit", "{:.12}"),
+        ("commit", "short_commit", "{}"),
         ("processor", "cpu", "{}"),
         ("cores", "cpu_count", "{}"),
         ("threads", "threads", "{}"),
@@ -224,7 +255,11 @@ def environments_table(evidence: Evidence) -> Table:
         ("torch", "torch", "{}"),
         ("runs or rows", "count", "{:,}"),
     )
-    rows = [dict(key) | {"count": count} for key, count in sorted(counted.items(), key=str)]
+    rows = [
+        dict(key) | {"count": count, "short_commit": str(dict(key)["commit"])[:12]}
+        for key, count in sorted(counted.items(), key=str)
+        if dict(key).get("commit")
+    ]
     return Table(name="environments", title="Where it was run", columns=columns, rows=rows)
 
 
@@ -247,6 +282,7 @@ def all_tables(claims: Claims, evidence: Evidence, answers: list[Answer]) -> dic
         families_table(claims, evidence),
         methods_table(claims, evidence),
         deciles_table(claims, evidence),
+        memory_claim_table(evidence),
         *(plain.build(evidence) for plain in PLAIN),
         environments_table(evidence),
         broken_table(evidence),

@@ -75,8 +75,12 @@ class Setting:
         return self.max_steps * self.micro_batch_size * self.grad_accum_steps * self.block_size
 
     def describe(self) -> str:
-        """Return budget, body and text in words."""
-        return f"at {self.tokens / 1e6:.3g} million tokens of {self.data}, {self.model}"
+        """Return budget, text and body in words."""
+        return f"{self.tokens / 1e6:.3g} million tokens of {self.data}, {self.model}"
+
+    def condition(self) -> str:
+        """Return the same behind "holds where"."""
+        return f"the body is {self.model}, after {self.tokens / 1e6:.3g} million tokens of {self.data}"
 
 
 def setting_of(row: Row) -> Setting | None:
@@ -103,6 +107,12 @@ def is_text(data: str, wanted: str | None) -> bool:
     if wanted == ANY_TEXT or data == SYNTHETIC:
         return wanted == ANY_TEXT
     return wanted is None or data.startswith("tinystories") == (wanted == "tinystories")
+
+
+def heaviest(seeds: dict[Setting, int]) -> Setting | None:
+    """Return the setting that says most: several seeds before one, then the longest budget, then the most seeds."""
+    known = [setting for setting, count in seeds.items() if count]
+    return max(known, key=lambda s: (min(seeds[s], 2), s.tokens, seeds[s], s), default=None)
 
 
 def by_seed(rows: Iterable[Row]) -> dict[int, Row]:
@@ -145,20 +155,16 @@ class Pair:
 def pair_runs(
     evidence: Evidence, first: Method, second: Method, text: str | None = None, body: str | None = None
 ) -> Pair | None:
-    """Return both methods' runs in the setting that says most: several seeds before one, then the longest budget."""
-    pairs = []
+    """Return both methods' runs in the heaviest setting that both have."""
+    pairs: dict[Setting, Pair] = {}
     others = settings_of(evidence, second, text, body)
     for setting, rows in settings_of(evidence, first, text, body).items():
         seeds = by_seed(rows), by_seed(others.get(setting, []))
         if all(seeds):
             broken = sum(row.get("state") == "failed" for row in [*rows, *others[setting]])
-            pairs.append(Pair(setting, *seeds, broken))
-
-    def weight(pair: Pair) -> tuple[int, int, int, Setting]:
-        seeds = min(len(pair.first), len(pair.second))
-        return min(seeds, 2), pair.setting.tokens, seeds, pair.setting
-
-    return max(pairs, key=weight, default=None)
+            pairs[setting] = Pair(setting, *seeds, broken)
+    best = heaviest({setting: min(len(pair.first), len(pair.second)) for setting, pair in pairs.items()})
+    return None if best is None else pairs[best]
 
 
 @dataclass(frozen=True)

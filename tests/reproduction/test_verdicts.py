@@ -102,7 +102,7 @@ def test_parity_is_that_of_gvc_eval():
     assert (verdict.value, verdict.low, verdict.high) == (found.difference, found.low, found.high)
     assert found.verdict == "not on par"
     assert "3 + 3 seeds" in verdict.interval
-    assert "1 more ended in failure" in verdict.why
+    assert "1 more run ended in failure" in verdict.why
     assert len(verdict.runs) == 6
 
 
