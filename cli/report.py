@@ -15,7 +15,7 @@ def report(
         ),
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the page goes; default the first folder's report/.")
+        Path | None, typer.Option(metavar="DIR", help="Where the page goes; default report/ in the first folder.")
     ] = None,
     check: Annotated[
         Path | None,
@@ -33,14 +33,14 @@ def report(
     The same runs give the same bytes. A claim that nothing speaks for reads "not shown at this scale".
     """
     from grouped_lm.reproduction.check import check_table, write_table
-    from grouped_lm.reproduction.page import write_report
+    from grouped_lm.reproduction.page import default_place, write_report
 
     say = functools.partial(typer.echo, err=True)
     if check is not None:
         check_table(check, folders)
         print(f"{check}: its verdicts are those of {', '.join(map(str, folders))}")
         return
-    page = write_report(folders, out or folders[0] / "report", say)
+    page = write_report(folders, out or default_place(folders[0]), say)
     if into is not None:
         write_table(into, folders)
     print(page)

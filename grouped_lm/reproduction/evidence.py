@@ -23,6 +23,8 @@ Evidence = dict[str, list[Row]]
 
 BENCHES = ("bench-heads", "bench-steps", "bench-memory", "bench-decode", "bench-vocab")
 TABLES = ("runs", "curves", "deciles", "stories", "environments", "order", "steps", *BENCHES)
+DATA = "data"
+"""The folder of a report with the tables that it was made from."""
 CURVE = ("run", "step", "tokens", "seconds", "train_loss", "val_loss", "peak_gib")
 """Of the environment of a run, what decides its figures; nothing that says whose machine it was."""
 ENVIRONMENT = ("commit", "cpu", "cpu_count", "threads", "gpu", "device", "python")
@@ -72,7 +74,7 @@ def _gather(folder: Path, top: Path | None) -> Evidence:
 def sorted_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """Return the files below `folder` that fit a pattern, hidden folders and reports left out."""
     found = [path for pattern in patterns for path in folder.rglob(pattern)]
-    own = [path for path in found if not {"report", "data"} & set(path.relative_to(folder).parts[:-1])]
+    own = [path for path in found if not {"report", DATA} & set(path.relative_to(folder).parts[:-1])]
     return sorted({path for path in own if "/." not in str(path)}, key=natural_order)
 
 
@@ -152,12 +154,12 @@ def table_csv(rows: list[Row]) -> str:
 
 
 def read_evidence(folder: Path) -> Evidence | None:
-    """Return the tables that a report left in `folder` or its `data/`, None where there are none."""
-    for place in (folder, folder / "data"):
-        if (place / "runs.csv").exists() or (place / "steps.csv").exists():
-            files = {name: place / f"{name}.csv" for name in TABLES}
-            return {name: read_csv(path) if path.exists() else [] for name, path in files.items()}
-    return None
+    """Return the tables that a report left in `folder`/data, None where there are none."""
+    place = folder if folder.name == DATA else folder / DATA
+    files = {name: place / f"{name}.csv" for name in TABLES}
+    if not any(path.exists() for path in files.values()):
+        return None
+    return {name: read_csv(path) if path.exists() else [] for name, path in files.items()}
 
 
 def read_csv(path: Path) -> list[Row]:

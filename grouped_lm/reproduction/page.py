@@ -16,6 +16,7 @@ from grouped_lm.plot_parts import PlotLibraryError
 from grouped_lm.reproduction.claims import Claims, load_claims
 from grouped_lm.reproduction.evidence import (
     BENCHES,
+    DATA,
     Evidence,
     collect_evidence,
     read_evidence,
@@ -127,6 +128,11 @@ def side_by_side(claims: Claims, evidence: Evidence) -> list[dict[str, Any]]:
     return list(found.values())[:1]
 
 
+def default_place(folder: Path) -> Path:
+    """Return where the report of `folder` goes: where one lies it is made anew, else below it."""
+    return folder if (folder / DATA).is_dir() else folder / "report"
+
+
 def write_report(folders: list[Path], out: Path, say: Callable[[str], None]) -> Path:
     """Write the report of everything in `folders` into `out`, and return its page.
 
@@ -143,7 +149,7 @@ def write_report(folders: list[Path], out: Path, say: Callable[[str], None]) -> 
     """
     collected = collect_evidence(folders)
     with disk_errors(out):
-        write_evidence(collected, out / "data")
+        write_evidence(collected, out / DATA)
         report = make_report(read_evidence(out) or collected, say)
         for row in report.tables["broken"].rows if "broken" in report.tables else []:
             say(f"gvc: {row['run']}: {row['state']}" + (f", {row['reason']}" if row.get("reason") else ""))
