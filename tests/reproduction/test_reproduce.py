@@ -24,23 +24,26 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_small_reproduction_is_killed_goes_on_and_repeats_its_page(gvc):
-    checkpoint, judged = "main-gpt2/*/checkpoints/step-*", "steps/judge.log"
-    for stop, seen in ((signal.SIGTERM, checkpoint), (signal.SIGKILL, judged)):
-        driver = subprocess.Popen([GVC, *WORDS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + 300
-        while not list(Path("r").glob(seen)) and time.monotonic() < until:
-            time.sleep(0.02)
-        driver.send_signal(stop)
-        assert driver.wait(60) == (75 if stop == signal.SIGTERM else -signal.SIGKILL)
-    states = {path.stem: json.loads(path.read_text())["state"] for path in Path("r/steps").glob("*.json")}
-    assert states == {"order-stories": "done", "order-other": "left out", "main-gpt2": "done"}
+def wait_for(pattern: str) -> None:
+    """Wait until there is something at a pattern in the reproduction's folder."""
+    until = time.monotonic() + 300
+    while not list(Path("r").glob(pattern)) and time.monotonic() < until:
+        time.sleep(0.02)
 
-    done = subprocess.run([GVC, *WORDS], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("r/report/report.html")
-    assert done.stderr.count("done before") == 2
-    assert "order-other: left out, it needs a text for {other}: --data DIR" in done.stderr
+
+def test_a_small_reproduction_is_killed_goes_on_and_repeats_its_page(gvc):
+    driver = subprocess.Popen([GVC, *WORDS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for("main-gpt2/*/checkpoints/step-*")
+    driver.kill()  # in the middle of the third step
+    driver.wait()
+    states = {path.stem: json.loads(path.read_text())["state"] for path in Path("r/steps").glob("*.json")}
+    assert states == {"order-stories": "done", "order-other": "left out"}
+
+    done = gvc(*WORDS)
+    assert done.code == 0, done.err
+    assert done.out == "r/report/report.html\n"
+    assert done.err.count("done before") == 1
+    assert "order-other: left out, it needs a text for {other}: --data DIR" in done.err
     html = Path("r/report/report.html").read_text()
     for claim in load_claims().claims:
         assert f'<li id="claim-{claim.id}">' in html
@@ -53,9 +56,9 @@ def test_a_small_reproduction_is_killed_goes_on_and_repeats_its_page(gvc):
     assert (Path("r/report/tables") / "memory-parts.csv").exists()
 
     before = snapshot(Path("r/report"))
-    again = subprocess.run([GVC, *WORDS], capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("done before") == 5
+    again = gvc(*WORDS)
+    assert again.code == 0, again.err
+    assert again.err.count("done before") == 5
     assert snapshot(Path("r/report")) == before
 
     # one broken run among the runs: its line, and the page of the others
@@ -74,10 +77,9 @@ def test_a_step_that_fails_stops_no_other_and_is_named(gvc, tmp_path):
         "- {name: order, about: fails, minutes: 0.1, command: 'gvc data order {stories}'}\n"
         "- {name: report, about: page, minutes: 0.1, command: 'gvc report {out} --out {out}/report', always: true}\n"
     )
-    words = [GVC, "reproduce", "--scale", "own.yaml", "--out", "r"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("gvc: error: 1 of 2 steps failed: order: data=nosuch is not known")
+    done = gvc("reproduce", "--scale", "own.yaml", "--out", "r")
+    assert done.code == 1
+    assert done.err.splitlines()[-1].startswith("gvc: error: 1 of 2 steps failed: order: data=nosuch is not known")
     assert Path("r/report/report.html").exists()
     listed = gvc("reproduce", "--scale", "own.yaml", "--out", "r", "--list").out
     assert "failed (data=nosuch is not known" in listed
@@ -103,6 +105,23 @@ def test_two_at_once_and_unknown_steps(gvc):
     assert (busy.code, len(busy.err.splitlines())) == (3, 1)
     assert gvc(*WORDS, "--only", "nosuch").code == 2
     assert gvc("reproduce", "--scale", "enormous").code == 2
+
+
+def test_asked_to_stop_it_stops_and_so_does_its_child(workdir):
+    Path("own.yaml").write_text(
+        "about: one\nmachine: any\nminutes: 1\ntexts: {stories: null, other: null}\nsteps:\n"
+        "- {name: long, about: long, minutes: 1, command: 'gvc data prepare data=tinytales"
+        " data.num_train_stories=90000000'}\n"
+    )
+    words = [GVC, "reproduce", "--scale", "own.yaml", "--out", "r"]
+    driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for("steps/long.log")
+    time.sleep(0.5)
+    (child,) = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(60) == 75
+    assert not Path(f"/proc/{child}").exists()
+    assert not Path("r/steps/long.json").exists()
 
 
 @pytest.fixture
