@@ -35,13 +35,13 @@ def reproduce(
     """
     from grouped_lm.errors import GvcError
     from grouped_lm.reproduction.run import Reproduction
-    from grouped_lm.reproduction.steps import find_text, load_scale, select_steps
+    from grouped_lm.reproduction.steps import find_texts, load_scale, select_steps
 
     chosen = load_scale(scale)
     steps = select_steps(chosen, only.split(",") if only else [])
     folder = out or Path("runs") / f"reproduce-{chosen.name}"
     try:
-        texts = [find_text(given) for given in data or []]
+        texts = find_texts(data or [])
     except GvcError:
         write_page_of_what_there_is(folder)
         raise

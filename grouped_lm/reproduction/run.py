@@ -126,12 +126,12 @@ class Reproduction:
                 self._record(step, StepState(state=LEFT_OUT, reason=f"no text for {lacking} was given"))
                 continue
             before = self.state(step)
-            if before.state == DONE and not (again or step.always):
+            if before.state == DONE and not (again or step.always or self._runs_left(step)):
                 say(f"{label}: done before, in {before.seconds / 60:.1f} minutes")
                 continue
             say(f"{label}: {step.about} (about {step.minutes:g} minutes)")
             started = time.monotonic()
-            reason = self._run_step(step, say)
+            reason = self._run_step(step, say, again)
             seconds = (0 if again or step.always else before.seconds) + time.monotonic() - started
             self._record(step, StepState(state=FAILED if reason else DONE, seconds=seconds, reason=reason))
             if reason:
@@ -171,15 +171,20 @@ class Reproduction:
                 )
         return rows
 
-    def _run_step(self, step: Step, say: Callable[[str], None]) -> str | None:
+    def _runs_left(self, step: Step, again: bool = False) -> list[Path]:
+        """Return the complete runs of an `each` step that lack what it makes."""
+        paths = sorted(self.out.glob(step.each)) if step.each else []
+        complete = [path for path in paths if (RunFolder(path).read_result() or {}).get("state") == COMPLETE]
+        return [path for path in complete if again or not (path / str(step.makes)).exists()]
+
+    def _run_step(self, step: Step, say: Callable[[str], None], again: bool) -> str | None:
         """Run a step's command, or one for every run that lacks what it makes, and return what went wrong."""
         log = self.out / "steps" / f"{step.name}.log"
         if step.each is None:
             return run_command(shlex.split(self.command(step)), log, say, self._children)
-        runs = [path for path in sorted(self.out.glob(step.each)) if not (path / (step.makes or "")).exists()]
-        ready = [path for path in runs if (RunFolder(path).read_result() or {}).get("state") == COMPLETE]
-        if not ready and not list(self.out.glob(step.each)):
-            return f"there is no run at {step.each} yet"
+        ready = self._runs_left(step, again)
+        if not ready and not self._runs_left(step, again=True):
+            return f"there is no complete run at {step.each}"
 
         def one(path: Path) -> str | None:
             words = shlex.split(self.command(step).replace("{run}", shlex.quote(str(path))))

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from grouped_lm.config import check_label
 from grouped_lm.errors import ConfigError, DataError
 
 SCALES = ("smoke", "cpu", "cpu-long", "paper")
@@ -132,10 +133,12 @@ def find_text(given: str) -> Text:
 
     Raises:
         DataError: no such folder, or not one file for training and one for validation in it.
+        ConfigError: a name that cannot be part of a path.
     """
     name, _, rest = given.rpartition("=")
     folder = Path(rest)
     name = name or folder.resolve().name
+    check_label("--data NAME", name)
     if not folder.is_dir():
         raise DataError(f"--data {given}: {folder} is no folder; it takes one with train.txt and valid.txt")
     found = {}
@@ -146,6 +149,20 @@ def find_text(given: str) -> Text:
             raise DataError(f"--data {given}: {folder} must hold one {split}.txt, .jsonl or .parquet, it holds {have}")
         found[split] = here[0]
     return Text(name=name, folder=folder, **found)
+
+
+def find_texts(given: list[str]) -> list[Text]:
+    """Return the texts of `--data`, the first for the claims, the second as the other one.
+
+    Raises:
+        ConfigError: more than two, or two of one name.
+        DataError: see `find_text`.
+    """
+    texts = [find_text(one) for one in given]
+    if len(texts) > len(ROLES) or len({text.name for text in texts}) < len(texts):
+        names = ", ".join(text.name for text in texts)
+        raise ConfigError(f"--data takes one or two texts of different names, got {names}: NAME=DIR names one")
+    return texts
 
 
 def text_overrides(scale: Scale, texts: list[Text], out: Path) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from grouped_lm.cli.hydra_entry import HydraFlags, composing, config_groups, exp
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.reproduction.claims import load_claims
 from grouped_lm.reproduction.run import Reproduction
-from grouped_lm.reproduction.steps import SCALES, find_text, load_scale, select_steps
+from grouped_lm.reproduction.steps import SCALES, find_text, find_texts, load_scale, select_steps
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 TEXT = "data=text data.name={0} data.train=a.txt data.valid=b.txt"
@@ -130,3 +130,14 @@ def test_folders_that_are_no_text(tmp_path, files):
         find_text(str(tmp_path))
     with pytest.raises(DataError, match="is no folder"):
         find_text(f"a={tmp_path / 'none'}")
+    with pytest.raises(ConfigError, match="without /"):
+        find_text(f"../a={tmp_path}")
+
+
+def test_two_texts_of_one_name_are_one_too_many(tmp_path):
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.txt").write_text("x")
+    assert [text.name for text in find_texts([f"a={tmp_path}", f"b={tmp_path}"])] == ["a", "b"]
+    for given in (["a", "a"], ["a", "b", "c"]):
+        with pytest.raises(ConfigError, match="one or two texts of different names"):
+            find_texts([f"{name}={tmp_path}" for name in given])
