@@ -24,10 +24,9 @@ def measure_merge_order(counts: np.ndarray, first: int = FIRST) -> dict[str, Any
     """
     seen = np.flatnonzero(counts)
     figures: dict[str, Any] = {"vocab_size": len(counts), "ids": len(seen), "tokens": int(counts.sum()), "first": first}
-    correlation = float(stats.spearmanr(seen, -counts[seen]).statistic) if len(seen) > 3 else math.nan
-    if not math.isfinite(correlation):
-        correlation, low, high = 0.0, -1.0, 1.0
-    else:
+    correlation, low, high = 0.0, -1.0, 1.0
+    if len(seen) > 3 and len(np.unique(counts[seen])) > 1:
+        correlation = float(stats.spearmanr(seen, -counts[seen]).statistic)
         reach = 1.96 * math.sqrt(1.06 / (len(seen) - 3))
         z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, correlation)))
         low, high = math.tanh(z - reach), math.tanh(z + reach)

@@ -59,9 +59,10 @@ def verdict_of(cells: list[Cell], line: float, models: list[str], interval: str,
     if len(reached) == len(cells) and own:
         word = HOLDS
     best = max(cells, key=lambda cell: cell.ratio)
+    where = {HOLDS_WHERE: "the body is " + "; ".join(places(reached)), FAILS: "with " + "; ".join(places(missed))}
     return Verdict(
         word=word,
-        where="the body is " + "; ".join(places(reached)) if word == HOLDS_WHERE else "",
+        where=where.get(word, ""),
         figure=f"up to {best.ratio:.2f}x",
         interval=interval.format(low=best.low, high=best.high),
         why="; ".join(cell.describe() for cell in cells) + f".{note}",

@@ -11,6 +11,7 @@ from grouped_lm.plots import draw_by_group_size, draw_pareto, render_svg
 from grouped_lm.plots_bench import draw_by_vocab, draw_claim, draw_rates
 from grouped_lm.ranking import MEMORY, SPEED
 from grouped_lm.reproduction.claims import Claims
+from grouped_lm.reproduction.cost_rules import in_chunks
 from grouped_lm.reproduction.curves import Job, curve_jobs, style
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.tables import main_settings, runs_in
@@ -141,12 +142,16 @@ def front_jobs(claims: Claims, evidence: Evidence) -> list[Job]:
         runs = runs_in(evidence, method, setting)
         if runs and method.key != "any_size":
             text = setting.data, setting.tokenizer
-            points.append(Point(method.name, method.match["head"], None, text, tuple(runs.values())))
+            name = method.name + (" (in chunks)" if any(map(in_chunks, runs.values())) else "")
+            points.append(Point(name, method.match["head"], None, text, tuple(runs.values())))
     jobs: list[Job] = []
     for name, key, what in (("front-speed", SPEED, "speed"), ("front-memory", MEMORY, "memory")):
         known = [p for p in points if p.mean(key[0]) is not None and p.mean("val/loss") is not None]
         if len(known) > 1:
-            spots = "; ".join(f"{p.series} {p.mean('val/loss'):.3f} nats at {p.mean(key[0]):,.4g}" for p in known)
+            form = "{:,.0f} tokens/s" if key is SPEED else "{:.3f} GiB"
+            spots = "; ".join(
+                f"{p.series} {p.mean('val/loss'):.3f} nats at {form.format(p.mean(key[0]))}" for p in known
+            )
             alt = f"Validation loss against {what}: {spots}."
             jobs.append((name, "fronts", f"Loss against {what}", alt, partial(draw_pareto, points=known, against=key)))
     return jobs
@@ -195,9 +200,9 @@ def draw_deciles(axes: Any, gaps: dict[str, dict[str, list[float]]], claims: Cla
         axes.errorbar(places, means, yerr=errors, color=color, marker=mark, linestyle=dashes, capsize=3)
         labels.append(Label(means[-1], claims.methods[name].name, color))
     axes.axhline(0, color=GREY, linewidth=1)
-    short = ["never" if "never" in name else name.split("(")[0].removeprefix("decile ").strip() for name in names]
+    short = ["new" if "never" in name else name.split("(")[0].removeprefix("decile ").strip() for name in names]
     axes.set_xticks(range(len(names)), short)
-    axes.set_xlabel("tenth of the training text, most frequent tokens first")
+    axes.set_xlabel("tenth of the training text, most frequent first" + (", and new tokens" if "new" in short else ""))
     axes.set_ylabel("nats over dense")
     write_title(axes, "Loss over dense by training frequency", below)
     label_ends(axes, labels)

@@ -8,7 +8,7 @@ from grouped_lm.reproduction.claims import Claims, Method
 from grouped_lm.reproduction.cost_rules import PAIRED, in_chunks
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.table import PLAIN, Column, Table
-from grouped_lm.reproduction.verdicts import Answer, Setting, by_seed, pair_runs, settings_of
+from grouped_lm.reproduction.verdicts import Answer, Setting, Verdict, by_seed, pair_runs, settings_of
 
 VERDICT_COLUMNS: tuple[Column, ...] = (
     ("claim", "says", "{}"),
@@ -42,7 +42,7 @@ def verdicts_table(answers: list[Answer]) -> Table:
                 "high": verdict.high,
                 "why": verdict.why,
                 "runs": "; ".join(verdict.runs),
-                "ours": None if ours is None else short(ours.word, ours.figure),
+                "ours": None if ours is None else short(ours),
                 "ours_verdict": None if ours is None else ours.text,
                 "ours_value": None if ours is None else ours.value,
                 "ours_low": None if ours is None else ours.low,
@@ -55,9 +55,9 @@ def verdicts_table(answers: list[Answer]) -> Table:
     return Table(name="verdicts", title="Verdicts", columns=VERDICT_COLUMNS, rows=rows)
 
 
-def short(word: str, figure: str) -> str:
+def short(verdict: Verdict) -> str:
     """Return a verdict and its figure in one cell."""
-    return word if figure == "-" else f"{word.removesuffix(' where')}: {figure}"
+    return verdict.text if verdict.figure == "-" else f"{verdict.text}; {verdict.figure}"
 
 
 FAMILIES = (("gpt2", "GPT-2"), ("gpt_neo", "GPT-Neo"))
