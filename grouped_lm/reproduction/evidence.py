@@ -73,9 +73,10 @@ def _gather(folder: Path, top: Path | None) -> Evidence:
 
 def sorted_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
     """Return the files below `folder` that fit a pattern, hidden folders and reports left out."""
-    found = [path for pattern in patterns for path in folder.rglob(pattern)]
-    own = [path for path in found if not {"report", DATA} & set(path.relative_to(folder).parts[:-1])]
-    return sorted({path for path in own if "/." not in str(path)}, key=natural_order)
+    found = {path for pattern in patterns for path in folder.rglob(pattern)}
+    parts = {path: path.relative_to(folder).parts for path in found}
+    own = [p for p in found if not {"report", DATA} & set(parts[p][:-1]) and not any(x[0] == "." for x in parts[p])]
+    return sorted(own, key=natural_order)
 
 
 def read_curve(path: Path, name: str) -> list[Row]:
