@@ -33,7 +33,7 @@ def reproduce(
     Each step is a command that can be run alone. A step that fails stops no other: it is named at the end, with exit
     code 1, and the page shows what there is.
     """
-    from grouped_lm.errors import GvcError
+    from grouped_lm.errors import DiskError, GvcError
     from grouped_lm.reproduction.run import Reproduction
     from grouped_lm.reproduction.steps import find_texts, load_scale, select_steps
 
@@ -53,10 +53,17 @@ def reproduce(
     if all(work.missing_text(step) for step in steps if step.needs) and any(step.needs for step in steps):
         write_page_of_what_there_is(folder)
         raise no_text(scale)
-    work.prepare()
     with work.lock():
-        failed = work.run(steps, say, again)
-    print(folder / "report" / "report.html", flush=True)
+        work.prepare()
+        try:
+            failed = work.run(steps, say, again)
+        except DiskError:
+            write_page_of_what_there_is(folder)
+            raise
+    for page in (folder / "report" / "report.html", folder / "report" / "report.md"):
+        if page.exists():
+            print(page, flush=True)
+            break
     if failed:
         raise GvcError(f"{len(failed)} of {len(steps)} steps failed: {'; '.join(failed)}")
 

@@ -44,7 +44,7 @@ class Reproduction:
 
     Args:
         scale: the list.
-        out: the folder; made by `prepare`.
+        out: the folder; made by `lock`.
         texts: given by the user, the one that the claims are about first.
     """
 
@@ -70,7 +70,7 @@ class Reproduction:
         return next((role for role in step.needs if self.texts[role] is None), None)
 
     def prepare(self) -> None:
-        """Make the folder and put the texts in their places, as links, so that commands hold nobody's paths.
+        """Put the texts in their places, as links, so that commands hold nobody's paths; the folder must be held.
 
         Raises:
             ConfigError: the folder was begun with another scale or other texts.
@@ -98,11 +98,14 @@ class Reproduction:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for one process.
+        """Hold the folder for one process; made where there is none.
 
         Raises:
             BusyError: another one works in it.
+            DiskError: it cannot be made.
         """
+        with disk_errors(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.out / ".lock", timeout=0):
                 yield
@@ -192,7 +195,7 @@ class Reproduction:
             reason = run_command(words, log, say, self._children, kept)
             return reason and f"{path.name}: {reason}"
 
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(max_workers=min(step.side_by_side, os.cpu_count() or 1)) as pool:
             try:
                 reasons = [reason for reason in pool.map(one, ready) if reason]
             except BaseException:  # asked to stop: those that run now stop, the others do not begin

@@ -35,6 +35,8 @@ class Step:
     """A pattern of run folders below {out}: the command is run once for each complete one, with {run}."""
     makes: str | None = None
     """With `each`: the file in the run folder that shows that it was done."""
+    side_by_side: int = 1
+    """With `each`: so many at a time, no more than there are cores."""
     keeps_stdout: bool = False
     """Write what the command prints into `makes`."""
     always: bool = False

@@ -99,7 +99,6 @@ def test_no_text_is_one_line_and_the_page_of_what_there_is(gvc):
 
 def test_two_at_once_and_unknown_steps(gvc):
     work = run.Reproduction(run.Scale(name="tiny", about="", machine="", minutes=1, texts={}, steps=[]), Path("r"), [])
-    work.prepare()
     with work.lock():
         busy = gvc(*WORDS, "--only", "report")
     assert (busy.code, len(busy.err.splitlines())) == (3, 1)

@@ -110,7 +110,8 @@ def test_texts_are_found_and_commands_hold_nobodys_paths(tmp_path):
     texts = [find_text(f"tinystories={tmp_path / 'prose'}"), find_text(str(tmp_path / "prose"))]
     assert [text.name for text in texts] == ["tinystories", "prose"]
     work = Reproduction(load_scale("cpu"), tmp_path / "out", texts)
-    work.prepare()
+    with work.lock():
+        work.prepare()
     assert (tmp_path / "out/texts/tinystories/train.txt").read_text().startswith("prose train")
     work.prepare()
     other = Reproduction(load_scale("cpu"), tmp_path / "out", [find_text(str(tmp_path / "tinystories"))])
