@@ -28,6 +28,11 @@ demo: $(VENV)/.users  ## Train a dense and a grouped model on the embedded stori
 	@echo
 	@$(BIN)/gvc ls $(DEMO_DIR)
 
+SCALE ?= smoke
+DATA ?=
+reproduce-paper: $(VENV)/.users  ## Check the paper's claims: SCALE=smoke|cpu|cpu-long|paper DATA="tinystories=DIR DIR"
+	$(BIN)/gvc reproduce --scale $(SCALE) $(foreach text,$(DATA),--data $(text)) $(ARGS)
+
 train: $(VENV)/.users  ## The plain `gvc train`; ARGS="head=dense train.max_steps=100" adds overrides
 	$(BIN)/gvc train $(ARGS)
 
@@ -67,4 +72,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo train test test-long test-faults bench bench-full bench-gpu check clean
+.PHONY: help install demo reproduce-paper train test test-long test-faults bench bench-full bench-gpu check clean

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,3 +45,37 @@ def prepare(
             f"{manifest['bytes']:,} bytes in {tokens.folder}"
         )
     print(f"ready in {seconds:.1f} s; a second time is reading a manifest")
+
+
+@data_app.command()
+def order(
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as CSV.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+) -> None:
+    """Say how well the tokenizer's ids are sorted by their frequency in the training text."""
+    from grouped_lm.data import build_tokenizer, prepare_split
+    from grouped_lm.merge_order import measure_merge_order
+    from grouped_lm.reproduction.evidence import table_csv
+    from grouped_lm.runtime import write_text
+
+    from .hydra_entry import HydraFlags, compose_jobs, explained
+
+    flags = HydraFlags()
+    with explained(overrides or [], flags):
+        ((config, _),) = compose_jobs(overrides or [], flags)
+    counts = prepare_split(config.data, config.tokenizer, "train").counts()
+    counts[build_tokenizer(config.tokenizer, config.data).eot_id] = 0
+    figures = {"data": config.data.name, "tokenizer": config.tokenizer.label} | measure_merge_order(counts)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, table_csv([figures]))
+    if as_json:
+        print(json.dumps(figures, indent=2))
+        return
+    print(
+        f"{figures['data']}: rank correlation {figures['rank_correlation']:.3f} ({figures['low']:.3f} to "
+        f"{figures['high']:.3f}) over {figures['ids']:,} of {figures['vocab_size']:,} ids; the first "
+        f"{figures['first']:,} ids hold {figures['share_of_first']:.1%} of {figures['tokens']:,} tokens, the most "
+        f"frequent ones {figures['share_of_top']:.1%}"
+    )

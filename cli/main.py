@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from .bench import bench
+from .dashboard import dashboard
 from .data import data_app
 from .doctor import doctor
 from .eval import evaluate_run
@@ -15,6 +16,8 @@ from .export import export, import_model
 from .ladder import ladder
 from .ls import list_runs
 from .plan import plan
+from .report import report
+from .reproduce import reproduce
 from .sample import sample
 from .sweep import sweep
 from .train import train
@@ -36,6 +39,9 @@ app.command("import")(import_model)
 app.command("sweep")(sweep)
 app.command("ls")(list_runs)
 app.command("ladder")(ladder)
+app.command("reproduce")(reproduce)
+app.command("report")(report)
+app.command("dashboard")(dashboard)
 app.add_typer(data_app, name="data")
 app.command("doctor")(doctor)
 

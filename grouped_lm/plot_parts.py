@@ -22,6 +22,8 @@ DENSE_STYLE = ("#000000", "X", (0, (5, 2)))
 GREY = "#555555"
 LINE_POINTS = 14
 """Height of a line of text."""
+LINE_LETTERS = 66
+"""Letters under a title that fit at full size."""
 LOOK: dict[Any, Any] = {
     "svg.hashsalt": "gvc",
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
@@ -106,7 +108,8 @@ def name_sizes(axes: Any, sizes: list[int]) -> None:
 def write_title(axes: Any, title: str, below: str) -> None:
     """Write what is shown, and under it in grey of what."""
     axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", pad=22)
-    axes.annotate(below, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", color=GREY, fontsize=10)
+    spot = {"xycoords": "axes fraction", "textcoords": "offset points", "color": GREY}
+    axes.annotate(below, (0, 1), (0, 7), fontsize=min(10.0, 10.0 * LINE_LETTERS / max(1, len(below))), **spot)
 
 
 def label_ends(axes: Any, labels: list[Label]) -> None:

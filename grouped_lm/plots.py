@@ -1,5 +1,6 @@
 """Pictures of a sweep, SVG and PNG, the same bytes for the same rows. matplotlib is loaded when one is drawn."""
 
+import io
 import math
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +27,8 @@ from grouped_lm.theory import best_group_size, estimate_grouped_head_bytes
 __all__ = ["PlotLibraryError", "write_plots"]
 
 GIB = 2**30
+SIZE = (6.4, 4.2)
+SVG_METADATA = {"Date": None, "Creator": None}
 PERPLEXITY, HEAD_MEMORY = "val/perplexity", "memory/peak_head_gib"
 AXES = {
     PERPLEXITY: "validation perplexity",
@@ -68,21 +71,43 @@ def write_plots(rows: list[Row], folder: Path) -> list[Path]:
 def save_figure(stem: Path, draw: Callable[[Any], None]) -> list[Path]:
     """Draw once and write both files whole; no dates and no versions inside."""
     with styled_matplotlib():
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(6.4, 4.2))
-        FigureCanvasAgg(figure)
-        draw(figure.subplots())
+        figure = make_figure(draw)
         stem.parent.mkdir(parents=True, exist_ok=True)
         written = []
-        for suffix, metadata in ((".svg", {"Date": None, "Creator": None}), (".png", {"Software": None})):
+        for suffix, metadata in ((".svg", SVG_METADATA), (".png", {"Software": None})):
             path = stem.with_suffix(suffix)
             temporary = path.with_name(f".{path.name}.tmp")
             figure.savefig(temporary, format=suffix[1:], dpi=160, metadata=metadata)
             temporary.replace(path)
             written.append(path)
     return written
+
+
+def render_svg(draw: Callable[[Any], None], size: tuple[float, float] = SIZE) -> str:
+    """Draw once and return the SVG, the same text for the same picture.
+
+    Args:
+        draw: given axes.
+        size: width and height, inches.
+
+    Raises:
+        PlotLibraryError: matplotlib is not installed.
+    """
+    with styled_matplotlib():
+        text = io.StringIO()
+        make_figure(draw, size).savefig(text, format="svg", metadata=SVG_METADATA)
+    return text.getvalue()
+
+
+def make_figure(draw: Callable[[Any], None], size: tuple[float, float] = SIZE) -> Any:
+    """Return a figure with one pair of axes, drawn; within `styled_matplotlib`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    draw(figure.subplots())
+    return figure
 
 
 def draw_by_group_size(axes: Any, points: list[Point], key: str) -> None:

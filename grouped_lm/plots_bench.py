@@ -37,7 +37,7 @@ def plot_jobs(suite: str, rows: Sequence[Row]) -> list[tuple[str, Callable[[Any]
             shown = [row for row in rows if row["model"] == model]
             jobs.append((f"steps-{model}", partial(draw_rates, rows=shown, model=model)))
     elif suite == "memory":
-        claims = [row for row in rows if row["part"] == "claim"]
+        claims = [row for row in rows if row["part"] == "claim" and row.get("head") is None]
         if len({row["micro_batch_size"] for row in claims}) > 1:
             jobs.append(("memory-claim", partial(draw_claim, rows=claims)))
     elif suite == "decode":
@@ -108,7 +108,7 @@ def _bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str, 
     """Draw a bar each; `also` are figures that have to be in sight."""
     places = range(len(names))
     axes.barh(places, values, color=[STYLES[1][0] if n.startswith("dense") else STYLES[0][0] for n in names])
-    axes.set_yticks(places, names, fontsize=8)
+    axes.set_yticks(places, names, fontsize=8 if len(names) > 8 else 10)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     set_scale(axes.xaxis, [*values, *also], from_zero=True)

@@ -17,6 +17,7 @@ Row = dict[str, Any]
 
 RUNNING, UNFINISHED = "running", "unfinished"
 CONFIG_KEYS = (
+    "model.body",
     "model.n_embd",
     "model.block_size",
     "optim.lr",

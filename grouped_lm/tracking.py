@@ -222,15 +222,27 @@ def log_sweep(tracking: TrackingConfig, folder: Path, table: str) -> None:
         print(f"gvc: warning: W&B could not take the sweep's table ({reason})", file=sys.stderr)
 
 
-def login_state() -> str:
-    """Say whether W&B has a key, without asking its server or showing the key."""
-    import wandb
-
+def has_key() -> bool:
+    """Return whether W&B has a key here, without asking its server or showing the key."""
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").removeprefix("https://").split("/")[0]
     try:
         saved = netrc.netrc().authenticators(host)
     except (OSError, netrc.NetrcParseError):
         saved = None
-    key = "found" if saved or os.environ.get("WANDB_API_KEY") else "none (offline runs need none)"
+    return bool(saved or os.environ.get("WANDB_API_KEY"))
+
+
+def default_entity() -> str:
+    """Ask W&B's server for the account's own user or team; raises whatever W&B raises without a login."""
+    import wandb
+
+    return str(wandb.Api(timeout=20).default_entity)
+
+
+def login_state() -> str:
+    """Say whether W&B has a key, without asking its server or showing the key."""
+    import wandb
+
+    key = "found" if has_key() else "none (offline runs need none)"
     mode = os.environ.get("WANDB_MODE")
     return f"wandb {wandb.__version__}, key {key}" + (f", WANDB_MODE={mode}" if mode else "")

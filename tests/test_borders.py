@@ -24,6 +24,7 @@ LEVELS = [
         "compare",
         "diagnose",
         "synthetic",
+        "merge_order",
     },
     {"heads", "plot_data", "devices"},
     {"compression", "data", "optim", "tracking", "train_state", "plot_parts", "step_figures", "interconnects"},
@@ -39,6 +40,8 @@ LEVELS = [
     {"plan_table"},
     {"train", "preflight"},
     {"worker", "bench"},
+    {"reproduction"},
+    {"dashboard"},
 ]
 ONE_ROOM = {
     "matplotlib": {"grouped_lm/plots.py", "grouped_lm/plot_parts.py"},

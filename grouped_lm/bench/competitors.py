@@ -171,6 +171,18 @@ def all_competitors() -> list[Competitor]:
     return found
 
 
+def find_competitor(path: str, name: str) -> Competitor:
+    """Return the competitor of exactly that name.
+
+    Raises:
+        ConfigError: there is none; `path` is the setting that names it.
+    """
+    known = {c.name: c for c in all_competitors()}
+    if name not in known:
+        raise ConfigError(f"{path} must be of {', '.join(known)}, got {name!r}")
+    return known[name]
+
+
 def choose(names: list[str], say: Callable[[str], None], device: str = "cpu") -> list[Competitor]:
     """Return the dense head and those whose names begin with one of `names`; all where there is none.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from grouped_lm.bench.competitors import BASELINE
+from grouped_lm.bench.competitors import BASELINE, Competitor, find_competitor
 from grouped_lm.bench.heads import Cell
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.steps import Batch
@@ -46,10 +46,13 @@ def memory_cells(work: Workload) -> list[Cell]:
                 config = config_of(work, work.models[name], head, batch, grid.truth_block_size)
                 cell = {"part": "truth", "model": name, **label, "head": head}
                 cells.append((cell, partial(measure_truth, work, config)))
-    for name in grid.claim_models:
-        for attention in ("fused", "unfused"):
-            cell = {"part": "claim", "model": name, "attention": attention, "block_size": grid.claim_block_size}
-            cells.append((cell | {"batches": grid.claim_batches}, partial(predict_claim, work, name, attention)))
+    for rival in [find_competitor("memory.claim_heads", name) for name in grid.claim_heads]:
+        own = {} if rival.name == PAIR[1] else {"head": rival.name}
+        for name in grid.claim_models:
+            for attention in ("fused", "unfused"):
+                cell = {"part": "claim", "model": name, "attention": attention, "block_size": grid.claim_block_size}
+                cell |= own | {"batches": grid.claim_batches}
+                cells.append((cell, partial(predict_claim, work, rival, name, attention)))
     for name in grid.fit_models:
         cell = {"part": "fit", "model": name, "block_size": grid.claim_block_size}
         cells.append((cell, partial(measure_fit, work, name)))
@@ -156,28 +159,28 @@ def flops_of(config: Config) -> tuple[float, float]:
     return estimate_body_flops_per_token(config.model, config.model.block_size), head
 
 
-def predict_claim(work: Workload, name: str, attention: str) -> list[Row]:
-    """Return dense over grouped at every B of the claim, the least B that reaches the paper's ratio, and the limit.
+def predict_claim(work: Workload, head: Competitor, name: str, attention: str) -> list[Row]:
+    """Return dense over `head` at every B of the claim, the least B that reaches the paper's ratio, and the limit.
 
-    Beside it FLOPs: how many times fewer with the grouped head, and with a head that costs nothing.
+    Beside it FLOPs: how many times fewer with that head, and with a head that costs nothing.
     """
     grid = work.settings.memory
     model = dataclasses.replace(work.models[name], attention=attention)
-    dense, grouped = (
-        predicted_by_batch(config_of(work, model, head, 2, grid.claim_block_size), fake_steps) for head in PAIR
-    )
+    configs = [config_of(work, model, BASELINE, 2, grid.claim_block_size) for _ in PAIR]
+    configs[1].head = head.config()
+    dense, own = (predicted_by_batch(config, fake_steps) for config in configs)
 
     def ratio(batch: int) -> float:
-        return dense(batch) / grouped(batch)
+        return dense(batch) / own(batch)
 
-    flops = [flops_of(config_of(work, model, head, 2, grid.claim_block_size)) for head in PAIR]
+    flops = [flops_of(config) for config in configs]
     below = largest(lambda batch: batch == 0 or ratio(batch) < grid.claim_ratio, MAX_BATCH)
     reached = None if below == MAX_BATCH else below + 1
     return [
         {
             "micro_batch_size": batch,
             "dense_bytes": round(dense(batch)),
-            "grouped_bytes": round(grouped(batch)),
+            **({"grouped_bytes": round(own(batch))} if head.name == PAIR[1] else {}),
             "memory_ratio": ratio(batch),
             "claim_ratio": grid.claim_ratio,
             "batch_at_claim": reached,

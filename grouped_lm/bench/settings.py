@@ -75,6 +75,8 @@ class MemoryGrid:
     truth_block_size: int = 128
     claim_models: list[str] = field(default_factory=lambda: ["neo-33m", "gpt2-33m"])
     """Presets of the table of ratios, predicted, attention fused and unfused."""
+    claim_heads: list[str] = field(default_factory=lambda: ["grouped"])
+    """Competitors held against the full softmax there, by their names."""
     claim_batches: list[int] = field(default_factory=lambda: [8, 32, 80])
     claim_block_size: int = 512
     claim_ratio: float = 3.4

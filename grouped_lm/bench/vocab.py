@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grouped_lm.bench.competitors import Competitor, all_competitors, describe_tuning
+from grouped_lm.bench.competitors import Competitor, describe_tuning, find_competitor
 from grouped_lm.bench.heads import Cell
 from grouped_lm.bench.memory import allocator_peak, config_of, predicted_peak, real_model
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.steps import CAP, Batch, compare_steps
 from grouped_lm.bench.workload import Workload, draw_ids, zipf_counts
 from grouped_lm.config import Config, OptimConfig
-from grouped_lm.errors import ConfigError
 from grouped_lm.measure import GIB
 from grouped_lm.models import build_body, estimate_body_params
 from grouped_lm.models.lm import LanguageModel
@@ -36,7 +35,7 @@ def vocab_cells(work: Workload) -> list[Cell]:
     """Return a cell per V for steps, and one per language, V and head for losses."""
     grid = work.settings.vocab
     shape = {"model": grid.model, "micro_batch_size": grid.micro_batch_size, "block_size": grid.block_size}
-    heads = [find_head(name) for name in grid.heads]
+    heads = [find_competitor("vocab.heads", name) for name in grid.heads]
     cells: list[Cell] = [
         ({"part": "step", **shape, "vocab_size": v, "heads": grid.heads}, partial(measure_steps, work, heads, v))
         for v in grid.vocab_sizes
@@ -46,18 +45,6 @@ def vocab_cells(work: Workload) -> list[Cell]:
             label = {"part": "excess", "model": grid.excess_model, "language": language, "vocab_size": v}
             cells += [({**label, "head": h.name}, partial(measure_excess, work, h, language, v)) for h in heads]
     return cells
-
-
-def find_head(name: str) -> Competitor:
-    """Return the competitor of exactly that name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    known = {c.name: c for c in all_competitors()}
-    if name not in known:
-        raise ConfigError(f"vocab.heads must be of {', '.join(known)}, got {name!r}")
-    return known[name]
 
 
 def measure_steps(work: Workload, heads: list[Competitor], vocab_size: int) -> list[Row]:

@@ -69,7 +69,7 @@ def test_shares_against_the_best_rival():
 def test_memory_parts(bench):
     words = ["truth_models=[debug]", "truth_batches=[2]", "truth_block_size=16", "claim_models=[debug]"]
     words += ["claim_block_size=64", "claim_ratio=1.1", "fit_models=[debug]", "limit_gib=0.01", "grid_model=debug"]
-    words += ["grid_batches=[1,3]", "grid_block_sizes=[32]"]
+    words += ["grid_batches=[1,3]", "grid_block_sizes=[32]", 'claim_heads=[grouped,"shortlist, 4 directions"]']
     rows = rows_of(bench("memory", "competitors=[grouped]", *(f"memory.{word}" for word in words)))
     truth = [row for row in rows if row["part"] == "truth"]
     assert [row["head"] for row in truth] == ["dense", "grouped"]
@@ -77,6 +77,11 @@ def test_memory_parts(bench):
     assert len(compared) == 2 + 2 + 8
     assert all(abs(row["prediction_error"]) < 0.05 for row in compared)
     claims = [row for row in rows if row["part"] == "claim"]
+    others = [row for row in claims if row.get("head") == "shortlist, 4 directions"]
+    claims = [row for row in claims if row.get("head") is None]
+    assert len(others) == len(claims)
+    assert all(a["dense_bytes"] == b["dense_bytes"] for a, b in zip(others, claims, strict=True))
+    assert all(a["memory_ratio"] != b["memory_ratio"] for a, b in zip(others, claims, strict=True))
     fused, unfused = (row["dense_bytes"] for row in claims if row["micro_batch_size"] == 80)
     assert fused < unfused
     for row in claims:

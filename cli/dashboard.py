@@ -1,0 +1,34 @@
+"""`gvc dashboard`: a W&B workspace over the keys that runs log."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def dashboard(
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Write the workspace as JSON, with or without a login.")
+    ] = False,
+    project: Annotated[str, typer.Option(help="tracking.project of the runs.")] = "gvc",
+    entity: Annotated[str | None, typer.Option(help="User or team at W&B; default the account's own.")] = None,
+    name: Annotated[str, typer.Option(help="What the saved view is called.")] = "gvc: quality, memory, speed",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the JSON goes.")] = Path("runs/dashboard.json"),
+) -> None:
+    """Build a workspace with quality, memory, speed and their trade-off; save it at W&B, or write its JSON.
+
+    Without a login it is written as JSON. Offline runs are sent by `wandb sync RUN/wandb/offline-run-*`.
+    """
+    from grouped_lm.dashboard import build_workspace, save_workspace, workspace_json
+    from grouped_lm.runtime import write_text
+    from grouped_lm.tracking import has_key
+
+    if not offline and has_key():
+        print(save_workspace(entity, project, name))
+        return
+    text = workspace_json(build_workspace(entity or "entity", project, name))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, text)
+    if not offline:
+        typer.echo("gvc: no W&B key here: written as JSON; `wandb login` first saves it there", err=True)
+    print(out)

@@ -1,0 +1,46 @@
+"""`gvc report`: the page of verdicts, tables and pictures from any runs."""
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUNS...", help="Run folders, folders of them, bench folders, or a report's own folder."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the page goes; default report/ in the first folder.")
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Hold the verdict table in FILE, between its two marks, against the figures; write nothing.",
+        ),
+    ] = None,
+    into: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the verdict table into FILE, between its two marks.")
+    ] = None,
+) -> None:
+    """Answer every claim of the paper from runs and benches: report.html, report.md, tables as CSV, pictures as SVG.
+
+    The same runs give the same bytes. A claim that nothing speaks for reads "not shown at this scale".
+    """
+    from grouped_lm.reproduction.check import check_table, write_table
+    from grouped_lm.reproduction.page import default_place, write_report
+
+    say = functools.partial(typer.echo, err=True)
+    if check is not None:
+        check_table(check, folders)
+        print(f"{check}: its verdicts are those of {', '.join(map(str, folders))}")
+        return
+    page = write_report(folders, out or default_place(folders[0]), say)
+    if into is not None:
+        write_table(into, folders)
+    print(page)

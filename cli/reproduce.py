@@ -1,0 +1,104 @@
+"""`gvc reproduce`: the paper's claims put to the test, step by step."""
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from grouped_lm.reproduction.run import Reproduction
+
+
+def reproduce(
+    scale: Annotated[
+        str, typer.Option(help="smoke, cpu, cpu-long, paper, or a .yaml file with steps of your own.")
+    ] = "smoke",
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR",
+            help="A folder with train.txt and valid.txt: tinystories=DIR for the claims, and one of other text.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Everything goes here; default runs/reproduce-SCALE.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="STEP,STEP...", help="Run only these steps.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Run steps that are done once more.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="Print the steps with their commands; run nothing.")] = False,
+) -> None:
+    """Put every claim of the paper to the test, and write a page of verdicts. Run it again, and it goes on.
+
+    Each step is a command that can be run alone. A step that fails stops no other: it is named at the end, with exit
+    code 1, and the page shows what there is.
+    """
+    from grouped_lm.errors import DiskError, GvcError
+    from grouped_lm.reproduction.run import Reproduction
+    from grouped_lm.reproduction.steps import find_texts, load_scale, select_steps
+
+    chosen = load_scale(scale)
+    steps = select_steps(chosen, only.split(",") if only else [])
+    folder = out or Path("runs") / f"reproduce-{chosen.name}"
+    try:
+        texts = find_texts(data or [])
+    except GvcError:
+        write_page_of_what_there_is(folder)
+        raise
+    work = Reproduction(chosen, folder, texts)
+    if show:
+        print_steps(work)
+        return
+    say = functools.partial(typer.echo, err=True)
+    if all(work.missing_text(step) for step in steps if step.needs) and any(step.needs for step in steps):
+        write_page_of_what_there_is(folder)
+        raise no_text(scale)
+    with work.lock():
+        work.prepare()
+        try:
+            failed = work.run(steps, say, again)
+        except DiskError:
+            write_page_of_what_there_is(folder)
+            raise
+    for page in (folder / "report" / "report.html", folder / "report" / "report.md"):
+        if page.exists():
+            print(page, flush=True)
+            break
+    if failed:
+        raise GvcError(f"{len(failed)} of {len(steps)} steps failed: {'; '.join(failed)}")
+
+
+def no_text(scale: str) -> Exception:
+    """Return the one line for a scale that needs a text and got none."""
+    from grouped_lm.errors import DataError
+
+    return DataError(
+        f"--scale {scale} needs text: --data tinystories=DIR with train.txt and valid.txt in it (documents end at "
+        "<|endoftext|>), and a second --data DIR for the claims about other text"
+    )
+
+
+def write_page_of_what_there_is(folder: Path) -> None:
+    """Write the page from an earlier attempt's runs, if the folder holds any."""
+    from grouped_lm.errors import GvcError
+
+    if not folder.is_dir():
+        return
+    try:
+        from grouped_lm.reproduction.page import write_report
+
+        write_report([folder], folder / "report", functools.partial(typer.echo, err=True))
+    except GvcError as error:
+        typer.echo(f"gvc: {error}", err=True)
+
+
+def print_steps(work: "Reproduction") -> None:
+    """Print the list: what each step is for, how long it takes, what became of it, its command."""
+    scale, rows = work.scale, work.table(everything=True)
+    planned = sum(row["minutes"] for row in rows)
+    print(f"{scale.name}: {scale.about}. {planned:.1f} of at most {scale.minutes:g} minutes on {scale.machine}.")
+    for number, row in enumerate(rows, start=1):
+        taken = f", took {row['taken']:.1f}" if row["taken"] is not None else ""
+        reason = f" ({row['reason']})" if row["reason"] else ""
+        print(f"\n{number}. {row['step']}: {row['about']}. {row['minutes']:g} minutes{taken}; {row['state']}{reason}")
+        print(f"   {row['command']}")

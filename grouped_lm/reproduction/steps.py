@@ -1,0 +1,181 @@
+"""The steps of a reproduction: a list that one can read, each a command that one can type. Reads only.
+
+In commands, {out} is the folder of the reproduction, {name} the step, {stories} and {other} the overrides that name a
+text, {run} a run folder of a step that goes through runs.
+"""
+
+import hashlib
+import shlex
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grouped_lm.config import check_label
+from grouped_lm.errors import ConfigError, DataError
+
+SCALES = ("smoke", "cpu", "cpu-long", "paper")
+ROLES = ("stories", "other")
+"""The text that the claims are about, and the one beside it."""
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command, or one for every run of an earlier step."""
+
+    name: str
+    about: str
+    minutes: float
+    """How long it is to take on the machine that the scale is for."""
+    command: str
+    each: str | None = None
+    """A pattern of run folders below {out}: the command is run once for each complete one, with {run}."""
+    makes: str | None = None
+    """With `each`: the file in the run folder that shows that it was done."""
+    side_by_side: int = 1
+    """With `each`: so many at a time, no more than there are cores."""
+    keeps_stdout: bool = False
+    """Write what the command prints into `makes`."""
+    always: bool = False
+    """Run it also where it was done before."""
+
+    @property
+    def needs(self) -> list[str]:
+        """Roles of the texts that the command reads."""
+        return [role for role in ROLES if f"{{{role}}}" in self.command]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A list of steps and what it promises."""
+
+    name: str
+    about: str
+    machine: str
+    minutes: float
+    """The longest that all steps together may take on that machine."""
+    texts: dict[str, str | None]
+    """Role -> overrides; None where the user has to name a text."""
+    steps: list[Step]
+
+
+def load_scale(name: str) -> Scale:
+    """Return a scale of `conf/reproduce`, or one of a file of the user's own.
+
+    Args:
+        name: of `SCALES`, or a path that ends in .yaml.
+
+    Raises:
+        ConfigError: there is no such scale, or its file has another form.
+    """
+    if name.endswith(".yaml"):
+        path: Any = Path(name)
+    elif name in SCALES:
+        path = files("grouped_lm.conf") / "reproduce" / f"{name}.yaml"
+    else:
+        raise ConfigError(f"--scale must be one of {', '.join(SCALES)} or a .yaml file, got {name!r}")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        steps = [Step(**entry) for entry in values.pop("steps")]
+        scale = Scale(name=name.removesuffix(".yaml").rsplit("/", 1)[-1], steps=steps, **values)
+    except OSError as error:
+        raise ConfigError(f"--scale {name} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+        known = ", ".join(f.name for f in fields(Step))
+        raise ConfigError(f"--scale {name} is no list of steps with {known} ({first_line(error)})") from error
+    return scale
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def select_steps(scale: Scale, only: list[str]) -> list[Step]:
+    """Return the named steps in the order of the list; all where none is named.
+
+    Raises:
+        ConfigError: a name that no step has.
+    """
+    known = [step.name for step in scale.steps]
+    for name in only:
+        if name not in known:
+            raise ConfigError(f"--only {name}: {scale.name} has no such step; it has {', '.join(known)}")
+    return [step for step in scale.steps if not only or step.name in only]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A folder with a training and a validation text."""
+
+    name: str
+    folder: Path
+    train: str
+    valid: str
+
+    def sha256(self) -> str:
+        """Return a hash of both files."""
+        digest = hashlib.sha256()
+        for name in (self.train, self.valid):
+            with (self.folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
+
+    def overrides(self, below: Path) -> str:
+        """Return the words that make a command read the text by its place below `below`, and name it."""
+        train, valid = (f"data.{split}={below / self.name / getattr(self, split)}" for split in ("train", "valid"))
+        return shlex.join(["data=text", f"data.name={self.name}", train, valid])
+
+
+def find_text(given: str) -> Text:
+    """Return the text of `DIR` or `NAME=DIR`, named after its folder where no name is given.
+
+    Raises:
+        DataError: no such folder, or not one file for training and one for validation in it.
+        ConfigError: a name that cannot be part of a path.
+    """
+    name, _, rest = given.rpartition("=")
+    folder = Path(rest)
+    name = name or folder.resolve().name
+    check_label("--data NAME", name)
+    if not folder.is_dir():
+        raise DataError(f"--data {given}: {folder} is no folder; it takes one with train.txt and valid.txt")
+    found = {}
+    for split in ("train", "valid"):
+        here = [path.name for path in sorted(folder.glob(f"{split}.*")) if path.suffix in SUFFIXES]
+        if len(here) != 1:
+            have = ", ".join(here) or "none"
+            raise DataError(f"--data {given}: {folder} must hold one {split}.txt, .jsonl or .parquet, it holds {have}")
+        found[split] = here[0]
+    return Text(name=name, folder=folder, **found)
+
+
+def find_texts(given: list[str]) -> list[Text]:
+    """Return the texts of `--data`, the first for the claims, the second as the other one.
+
+    Raises:
+        ConfigError: more than two, or two of one name.
+        DataError: see `find_text`.
+    """
+    texts = [find_text(one) for one in given]
+    if len(texts) > len(ROLES) or len({text.name for text in texts}) < len(texts):
+        names = ", ".join(text.name for text in texts)
+        raise ConfigError(f"--data takes one or two texts of different names, got {names}: NAME=DIR names one")
+    return texts
+
+
+def text_overrides(scale: Scale, texts: list[Text], out: Path) -> dict[str, str | None]:
+    """Return the overrides of each role: a given text before the scale's own, None where there is neither."""
+    given = [text.overrides(out / "texts") for text in texts]
+    return {role: given[i] if i < len(given) else scale.texts.get(role) for i, role in enumerate(ROLES)}
+
+
+def expand(step: Step, out: Path, texts: dict[str, str | None]) -> str:
+    """Return the command with everything filled in but {run}."""
+    command = step.command.replace("{out}", str(out)).replace("{name}", step.name)
+    for role in step.needs:
+        command = command.replace(f"{{{role}}}", texts[role] or f"{{{role}}}")
+    return " ".join(command.split())
