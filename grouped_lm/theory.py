@@ -5,23 +5,24 @@ Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 
 import math
 
+from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS
+
 FLOAT_BYTES, INT_BYTES = 4, 8
 
 
 def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, group_size: int) -> int:
-    """Return the peak bytes of one forward and backward pass of `head=grouped` alone, fp32, reduction "mean".
+    """Return the peak bytes of one forward and backward pass of `head=grouped` alone, fp32, on a CPU.
 
-    Held throughout: states N D; weights (G + S) D + G; scale, shift and the phantom mask 3 G S; the two tables of
-    token ids 2 V and the targets 2 N as int64. On top of it the greatest of three moments of the backward pass:
+    Held throughout: states N D and their gradient; weights (G + S) D + G and their gradients; scale, shift, the phantom
+    mask and the sum of the last two 4 G S, the gradients of the first two 2 G S; the two tables of token ids 2 V,
+    targets, groups and slots of the tokens 5 N as int64. On top of it the greater of two moments of a chunk of C rows:
 
-    - group softmax: its output, its gradient and the gradient of its logits 3 N G, while the token path still keeps
-      scale, slots and the gradient of its logits 3 N S;
-    - scale times slots: the same 3 N S and two gradients more, beside the group logits' gradient: N (G + 5 S), and
-      the gradient of shift G S;
-    - the last projection: both gradients of the states 2 N D beside N G, and the gradients of all weights.
+    - group softmax: logits and probabilities 2 C G, and C D for the gradient of the states;
+    - token softmax: products, scale, logits and probabilities 4 C S, and the same C D.
 
-    For many tokens that is N max(3 G + 3 S, G + 5 S), least at S = G = sqrt V. Held against
-    `measure_head_peak_gib` in tests: within 5 %, the rest being integers per token.
+    N stands before D alone, so the group size decides little but C (2 G or 4 S) and (G + S) D: least between
+    sqrt(V / 2) and sqrt V. Where the logits of all rows are kept, as in the paper, N (G + S) is what counts, and sqrt V
+    is best. Held against `measure_head_peak_gib` in tests: within 2 %.
 
     Args:
         n_tokens: N of one forward pass (micro_batch_size * block_size).
@@ -30,13 +31,10 @@ def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, gro
         group_size: S in [1, V].
     """
     n, d, s = n_tokens, n_embd, group_size
-    g = math.ceil(vocab_size / s)
-    held = n * d + (g + s) * d + g + 3 * g * s
-    group_softmax = 3 * n * (g + s)
-    scaling = n * (g + 5 * s) + g * s
-    projection = n * g + 2 * n * d + (g + s) * d + 2 * g * s
-    floats = held + max(group_softmax, scaling, projection)
-    return FLOAT_BYTES * floats + INT_BYTES * (2 * (vocab_size + n) + g * s)
+    g, c = math.ceil(vocab_size / s), min(n, DEFAULT_CHUNK_ROWS)
+    weights = (g + s) * d + g
+    floats = 2 * (n * d + weights) + 6 * g * s + c * max(2 * g, 4 * s) + c * d
+    return FLOAT_BYTES * floats + INT_BYTES * (2 * vocab_size + 5 * n)
 
 
 def best_group_size(n_tokens: int, n_embd: int, vocab_size: int) -> int:

@@ -239,7 +239,7 @@ def test_a_record_or_a_cache_that_cannot_be_written_ends_with_4(config, tmp_path
 
 
 def test_one_of_eight_trains(config, tmp_path, figure):
-    made = config()
+    made = config(max_steps=200)  # at 10 ms a step long enough for all eight to come
     reading, writing = os.pipe()
     pids = [fork_train(made, tmp_path / "run", lambda: slow(writing, "none")) for _ in range(8)]
     codes = sorted(wait(pid) for pid in pids)
