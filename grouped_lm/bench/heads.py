@@ -133,7 +133,7 @@ def memory_columns(head: Head, targets: Tensor, wte: Tensor, forward: Any = None
     shape, device = (n_tokens, n_embd, head.vocab_size), targets.device
     if forward not in (None, head):
         measure_head_peak_gib(forward, *shape, device, targets)  # compiling allocates
-    peak = round(measure_head_peak_gib(forward or head, *shape, device, targets) * GIB)
+    peak = round(measure_head_peak_gib(head if forward is None else forward, *shape, device, targets) * GIB)
     tied = any(p is wte for p in head.parameters())
     table = 2 * wte.numel() * FLOAT_BYTES if tied else 0
     own = sum(p.numel() for p in head.parameters() if p is not wte)

@@ -109,6 +109,8 @@ def test_peak_and_floor_of_a_dense_head_counted_by_hand():
     assert one["peak_bytes"] == two["peak_bytes"]
     assert two["params_own"] == V * D
     assert one["peak_over_floor"] == (one["peak_bytes"] - 4 * table) / one["floor_bytes"] > 1.5
+    compiled = torch.compile(tied, backend="eager")
+    assert memory_columns(tied, targets, wte, compiled) == one
 
 
 def test_a_tied_and_an_untied_configuration_are_told_apart():
