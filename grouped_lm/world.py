@@ -10,6 +10,8 @@ import contextlib
 import importlib
 import json
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,7 +43,7 @@ class World:
     local_size: int = 1
     """Processes on this machine."""
     restarts: int = 0
-    """How often the launcher has started all of them again."""
+    """How often all of them were started again."""
 
     @property
     def is_first(self) -> bool:
@@ -183,16 +185,17 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    environment = os.environ
+    meeting = meeting_store(rank, size)
+    turn = agree_on_turn(meeting, rank, size)
     world = World(
         rank=rank,
         size=size,
-        local_rank=int(environment.get("LOCAL_RANK", 0)),
-        local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
-        restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        restarts=turn - 1,
     )
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = meeting_store(world)
+    store = dist.PrefixStore(f"turn-{turn}", meeting)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
         yield world
@@ -200,22 +203,47 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def meeting_store(world: World) -> dist.Store:
-    """Return the store where the processes find each other's addresses.
-
-    The launcher's own lives through restarts, addresses of lost processes with it (torch 2.13): one that reads such an
-    address waits for ever. So every restart has its own part of the store.
-    """
+def meeting_store(rank: int, size: int) -> dist.Store:
+    """Return the store where the processes find each other: the launcher's own, which lives through restarts."""
     environment = os.environ
     has_server = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    return dist.TCPStore(
         environment["MASTER_ADDR"],
         int(environment["MASTER_PORT"]),
-        world.size,
-        is_master=world.is_first and not has_server,
+        size,
+        is_master=rank == 0 and not has_server,
         timeout=TIMEOUT,
     )
-    return dist.PrefixStore(f"restart-{world.restarts}", store)
+
+
+def agree_on_turn(meeting: dist.Store, rank: int, size: int) -> int:
+    """Return the number of this turn, counted from 1 since the launchers started: the same in all processes.
+
+    Addresses of lost processes stay in the store (torch 2.13), and one that reads such an address waits for ever: every
+    turn needs a part of the store to itself. Launchers of several machines do not count alike
+    (`TORCHELASTIC_RESTART_COUNT` is each one's own), so the processes do: each leaves a word that nobody used before,
+    and waits until the first process has answered to that very word. Processes of two turns never live side by side.
+
+    Raises:
+        DistStoreError: somebody did not come within `TIMEOUT`.
+    """
+    if rank:
+        word = secrets.token_hex(16)
+        meeting.set(f"word-{rank}", word)
+        turn = int(meeting.get(f"answer-{word}"))  # waits
+        meeting.add(f"heard-{turn}", 1)
+        return turn
+    turn, until = meeting.add("turns", 1), time.monotonic() + TIMEOUT.total_seconds()
+    answered: dict[str, bytes] = {}
+    while (heard := meeting.add(f"heard-{turn}", 0)) < size - 1:
+        if time.monotonic() > until:
+            raise dist.DistStoreError(f"{size - 1 - heard} of {size} processes did not come")
+        for key in (f"word-{other}" for other in range(1, size)):
+            if meeting.check([key]) and (said := meeting.get(key)) != answered.get(key):
+                meeting.set(f"answer-{said.decode()}", str(turn))
+                answered[key] = said  # of a lost process, perhaps: a later word replaces it
+        time.sleep(0.01)
+    return turn
 
 
 def describe_error(error: GvcError | OSError) -> list[Any]:

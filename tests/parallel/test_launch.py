@@ -123,6 +123,21 @@ def test_two_machines_train_one_model(gvc, tiny, slurm):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_lost_on_one_of_two_machines_is_restarted(rank, gvc, tiny, slurm):
+    words = ["train", *tiny, *LONG, "train.nodes=2", "hydra.run.dir=run"]
+    both = [start(*words, **slurm) for _ in range(2)]
+    wait_for_checkpoint(Path("run"), 20, both[0])
+    (lost,) = [pids[rank] for pids in map(workers_of, (both[0].pid, both[1].pid)) if rank in pids]
+    os.kill(lost, signal.SIGKILL)
+    said = [process.communicate(timeout=100) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "a process was lost; restart 1, going on from step" in said[0][1] + said[1][1]
+    assert gvc("train", *tiny, *LONG, "hydra.run.dir=one").code == 0
+    assert_same_curve(Path("run"), Path("one"))
+
+
+@pytest.mark.long
 def test_processes_that_torchrun_has_started_share_one_folder(tiny, workdir):
     torchrun = [str(Path(GVC).parent / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python", GVC]
     done = subprocess.run([*torchrun, "train", *tiny], capture_output=True, text=True)

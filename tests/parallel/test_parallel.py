@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from fault_tools import curve, final_state, nothing_measured
 from processes import HEADS, together, train_together, with_head
 
 from grouped_lm.checkpoint import list_checkpoints
 from grouped_lm.errors import DivergedError
 from grouped_lm.train import train
+from grouped_lm.world import agree_on_turn
 
 STRATEGIES = ("ddp", "fsdp2")
 CLOSE = 1e-5
@@ -130,3 +134,17 @@ def test_a_world_of_three_agrees(tmp_path):
                 world.first(lambda: (_ for _ in ()).throw(OSError(28, "full")))
 
     assert together(3, action, tmp_path / "world") == [0, 0, 0], (tmp_path / "world.0.log").read_text()
+
+
+def test_every_turn_has_a_number_of_its_own_whatever_the_lost_ones_have_left():
+    meeting = dist.HashStore()
+    meeting.set_timeout(timedelta(seconds=20))
+
+    def turn(*ranks: int) -> list[int]:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(lambda rank: agree_on_turn(meeting, rank, 3), ranks))
+
+    assert turn(1, 2, 0) == [1, 1, 1]
+    meeting.set("word-2", "of one that was lost before it heard an answer")
+    meeting.add("turns", 1)  # and the first was lost, too
+    assert turn(0, 1, 2) == [3, 3, 3]
