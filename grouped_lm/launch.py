@@ -30,7 +30,8 @@ LOGS = "workers"
 """Folder in the run folder with what every process but the first of a machine said."""
 SAVE_S = 120
 """Seconds that processes asked to stop have for a last checkpoint."""
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+HANDLED = (signal.SIGTERM, signal.SIGINT)
+"""Not SIGHUP: whoever starts a run with nohup has said what that is to do."""
 
 
 def launch(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -83,6 +84,7 @@ def launch_config(train: TrainConfig, run_dir: Path) -> LaunchConfig:
         local_addr="localhost" if train.nodes == 1 else None,
         max_restarts=train.max_restarts,
         shutdown_timeout=SAVE_S,
+        signals_to_handle=",".join(number.name for number in HANDLED),
         logs_specs=DefaultLogsSpecs(
             log_dir=str((run_dir / LOGS).absolute()),
             redirects={rank: Std.ALL if rank else Std.OUT for rank in range(train.devices)},

@@ -44,8 +44,10 @@ def wait_for_checkpoint(run_dir: Path, step: int, process: subprocess.Popen) -> 
 
 
 def start(*words: str, **environment: str) -> subprocess.Popen:
+    """Call `gvc` as nohup does."""
     made = {"CUDA_VISIBLE_DEVICES": "", **os.environ, **environment}
-    return subprocess.Popen([GVC, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=made)
+    words = ("nohup", GVC, *words)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=made)
 
 
 def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_curve(gvc, tiny):
@@ -53,6 +55,7 @@ def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_curve(gvc,
     assert gvc(*words, "hydra.run.dir=one").code == 0
     process = start(*words, "train.devices=2", "hydra.run.dir=two")
     wait_for_checkpoint(Path("two"), 20, process)
+    process.send_signal(signal.SIGHUP)
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
