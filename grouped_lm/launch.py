@@ -28,6 +28,8 @@ from grouped_lm.world import error_from
 
 LOGS = "workers"
 """Folder in the run folder with what every process but the first of a machine said."""
+JOB, OUTCOME = "job.json", "outcome.json"
+"""In a folder of the launcher's own: the config for the processes, and what they leave behind, see `worker`."""
 SAVE_S = 120
 """Seconds that processes asked to stop have for a last checkpoint."""
 HANDLED = (signal.SIGTERM, signal.SIGINT)
@@ -47,10 +49,10 @@ def launch(config: Config, run_dir: Path) -> dict[str, Any]:
     if result is not None and result["state"] == COMPLETE:
         return result
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(folder.job, config_to_dict(config))
     with tempfile.TemporaryDirectory(prefix="gvc-") as scratch, own_signals():
-        outcome = Path(scratch) / "outcome.json"
-        words = ["-m", "grouped_lm.worker", str(run_dir.absolute()), str(os.getpid()), str(outcome)]
+        write_json(Path(scratch) / JOB, config_to_dict(config))  # the run folder may be another launcher's
+        outcome = Path(scratch) / OUTCOME
+        words = ["-m", "grouped_lm.worker", str(run_dir.absolute()), str(os.getpid()), scratch]
         try:
             elastic_launch(launch_config(config.train, run_dir), sys.executable)(*words)
         except SignalException as stopped:

@@ -43,7 +43,7 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True) ->
     check_head(config)
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
-    if run_dir is not None:
+    if run_dir is not None and started == 1:  # several ask together, who know how often they were restarted
         RunFolder(run_dir).check_same_run(config)
     with PrepareDisplay() as display:
         corpus = prepare_data(config.data, config.tokenizer, display.progress)

@@ -87,8 +87,12 @@ class RunFolder:
             return None
         return result if isinstance(result, dict) and isinstance(result.get("state"), str) else None
 
-    def check_same_run(self, config: Config) -> None:
+    def check_same_run(self, config: Config, restarts: int = 0) -> None:
         """Refuse a folder that holds something else than `config`.
+
+        Args:
+            config: the run.
+            restarts: after a restart the run that it holds is this one, whatever train.resume says.
 
         Raises:
             DriftError: it holds another run; the message names the fields.
@@ -96,7 +100,7 @@ class RunFolder:
         """
         if not self.config.exists():
             return
-        if config.train.resume == "never":
+        if config.train.resume == "never" and not restarts:
             raise RunFolderError(
                 f"{self.path} already holds a run: give another hydra.run.dir, or train.resume=auto to go on with it"
             )

@@ -64,7 +64,7 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
 
         def enter() -> dict[str, Any] | None:
             held.enter_context(folder.lock())
-            folder.check_same_run(config)
+            folder.check_same_run(config, world.restarts)
             return folder.read_result()
 
         result = world.first(enter)

@@ -15,6 +15,7 @@ from test_parallel import assert_same_curve
 from grouped_lm.config import TrainConfig
 from grouped_lm.errors import ConfigError, GvcError
 from grouped_lm.launch import LOGS, meeting_point
+from grouped_lm.run_folder import RunFolder
 
 GVC = str(Path(sys.executable).parent / "gvc")
 LONG = ["train.max_steps=60", "train.checkpoint_every_steps=10", "train.log_every_steps=5"]
@@ -53,7 +54,7 @@ def start(*words: str, **environment: str) -> subprocess.Popen:
 def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_curve(gvc, tiny):
     words = ["train", *tiny, *LONG]
     assert gvc(*words, "hydra.run.dir=one").code == 0
-    process = start(*words, "train.devices=2", "hydra.run.dir=two")
+    process = start(*words, "train.devices=2", "train.resume=never", "hydra.run.dir=two")
     wait_for_checkpoint(Path("two"), 20, process)
     process.send_signal(signal.SIGHUP)
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
@@ -80,6 +81,14 @@ def test_a_stop_saves_and_another_number_of_processes_goes_on(gvc, tiny):
     assert json.loads(Path("run/result.json").read_text())["state"] == "interrupted"
     assert gvc(*words).code == 0
     assert [row["trainer/step"] for row in curve(Path("run"))] == [*range(5, 65, 5), 60]
+
+
+def test_a_second_launcher_leaves_the_folder_as_it_is(gvc, tiny):
+    with RunFolder(Path("run")).lock():
+        done = gvc("train", *tiny, "hydra.run.dir=run", "train.devices=2")
+    assert done.code == 3, done.err
+    assert "is in use by another gvc" in done.err
+    assert not {"result.json", "config.json", "job.json"} & {path.name for path in Path("run").iterdir()}
 
 
 @pytest.fixture
