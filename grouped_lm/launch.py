@@ -18,13 +18,21 @@ from typing import Any, NoReturn
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from grouped_lm.config import Config, TrainConfig, config_to_dict
-from grouped_lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, GvcError
-from grouped_lm.run_folder import COMPLETE, RunFolder
+from grouped_lm.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    ConfigError,
+    DriftError,
+    GvcError,
+    RunFolderError,
+)
+from grouped_lm.run_folder import COMPLETE, RunFolder, failed
 from grouped_lm.runtime import write_json
-from grouped_lm.world import error_from
+from grouped_lm.world import describe_error, error_from
 
 LOGS = "workers"
 """Folder in the run folder with what every process but the first of a machine said."""
@@ -56,16 +64,35 @@ def launch(config: Config, run_dir: Path) -> dict[str, Any]:
         try:
             elastic_launch(launch_config(config.train, run_dir), sys.executable)(*words)
         except SignalException as stopped:
-            raise_stop(EXIT_INTERRUPTED if stopped.sigval == signal.SIGINT else EXIT_PREEMPTED)
-        except ChildFailedError as failed:
             told = read_outcome(outcome)
-            raise error_from(told["error"]) if "error" in told else lost(failed, config.train, run_dir) from failed
-        told = read_outcome(outcome)
-        if "error" in told:
-            raise error_from(told["error"])
-        if "stopped" in told:
-            raise_stop(told["stopped"])
-        return told["result"]
+            if "error" not in told:  # the last save may have failed
+                told = {"stopped": EXIT_INTERRUPTED if stopped.sigval == signal.SIGINT else EXIT_PREEMPTED}
+        except RendezvousError as error:
+            raise alone(config.train, error) from error
+        except ChildFailedError as failure:
+            told = read_outcome(outcome)
+            if "error" not in told:
+                told = {"error": describe_error(lost(failure, config.train, run_dir))}
+        else:
+            told = read_outcome(outcome)
+    if "error" in told:
+        raised = error_from(told["error"])
+        if not isinstance(raised, RunFolderError | DriftError):  # the folder is another's
+            with contextlib.suppress(OSError):
+                write_json(folder.result, failed(str(raised)))
+        raise raised
+    if "stopped" in told:
+        raise_stop(told["stopped"])
+    return told["result"]
+
+
+def alone(train: TrainConfig, error: RendezvousError) -> GvcError:
+    """Return what to say when the machines do not all meet."""
+    _, endpoint = meeting_point(train)
+    return GvcError(
+        f"not all of {train.nodes} machines (train.nodes) met at {endpoint} ({type(error).__name__}): see what gvc "
+        "said on the others and whether they reach that address; the same command on all of them goes on"
+    )
 
 
 def launch_config(train: TrainConfig, run_dir: Path) -> LaunchConfig:
@@ -150,9 +177,9 @@ def raise_stop(code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def lost(failed: ChildFailedError, train: TrainConfig, run_dir: Path) -> GvcError:
+def lost(failure: ChildFailedError, train: TrainConfig, run_dir: Path) -> GvcError:
     """Return what to say when a process was lost for the last time."""
-    rank, first = failed.get_first_failure()
+    rank, first = failure.get_first_failure()
     how = f"signal {-first.exitcode} ({signal.Signals(-first.exitcode).name})" if first.exitcode < 0 else ""
     return GvcError(
         f"process {rank} of {train.processes} ended with {how or first.exitcode}, after {train.max_restarts} restarts "

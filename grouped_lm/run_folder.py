@@ -151,3 +151,8 @@ class RunFolder:
         """Write what is known before the first step."""
         write_json(self.config, config_to_dict(config))
         write_json(self.environment, environment)
+
+
+def failed(reason: str) -> dict[str, Any]:
+    """Return the result of a run that did not end well."""
+    return {"state": FAILED, "reason": reason}

@@ -1,7 +1,8 @@
 """`python -m grouped_lm.worker RUN_FOLDER PARENT_PID [SCRATCH]`: one job of a sweep, or one of a run's processes.
 
-With a SCRATCH, a folder that holds the job, its parent is torch's launcher, which starts failing processes again: an
-error that would come again is left there instead, and so are a stop that all agreed on, and the result.
+With a SCRATCH, a folder that holds the job, its parent is torch's launcher, which starts all processes again when one
+fails: an error that all have is left there instead, and so are a stop that all agreed on, and the result. An error of
+this process alone fails, so that nobody waits for it; after the restart all have it, see `world.join_world`.
 """
 
 import ctypes
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.errors import EXIT_INTERRUPTED, BusyError, GvcError
+from grouped_lm.errors import EXIT_FAILED, EXIT_INTERRUPTED, BusyError, GvcError
 from grouped_lm.launch import JOB, OUTCOME
 from grouped_lm.run_folder import RunFolder
 from grouped_lm.runtime import write_json
@@ -41,7 +42,7 @@ def train_job(job: Path, run_dir: Path) -> dict[str, Any]:
     except SystemExit as stop:
         return {"stopped": stop.code}
     except GvcError as error:
-        return {"error": describe_error(error)}
+        return {"error": describe_error(error), "agreed": error.agreed}
 
 
 def main() -> None:
@@ -52,6 +53,8 @@ def main() -> None:
     if scratch is not None:
         if os.environ["LOCAL_RANK"] == "0" or "error" in told:  # one process of a machine speaks for all
             write_json(scratch / OUTCOME, told)
+        if not told.get("agreed", True):
+            sys.exit(EXIT_FAILED)
     elif "stopped" in told:
         sys.exit(told["stopped"])
     elif "error" in told:

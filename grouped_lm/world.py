@@ -29,6 +29,8 @@ Value = TypeVar("Value")
 TIMEOUT = timedelta(minutes=30)
 """How long one waits for the others: the first may be writing a checkpoint, or preparing text."""
 
+LAST_WORD = "last-word"
+
 
 @dataclass(frozen=True)
 class World:
@@ -44,6 +46,8 @@ class World:
     """Processes on this machine."""
     restarts: int = 0
     """How often all of them were started again."""
+    meeting: dist.Store | None = None
+    """Where they found each other; it lives through restarts."""
 
     @property
     def is_first(self) -> bool:
@@ -73,10 +77,8 @@ class World:
             except (GvcError, OSError) as error:
                 raised, told = error, {"error": describe_error(error)}
         told = self._tell(told)
-        if raised is not None:
-            raise raised
         if "error" in told:
-            raise error_from(told["error"])
+            raise known_to_all(raised or error_from(told["error"]))
         return told["value"]
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -129,6 +131,12 @@ class World:
         words = np.random.SeedSequence([seed, self.rank, step]).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
+    def leave_word(self, error: GvcError) -> None:
+        """Leave the reason why this process ends for all that are started again: they end with it, see `join_world`."""
+        if self.meeting is not None:
+            with contextlib.suppress(RuntimeError):  # whoever keeps the store is gone
+                self.meeting.set(LAST_WORD, json.dumps(describe_error(error)))
+
     def _tell(self, value: dict[str, Any]) -> dict[str, Any]:
         """Return the first one's value."""
         content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -176,6 +184,7 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
 
     Raises:
         ConfigError: there are others than were asked for.
+        GvcError: what one of them raised before a restart; it would come again.
     """
     rank, size = started_as()
     if asked not in (1, size):
@@ -193,7 +202,10 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
         restarts=turn - 1,
+        meeting=meeting,
     )
+    if meeting.check([LAST_WORD]):
+        raise known_to_all(error_from(json.loads(meeting.get(LAST_WORD))))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store = dist.PrefixStore(f"turn-{turn}", meeting)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
@@ -244,6 +256,13 @@ def agree_on_turn(meeting: dist.Store, rank: int, size: int) -> int:
                 answered[key] = said  # of a lost process, perhaps: a later word replaces it
         time.sleep(0.01)
     return turn
+
+
+def known_to_all(error: GvcError | OSError) -> GvcError | OSError:
+    """Return the error, marked as one that all processes raise."""
+    if isinstance(error, GvcError):
+        error.agreed = True
+    return error
 
 
 def describe_error(error: GvcError | OSError) -> list[Any]:

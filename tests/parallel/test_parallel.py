@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ import torch.distributed as dist
 from fault_tools import curve, final_state, nothing_measured
 from processes import HEADS, together, train_together, with_head
 
+import grouped_lm.train as train_module
 from grouped_lm.checkpoint import list_checkpoints
-from grouped_lm.errors import DivergedError
+from grouped_lm.errors import DivergedError, MemoryShortError
 from grouped_lm.train import train
 from grouped_lm.world import agree_on_turn
 
@@ -96,6 +99,26 @@ def test_an_error_is_every_process_s_own(config, tmp_path):
 
     assert together(2, action, tmp_path / "run") == [DivergedError.exit_code] * 2
     assert json.loads((tmp_path / "run" / "result.json").read_text())["state"] == "failed"
+
+
+def test_an_error_of_one_process_alone_is_everybody_s_after_the_restart(config, tmp_path):
+    made = config("grouped", max_steps=4)
+
+    def action() -> None:
+        def short(*_: Any) -> None:
+            raise MemoryShortError("no room for this one")
+
+        if os.environ["RANK"] == "1":
+            train_module.set_threads = short
+        with nothing_measured():
+            train(made, tmp_path / "run")
+
+    store = dist.TCPStore("localhost", 0, is_master=True)
+    codes = together(2, action, tmp_path / "first", store.port)
+    assert codes[1] == MemoryShortError.exit_code
+    assert codes[0] not in (0, MemoryShortError.exit_code)  # whom it was lost to
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert together(2, lambda: train(made, tmp_path / "run"), tmp_path / "again", store.port) == [8, 8]
 
 
 def test_what_the_first_process_is_refused_all_are(config, tmp_path):
