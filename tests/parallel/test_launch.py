@@ -13,7 +13,7 @@ from fault_tools import curve
 from test_parallel import assert_same_curve
 
 from grouped_lm.config import TrainConfig
-from grouped_lm.errors import ConfigError, GvcError
+from grouped_lm.errors import ConfigError, DiskError, GvcError
 from grouped_lm.launch import LOGS, meeting_point
 from grouped_lm.run_folder import RunFolder
 
@@ -83,6 +83,20 @@ def test_a_stop_saves_and_another_number_of_processes_goes_on(gvc, tiny):
     assert [row["trainer/step"] for row in curve(Path("run"))] == [*range(5, 65, 5), 60]
 
 
+def test_a_stop_whose_save_fails_says_so(tiny, workdir):
+    words = ["train.max_steps=100000", "train.checkpoint_every_steps=100000", "train.devices=2", "hydra.run.dir=run"]
+    process = start("train", *tiny, *words)
+    until = time.monotonic() + 60
+    while not Path("run/metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    Path("run/checkpoints").write_text("no folder")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == DiskError.exit_code, err
+    assert "gvc: error: " in err.splitlines()[-1]
+    assert json.loads(Path("run/result.json").read_text())["state"] == "failed"
+
+
 def test_a_second_launcher_leaves_the_folder_as_it_is(gvc, tiny):
     with RunFolder(Path("run")).lock():
         done = gvc("train", *tiny, "hydra.run.dir=run", "train.devices=2")
@@ -147,6 +161,14 @@ def test_a_process_lost_on_one_of_two_machines_is_restarted(rank, gvc, tiny, slu
     assert "a process was lost; restart 1, going on from step" in said[0][1] + said[1][1]
     assert gvc("train", *tiny, *LONG, "hydra.run.dir=one").code == 0
     assert_same_curve(Path("run"), Path("one"))
+
+
+@pytest.mark.long
+def test_machines_that_do_not_meet_end_in_one_line(gvc, tiny, slurm, tmp_path):
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho nowhere.invalid\n")
+    done = gvc("train", *tiny, "hydra.run.dir=run", "train.nodes=2")
+    assert done.code == GvcError.exit_code
+    assert "not all of 2 machines (train.nodes) met at nowhere.invalid:" in done.err.splitlines()[-1]
 
 
 @pytest.mark.long
