@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 from fault_tools import fork, wait
@@ -132,6 +133,14 @@ def test_gpt2_on_8_gpus_by_hand(config):
     assert ddp.compute_s > 3 * forward * n_tokens / (0.5 * 67e12)
     assert ddp.tokens_per_sec == pytest.approx(8 * n_tokens / (ddp.compute_s + ddp.exposed_s))
     assert ddp.hours == pytest.approx(10**9 / ddp.tokens_per_sec / 3600)
+
+
+def test_the_command_of_the_readme(gvc):
+    lines = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith("gvc plan --devices"))
+    done = gvc(*line.split("#")[0].split()[1:])
+    assert done.code == 0, done.err
+    assert "16 x h100 over ib-ndr" in done.out
 
 
 def test_command(gvc):
