@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import RendezvousError
@@ -31,7 +32,7 @@ from grouped_lm.errors import (
     RunFolderError,
 )
 from grouped_lm.run_folder import COMPLETE, RunFolder, failed
-from grouped_lm.runtime import write_json
+from grouped_lm.runtime import resolve_device, write_json
 from grouped_lm.world import describe_error, error_from
 
 LOGS = "workers"
@@ -48,6 +49,7 @@ def launch(config: Config, run_dir: Path) -> dict[str, Any]:
     """Train with `train.devices` processes on each of `train.nodes` machines, and return the run's result.
 
     Raises:
+        ConfigError: there are fewer devices or machines here.
         GvcError: what the training raised, or that a process was lost more often than `train.max_restarts` allows.
         KeyboardInterrupt, SystemExit: asked to stop; the state was saved before.
     """
@@ -56,6 +58,7 @@ def launch(config: Config, run_dir: Path) -> dict[str, Any]:
     result = folder.read_result()
     if result is not None and result["state"] == COMPLETE:
         return result
+    check_gpus(config.train.devices, resolve_device(config.train.device))
     run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gvc-") as scratch, own_signals():
         write_json(Path(scratch) / JOB, config_to_dict(config))  # the run folder may be another launcher's
@@ -93,6 +96,19 @@ def alone(train: TrainConfig, error: RendezvousError) -> GvcError:
         f"not all of {train.nodes} machines (train.nodes) met at {endpoint} ({type(error).__name__}): see what gvc "
         "said on the others and whether they reach that address; the same command on all of them goes on"
     )
+
+
+def check_gpus(processes: int, device: torch.device) -> None:
+    """Refuse more processes on this machine than it has GPUs; any number can share a CPU.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if device.type == "cuda" and processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"train.devices={processes}, but torch sees {torch.cuda.device_count()} CUDA devices here: "
+            "take as many, or train.device=cpu"
+        )
 
 
 def launch_config(train: TrainConfig, run_dir: Path) -> LaunchConfig:

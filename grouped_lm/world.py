@@ -174,6 +174,11 @@ def started_as() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
+def local_processes() -> int:
+    """Return how many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 @contextlib.contextmanager
 def join_world(asked: int, device: torch.device) -> Iterator[World]:
     """Join the processes that were started together; alone where there are no others.
@@ -200,7 +205,7 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
         rank=rank,
         size=size,
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        local_size=local_processes(),
         restarts=turn - 1,
         meeting=meeting,
     )
