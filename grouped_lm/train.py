@@ -59,7 +59,8 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     if config.train.processes > 1 and started_as()[1] == 1:
         return launch(config, run_dir)
-    with join_world(config.train.processes, resolve_device(config.train.device)) as world, ExitStack() as held:
+    device = resolve_device(config.train.device)
+    with join_world(config.train.processes, device, config.train.hang_minutes) as world, ExitStack() as held:
         folder = RunFolder(Path(world.first(lambda: str(run_dir.absolute() if world.size > 1 else run_dir))))
 
         def enter() -> dict[str, Any] | None:

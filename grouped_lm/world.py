@@ -27,7 +27,8 @@ from grouped_lm.errors import ConfigError, GvcError
 
 Value = TypeVar("Value")
 TIMEOUT = timedelta(minutes=30)
-"""How long one waits for the others: the first may be writing a checkpoint, or preparing text."""
+"""How long one waits for the others at least: the first may be writing a checkpoint, or preparing text."""
+FOREVER = timedelta(days=365)
 
 LAST_WORD = "last-word"
 
@@ -174,18 +175,24 @@ def started_as() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
+def patience(hang_minutes: float | None) -> timedelta:
+    """Return how long a process of a training waits for the others."""
+    return FOREVER if hang_minutes is None else max(TIMEOUT, min(FOREVER, timedelta(minutes=hang_minutes + 1)))
+
+
 def local_processes() -> int:
     """Return how many of them are on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 @contextlib.contextmanager
-def join_world(asked: int, device: torch.device) -> Iterator[World]:
+def join_world(asked: int, device: torch.device, hang_minutes: float | None = 0.0) -> Iterator[World]:
     """Join the processes that were started together; alone where there are no others.
 
     Args:
         asked: processes that the config names; 1 takes those that there are.
         device: a CPU, or any CUDA device.
+        hang_minutes: how long all may stand still, see `watchdog`; whoever waits for the others lets that end first.
 
     Raises:
         ConfigError: there are others than were asked for.
@@ -213,7 +220,7 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
         raise known_to_all(error_from(json.loads(meeting.get(LAST_WORD))))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     store = dist.PrefixStore(f"turn-{turn}", meeting)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience(hang_minutes))
     try:
         yield world
     finally:

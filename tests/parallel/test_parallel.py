@@ -19,7 +19,7 @@ import grouped_lm.train as train_module
 from grouped_lm.checkpoint import list_checkpoints
 from grouped_lm.errors import DivergedError, MemoryShortError
 from grouped_lm.train import train
-from grouped_lm.world import agree_on_turn
+from grouped_lm.world import agree_on_turn, patience
 
 STRATEGIES = ("ddp", "fsdp2")
 CLOSE = 1e-5
@@ -75,7 +75,7 @@ def test_two_processes_go_on_to_the_bit_with_dropout_on(strategy, config, tmp_pa
 
 
 def test_each_process_draws_its_own_dropout(config, tmp_path):
-    made = config("grouped", dropout=0.5, max_steps=2)
+    made = config("grouped", dropout=0.5, max_steps=2, hang_minutes=None)
     train_together(2, made, tmp_path / "run")
     state = final_state(tmp_path / "run")
     assert state["rng/1/cpu"] != state["rng/cpu"]
@@ -157,6 +157,11 @@ def test_a_world_of_three_agrees(tmp_path):
                 world.first(lambda: (_ for _ in ()).throw(OSError(28, "full")))
 
     assert together(3, action, tmp_path / "world") == [0, 0, 0], (tmp_path / "world.0.log").read_text()
+
+
+def test_waiting_for_the_others_ends_after_the_watchdog():
+    assert [patience(minutes).total_seconds() / 60 for minutes in (0.5, 60.0)] == [30, 61]
+    assert patience(None) == patience(1e6) == timedelta(days=365)
 
 
 def test_every_turn_has_a_number_of_its_own_whatever_the_lost_ones_have_left():
