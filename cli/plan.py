@@ -28,7 +28,8 @@ def plan(
         int | None, typer.Option(metavar="N", help="Tokens of the whole training; default the config's.")
     ] = None,
     devices: Annotated[
-        int, typer.Option(metavar="N", help="Devices of each machine; more than one: DDP and FSDP2.")
+        int,
+        typer.Option(metavar="N", help="Devices of each machine, or parts of its CPU; more than one: DDP and FSDP2."),
     ] = 1,
     nodes: Annotated[int, typer.Option(metavar="M", help="Machines.")] = 1,
     interconnect: Annotated[
@@ -57,6 +58,8 @@ def plan(
     with explained(overrides or [], flags):
         config, _ = compose_jobs(overrides or [], flags)[0]
     chosen = find_device(device, config.train.dtype)
+    if device == "cpu" and devices > 1:
+        chosen = chosen.shared_by(devices)
 
     from grouped_lm.plan import plan_heads
     from grouped_lm.plan_table import notes, plan_table, plan_values

@@ -4,6 +4,7 @@
 sheets themselves.
 """
 
+import dataclasses
 import difflib
 import os
 import re
@@ -36,6 +37,17 @@ class Device:
     def flops_per_sec(self, dtype: str) -> float:
         """Return the peak for matrix products in `float32` or `bfloat16`."""
         return self.bf16_flops_per_sec if dtype == "bfloat16" else self.fp32_flops_per_sec
+
+    def shared_by(self, processes: int) -> "Device":
+        """Return what each of several processes on it has: an equal part of everything."""
+        return dataclasses.replace(
+            self,
+            fp32_flops_per_sec=self.fp32_flops_per_sec / processes,
+            bf16_flops_per_sec=self.bf16_flops_per_sec / processes,
+            bytes_per_sec=self.bytes_per_sec / processes,
+            memory_bytes=self.memory_bytes // processes,
+            source=f"{self.source}, shared by {processes} processes",
+        )
 
 
 DEVICES = {

@@ -10,6 +10,8 @@ class GvcError(Exception):
     """A user's problem: the message is one line that says what was given, what is allowed, how to mend it."""
 
     exit_code = 1
+    agreed = False
+    """Whether all of several processes are known to raise it: otherwise the others may be waiting for this one."""
 
 
 class ConfigError(GvcError, ValueError):
@@ -62,6 +64,7 @@ class DivergedError(GvcError):
     """The loss or its gradient is no longer a finite number."""
 
     exit_code = 7
+    agreed = True  # what is judged is of all processes together
 
 
 class MemoryShortError(GvcError):

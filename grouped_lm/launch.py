@@ -16,27 +16,40 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from grouped_lm.config import Config, TrainConfig, config_to_dict
-from grouped_lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, GvcError
-from grouped_lm.run_folder import COMPLETE, RunFolder
-from grouped_lm.runtime import write_json
-from grouped_lm.world import error_from
+from grouped_lm.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    ConfigError,
+    DriftError,
+    GvcError,
+    RunFolderError,
+)
+from grouped_lm.run_folder import COMPLETE, RunFolder, failed
+from grouped_lm.runtime import resolve_device, write_json
+from grouped_lm.world import describe_error, error_from
 
 LOGS = "workers"
 """Folder in the run folder with what every process but the first of a machine said."""
+JOB, OUTCOME = "job.json", "outcome.json"
+"""In a folder of the launcher's own: the config for the processes, and what they leave behind, see `worker`."""
 SAVE_S = 120
 """Seconds that processes asked to stop have for a last checkpoint."""
-HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+HANDLED = (signal.SIGTERM, signal.SIGINT)
+"""Not SIGHUP: whoever starts a run with nohup has said what that is to do."""
 
 
 def launch(config: Config, run_dir: Path) -> dict[str, Any]:
     """Train with `train.devices` processes on each of `train.nodes` machines, and return the run's result.
 
     Raises:
+        ConfigError: there are fewer devices or machines here.
         GvcError: what the training raised, or that a process was lost more often than `train.max_restarts` allows.
         KeyboardInterrupt, SystemExit: asked to stop; the state was saved before.
     """
@@ -45,24 +58,57 @@ def launch(config: Config, run_dir: Path) -> dict[str, Any]:
     result = folder.read_result()
     if result is not None and result["state"] == COMPLETE:
         return result
+    check_gpus(config.train.devices, resolve_device(config.train.device))
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_json(folder.job, config_to_dict(config))
     with tempfile.TemporaryDirectory(prefix="gvc-") as scratch, own_signals():
-        outcome = Path(scratch) / "outcome.json"
-        words = ["-m", "grouped_lm.worker", str(run_dir.absolute()), str(os.getpid()), str(outcome)]
+        write_json(Path(scratch) / JOB, config_to_dict(config))  # the run folder may be another launcher's
+        outcome = Path(scratch) / OUTCOME
+        words = ["-m", "grouped_lm.worker", str(run_dir.absolute()), str(os.getpid()), scratch]
         try:
             elastic_launch(launch_config(config.train, run_dir), sys.executable)(*words)
         except SignalException as stopped:
-            raise_stop(EXIT_INTERRUPTED if stopped.sigval == signal.SIGINT else EXIT_PREEMPTED)
-        except ChildFailedError as failed:
             told = read_outcome(outcome)
-            raise error_from(told["error"]) if "error" in told else lost(failed, config.train, run_dir) from failed
-        told = read_outcome(outcome)
-        if "error" in told:
-            raise error_from(told["error"])
-        if "stopped" in told:
-            raise_stop(told["stopped"])
-        return told["result"]
+            if "error" not in told:  # the last save may have failed
+                told = {"stopped": EXIT_INTERRUPTED if stopped.sigval == signal.SIGINT else EXIT_PREEMPTED}
+        except RendezvousError as error:
+            raise alone(config.train, error) from error
+        except ChildFailedError as failure:
+            told = read_outcome(outcome)
+            if "error" not in told:
+                told = {"error": describe_error(lost(failure, config.train, run_dir))}
+        else:
+            told = read_outcome(outcome)
+    if "error" in told:
+        raised = error_from(told["error"])
+        if not isinstance(raised, RunFolderError | DriftError):  # the folder is another's
+            with contextlib.suppress(OSError):
+                write_json(folder.result, failed(str(raised)))
+        raise raised
+    if "stopped" in told:
+        raise_stop(told["stopped"])
+    return told["result"]
+
+
+def alone(train: TrainConfig, error: RendezvousError) -> GvcError:
+    """Return what to say when the machines do not all meet."""
+    _, endpoint = meeting_point(train)
+    return GvcError(
+        f"not all of {train.nodes} machines (train.nodes) met at {endpoint} ({type(error).__name__}): see what gvc "
+        "said on the others and whether they reach that address; the same command on all of them goes on"
+    )
+
+
+def check_gpus(processes: int, device: torch.device) -> None:
+    """Refuse more processes on this machine than it has GPUs; any number can share a CPU.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if device.type == "cuda" and processes > torch.cuda.device_count():
+        raise ConfigError(
+            f"train.devices={processes}, but torch sees {torch.cuda.device_count()} CUDA devices here: "
+            "take as many, or train.device=cpu"
+        )
 
 
 def launch_config(train: TrainConfig, run_dir: Path) -> LaunchConfig:
@@ -83,6 +129,7 @@ def launch_config(train: TrainConfig, run_dir: Path) -> LaunchConfig:
         local_addr="localhost" if train.nodes == 1 else None,
         max_restarts=train.max_restarts,
         shutdown_timeout=SAVE_S,
+        signals_to_handle=",".join(number.name for number in HANDLED),
         logs_specs=DefaultLogsSpecs(
             log_dir=str((run_dir / LOGS).absolute()),
             redirects={rank: Std.ALL if rank else Std.OUT for rank in range(train.devices)},
@@ -146,9 +193,9 @@ def raise_stop(code: int) -> NoReturn:
     raise SystemExit(code)
 
 
-def lost(failed: ChildFailedError, train: TrainConfig, run_dir: Path) -> GvcError:
+def lost(failure: ChildFailedError, train: TrainConfig, run_dir: Path) -> GvcError:
     """Return what to say when a process was lost for the last time."""
-    rank, first = failed.get_first_failure()
+    rank, first = failure.get_first_failure()
     how = f"signal {-first.exitcode} ({signal.Signals(-first.exitcode).name})" if first.exitcode < 0 else ""
     return GvcError(
         f"process {rank} of {train.processes} ended with {how or first.exitcode}, after {train.max_restarts} restarts "

@@ -16,7 +16,7 @@ from grouped_lm.devices import Device
 from grouped_lm.fake_step import fake_model, fake_step, fake_steps, with_shape
 from grouped_lm.heads import HEAD_CONFIGS, HEADS
 from grouped_lm.live_bytes import KINDS, Moments
-from grouped_lm.models.lm import estimate_body_flops_per_token
+from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 
 MAX_BATCH, MAX_CONTEXT = 2**16, 2**17
 """Where the search for the largest shapes ends."""
@@ -126,7 +126,7 @@ def seconds_per_step(config: Config, forward_flops: float, n_params: int, made: 
 
     Args:
         config: the run.
-        forward_flops: per token.
+        forward_flops: per token, see `step_flops_per_token`.
         n_params: that AdamW updates.
         made: bytes of all storages of a fake step.
         device: where.
@@ -138,6 +138,13 @@ def seconds_per_step(config: Config, forward_flops: float, n_params: int, made: 
     return compute + traffic / device.bytes_per_sec
 
 
+def step_flops_per_token(config: Config, model: LanguageModel) -> float:
+    """Return a third of a training step's FLOPs: the forward pass, and what is computed again for the backward pass."""
+    body = estimate_body_flops_per_token(config.model, config.model.block_size)
+    again = body / 3 if config.model.activation_checkpointing else 0.0  # forward once more, of three parts
+    return body + again + model.head.flops_per_token()
+
+
 def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) -> HeadPlan:
     """Plan the run of `config`; see `HeadPlan`. The ratios are set by `plan_heads`."""
     step, by_batch, by_context = measure_points(config)
@@ -146,10 +153,9 @@ def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) ->
     with FakeTensorMode():
         model = fake_model(config)
     head, body = model.head.flops_per_token(), estimate_body_flops_per_token(config.model, config.model.block_size)
-    again = body / 3 if config.model.activation_checkpointing else 0.0  # forward once more, of three parts
     n_params = sum(p.numel() for p in model.parameters())
     n_tokens = config.train.micro_batch_size * config.model.block_size * config.train.grad_accum_steps
-    rate = n_tokens / seconds_per_step(config, body + again + head, n_params, step.made, device)
+    rate = n_tokens / seconds_per_step(config, step_flops_per_token(config, model), n_params, step.made, device)
     at = int(step.live.sum(1).argmax())
     return HeadPlan(
         head=config.head.name,

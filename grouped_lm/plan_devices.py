@@ -22,8 +22,8 @@ from grouped_lm.fake_step import fake_model, fake_step, with_shape
 from grouped_lm.heads import HEADS, DenseConfig
 from grouped_lm.interconnects import Interconnect
 from grouped_lm.live_bytes import KINDS, Moments
-from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
-from grouped_lm.plan import seconds_per_step
+from grouped_lm.models.lm import LanguageModel
+from grouped_lm.plan import seconds_per_step, step_flops_per_token
 
 BUCKET_BYTES = 25 * 2**20
 """DDP's buckets: the last one has no backward pass left to hide behind."""
@@ -202,7 +202,7 @@ def plan_devices(config: Config, processes: int, device: Device, link: Interconn
     with FakeTensorMode():
         model = fake_model(part)
     step, one_step = fake_step(part), fake_step(single)
-    flops = model.head.flops_per_token() + estimate_body_flops_per_token(config.model, config.model.block_size)
+    flops = step_flops_per_token(config, model)
     n_tokens = config.train.micro_batch_size * config.model.block_size * micro_steps
     plans = []
     for strategy in STRATEGIES:

@@ -87,8 +87,12 @@ class RunFolder:
             return None
         return result if isinstance(result, dict) and isinstance(result.get("state"), str) else None
 
-    def check_same_run(self, config: Config) -> None:
+    def check_same_run(self, config: Config, restarts: int = 0) -> None:
         """Refuse a folder that holds something else than `config`.
+
+        Args:
+            config: the run.
+            restarts: after a restart the run that it holds is this one, whatever train.resume says.
 
         Raises:
             DriftError: it holds another run; the message names the fields.
@@ -96,7 +100,7 @@ class RunFolder:
         """
         if not self.config.exists():
             return
-        if config.train.resume == "never":
+        if config.train.resume == "never" and not restarts:
             raise RunFolderError(
                 f"{self.path} already holds a run: give another hydra.run.dir, or train.resume=auto to go on with it"
             )
@@ -147,3 +151,8 @@ class RunFolder:
         """Write what is known before the first step."""
         write_json(self.config, config_to_dict(config))
         write_json(self.environment, environment)
+
+
+def failed(reason: str) -> dict[str, Any]:
+    """Return the result of a run that did not end well."""
+    return {"state": FAILED, "reason": reason}

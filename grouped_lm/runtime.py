@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -105,7 +106,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` is always the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # machines share folders
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 

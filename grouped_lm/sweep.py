@@ -141,16 +141,16 @@ def failure_reason(run_dir: Path) -> str:
     return (RunFolder(run_dir).read_result() or {}).get("reason", "unknown")
 
 
-def read_job(run_dir: Path) -> Config:
-    """Return the config that a driver left for its worker.
+def read_job(path: Path) -> Config:
+    """Return the config that a driver left for its worker in a file.
 
     Raises:
         RunFolderError: there is none.
     """
     try:
-        values = json.loads(RunFolder(run_dir).job.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{run_dir} holds no job") from error
+        raise RunFolderError(f"{path.parent} holds no job") from error
     return config_from_dict(values, parse_head_config(values["head"]))
 
 
@@ -159,7 +159,7 @@ def jobs_below(folder: Path) -> list[tuple[Config, Path]]:
     jobs = []
     for path in sorted(folder.glob("*")):
         with contextlib.suppress(GvcError):  # not a job's folder
-            jobs.append((read_job(path), path))
+            jobs.append((read_job(RunFolder(path).job), path))
     return jobs
 
 

@@ -15,7 +15,7 @@ from grouped_lm.data import prepare_data
 from grouped_lm.data.feed import Feed
 from grouped_lm.data.loader import TrainBatches, ValidWindows
 from grouped_lm.display import TrainDisplay
-from grouped_lm.errors import DiskError, DivergedError
+from grouped_lm.errors import DiskError, DivergedError, GvcError
 from grouped_lm.evaluate import evaluate
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.identity import config_hash, config_identity
@@ -33,7 +33,7 @@ from grouped_lm.optim import build_optimizer, learning_rate
 from grouped_lm.parallel import clip_gradients, count_targets, spread_model
 from grouped_lm.resume import Progress, RunState, mirror_checkpoint
 from grouped_lm.room import dry_run, explain_out_of_memory
-from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
+from grouped_lm.run_folder import COMPLETE, INTERRUPTED, RunFolder, failed
 from grouped_lm.runtime import describe_environment, resolve_device, set_threads, write_json
 from grouped_lm.scoring import autocast
 from grouped_lm.signals import StopRequested, StopSignals
@@ -59,12 +59,13 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
     """
     if config.train.processes > 1 and started_as()[1] == 1:
         return launch(config, run_dir)
-    with join_world(config.train.processes, resolve_device(config.train.device)) as world, ExitStack() as held:
+    device = resolve_device(config.train.device)
+    with join_world(config.train.processes, device, config.train.hang_minutes) as world, ExitStack() as held:
         folder = RunFolder(Path(world.first(lambda: str(run_dir.absolute() if world.size > 1 else run_dir))))
 
         def enter() -> dict[str, Any] | None:
             held.enter_context(folder.lock())
-            folder.check_same_run(config)
+            folder.check_same_run(config, world.restarts)
             return folder.read_result()
 
         result = world.first(enter)
@@ -74,9 +75,12 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
             return _train(config, folder, world)
         except Exception as error:
             known = explain(error, config, folder)
-            with contextlib.suppress(OSError):  # a full disk takes no result either
-                if world.is_first:
-                    write_json(folder.result, failed(f"{known or error}"))
+            told = known or error
+            if isinstance(told, GvcError):
+                world.leave_word(told)
+            if world.size == 1 or (world.is_first and isinstance(told, GvcError)):  # a lost process is not the end
+                with contextlib.suppress(OSError):  # a full disk takes no result either
+                    write_json(folder.result, failed(f"{told}"))
             if known is None:
                 raise
             raise known from error
@@ -281,7 +285,7 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
     return world.first(lambda: result)
 
 
-def explain(error: Exception, config: Config, folder: RunFolder) -> Exception | None:
+def explain(error: Exception, config: Config, folder: RunFolder) -> GvcError | None:
     """Return the one line for a machine that is short of memory or disk; None for any other error."""
     if isinstance(error, OSError):
         return DiskError(
@@ -289,11 +293,6 @@ def explain(error: Exception, config: Config, folder: RunFolder) -> Exception | 
             "make room and run the same command again"
         )
     return explain_out_of_memory(error, config, resolve_device(config.train.device), started_as()[1])
-
-
-def failed(reason: str) -> dict[str, Any]:
-    """Return the result of a run that did not end well."""
-    return {"state": FAILED, "reason": reason}
 
 
 def account(

@@ -1,7 +1,8 @@
-"""`python -m grouped_lm.worker RUN_FOLDER PARENT_PID [OUTCOME]`: one job of a sweep, or one of a run's processes.
+"""`python -m grouped_lm.worker RUN_FOLDER PARENT_PID [SCRATCH]`: one job of a sweep, or one of a run's processes.
 
-With an OUTCOME, a file, its parent is torch's launcher, which starts failing processes again: an error that would come
-again is left there instead, and so are a stop that all agreed on, and the result.
+With a SCRATCH, a folder that holds the job, its parent is torch's launcher, which starts all processes again when one
+fails: an error that all have is left there instead, and so are a stop that all agreed on, and the result. An error of
+this process alone fails, so that nobody waits for it; after the restart all have it, see `world.join_world`.
 """
 
 import ctypes
@@ -11,7 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.errors import EXIT_INTERRUPTED, BusyError, GvcError
+from grouped_lm.errors import EXIT_FAILED, EXIT_INTERRUPTED, BusyError, GvcError
+from grouped_lm.launch import JOB, OUTCOME
+from grouped_lm.run_folder import RunFolder
 from grouped_lm.runtime import write_json
 from grouped_lm.signals import exit_on_sigterm
 from grouped_lm.sweep import BUSY_EXIT, read_job
@@ -29,27 +32,29 @@ def stop_with_parent(parent: int) -> None:
         sys.exit(0)
 
 
-def train_job(run_dir: Path) -> dict[str, Any]:
-    """Train the job that lies in the folder, and return what became of it: a result, an error, or a stop."""
+def train_job(job: Path, run_dir: Path) -> dict[str, Any]:
+    """Train the job that lies in a file, and return what became of it: a result, an error, or a stop."""
     try:
         with exit_on_sigterm():  # until the training takes the signals over
-            return {"result": train(read_job(run_dir), run_dir)}
+            return {"result": train(read_job(job), run_dir)}
     except KeyboardInterrupt:
         return {"stopped": EXIT_INTERRUPTED}
     except SystemExit as stop:
         return {"stopped": stop.code}
     except GvcError as error:
-        return {"error": describe_error(error)}
+        return {"error": describe_error(error), "agreed": error.agreed}
 
 
 def main() -> None:
     """Train, and leave the outcome or exit as `gvc train` would."""
-    run_dir, outcome = Path(sys.argv[1]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    run_dir, scratch = Path(sys.argv[1]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
     stop_with_parent(int(sys.argv[2]))
-    told = train_job(run_dir)
-    if outcome is not None:
+    told = train_job(scratch / JOB if scratch else RunFolder(run_dir).job, run_dir)
+    if scratch is not None:
         if os.environ["LOCAL_RANK"] == "0" or "error" in told:  # one process of a machine speaks for all
-            write_json(outcome, told)
+            write_json(scratch / OUTCOME, told)
+        if not told.get("agreed", True):
+            sys.exit(EXIT_FAILED)
     elif "stopped" in told:
         sys.exit(told["stopped"])
     elif "error" in told:

@@ -10,6 +10,8 @@ import contextlib
 import importlib
 import json
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +27,10 @@ from grouped_lm.errors import ConfigError, GvcError
 
 Value = TypeVar("Value")
 TIMEOUT = timedelta(minutes=30)
-"""How long one waits for the others: the first may be writing a checkpoint, or preparing text."""
+"""How long one waits for the others at least: the first may be writing a checkpoint, or preparing text."""
+FOREVER = timedelta(days=365)
+
+LAST_WORD = "last-word"
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,9 @@ class World:
     local_size: int = 1
     """Processes on this machine."""
     restarts: int = 0
-    """How often the launcher has started all of them again."""
+    """How often all of them were started again."""
+    meeting: dist.Store | None = None
+    """Where they found each other; it lives through restarts."""
 
     @property
     def is_first(self) -> bool:
@@ -71,10 +78,8 @@ class World:
             except (GvcError, OSError) as error:
                 raised, told = error, {"error": describe_error(error)}
         told = self._tell(told)
-        if raised is not None:
-            raise raised
         if "error" in told:
-            raise error_from(told["error"])
+            raise known_to_all(raised or error_from(told["error"]))
         return told["value"]
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -127,6 +132,12 @@ class World:
         words = np.random.SeedSequence([seed, self.rank, step]).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
+    def leave_word(self, error: GvcError) -> None:
+        """Leave the reason why this process ends for all that are started again: they end with it, see `join_world`."""
+        if self.meeting is not None:
+            with contextlib.suppress(RuntimeError):  # whoever keeps the store is gone
+                self.meeting.set(LAST_WORD, json.dumps(describe_error(error)))
+
     def _tell(self, value: dict[str, Any]) -> dict[str, Any]:
         """Return the first one's value."""
         content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
@@ -164,16 +175,28 @@ def started_as() -> tuple[int, int]:
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
+def patience(hang_minutes: float | None) -> timedelta:
+    """Return how long a process of a training waits for the others."""
+    return FOREVER if hang_minutes is None else max(TIMEOUT, min(FOREVER, timedelta(minutes=hang_minutes + 1)))
+
+
+def local_processes() -> int:
+    """Return how many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 @contextlib.contextmanager
-def join_world(asked: int, device: torch.device) -> Iterator[World]:
+def join_world(asked: int, device: torch.device, hang_minutes: float | None = 0.0) -> Iterator[World]:
     """Join the processes that were started together; alone where there are no others.
 
     Args:
         asked: processes that the config names; 1 takes those that there are.
         device: a CPU, or any CUDA device.
+        hang_minutes: how long all may stand still, see `watchdog`; whoever waits for the others lets that end first.
 
     Raises:
         ConfigError: there are others than were asked for.
+        GvcError: what one of them raised before a restart; it would come again.
     """
     rank, size = started_as()
     if asked not in (1, size):
@@ -183,39 +206,75 @@ def join_world(asked: int, device: torch.device) -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    environment = os.environ
+    meeting = meeting_store(rank, size)
+    turn = agree_on_turn(meeting, rank, size)
     world = World(
         rank=rank,
         size=size,
-        local_rank=int(environment.get("LOCAL_RANK", 0)),
-        local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
-        restarts=int(environment.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_size=local_processes(),
+        restarts=turn - 1,
+        meeting=meeting,
     )
+    if meeting.check([LAST_WORD]):
+        raise known_to_all(error_from(json.loads(meeting.get(LAST_WORD))))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = meeting_store(world)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    store = dist.PrefixStore(f"turn-{turn}", meeting)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience(hang_minutes))
     try:
         yield world
     finally:
         dist.destroy_process_group()
 
 
-def meeting_store(world: World) -> dist.Store:
-    """Return the store where the processes find each other's addresses.
-
-    The launcher's own lives through restarts, addresses of lost processes with it (torch 2.13): one that reads such an
-    address waits for ever. So every restart has its own part of the store.
-    """
+def meeting_store(rank: int, size: int) -> dist.Store:
+    """Return the store where the processes find each other: the launcher's own, which lives through restarts."""
     environment = os.environ
     has_server = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    store = dist.TCPStore(
+    return dist.TCPStore(
         environment["MASTER_ADDR"],
         int(environment["MASTER_PORT"]),
-        world.size,
-        is_master=world.is_first and not has_server,
+        size,
+        is_master=rank == 0 and not has_server,
         timeout=TIMEOUT,
     )
-    return dist.PrefixStore(f"restart-{world.restarts}", store)
+
+
+def agree_on_turn(meeting: dist.Store, rank: int, size: int) -> int:
+    """Return the number of this turn, counted from 1 since the launchers started: the same in all processes.
+
+    Addresses of lost processes stay in the store (torch 2.13), and one that reads such an address waits for ever: every
+    turn needs a part of the store to itself. Launchers of several machines do not count alike
+    (`TORCHELASTIC_RESTART_COUNT` is each one's own), so the processes do: each leaves a word that nobody used before,
+    and waits until the first process has answered to that very word. Processes of two turns never live side by side.
+
+    Raises:
+        DistStoreError: somebody did not come within `TIMEOUT`.
+    """
+    if rank:
+        word = secrets.token_hex(16)
+        meeting.set(f"word-{rank}", word)
+        turn = int(meeting.get(f"answer-{word}"))  # waits
+        meeting.add(f"heard-{turn}", 1)
+        return turn
+    turn, until = meeting.add("turns", 1), time.monotonic() + TIMEOUT.total_seconds()
+    answered: dict[str, bytes] = {}
+    while (heard := meeting.add(f"heard-{turn}", 0)) < size - 1:
+        if time.monotonic() > until:
+            raise dist.DistStoreError(f"{size - 1 - heard} of {size} processes did not come")
+        for key in (f"word-{other}" for other in range(1, size)):
+            if meeting.check([key]) and (said := meeting.get(key)) != answered.get(key):
+                meeting.set(f"answer-{said.decode()}", str(turn))
+                answered[key] = said  # of a lost process, perhaps: a later word replaces it
+        time.sleep(0.01)
+    return turn
+
+
+def known_to_all(error: GvcError | OSError) -> GvcError | OSError:
+    """Return the error, marked as one that all processes raise."""
+    if isinstance(error, GvcError):
+        error.agreed = True
+    return error
 
 
 def describe_error(error: GvcError | OSError) -> list[Any]:

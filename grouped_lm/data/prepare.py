@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import re
+import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ from grouped_lm.errors import DiskError
 
 Progress = Callable[[int, int | None], None]
 """Called with what is done and what there is in all (documents or bytes, see `Source.unit`), or None."""
+
+STALE_S = 7 * 24 * 3600
+"""A build that goes on writes into its folder every few seconds; a stopped one is somebody's to go on with."""
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +84,7 @@ def prepare_split(
         if found is None:
             if folder.exists():
                 log.warning("rebuilding %s: %s", folder, reason)
+            remove_stale(folder.parent, f"{slug}-{split}")
             writer = FolderWriter(folder, encoder, {"key": key, "source": description})
 
             def batches(skip: int, done: int) -> Iterator[Encoded]:
@@ -105,6 +111,15 @@ def _watched(batches: Iterable[Encoded], source: Source, progress: Progress | No
             progress(done if total is None else min(done, total), total)
     if progress and total is not None:
         progress(total, total)  # borders and whitespace are bytes of the file that no document has
+
+
+def remove_stale(cache: Path, name: str) -> None:
+    """Remove what stopped builds of that name have left and nobody has gone on with for `STALE_S`: of other text."""
+    for temporary in cache.glob(f".{name}-*.tmp"):
+        lock = FileLock(cache / f"{temporary.stem}.lock")
+        with contextlib.suppress(Timeout, FileNotFoundError), lock.acquire(timeout=0):
+            if time.time() - temporary.stat().st_mtime > STALE_S:
+                shutil.rmtree(temporary)
 
 
 @contextlib.contextmanager

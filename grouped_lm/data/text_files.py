@@ -5,8 +5,8 @@ import contextlib
 import glob
 import hashlib
 import json
-import os
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -127,7 +127,7 @@ def remembered_sha256(path: Path, cache_dir: Path | None) -> str:
     found = file_sha256(path)
     with contextlib.suppress(OSError):  # it is asked for again, then
         memory.parent.mkdir(parents=True, exist_ok=True)
-        written = memory.with_suffix(f".{os.getpid()}")
+        written = memory.with_suffix(f".{secrets.token_hex(8)}")  # machines share caches
         written.write_text(json.dumps({"path": str(path), "stamp": stamp, "sha256": found}), encoding="utf-8")
         written.replace(memory)
     return found

@@ -88,11 +88,11 @@ class FolderWriter:
             if not self.done.documents:
                 raise DataError(f"no document with text in {json.dumps(self.identity['source'])[:300]}")
             self._write_manifest(*hashes)
-            self.journal.unlink(missing_ok=True)
             _sync_folder(self.temporary)
             _remove(self.folder)
             self.temporary.rename(self.folder)
             _sync_folder(self.folder.parent)
+            (self.folder / JOURNAL).unlink(missing_ok=True)  # last: whoever is killed before has all to go on with
         except DataError:
             _remove(self.temporary)
             raise

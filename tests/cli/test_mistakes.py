@@ -67,6 +67,13 @@ def test_mistakes_end_in_one_line(gvc, tiny, workdir, override, message):
     assert list(workdir.iterdir()) == []
 
 
+def test_cuda_graphs_in_processes_that_torchrun_has_started(gvc, tiny, monkeypatch):
+    for key, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    outcome = gvc("train", *tiny, "train.compile=true", "train.cuda_graphs=true")
+    assert_one_line(outcome, 2, "train.cuda_graphs=true needs one process, and 2 were started")
+
+
 def test_cuda_graphs_without_a_gpu(gvc, tiny, workdir):
     outcome = gvc("train", *tiny, "train.compile=true", "train.cuda_graphs=true")
     assert_one_line(outcome, 2, "train.cuda_graphs=true needs a GPU, got train.device=cpu, which is cpu here")

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.data import build_tokenizer, encode, prepare_data, prepare_split, text_files, token_file, token_writer
@@ -253,6 +254,20 @@ def test_large_files_are_hashed_once_while_nobody_touches_them(config, monkeypat
         file.write("E")
     assert prepare_split(config, TokenizerConfig(), "train").folder != first.folder
     assert len(hashed) == 2
+
+
+def test_what_stopped_builds_of_other_text_have_left_goes_after_a_week(config, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in ("old", "held", "new"):
+        left = cache / f".{config.name}-train-{name}.tmp"
+        left.mkdir()
+        (left / "tokens.bin").write_bytes(b"ids")
+        if name != "new":
+            os.utime(left, (0, 0))
+    with FileLock(cache / f".{config.name}-train-held.lock"):
+        prepare_split(config, TokenizerConfig(name="bytes"), "train")
+    assert sorted(path.name.split("-")[-1] for path in cache.glob(".*.tmp")) == ["held.tmp", "new.tmp"]
 
 
 def test_processes_at_once_build_once(tales):

@@ -31,9 +31,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def together(processes: int, action: Callable[[], Any], log: Path) -> list[int]:
-    """Run `action` in every process of a world, and return their exit codes by rank."""
-    port = free_port()
+def together(processes: int, action: Callable[[], Any], log: Path, store_port: int | None = None) -> list[int]:
+    """Run `action` in every process of a world, and return their exit codes by rank.
+
+    With the port of a store they meet in that one, as they do in a launcher's, which lives through restarts.
+    """
+    port = store_port or free_port()
 
     def start(rank: int) -> int:
         def run() -> None:
@@ -44,6 +47,7 @@ def together(processes: int, action: Callable[[], Any], log: Path) -> list[int]:
                 "LOCAL_WORLD_SIZE": str(processes),
                 "MASTER_ADDR": "localhost",
                 "MASTER_PORT": str(port),
+                "TORCHELASTIC_USE_AGENT_STORE": str(store_port is not None),
             }
             action()
 

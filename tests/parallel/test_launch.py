@@ -13,8 +13,9 @@ from fault_tools import curve
 from test_parallel import assert_same_curve
 
 from grouped_lm.config import TrainConfig
-from grouped_lm.errors import ConfigError, GvcError
+from grouped_lm.errors import ConfigError, DiskError, GvcError
 from grouped_lm.launch import LOGS, meeting_point
+from grouped_lm.run_folder import RunFolder
 
 GVC = str(Path(sys.executable).parent / "gvc")
 LONG = ["train.max_steps=60", "train.checkpoint_every_steps=10", "train.log_every_steps=5"]
@@ -44,15 +45,18 @@ def wait_for_checkpoint(run_dir: Path, step: int, process: subprocess.Popen) -> 
 
 
 def start(*words: str, **environment: str) -> subprocess.Popen:
+    """Call `gvc` as nohup does."""
     made = {"CUDA_VISIBLE_DEVICES": "", **os.environ, **environment}
-    return subprocess.Popen([GVC, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=made)
+    words = ("nohup", GVC, *words)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=made)
 
 
 def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_curve(gvc, tiny):
     words = ["train", *tiny, *LONG]
     assert gvc(*words, "hydra.run.dir=one").code == 0
-    process = start(*words, "train.devices=2", "hydra.run.dir=two")
+    process = start(*words, "train.devices=2", "train.resume=never", "hydra.run.dir=two")
     wait_for_checkpoint(Path("two"), 20, process)
+    process.send_signal(signal.SIGHUP)
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -77,6 +81,28 @@ def test_a_stop_saves_and_another_number_of_processes_goes_on(gvc, tiny):
     assert json.loads(Path("run/result.json").read_text())["state"] == "interrupted"
     assert gvc(*words).code == 0
     assert [row["trainer/step"] for row in curve(Path("run"))] == [*range(5, 65, 5), 60]
+
+
+def test_a_stop_whose_save_fails_says_so(tiny, workdir):
+    words = ["train.max_steps=100000", "train.checkpoint_every_steps=100000", "train.devices=2", "hydra.run.dir=run"]
+    process = start("train", *tiny, *words)
+    until = time.monotonic() + 60
+    while not Path("run/metrics.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    Path("run/checkpoints").write_text("no folder")
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == DiskError.exit_code, err
+    assert "gvc: error: " in err.splitlines()[-1]
+    assert json.loads(Path("run/result.json").read_text())["state"] == "failed"
+
+
+def test_a_second_launcher_leaves_the_folder_as_it_is(gvc, tiny):
+    with RunFolder(Path("run")).lock():
+        done = gvc("train", *tiny, "hydra.run.dir=run", "train.devices=2")
+    assert done.code == 3, done.err
+    assert "is in use by another gvc" in done.err
+    assert not {"result.json", "config.json", "job.json"} & {path.name for path in Path("run").iterdir()}
 
 
 @pytest.fixture
@@ -120,6 +146,29 @@ def test_two_machines_train_one_model(gvc, tiny, slurm):
     assert len(list(Path("run", LOGS).glob("*"))) == 2
     assert gvc("train", *tiny, "hydra.run.dir=one").code == 0
     assert_same_curve(Path("run"), Path("one"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_lost_on_one_of_two_machines_is_restarted(rank, gvc, tiny, slurm):
+    words = ["train", *tiny, *LONG, "train.nodes=2", "hydra.run.dir=run"]
+    both = [start(*words, **slurm) for _ in range(2)]
+    wait_for_checkpoint(Path("run"), 20, both[0])
+    (lost,) = [pids[rank] for pids in map(workers_of, (both[0].pid, both[1].pid)) if rank in pids]
+    os.kill(lost, signal.SIGKILL)
+    said = [process.communicate(timeout=100) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert "a process was lost; restart 1, going on from step" in said[0][1] + said[1][1]
+    assert gvc("train", *tiny, *LONG, "hydra.run.dir=one").code == 0
+    assert_same_curve(Path("run"), Path("one"))
+
+
+@pytest.mark.long
+def test_machines_that_do_not_meet_end_in_one_line(gvc, tiny, slurm, tmp_path):
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh\necho nowhere.invalid\n")
+    done = gvc("train", *tiny, "hydra.run.dir=run", "train.nodes=2")
+    assert done.code == GvcError.exit_code
+    assert "not all of 2 machines (train.nodes) met at nowhere.invalid:" in done.err.splitlines()[-1]
 
 
 @pytest.mark.long

@@ -2,17 +2,24 @@
 
 import dataclasses
 import json
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from fault_tools import curve, final_state, nothing_measured
 from processes import HEADS, together, train_together, with_head
 
+import grouped_lm.train as train_module
 from grouped_lm.checkpoint import list_checkpoints
-from grouped_lm.errors import DivergedError
+from grouped_lm.errors import DivergedError, MemoryShortError
 from grouped_lm.train import train
+from grouped_lm.world import agree_on_turn, patience
 
 STRATEGIES = ("ddp", "fsdp2")
 CLOSE = 1e-5
@@ -68,7 +75,7 @@ def test_two_processes_go_on_to_the_bit_with_dropout_on(strategy, config, tmp_pa
 
 
 def test_each_process_draws_its_own_dropout(config, tmp_path):
-    made = config("grouped", dropout=0.5, max_steps=2)
+    made = config("grouped", dropout=0.5, max_steps=2, hang_minutes=None)
     train_together(2, made, tmp_path / "run")
     state = final_state(tmp_path / "run")
     assert state["rng/1/cpu"] != state["rng/cpu"]
@@ -92,6 +99,26 @@ def test_an_error_is_every_process_s_own(config, tmp_path):
 
     assert together(2, action, tmp_path / "run") == [DivergedError.exit_code] * 2
     assert json.loads((tmp_path / "run" / "result.json").read_text())["state"] == "failed"
+
+
+def test_an_error_of_one_process_alone_is_everybody_s_after_the_restart(config, tmp_path):
+    made = config("grouped", max_steps=4)
+
+    def action() -> None:
+        def short(*_: Any) -> None:
+            raise MemoryShortError("no room for this one")
+
+        if os.environ["RANK"] == "1":
+            train_module.set_threads = short
+        with nothing_measured():
+            train(made, tmp_path / "run")
+
+    store = dist.TCPStore("localhost", 0, is_master=True)
+    codes = together(2, action, tmp_path / "first", store.port)
+    assert codes[1] == MemoryShortError.exit_code
+    assert codes[0] not in (0, MemoryShortError.exit_code)  # whom it was lost to
+    assert not (tmp_path / "run" / "result.json").exists()
+    assert together(2, lambda: train(made, tmp_path / "run"), tmp_path / "again", store.port) == [8, 8]
 
 
 def test_what_the_first_process_is_refused_all_are(config, tmp_path):
@@ -130,3 +157,22 @@ def test_a_world_of_three_agrees(tmp_path):
                 world.first(lambda: (_ for _ in ()).throw(OSError(28, "full")))
 
     assert together(3, action, tmp_path / "world") == [0, 0, 0], (tmp_path / "world.0.log").read_text()
+
+
+def test_waiting_for_the_others_ends_after_the_watchdog():
+    assert [patience(minutes).total_seconds() / 60 for minutes in (0.5, 60.0)] == [30, 61]
+    assert patience(None) == patience(1e6) == timedelta(days=365)
+
+
+def test_every_turn_has_a_number_of_its_own_whatever_the_lost_ones_have_left():
+    meeting = dist.HashStore()
+    meeting.set_timeout(timedelta(seconds=20))
+
+    def turn(*ranks: int) -> list[int]:
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(lambda rank: agree_on_turn(meeting, rank, 3), ranks))
+
+    assert turn(1, 2, 0) == [1, 1, 1]
+    meeting.set("word-2", "of one that was lost before it heard an answer")
+    meeting.add("turns", 1)  # and the first was lost, too
+    assert turn(0, 1, 2) == [3, 3, 3]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import pytest
 from fault_tools import fork, wait
@@ -12,6 +14,7 @@ from grouped_lm.data import prepare_data
 from grouped_lm.devices import DEVICES
 from grouped_lm.interconnects import find_interconnect
 from grouped_lm.measure import GIB
+from grouped_lm.models.lm import estimate_body_flops_per_token
 from grouped_lm.plan_devices import (
     STRATEGIES,
     DevicesPlan,
@@ -132,6 +135,34 @@ def test_gpt2_on_8_gpus_by_hand(config):
     assert ddp.compute_s > 3 * forward * n_tokens / (0.5 * 67e12)
     assert ddp.tokens_per_sec == pytest.approx(8 * n_tokens / (ddp.compute_s + ddp.exposed_s))
     assert ddp.hours == pytest.approx(10**9 / ddp.tokens_per_sec / 3600)
+
+
+def test_a_body_that_is_computed_again_takes_its_time(config):
+    body = ModelConfig(n_layer=4, n_head=2, n_embd=64, block_size=64)
+    made = dataclasses.replace(config("dense", micro_batch_size=4), model=body)
+    again = dataclasses.replace(made, model=dataclasses.replace(body, activation_checkpointing=True))
+    slow = dataclasses.replace(DEVICES["t4"], fp32_flops_per_sec=1e3, bytes_per_sec=1e30)
+    before, after = (plan_devices(value, 2, slow, GLOO, 10**6)[0].compute_s for value in (made, again))
+    forward = estimate_body_flops_per_token(body, 64)
+    n_tokens = 2 * 64 * made.train.grad_accum_steps
+    assert after - before == pytest.approx(forward * n_tokens / (0.5 * 1e3))
+
+
+def test_processes_on_one_cpu_share_it(gvc):
+    words = ["plan", "model=debug", "tokenizer=bytes", "--interconnect", "1GB", "--devices", "4", "--json"]
+    values = json.loads(gvc(*words).out)
+    assert values["device"]["memory_bytes"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    assert values["device"]["source"].endswith("shared by 4 processes")
+    half = DEVICES["t4"].shared_by(2)
+    assert (half.fp32_flops_per_sec, half.bytes_per_sec) == (4.05e12, 160e9)
+
+
+def test_the_command_of_the_readme(gvc):
+    lines = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith("gvc plan --devices"))
+    done = gvc(*line.split("#")[0].split()[1:])
+    assert done.code == 0, done.err
+    assert "16 x h100 over ib-ndr" in done.out
 
 
 def test_command(gvc):
