@@ -167,6 +167,24 @@ def pair_runs(
     return None if best is None else pairs[best]
 
 
+def floor_of(evidence: Evidence, setting: Setting) -> float | None:
+    """Return the unigram entropy of a setting's training text in nats per token, None where nobody counted it."""
+    rows = [row for row in evidence["order"] if row.get("unigram_nats") is not None]
+    rows = [row for row in rows if (row.get("data"), row.get("tokenizer")) == (setting.data, setting.tokenizer)]
+    return next((row["unigram_nats"] for row in rows), None)
+
+
+def untrained(evidence: Evidence, setting: Setting, rows: Iterable[Row]) -> str | None:
+    """Return why these runs decide nothing: they know no more than how frequent tokens are. None where they do."""
+    losses, floor = [row["val/loss"] for row in rows], floor_of(evidence, setting)
+    if floor is None:
+        return f"nobody counted {setting.data}, which says what models must beat: `gvc data order` of its training text"
+    loss = sum(losses) / len(losses)
+    if loss < floor:
+        return None
+    return f"models that lose {loss:.2f} nats, no less than the {floor:.2f} of token frequencies alone, are untrained"
+
+
 @dataclass(frozen=True)
 class Answer:
     """A claim, what came of it, and what comes of it with our best head (None where that makes no sense)."""
