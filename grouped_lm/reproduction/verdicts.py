@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from grouped_lm.grouping import default_group_size
 from grouped_lm.reproduction.claims import Claim, Claims, Method
 from grouped_lm.reproduction.evidence import Evidence, Row, head_options
+from grouped_lm.reproduction.steps import STORIES
 from grouped_lm.run_folder import COMPLETE
 
 HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN = "holds", "holds where", "does not hold", "not shown at this scale"
@@ -106,7 +107,7 @@ def is_text(data: str, wanted: str | None) -> bool:
     """Return whether runs on `data` may decide a claim about `wanted`: tinystories, other, None (real text) or any."""
     if wanted == ANY_TEXT or data == SYNTHETIC:
         return wanted == ANY_TEXT
-    return wanted is None or data.startswith("tinystories") == (wanted == "tinystories")
+    return wanted is None or data.startswith(STORIES) == (wanted == STORIES)
 
 
 def heaviest(seeds: dict[Setting, int]) -> Setting | None:
