@@ -40,9 +40,9 @@ def least_memory_size(claim: Claim, method: Method, claims: Claims, evidence: Ev
     for setting, rows in settings_of(evidence, claims.methods[claim.options["method"]], ANY_TEXT, None).items():
         known = {size: [r for r in seeds.values() if r.get(HEAD_MEMORY)] for size, seeds in sizes_in(rows).items()}
         peaks = {size: sum(r[HEAD_MEMORY] for r in own) / len(own) for size, own in known.items() if own}
-        if best is None or len(peaks) > best[0]:
+        if peaks and (best is None or len(peaks) > best[0]):
             names = [r["run"] for own in known.values() for r in own]
-            best = len(peaks), setting, peaks, default_group_size(rows[0]["vocab_size"]), names
+            best = len(peaks), setting, peaks, root_of({k: dict(enumerate(v)) for k, v in known.items() if v}), names
     if best is None:
         return not_shown("no sweep of group sizes")
     _, setting, peaks, root, names = best
@@ -74,7 +74,8 @@ def least_memory_size(claim: Claim, method: Method, claims: Claims, evidence: Ev
 
 def sizes_in(rows: list[Row]) -> dict[int, dict[int, Row]]:
     """Return group size -> seed -> run."""
-    ordered = sorted(rows, key=lambda row: (row["group_size"], row["run"]))
+    known = [row for row in rows if row.get("group_size") and row.get("vocab_size")]
+    ordered = sorted(known, key=lambda row: (row["group_size"], row["run"]))
     return {size: by_seed(group) for size, group in groupby(ordered, key=lambda row: row["group_size"])}
 
 
@@ -83,7 +84,7 @@ def sized_settings(claim: Claim, claims: Claims, evidence: Evidence) -> dict[Set
     found = {}
     for setting, rows in settings_of(evidence, claims.methods[claim.options["method"]], None, None).items():
         sizes = {size: seeds for size, seeds in sizes_in(rows).items() if seeds}
-        if len(sizes) > 1 and default_group_size(rows[0]["vocab_size"]) in sizes:
+        if len(sizes) > 1 and root_of(sizes) in sizes:
             found[setting] = sizes
     return found
 

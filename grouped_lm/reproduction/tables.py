@@ -256,11 +256,16 @@ def environments_table(evidence: Evidence) -> Table:
         ("runs or rows", "count", "{:,}"),
     )
     rows = [
-        dict(key) | {"count": count, "short_commit": str(dict(key)["commit"])[:12]}
+        dict(key) | {"count": count, "short_commit": short_commit(str(dict(key)["commit"]))}
         for key, count in sorted(counted.items(), key=str)
         if dict(key).get("commit")
     ]
     return Table(name="environments", title="Where it was run", columns=columns, rows=rows)
+
+
+def short_commit(commit: str) -> str:
+    """Return twelve letters of a commit, and whether the tree had changes that it lacks."""
+    return commit[:12] + ("+" if commit.endswith("+") else "")
 
 
 def broken_table(evidence: Evidence) -> Table:

@@ -120,7 +120,7 @@ def by_seed(rows: Iterable[Row]) -> dict[int, Row]:
     """Return one complete run per seed, the first by name."""
     found: dict[int, Row] = {}
     for row in sorted(rows, key=lambda row: str(row["run"])):
-        if row.get("state") == COMPLETE and row.get("val/loss") is not None:
+        if row.get("state") == COMPLETE and isinstance(row.get("val/loss"), float | int) and "seed" in row:
             found.setdefault(row["seed"], row)
     return found
 
