@@ -66,7 +66,7 @@ def difference_verdict(found: MethodDifference, pair: Pair, models: list[str]) -
     word, where, margin = place_of(found), f"after {setting.describe()}", f"the margin of {found.margin:g} nats"
     why = f"Neither within {margin} nor beyond it, after {setting.describe()}"
     if word == HOLDS:
-        why = "Better" if found.high < -found.margin else f"No worse by {margin}"
+        why = f"{'Better by more than' if found.high < -found.margin else 'No worse by'} {margin}"
         if setting.model not in models:
             word, where = HOLDS_WHERE, setting.condition()
     elif word == FAILS:

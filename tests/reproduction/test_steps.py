@@ -74,6 +74,7 @@ def test_claims_name_steps_that_there_are(name):
         "group-size-texts",
         "group-size-tasks",
         "other-text",
+        "scale-and-shift-states",
     }
 
 
