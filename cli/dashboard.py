@@ -20,6 +20,7 @@ def dashboard(
     Without a login it is written as JSON. Offline runs are sent by `wandb sync RUN/wandb/offline-run-*`.
     """
     from grouped_lm.dashboard import build_workspace, save_workspace, workspace_json
+    from grouped_lm.errors import DiskError
     from grouped_lm.runtime import write_text
     from grouped_lm.tracking import has_key
 
@@ -27,8 +28,11 @@ def dashboard(
         print(save_workspace(entity, project, name))
         return
     text = workspace_json(build_workspace(entity or "entity", project, name))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, text)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(out, text)
+    except OSError as error:
+        raise DiskError(f"--out {out} cannot be written ({error.strerror or error}): give another file") from error
     if not offline:
         typer.echo("gvc: no W&B key here: written as JSON; `wandb login` first saves it there", err=True)
     print(out)

@@ -18,17 +18,19 @@ def reproduce(
         list[str] | None,
         typer.Option(
             metavar="[NAME=]DIR",
-            help="A folder with train.txt and valid.txt: tinystories=DIR for the claims, and one of other text.",
+            help="A folder with train.txt and valid.txt: tinystories=DIR for the claims, and one of other text. "
+            "A folder that was begun remembers them.",
         ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Everything goes here; default runs/reproduce-SCALE.")
     ] = None,
     only: Annotated[str | None, typer.Option(metavar="STEP,STEP...", help="Run only these steps.")] = None,
-    again: Annotated[bool, typer.Option("--again", help="Run steps that are done once more.")] = False,
     show: Annotated[bool, typer.Option("--list", help="Print the steps with their commands; run nothing.")] = False,
 ) -> None:
     """Put every claim of the paper to the test, and write a page of verdicts. Run it again, and it goes on.
+
+    What a step has made stays; it is made anew where its folder and its entry in steps/ are removed.
 
     Each step is a command that can be run alone. A step that fails stops no other: it is named at the end, with exit
     code 1, and the page shows what there is.
@@ -42,21 +44,22 @@ def reproduce(
     folder = out or Path("runs") / f"reproduce-{chosen.name}"
     try:
         texts = find_texts(data or [])
+        work = Reproduction(chosen, folder, texts)
     except GvcError:
         write_page_of_what_there_is(folder)
         raise
-    work = Reproduction(chosen, folder, texts)
     if show:
         print_steps(work)
         return
     say = functools.partial(typer.echo, err=True)
-    if all(work.missing_text(step) for step in steps if step.needs) and any(step.needs for step in steps):
+    lacking = {work.missing_text(step) for step in steps if step.needs}
+    if "stories" in lacking or (lacking and None not in lacking):
         write_page_of_what_there_is(folder)
-        raise no_text(scale)
+        raise no_text(scale, [text.name for text in texts])
     with work.lock():
         work.prepare()
         try:
-            failed = work.run(steps, say, again)
+            failed = work.run(steps, say)
         except DiskError:
             write_page_of_what_there_is(folder)
             raise
@@ -68,10 +71,15 @@ def reproduce(
         raise GvcError(f"{len(failed)} of {len(steps)} steps failed: {'; '.join(failed)}")
 
 
-def no_text(scale: str) -> Exception:
-    """Return the one line for a scale that needs a text and got none."""
-    from grouped_lm.errors import DataError
+def no_text(scale: str, names: list[str]) -> Exception:
+    """Return the one line for a scale that needs a text and got none, or none that the claims are about."""
+    from grouped_lm.errors import ConfigError, DataError
 
+    if names:
+        return ConfigError(
+            f"--scale {scale} needs a text whose name begins with tinystories, which the claims are about, got "
+            f"{' and '.join(names)}: --data tinystories=DIR names it"
+        )
     return DataError(
         f"--scale {scale} needs text: --data tinystories=DIR with train.txt and valid.txt in it (documents end at "
         "<|endoftext|>), and a second --data DIR for the claims about other text"

@@ -93,6 +93,28 @@ def compare_methods(first: list[float], second: list[float], margin: float = MAR
     error = float(np.sqrt(sum(parts)))
     freedom = sum(parts) ** 2 / sum(part**2 / (n - 1) for part, n in zip(parts, seeds, strict=True)) if error else 1.0
     reach = float(stats.t.ppf(1 - LEVEL, freedom)) * error if error else 0.0
+    return _difference(difference, reach, seeds, margin)
+
+
+def compare_paired(differences: list[float], margin: float = MARGIN) -> MethodDifference:
+    """Test for equivalence what was measured as a difference within every seed: the same two tests, one sample.
+
+    Args:
+        differences: second less first of every seed, nats per token, one or more.
+        margin: what counts as no difference, nats per token, > 0.
+    """
+    count, difference = len(differences), float(np.mean(differences))
+    if count < 2:
+        return MethodDifference(
+            difference=difference, low=None, high=None, verdict=NOT_SHOWN, seeds=(count, count), margin=margin
+        )
+    error = float(np.std(differences, ddof=1)) / np.sqrt(count)
+    reach = float(stats.t.ppf(1 - LEVEL, count - 1) * error)
+    return _difference(difference, reach, (count, count), margin)
+
+
+def _difference(difference: float, reach: float, seeds: tuple[int, int], margin: float) -> MethodDifference:
+    """Return the difference with its interval and verdict."""
     low, high = difference - reach, difference + reach
     verdict = NOT_SHOWN
     if -margin < low and high < margin:

@@ -19,6 +19,8 @@ STYLES: tuple[tuple[Any, ...], ...] = (
     ("#56B4E9", "P", "--"),
 )
 DENSE_STYLE = ("#000000", "X", (0, (5, 2)))
+HEADS = ("grouped", "shortlist", "film", "class_full", "adaptive", "low_rank")
+"""Heads with a colour of their own, that of the same place in `STYLES`."""
 GREY = "#555555"
 LINE_POINTS = 14
 """Height of a line of text."""
@@ -69,6 +71,22 @@ def style_of(series: str, points: list[Point]) -> tuple[Any, ...]:
     """Return colour, mark and dashes of a series; dense ones are black."""
     names = sorted({p.series for p in points if p.head != "dense"})
     return STYLES[names.index(series) % len(STYLES)] if series in names else DENSE_STYLE
+
+
+def styles_by_head(names: list[str]) -> dict[str, tuple[Any, ...]]:
+    """Return colour, mark and dashes of names that begin with their head: one colour per head on every picture.
+
+    Args:
+        names: of what is drawn together; those of one head differ in mark and dashes.
+    """
+    found: dict[str, tuple[Any, ...]] = {}
+    for name in sorted(set(names), key=lambda name: (len(name), name)):
+        head = name.split(",")[0].split(" ")[0]
+        base = DENSE_STYLE if head == "dense" else STYLES[HEADS.index(head)] if head in HEADS else (GREY, "h", ":")
+        others = sum(style[0] == base[0] for style in found.values())
+        shape = STYLES[(STYLES.index(base) + others) % len(STYLES)] if base in STYLES and others else base
+        found[name] = (base[0], *(shape if not others or base in STYLES else STYLES[others % len(STYLES)])[1:])
+    return found
 
 
 def set_scale(axis: Any, values: list[float], from_zero: bool = False) -> None:

@@ -163,8 +163,8 @@ def _draw_theory(axes: Any, sized: list[Point], sizes: list[int]) -> list[Label]
         least = estimate_grouped_head_bytes(*sizes_here, best) / GIB  # type: ignore[arg-type]
         axes.plot(curve, gib, color="#c4c4c4", linewidth=5, zorder=1.5)  # a band, seen behind what was measured
         axes.plot([best], [least], marker="*", markersize=14, color=GREY, markeredgecolor="white", zorder=4)
-        spot = {"textcoords": "offset points", "ha": "center", "color": GREY, "path_effects": halo()}
-        axes.annotate(f"theory's least, S = {best:,}", (best, least), (0, -19), **spot)
+        spot = {"textcoords": "offset points", "ha": "left", "color": GREY, "path_effects": halo()}
+        axes.annotate(f"theory's least, S = {best:,}", (best, least), (6, -19), **spot)  # away from the axis of y
         labels.append(Label(gib[-1], "theory" if len(cases) == 1 else f"theory, N {n_tokens:,}", GREY))
     return labels
 
@@ -180,8 +180,15 @@ def _mark_root(axes: Any, sized: list[Point]) -> None:
         axes.annotate(f"√V = {root:.0f}", (root, 1), (4, -2), color=GREY, **spot)
 
 
-def draw_pareto(axes: Any, points: list[Point], against: tuple[str, int]) -> None:
-    """Draw loss against speed or memory; marks on the front are filled, and a line joins them."""
+def draw_pareto(
+    axes: Any, points: list[Point], against: tuple[str, int], styles: dict[str, tuple[Any, ...]] | None = None
+) -> None:
+    """Draw loss against speed or memory; marks on the front are filled, and a line joins them.
+
+    Args:
+        axes, points, against: as `plot_jobs` gives them.
+        styles: colour and mark by series, where they are not to follow from the points.
+    """
     key, quality = against[0], QUALITY[0]
     fronts = front_of(points, (QUALITY, against))
     for front in fronts:
@@ -191,7 +198,7 @@ def draw_pareto(axes: Any, points: list[Point], against: tuple[str, int]) -> Non
     on_front = [point for front in fronts for point in front]
     spots = []
     for point in [*on_front, *(p for p in points if p not in on_front)]:
-        color, marker, _ = style_of(point.series, points)
+        color, marker, _ = styles[point.series] if styles else style_of(point.series, points)
         x, y = point.mean(key) or 0.0, point.mean(quality) or 0.0
         style = {"color": color, "marker": marker, "markerfacecolor": color if point in on_front else "white"}
         errors = {"xerr": _errors([point], key), "yerr": _errors([point], quality)}

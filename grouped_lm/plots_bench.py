@@ -5,7 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.plot_parts import GREY, STYLES, Label, PlotLibraryError, label_ends, set_scale, write_title
+from grouped_lm.plot_parts import (
+    GREY,
+    STYLES,
+    Label,
+    PlotLibraryError,
+    label_ends,
+    set_scale,
+    styles_by_head,
+    write_title,
+)
 from grouped_lm.plots import save_figure
 
 __all__ = ["PlotLibraryError", "write_bench_plots"]
@@ -89,29 +98,39 @@ def draw_by_vocab(axes: Any, rows: Sequence[Row], key: str) -> None:
         if key == "bytes" and row.get("state_bytes") is not None:
             series.setdefault("weights x 16", []).append((row["vocab_size"], row["state_bytes"] / 2**30))
     labels = []
-    heads = [name for name in series if name not in ("no head", "weights x 16")]
+    styles = styles_by_head(list(series)) | dict.fromkeys(("no head", "weights x 16"), ("black", None, "--"))
     for name, points in series.items():
         xs, ys = zip(*sorted(set(points)), strict=True)
-        style = STYLES[heads.index(name) % len(STYLES)] if name in heads else ("black", None, "--")
+        style = styles[name]
         axes.plot(xs, ys, color=style[0], marker=style[1], linestyle=style[2])
         labels.append(Label(ys[-1], name, style[0]))
-    set_scale(axes.xaxis, [row["vocab_size"] for row in rows])
+    sizes = sorted({x for points in series.values() for x, _ in points})
+    axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size / 1e6:g}M" if size >= 1e6 else f"{size / 1e3:.0f}K" for size in sizes])
+    axes.minorticks_off()
     set_scale(axes.yaxis, [y for points in series.values() for _, y in points])
     axes.set_xlabel("vocabulary V")
     axes.set_ylabel("ms per step" if key == "ms" else "peak of a step (GiB)")
     where = "" if key == "ms" else ", predicted where it was not run"
-    write_title(axes, "Steps over vocabularies", f"{rows[0]['model']}{where}")
+    shape = f"{rows[0]['model']}, {rows[0]['micro_batch_size']} x {rows[0]['block_size']} tokens"
+    write_title(axes, f"{'Time' if key == 'ms' else 'Peak memory'} of a step over vocabularies", f"{shape}{where}")
     label_ends(axes, labels)
 
 
-def _bars(axes: Any, names: Sequence[str], values: Sequence[float], label: str, also: Sequence[float] = ()) -> None:
-    """Draw a bar each; `also` are figures that have to be in sight."""
-    places = range(len(names))
-    axes.barh(places, values, color=[STYLES[1][0] if n.startswith("dense") else STYLES[0][0] for n in names])
+def _bars(
+    axes: Any, names: Sequence[str], values: Sequence[float], label: str, also: Sequence[float] = (), log: bool = True
+) -> None:
+    """Draw a bar each; `also` are figures that have to be in sight; `log` allows for an axis that is not linear."""
+    places, styles = range(len(names)), styles_by_head(list(names))
+    axes.barh(places, values, color=[styles[name][0] for name in names])
     axes.set_yticks(places, names, fontsize=8 if len(names) > 8 else 10)
     axes.invert_yaxis()
     axes.grid(False, axis="y")
-    set_scale(axes.xaxis, [*values, *also], from_zero=True)
+    if log:
+        set_scale(axes.xaxis, [*values, *also], from_zero=True)
+    else:
+        axes.set_xlim(0, max([*values, *also]) * 1.1)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel(label)
 
 
@@ -139,6 +158,13 @@ def draw_rates(axes: Any, rows: Sequence[Row], model: str) -> None:
     heads = [row for row in rows if row["head"] != "no head"]
     cap = next(row for row in rows if row["head"] == "no head")
     label = "tokens per second; dashed: without any head"
-    _bars(axes, [r["head"] for r in heads], [r["tokens_per_sec"] for r in heads], label, [cap["tokens_per_sec"]])
+    _bars(
+        axes,
+        [r["head"] for r in heads],
+        [r["tokens_per_sec"] for r in heads],
+        label,
+        [cap["tokens_per_sec"]],
+        log=False,
+    )
     axes.axvline(cap["tokens_per_sec"], color="black", linestyle="--", linewidth=1.4)
     write_title(axes, "Whole optimizer steps", model)

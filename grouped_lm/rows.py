@@ -108,6 +108,8 @@ def read_tasks(path: Path) -> Row:
         figures = json.loads((path / "eval.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    if not isinstance(figures, dict):
+        return {}
     return {key: value for key, value in figures.items() if key.startswith(("task/", "sample/", "judge/"))}
 
 

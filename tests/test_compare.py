@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from grouped_lm.compare import compare_checkpoints, compare_methods
+from grouped_lm.compare import compare_checkpoints, compare_methods, compare_paired
 
 
 def test_a_run_against_itself_is_exactly_zero():
@@ -31,6 +32,17 @@ def test_permutations_and_intervals_err_as_often_as_they_say():
     ]
     assert np.mean([f.p_value <= 0.05 for f in found]) <= 0.075  # 5 % and two deviations of 300 tries
     assert np.mean([f.low > 0 or f.high < 0 for f in found]) <= 0.09
+
+
+def test_paired_differences_are_a_one_sample_t():
+    draws = np.random.default_rng(0)
+    seeds = draws.normal(0, 1, 4)  # what the two of a seed share
+    gaps = list(seeds + 0.05 - seeds + draws.normal(0, 0.001, 4))
+    found = compare_paired(gaps)
+    low, high = stats.t.interval(0.9, 3, np.mean(gaps), stats.sem(gaps))
+    assert (found.low, found.high) == pytest.approx((low, high))
+    assert (found.verdict, compare_paired([0.05]).verdict) == ("not on par", "not shown")
+    assert np.mean([compare_paired(list(draws.normal(0.01, 0.01, 3))).verdict == "on par" for _ in range(500)]) <= 0.07
 
 
 def rate(verdict: str, true_difference: float, n_seeds: int, spread: float, n_pairs: int = 1_000) -> float:

@@ -15,6 +15,7 @@ def test_orders_that_are_known():
     falling = measure_merge_order(np.arange(100, 0, -1))
     assert falling["rank_correlation"] == pytest.approx(1.0)
     assert falling["low"] > 0.99
+    assert measure_merge_order(np.array([0, 5, 5, 5, 5]))["unigram_nats"] == pytest.approx(np.log(4))
     assert measure_merge_order(np.arange(1, 101))["rank_correlation"] == pytest.approx(-1.0)
     assert measure_merge_order(np.arange(100, 0, -1), first=10)["share_of_first"] == pytest.approx(955 / 5050)
 

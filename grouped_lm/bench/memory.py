@@ -21,7 +21,7 @@ from grouped_lm.bench.steps import Batch
 from grouped_lm.bench.workload import Workload, say
 from grouped_lm.config import Config, ModelConfig, TrainConfig
 from grouped_lm.fake_step import fake_model, fake_passes, fake_steps, faking, make_state, watch_step, with_shape
-from grouped_lm.heads import HEADS, parse_head_config
+from grouped_lm.heads import HEADS
 from grouped_lm.live_bytes import KINDS, Moments
 from grouped_lm.measure import GIB, PeakTensorMemory, live_state, tensor_bytes
 from grouped_lm.models.build import build_lm
@@ -37,16 +37,18 @@ PAIR = (BASELINE, "grouped")
 def memory_cells(work: Workload) -> list[Cell]:
     """Return the cells of all four parts."""
     grid = work.settings.memory
-    registered = [c.name for c in work.competitors if c.name in HEADS]
+    rivals = [find_competitor("memory.claim_heads", name) for name in grid.claim_heads]
+    watched = [c for c in work.competitors if c.name in HEADS]
+    watched += [rival for rival in rivals if rival.name not in HEADS]  # what is predicted is held against real steps
     cells: list[Cell] = []
     for name in grid.truth_models:
         for batch in grid.truth_batches:
             label = {"micro_batch_size": batch, "block_size": grid.truth_block_size}
-            for head in registered:
-                config = config_of(work, work.models[name], head, batch, grid.truth_block_size)
-                cell = {"part": "truth", "model": name, **label, "head": head}
+            for rival in watched:
+                config = config_of(work, work.models[name], rival.name, batch, grid.truth_block_size)
+                cell = {"part": "truth", "model": name, **label, "head": rival.name}
                 cells.append((cell, partial(measure_truth, work, config)))
-    for rival in [find_competitor("memory.claim_heads", name) for name in grid.claim_heads]:
+    for rival in rivals:
         own = {} if rival.name == PAIR[1] else {"head": rival.name}
         for name in grid.claim_models:
             for attention in ("fused", "unfused"):
@@ -64,11 +66,11 @@ def memory_cells(work: Workload) -> list[Cell]:
 
 
 def config_of(work: Workload, model: ModelConfig, head: str, batch: int, context: int) -> Config:
-    """Return the run of one head at B and T."""
+    """Return the run of one competitor's head at B and T."""
     return Config(
         seed=work.settings.seed,
         model=dataclasses.replace(model, block_size=context),
-        head=parse_head_config({"name": head}),
+        head=find_competitor("memory", head).config(),
         tokenizer=work.settings.tokenizer,
         train=TrainConfig(micro_batch_size=batch),
     )
@@ -166,8 +168,7 @@ def predict_claim(work: Workload, head: Competitor, name: str, attention: str) -
     """
     grid = work.settings.memory
     model = dataclasses.replace(work.models[name], attention=attention)
-    configs = [config_of(work, model, BASELINE, 2, grid.claim_block_size) for _ in PAIR]
-    configs[1].head = head.config()
+    configs = [config_of(work, model, name, 2, grid.claim_block_size) for name in (BASELINE, head.name)]
     dense, own = (predicted_by_batch(config, fake_steps) for config in configs)
 
     def ratio(batch: int) -> float:

@@ -36,6 +36,8 @@ class Cell:
     high: float
     run: str
     note: str = ""
+    batch: int | None = None
+    """Where one batch alone was seen."""
 
     def describe(self) -> str:
         """Return ratio and place in words."""
@@ -81,13 +83,16 @@ def places(cells: list[Cell]) -> list[str]:
     return [f"{' or '.join(dict.fromkeys(models))}{rest}" for rest, models in rests.items()]
 
 
-def gpu_cells(claim: Claim, method: Method, claims: Claims, evidence: Evidence, key: str, sign: int) -> list[Cell]:
+def gpu_cells(
+    claim: Claim, method: Method, claims: Claims, evidence: Evidence, key: str, sign: int, seeds: int
+) -> list[Cell]:
     """Return ratios of runs on a GPU, seeds as the spread; a dense head in chunks is no standard layer.
 
     Args:
         claim, method, claims, evidence: as rules have them.
         key: column of runs.csv.
         sign: 1 where more is better, -1 where less is.
+        seeds: as many as either side has at least: times vary from run to run, bytes hardly do.
     """
     cells = []
     ours = settings_of(evidence, method, None, None)
@@ -96,14 +101,15 @@ def gpu_cells(claim: Claim, method: Method, claims: Claims, evidence: Evidence, 
             [r[key] for r in by_seed(own).values() if r.get("memory/peak_gpu_gib") and r.get(key) and not in_chunks(r)]
             for own in (rows, ours.get(setting, []))
         ]
-        if not all(pair) or setting.model not in claim.options["models"]:
+        if min(map(len, pair)) < seeds or setting.model not in claim.options["models"]:
             continue
         dense, own = pair if sign < 0 else pair[::-1]
         ratio = (sum(dense) / len(dense)) / (sum(own) / len(own))
         where = f"{setting.model}, batch {setting.micro_batch_size}, on a GPU"
-        cells.append(
-            Cell(setting.model, where, ratio, min(dense) / max(own), max(dense) / min(own), setting.describe())
-        )
+        low, high = min(dense) / max(own), max(dense) / min(own)
+        note = " (one run)" if min(map(len, pair)) == 1 else ""
+        batch = setting.micro_batch_size
+        cells.append(Cell(setting.model, where, ratio, low, high, setting.describe(), note, batch))
     return cells
 
 
@@ -119,24 +125,36 @@ def claim_rows(evidence: Evidence, method: Method) -> list[Row]:
 
 
 def memory_ratio(claim: Claim, method: Method, claims: Claims, evidence: Evidence) -> Verdict:
-    """Does a step need `threshold` times less memory at one of the paper's batches, fused attention or not?
+    """Does a step need `threshold` times less memory at one of our batches, fused attention or not?
 
     Options: models, batches, max_prediction_error (share; predictions count only where real steps bear them out).
+    What was measured on a GPU stands for its body and batch; the other batches are predicted.
     """
     o, line = claim.options, float(claim.threshold or 0.0)
-    cells = gpu_cells(claim, method, claims, evidence, "memory/peak_gpu_gib", -1)
-    if cells:
-        return verdict_of(cells, line, o["models"], "{low:.2f}x to {high:.2f}x (range of seeds)")
+    cells = gpu_cells(claim, method, claims, evidence, "memory/peak_gpu_gib", -1, seeds=1)
+    measured = {(cell.model, cell.batch) for cell in cells}
     rows = [
-        r for r in claim_rows(evidence, method) if r["model"] in o["models"] and r["micro_batch_size"] in o["batches"]
+        r
+        for r in claim_rows(evidence, method)
+        if r["model"] in o["models"]
+        and r["micro_batch_size"] in o["batches"]
+        and (r["model"], r["micro_batch_size"]) not in measured
     ]
     errors = prediction_errors(evidence, claims.methods["dense"], method)
-    if not rows or not errors:
+    worst = max(errors, default=0.0)
+    if not errors or worst > o["max_prediction_error"]:
+        rows = []
+    if not rows and not cells:
+        if errors and worst > o["max_prediction_error"]:
+            return not_shown(f"predictions were up to {worst:.1%} off in real steps")
         return not_shown(f"no ratios of {' and '.join(o['models'])}, or no real steps beside the predicted ones")
-    worst = max(errors)
-    note = f" Predicted from shapes; {len(errors)} real steps were within {worst:.1%}."
-    if worst > o["max_prediction_error"]:
-        return not_shown(f"predictions were up to {worst:.1%} off in real steps")
+    ranges = ["range of the runs on a GPU"] if cells else []
+    note = ""
+    if rows:
+        note = f" Predicted from shapes{', but on a GPU' if cells else ''}; {off_by(errors)}."
+        ranges.append("bodies, attention, batches " + " and ".join(map(str, o["batches"])))
+    bounds = [row["memory_ratio"] for row in rows] + [bound for cell in cells for bound in (cell.low, cell.high)]
+    interval = f"{min(bounds):.2f}x to {max(bounds):.2f}x ({'; '.join(ranges)})"
     for (model, attention), group in group_rows(rows, ("model", "attention")).items():
         ratios = [row["memory_ratio"] for row in group]
         at_claim = group[0].get("batch_at_claim")
@@ -144,14 +162,18 @@ def memory_ratio(claim: Claim, method: Method, claims: Claims, evidence: Evidenc
         if max(ratios) < line and at_claim:
             where = f"{model}, {attention} attention, batches up to {max(r['micro_batch_size'] for r in group)}"
         cells.append(Cell(model, where, max(ratios), max(ratios), max(ratios), f"bench-memory {model} {attention}"))
-    low, high = (f(row["memory_ratio"] for row in rows) for f in (min, max))
-    interval = f"{low:.2f}x to {high:.2f}x (bodies, attention, batches {' and '.join(map(str, o['batches']))})"
     return verdict_of(cells, line, o["models"], interval, note)
 
 
+def off_by(errors: list[float]) -> str:
+    """Return how far predictions were off in real steps."""
+    worst = max(errors)
+    return f"{len(errors)} real steps were {f'within {worst:.1%}' if worst >= 0.0005 else 'as predicted'}"
+
+
 def prediction_errors(evidence: Evidence, dense: Method, method: Method) -> list[float]:
-    """Return |predicted / measured - 1| of real steps, if there are some of both heads."""
-    names = {dense.match["head"], method.match["head"]}
+    """Return |predicted / measured - 1| of real steps, if there are some of both heads, by their names in benches."""
+    names = {dense.bench, method.bench}
     rows = [r for r in evidence["bench-memory"] if r.get("prediction_error") is not None and r.get("head") in names]
     return [abs(row["prediction_error"]) for row in rows] if {row["head"] for row in rows} == names else []
 
@@ -167,10 +189,11 @@ def group_rows(rows: Iterable[Row], keys: tuple[str, ...]) -> dict[tuple[Any, ..
 def speed_ratio(claim: Claim, method: Method, claims: Claims, evidence: Evidence) -> Verdict:
     """Are whole steps `threshold` times as fast? The quartiles of both sides have to be on one side of it."""
     line, models = float(claim.threshold or 0.0), claim.options["models"]
-    cells = gpu_cells(claim, method, claims, evidence, "throughput/tokens_per_sec", 1)
+    cells = gpu_cells(claim, method, claims, evidence, "throughput/tokens_per_sec", 1, seeds=2)
     if cells:
         return verdict_of(cells, line, models, "{low:.2f}x to {high:.2f}x (range of seeds)")
-    for (model,), rows in group_rows(evidence["bench-steps"], ("model",)).items():
+    shared = ("model", "micro_batch_size", "block_size", "threads", "commit")
+    for (model, *_), rows in group_rows(evidence["bench-steps"], shared).items():
         by_head = {row["head"]: row for row in rows}
         dense, own = by_head.get(claims.methods["dense"].bench), by_head.get(method.bench)
         if dense and own:
@@ -199,10 +222,14 @@ def flops_ratio(claim: Claim, method: Method, claims: Claims, evidence: Evidence
 
 
 def memory_grid(claim: Claim, method: Method, claims: Claims, evidence: Evidence) -> Verdict:
-    """Is the ratio above `threshold` in every cell of batch x length, in training and in inference?"""
+    """Is the ratio above `threshold` in every cell of batch x length, in training and in inference?
+
+    Some cells are not all there are: it never holds but where it was seen.
+    """
     rows = [row for row in evidence["bench-memory"] if row.get("part") == "grid"]
     cells: dict[tuple[Any, ...], float] = {}
-    for key, group in group_rows(rows, ("model", "mode", "micro_batch_size", "block_size")).items():
+    grid = group_rows(rows, ("model", "mode", "micro_batch_size", "block_size"))
+    for key, group in grid.items():
         sizes = {row["head"]: row.get("measured_bytes") or row["predicted_bytes"] for row in group}
         if sizes.keys() >= {"dense", method.bench}:
             cells[key] = sizes["dense"] / sizes[str(method.bench)]
@@ -216,11 +243,14 @@ def memory_grid(claim: Claim, method: Method, claims: Claims, evidence: Evidence
         ratios = {key: ratio for key, ratio in cells.items() if key[1] == mode}
         low, high = min(ratios, key=lambda k: ratios[k]), max(ratios, key=lambda k: ratios[k])
         parts.append(f"{mode}: {ratios[low]:.2f}x ({low[2]} x {low[3]}) to {ratios[high]:.2f}x ({high[2]} x {high[3]})")
-    word = HOLDS if len(good) == len(cells) else HOLDS_WHERE if good else FAILS
-    missing = ", ".join(f"{mode} of {b} x {t}" for _, mode, b, t in cells.keys() - good)
+    measured = sum(all(row.get("measured_bytes") for row in group) for group in grid.values())
+    seen = f"batch x length is of {listed((b, t) for _, _, b, t in cells)}, {', '.join(sorted({k[0] for k in cells}))}"
+    where = f"{seen}; {measured} of {len(cells)} cells measured, the others predicted"
+    if good and len(good) < len(cells):
+        where += f"; not in {listed((b, t, mode) for _, mode, b, t in cells.keys() - good)}"
     return Verdict(
-        word=word,
-        where=f"it is not {missing}" if word == HOLDS_WHERE else "",
+        word=HOLDS_WHERE if good else FAILS,
+        where=where if good else f"{measured} of {len(cells)} cells measured, the others predicted",
         figure=f"{min(cells.values()):.2f}x or more",
         interval=f"{min(cells.values()):.2f}x to {max(cells.values()):.2f}x ({len(cells)} cells)",
         why="; ".join(parts) + f"; {next(iter(cells))[0]}.",
@@ -231,11 +261,20 @@ def memory_grid(claim: Claim, method: Method, claims: Claims, evidence: Evidence
     )
 
 
+def listed(cells: Iterable[tuple[Any, ...]]) -> str:
+    """Return different cells in order, as 8 x 128."""
+    return ", ".join(" x ".join(map(str, cell)) for cell in sorted(set(cells)))
+
+
 def gain_by_vocabulary(claim: Claim, method: Method, claims: Claims, evidence: Evidence) -> Verdict:
-    """Is the memory ratio at every V from `least` on at least `threshold` times that at `base`?"""
+    """Is the memory ratio at every V from `least` on at least `threshold` times that at `base`?
+
+    It holds outright up to `most` alone, and where every peak was measured.
+    """
     o, line = claim.options, float(claim.threshold or 0.0)
     memory: dict[int, float] = {}
     times: dict[int, float] = {}
+    predicted: set[int] = set()
     shape = ""
     for (size,), rows in group_rows(
         (r for r in evidence["bench-vocab"] if r.get("part") == "step"), ("vocab_size",)
@@ -246,6 +285,8 @@ def gain_by_vocabulary(claim: Claim, method: Method, claims: Claims, evidence: E
             most, least = (row.get("measured_bytes") or row.get("predicted_bytes") for row in (dense, own))
             if most and least:
                 memory[int(size)] = most / least
+                if not dense.get("measured_bytes") or not own.get("measured_bytes"):
+                    predicted.add(int(size))
             if dense.get("ms") and own.get("ms"):
                 times[int(size)] = dense["ms"] / own["ms"]
             shape = f"with {own['model']}, {own['micro_batch_size']} x {own['block_size']} tokens"
@@ -253,14 +294,17 @@ def gain_by_vocabulary(claim: Claim, method: Method, claims: Claims, evidence: E
     if o["base"] not in memory or not large:
         return not_shown(f"no steps of {method.name} and dense at V = {o['base']:,} and from {o['least']:,} on")
     good = [size for size in large if memory[size] >= line * memory[o["base"]]]
-    word = HOLDS if good == large and large[-1] >= o["most"] else HOLDS_WHERE if good else FAILS
+    guessed = [size for size in (o["base"], *large) if size in predicted]
+    whole = good == large and large[-1] >= o["most"] and not guessed
+    word = HOLDS if whole else HOLDS_WHERE if good else FAILS
+    how = f"predicted at V = {', '.join(f'{size:,}' for size in guessed)}" if guessed else "all measured"
     parts = [
         f"V = {size:,}: {memory[size]:.2f}x less memory" + (f", {times[size]:.1f}x as fast" if size in times else "")
         for size in (o["base"], *large)
     ]
     return Verdict(
         word=word,
-        where=f"V is {', '.join(f'{size:,}' for size in good)}" if word == HOLDS_WHERE else shape,
+        where=f"V is {', '.join(f'{size:,}' for size in good)}; {how}" if word == HOLDS_WHERE else f"{shape}; {how}",
         figure=f"{memory[large[-1]]:.2f}x at V = {large[-1]:,}",
         interval=f"{memory[o['base']]:.2f}x at {o['base']:,}",
         why="; ".join(parts) + f"; {shape}.",

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from grouped_lm.plot_parts import DENSE_STYLE, STYLES, Label, label_ends, write_title
+from grouped_lm.plot_parts import Label, label_ends, styles_by_head, write_title
 from grouped_lm.reproduction.claims import Claims
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.tables import main_settings, runs_in
 from grouped_lm.reproduction.verdicts import Setting
 
 MAIN = ("dense", "paper", "ours")
+HEADS = {"dense": "dense", "paper": "grouped", "ours": "shortlist"}
 
 Draw = Callable[[Any], None]
 
@@ -23,7 +24,7 @@ Job = tuple[str, str, str, str, Draw]
 
 def style(name: str) -> tuple[Any, ...]:
     """Return colour, mark and dashes of one of the three main methods."""
-    return DENSE_STYLE if name == "dense" else STYLES[MAIN.index(name) - 1]
+    return styles_by_head([HEADS[name]])[HEADS[name]]
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def write_report(folders: list[Path], out: Path, say: Callable[[str], None]) -> 
         RunFolderError: a folder that does not exist.
         DiskError: there is no room.
     """
-    collected = collect_evidence(folders)
+    collected = collect_evidence(folders, say)
     with disk_errors(out):
         write_evidence(collected, out / DATA)
         report = make_report(read_evidence(out) or collected, say)

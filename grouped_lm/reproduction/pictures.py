@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from grouped_lm.plot_data import Point, collect_points
-from grouped_lm.plot_parts import GREY, STYLES, Label, label_ends, write_title
+from grouped_lm.plot_parts import GREY, STYLES, Label, label_ends, styles_by_head, write_title
 from grouped_lm.plots import draw_by_group_size, draw_pareto, render_svg
 from grouped_lm.plots_bench import draw_by_vocab, draw_claim, draw_rates
 from grouped_lm.ranking import MEMORY, SPEED
@@ -152,8 +152,16 @@ def front_jobs(claims: Claims, evidence: Evidence) -> list[Job]:
             spots = "; ".join(
                 f"{p.series} {p.mean('val/loss'):.3f} nats at {form.format(p.mean(key[0]))}" for p in known
             )
-            alt = f"Validation loss against {what}: {spots}."
-            jobs.append((name, "fronts", f"Loss against {what}", alt, partial(draw_pareto, points=known, against=key)))
+            alt, styles = f"Validation loss against {what}: {spots}.", styles_by_head([p.series for p in known])
+            jobs.append(
+                (
+                    name,
+                    "fronts",
+                    f"Loss against {what}",
+                    alt,
+                    partial(draw_pareto, points=known, against=key, styles=styles),
+                )
+            )
     return jobs
 
 
@@ -226,10 +234,23 @@ def bench_jobs(claims: Claims, evidence: Evidence) -> list[Job]:
             )
     steps = [row for row in named("bench-vocab") if row.get("part") == "step"]
     if len({row["vocab_size"] for row in steps}) > 1:
-        most = max(row["vocab_size"] for row in steps)
         for name, key, what in (("vocab-memory", "bytes", "Peak memory"), ("vocab-time", "ms", "Time")):
-            alt = f"{what} of a step over vocabularies up to {most:,} tokens, by head; the figures are in the table."
+            keys = ("ms",) if key == "ms" else ("measured_bytes", "predicted_bytes")
+            most: dict[str, int] = {}
+            for row in sorted(steps, key=lambda row: row["vocab_size"]):
+                if any(row.get(k) for k in keys):
+                    most[row["head"]] = row["vocab_size"]
+            ends = ", ".join(f"{head} up to {size:,} tokens" for head, size in most.items())
+            alt = f"{what} of a step over vocabularies: {ends}; the figures are in the table."
+            if not most:
+                continue
             jobs.append(
-                (name, "vocabularies", f"{what} over vocabularies", alt, partial(draw_by_vocab, rows=steps, key=key))
+                (
+                    name,
+                    "vocabularies",
+                    f"{what} of a step over vocabularies",
+                    alt,
+                    partial(draw_by_vocab, rows=steps, key=key),
+                )
             )
     return jobs

@@ -1,12 +1,12 @@
 """Rules about what models know: losses over seeds, groups, rare tokens, tasks.
 
 Losses are nats per token. Differences are second less first, with 90 % intervals over seeds: the two one-sided tests of
-`grouped_lm.compare`. One seed decides nothing.
+`grouped_lm.compare`. One seed decides nothing, and neither do models that lose as much as the frequencies of tokens.
 """
 
 from dataclasses import replace
 
-from grouped_lm.compare import MethodDifference, compare_methods
+from grouped_lm.compare import MethodDifference, compare_methods, compare_paired
 from grouped_lm.reproduction.claims import Claim, Claims, Method
 from grouped_lm.reproduction.evidence import Evidence
 from grouped_lm.reproduction.verdicts import (
@@ -22,6 +22,7 @@ from grouped_lm.reproduction.verdicts import (
     not_shown,
     pair_runs,
     settings_of,
+    untrained,
 )
 
 
@@ -34,6 +35,9 @@ def no_worse(claim: Claim, method: Method, claims: Claims, evidence: Evidence) -
     pair = pair_runs(evidence, methods[o["first"]], methods[o["second"]], o["text"], o["body"])
     if pair is None:
         return not_shown(_lacking(evidence, methods[o["first"]], methods[o["second"]], o["text"]))
+    lacking = untrained(evidence, pair.setting, pair.first.values())
+    if lacking:
+        return not_shown(lacking, pair.runs)
     return difference_verdict(compare_losses(pair, float(claim.threshold or 0.0)), pair, o["models"])
 
 
@@ -62,7 +66,7 @@ def difference_verdict(found: MethodDifference, pair: Pair, models: list[str]) -
     word, where, margin = place_of(found), f"after {setting.describe()}", f"the margin of {found.margin:g} nats"
     why = f"Neither within {margin} nor beyond it, after {setting.describe()}"
     if word == HOLDS:
-        why = "Better" if found.high < -found.margin else f"No worse by {margin}"
+        why = f"{'Better by more than' if found.high < -found.margin else 'No worse by'} {margin}"
         if setting.model not in models:
             word, where = HOLDS_WHERE, setting.condition()
     elif word == FAILS:
@@ -89,7 +93,7 @@ def place_of(found: MethodDifference) -> str:
 
 
 def group_accuracy(claim: Claim, method: Method, claims: Claims, evidence: Evidence) -> Verdict:
-    """Is the group right in at least `threshold` of all cases, in every run of the longest budget?"""
+    """Is the group right in at least `threshold` of all cases, in every run (two or more) of the longest budget?"""
     chosen = claims.methods[claim.options["method"]]
     settings = settings_of(evidence, chosen, None, None)
     known = {
@@ -99,7 +103,15 @@ def group_accuracy(claim: Claim, method: Method, claims: Claims, evidence: Evide
     setting = heaviest({s: len(rows) for s, rows in known.items()})
     if setting is None:
         return not_shown(f"no complete run of {chosen.name} on real text that says how often the group is right")
+    names = [row["run"] for row in known[setting]]
+    lacking = untrained(evidence, setting, known[setting])
+    if lacking:
+        return not_shown(lacking, names)
     values = [row["val/group_accuracy"] for row in known[setting]]
+    if len(values) < 2:
+        return not_shown(
+            f"One seed decides nothing; {chosen.name}: {values[0]:.1%}, after {setting.describe()}.", names
+        )
     low, high, line = min(values), max(values), float(claim.threshold or 0.0)
     word = HOLDS_WHERE if low >= line else FAILS if high < line else NOT_SHOWN
     return Verdict(
@@ -111,7 +123,7 @@ def group_accuracy(claim: Claim, method: Method, claims: Claims, evidence: Evide
         value=sum(values) / len(values),
         low=low,
         high=high,
-        runs=tuple(row["run"] for row in known[setting]),
+        runs=tuple(names),
     )
 
 
@@ -123,12 +135,13 @@ def accuracy_sign(claim: Claim, method: Method, claims: Claims, evidence: Eviden
         pair = pair_runs(evidence, dense, claims.methods[name])
         accuracies = [row.get("val/group_accuracy") for row in pair.second.values()] if pair else []
         known = [value for value in accuracies if value is not None]
-        if pair is not None and known and max(known) < line:
+        trained = pair is not None and untrained(evidence, pair.setting, pair.first.values()) is None
+        if pair is not None and trained and known and max(known) < line:
             found = compare_losses(pair, claim.options["margin"])
             if found.low is not None:
                 seen.append((claims.methods[name], pair, found, max(known)))
     if not seen:
-        return not_shown("no head with groups under the line, and dense beside it, with several seeds on real text")
+        return not_shown("no head with groups under the line, and trained dense runs beside it, with several seeds")
     best, pair, found, accuracy = min(seen, key=lambda entry: entry[2].difference)
     refuted = place_of(found) == HOLDS
     how = "no worse than" if refuted else "not shown as good as"
@@ -147,15 +160,18 @@ def accuracy_sign(claim: Claim, method: Method, claims: Claims, evidence: Eviden
 
 
 def order_follows_frequency(claim: Claim, method: Method, claims: Claims, evidence: Evidence) -> Verdict:
-    """Is the rank correlation of id and count at least `threshold`, on every text?"""
+    """Is the rank correlation of id and count at least `threshold`, on every text? One text is not every one."""
     line = float(claim.threshold or 0.0)
     rows = [row for row in evidence["order"] if is_text(str(row["data"]), None)]
     if not rows:
         return not_shown("no real text was counted")
     good = [row for row in rows if row["low"] >= line]
     bad = [row for row in rows if row["high"] < line]
-    word = HOLDS if len(good) == len(rows) else FAILS if len(bad) == len(rows) else HOLDS_WHERE if good else NOT_SHOWN
-    where = "the text is " + ", ".join(str(row["data"]) for row in good) if word == HOLDS_WHERE else ""
+    whole = len(good) == len(rows) and len({row["data"] for row in rows}) > 1
+    word = HOLDS if whole else FAILS if len(bad) == len(rows) else HOLDS_WHERE if good else NOT_SHOWN
+    where = {HOLDS_WHERE: "the text is " + ", ".join(str(row["data"]) for row in good)}.get(
+        word, "on " + " and ".join(str(row["data"]) for row in rows)
+    )
     first = rows[0]
     parts = [
         f"{row['data']}: {row['rank_correlation']:.2f}; the first {row['first']:,} ids hold "
@@ -176,7 +192,7 @@ def order_follows_frequency(claim: Claim, method: Method, claims: Claims, eviden
 
 
 def rare_tokens(claim: Claim, method: Method, claims: Claims, evidence: Evidence) -> Verdict:
-    """Is the loss over the first method in the rarest tenth no higher than that in the most frequent tenth?"""
+    """Is the loss over the first method in the rarest tenth no higher than in the most frequent one, seed by seed?"""
     first, second = (claims.methods[claim.options[key]] for key in ("first", "second"))
     losses: dict[str, dict[str, float]] = {}
     for row in evidence["deciles"]:
@@ -185,6 +201,9 @@ def rare_tokens(claim: Claim, method: Method, claims: Claims, evidence: Evidence
     pair = pair_runs({**evidence, "runs": judged}, first, second)
     if pair is None:
         return not_shown(f"no runs of {first.name} and of {second.name} on real text that `gvc eval` has judged")
+    lacking = untrained(evidence, pair.setting, pair.first.values())
+    if lacking:
+        return not_shown(lacking, pair.runs)
     gaps: dict[str, list[float]] = {"decile 1": [], "decile 10": []}
     used: list[str] = []
     for seed in sorted(pair.first.keys() & pair.second.keys()):
@@ -195,8 +214,11 @@ def rare_tokens(claim: Claim, method: Method, claims: Claims, evidence: Evidence
                 values.append(losses[names[1]][decile] - losses[names[0]][decile])
     if not used:
         return not_shown(f"no seed with a judged run of {first.name} and one of {second.name}")
-    found = compare_methods(gaps["decile 1"], gaps["decile 10"], margin=float(claim.threshold or 0.0))
+    worse = [rare - often for often, rare in zip(*gaps.values(), strict=True)]
+    found = compare_paired(worse, margin=float(claim.threshold or 0.0))
     verdict = difference_verdict(found, pair, [])
+    if found.low is not None:
+        verdict = replace(verdict, interval=f"{found.low:+.3f} to {found.high:+.3f} (90 %, {len(worse)} seeds, paired)")
     means = [sum(values) / len(values) for values in gaps.values()]
     why = f"Over dense: {means[0]:+.3f} nats in the most frequent tenth, {means[1]:+.3f} in the rarest"
     if found.low is None:

@@ -19,11 +19,13 @@ from filelock import FileLock, Timeout
 
 from grouped_lm.errors import BusyError, ConfigError, DiskError
 from grouped_lm.reproduction.evidence import table_csv
-from grouped_lm.reproduction.steps import Scale, Step, Text, expand, text_overrides
+from grouped_lm.reproduction.steps import Scale, Step, Text, expand, find_text, text_overrides
 from grouped_lm.run_folder import COMPLETE, RunFolder
 from grouped_lm.runtime import write_json, write_text
 
-DONE, FAILED, LEFT_OUT, NEW = "done", "failed", "left out", "new"
+DONE, FAILED, LEFT_OUT, BEGUN, NEW = "done", "failed", "left out", "begun", "new"
+BEAT_S = 10.0
+"""How often a step that runs writes down for how long it has run: what a kill may lose."""
 CHILD = "grouped_lm.cli.child"
 """Runs the words of a command as `gvc` does, and ends with its parent."""
 
@@ -35,7 +37,7 @@ class StepState:
     state: str = NEW
     command: str = ""
     seconds: float = 0.0
-    """Spent on it, attempts that were killed left out."""
+    """Spent on it, attempts that were killed among them, but for their last `BEAT_S`."""
     reason: str | None = None
 
 
@@ -45,17 +47,22 @@ class Reproduction:
     Args:
         scale: the list.
         out: the folder; made by `lock`.
-        texts: given by the user, the one that the claims are about first.
+        texts: given by the user; a role without one has the text that the folder was begun with.
+
+    Raises:
+        DataError: a text that the folder was begun with is gone.
     """
 
     def __init__(self, scale: Scale, out: Path, texts: list[Text]) -> None:
-        self.scale, self.out, self.given = scale, out, texts
-        self.texts = text_overrides(scale, texts, out)
+        self.scale, self.out = scale, out
+        self.given = {text.role: text for text in texts}
+        self.given |= remembered_texts(scale, out, set(self.given))
+        self.texts = text_overrides(scale, self.given, out)
         self._children: set[subprocess.Popen[str]] = set()
 
     def command(self, step: Step) -> str:
         """Return what is run, in words that one can type."""
-        return expand(step, self.out, self.texts)
+        return expand(step, self.scale.name, self.out, self.texts)
 
     def state(self, step: Step) -> StepState:
         """Return what the folder says; a command that has changed since makes a step new again."""
@@ -73,28 +80,32 @@ class Reproduction:
         """Put the texts in their places, as links, so that commands hold nobody's paths; the folder must be held.
 
         Raises:
-            ConfigError: the folder was begun with another scale or other texts.
+            ConfigError: the folder was begun with another scale, with other texts, or with texts in other roles.
             DiskError: it cannot be made.
         """
         known = self.out / "reproduce.json"
-        own: dict[str, Any] = {"scale": self.scale.name, "texts": {text.name: text.sha256() for text in self.given}}
-        try:
-            before = json.loads(known.read_text(encoding="utf-8")) if known.exists() else own
-        except ValueError:
-            before = own
+        own: dict[str, Any] = {"scale": self.scale.name, "texts": {}, "roles": {}}
+        for role, text in self.given.items():
+            own["texts"][text.name], own["roles"][role] = text.sha256(), text.name
+        before = own | read_begun(self.out)
         if before["scale"] != own["scale"]:
             raise ConfigError(f"{self.out} holds a reproduction of scale {before['scale']}: give another --out")
-        changed = [name for name, sha in own["texts"].items() if before["texts"].get(name, sha) != sha]
-        if changed:
-            raise ConfigError(f"{self.out} was begun with another text {changed[0]}: give another --out, or that text")
+        for role, name in own["roles"].items():
+            if before["roles"].get(role, name) != name:
+                raise ConfigError(
+                    f"{self.out} was begun with the text {before['roles'][role]}, not {name}: give another --out"
+                )
+            sha = own["texts"][name]
+            if before["texts"].get(name, sha) != sha:
+                raise ConfigError(f"{self.out} was begun with another text {name}: give another --out, or that text")
         with disk_errors(self.out):
             (self.out / "steps").mkdir(parents=True, exist_ok=True)
             (self.out / "texts").mkdir(exist_ok=True)
-            for text in self.given:
-                link = self.out / "texts" / text.name
+            for text in self.given.values():
+                link, place = self.out / "texts" / text.name, text.folder.resolve()
                 link.unlink(missing_ok=True)
-                link.symlink_to(text.folder.resolve(), target_is_directory=True)
-            write_json(known, {"scale": own["scale"], "texts": before["texts"] | own["texts"]})
+                link.symlink_to(place, target_is_directory=True)
+            write_json(known, own | {key: before[key] | own[key] for key in ("texts", "roles")})
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -102,8 +113,11 @@ class Reproduction:
 
         Raises:
             BusyError: another one works in it.
+            ConfigError: it is a file.
             DiskError: it cannot be made.
         """
+        if self.out.exists() and not self.out.is_dir():
+            raise ConfigError(f"--out {self.out} is a file: give a folder, or a name that there is not yet")
         with disk_errors(self.out):
             self.out.mkdir(parents=True, exist_ok=True)
         try:
@@ -112,13 +126,12 @@ class Reproduction:
         except Timeout:
             raise BusyError(f"another gvc reproduce works in {self.out}: wait for it, or give another --out") from None
 
-    def run(self, steps: list[Step], say: Callable[[str], None], again: bool = False) -> list[str]:
+    def run(self, steps: list[Step], say: Callable[[str], None]) -> list[str]:
         """Run what is left of `steps`, and return "step: reason" of every one that failed.
 
         Args:
             steps: in order.
             say: told what happens, a line at a time.
-            again: also those that are done.
         """
         failed = []
         for number, step in enumerate(steps, start=1):
@@ -129,13 +142,14 @@ class Reproduction:
                 self._record(step, StepState(state=LEFT_OUT, reason=f"no text for {lacking} was given"))
                 continue
             before = self.state(step)
-            if before.state == DONE and not (again or step.always or self._runs_left(step)):
+            if before.state == DONE and not (step.always or self._runs_left(step)):
                 say(f"{label}: done before, in {before.seconds / 60:.1f} minutes")
                 continue
             say(f"{label}: {step.about} (about {step.minutes:g} minutes)")
-            started = time.monotonic()
-            reason = self._run_step(step, say, again)
-            seconds = (0 if again or step.always else before.seconds) + time.monotonic() - started
+            started = time.monotonic() - (0.0 if step.always else before.seconds)
+            with self._beating(step, started):
+                reason = self._run_step(step, say)
+            seconds = time.monotonic() - started
             self._record(step, StepState(state=FAILED if reason else DONE, seconds=seconds, reason=reason))
             if reason:
                 say(f"{label}: failed: {reason}")
@@ -147,6 +161,30 @@ class Reproduction:
         with disk_errors(self.out):
             write_json(self.out / "steps" / f"{step.name}.json", asdict(replace(state, command=self.command(step))))
             write_text(self.out / "steps.csv", table_csv(self.table()))
+
+    @contextlib.contextmanager
+    def _beating(self, step: Step, started: float) -> Iterator[None]:
+        """Write down now and then for how long a step has run, so that a kill does not lose it; and when it is left."""
+        path, over = self.out / "steps" / f"{step.name}.json", threading.Event()
+
+        def beat() -> None:
+            begun = StepState(state=BEGUN, command=self.command(step), seconds=time.monotonic() - started)
+            with contextlib.suppress(OSError):  # a full disk is for the step itself to say
+                write_json(path, asdict(begun))
+
+        def go_on() -> None:
+            while not over.wait(BEAT_S):
+                beat()
+
+        beat()
+        clock = threading.Thread(target=go_on, daemon=True)
+        clock.start()
+        try:
+            yield
+        finally:
+            over.set()
+            clock.join()
+            beat()
 
     def table(self, everything: bool = False) -> list[dict[str, Any]]:
         """Return a row per step: what it is for, minutes planned and taken, state, command.
@@ -167,26 +205,26 @@ class Reproduction:
                         "about": step.about,
                         "minutes": step.minutes,
                         "state": found.state,
-                        "taken": found.seconds / 60 if found.state == DONE else None,
+                        "taken": found.seconds / 60 if found.seconds else None,
                         "reason": found.reason,
                         "command": self.command(step) + each,
                     }
                 )
         return rows
 
-    def _runs_left(self, step: Step, again: bool = False) -> list[Path]:
-        """Return the complete runs of an `each` step that lack what it makes."""
+    def _runs_left(self, step: Step, everything: bool = False) -> list[Path]:
+        """Return the complete runs of an `each` step that lack what it makes, or all complete ones."""
         paths = sorted(self.out.glob(step.each)) if step.each else []
         complete = [path for path in paths if (RunFolder(path).read_result() or {}).get("state") == COMPLETE]
-        return [path for path in complete if again or not (path / str(step.makes)).exists()]
+        return [path for path in complete if everything or not (path / str(step.makes)).exists()]
 
-    def _run_step(self, step: Step, say: Callable[[str], None], again: bool) -> str | None:
+    def _run_step(self, step: Step, say: Callable[[str], None]) -> str | None:
         """Run a step's command, or one for every run that lacks what it makes, and return what went wrong."""
         log = self.out / "steps" / f"{step.name}.log"
         if step.each is None:
             return run_command(shlex.split(self.command(step)), log, say, self._children)
-        ready = self._runs_left(step, again)
-        if not ready and not self._runs_left(step, again=True):
+        ready = self._runs_left(step)
+        if not ready and not self._runs_left(step, everything=True):
             return f"there is no complete run at {step.each}"
 
         def one(path: Path) -> str | None:
@@ -204,6 +242,30 @@ class Reproduction:
                     child.send_signal(signal.SIGTERM)
                 raise
         return "; ".join(reasons) or None
+
+
+def read_begun(out: Path) -> dict[str, Any]:
+    """Return what `reproduce.json` says of a folder: its scale, its texts' hashes and what they are for."""
+    try:
+        values = json.loads((out / "reproduce.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    kinds = {"scale": str, "texts": dict, "roles": dict}
+    return {key: values[key] for key, kind in kinds.items() if isinstance(values.get(key), kind)}
+
+
+def remembered_texts(scale: Scale, out: Path, given: set[str]) -> dict[str, Text]:
+    """Return the texts that a folder was begun with, by what they are for, if they are not given anew.
+
+    A folder of another scale has none.
+    """
+    before = read_begun(out)
+    if before.get("scale") != scale.name:
+        return {}
+    roles = {role: name for role, name in before.get("roles", {}).items() if role not in given}
+    return {role: find_text(f"{name}={out / 'texts' / name}") for role, name in roles.items()}
 
 
 @contextlib.contextmanager

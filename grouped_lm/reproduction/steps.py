@@ -1,10 +1,11 @@
 """The steps of a reproduction: a list that one can read, each a command that one can type. Reads only.
 
-In commands, {out} is the folder of the reproduction, {name} the step, {stories} and {other} the overrides that name a
-text, {run} a run folder of a step that goes through runs.
+In commands, {out} is the folder of the reproduction, {scale} the list, {name} the step, {stories} and {other} the
+overrides that name a text, {run} a run folder of a step that goes through runs.
 """
 
 import hashlib
+import re
 import shlex
 from dataclasses import dataclass, fields
 from importlib.resources import files
@@ -19,6 +20,8 @@ from grouped_lm.errors import ConfigError, DataError
 SCALES = ("smoke", "cpu", "cpu-long", "paper")
 ROLES = ("stories", "other")
 """The text that the claims are about, and the one beside it."""
+STORIES = "tinystories"
+"""How the name of the text begins that the claims are about."""
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
@@ -83,10 +86,70 @@ def load_scale(name: str) -> Scale:
         scale = Scale(name=name.removesuffix(".yaml").rsplit("/", 1)[-1], steps=steps, **values)
     except OSError as error:
         raise ConfigError(f"--scale {name} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+    except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
         known = ", ".join(f.name for f in fields(Step))
         raise ConfigError(f"--scale {name} is no list of steps with {known} ({first_line(error)})") from error
+    check_scale(scale, f"--scale {name}")
     return scale
+
+
+KINDS: dict[Any, tuple[type, ...]] = {
+    str: (str,),
+    str | None: (str, type(None)),
+    float: (int, float),
+    int: (int,),
+    bool: (bool,),
+    dict[str, str | None]: (dict,),
+    list[Step]: (list,),
+}
+"""What a field of a list may hold, by its annotation."""
+MARKS = ("{out}", "{scale}", "{name}", "{stories}", "{other}", "{run}")
+
+
+def check_kinds(entry: Scale | Step, where: str) -> None:
+    """Raise `ConfigError` unless every field holds what its annotation says."""
+    for f in fields(entry):
+        value, kinds = getattr(entry, f.name), KINDS[f.type]
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ConfigError(f"{where}: {f.name} must be of {wanted}, got {value!r}")
+
+
+def check_scale(scale: Scale, given: str) -> None:
+    """Refuse a list that would stop half way: values of other kinds, unknown texts and marks, names given twice.
+
+    Raises:
+        ConfigError: the first thing that is wrong; `given` names the list.
+    """
+    check_label(given, scale.name)
+    check_kinds(scale, given)
+    for step in scale.steps:
+        check_kinds(step, f"{given}: step {step.name!r}")
+    if set(scale.texts) - set(ROLES) or not all(isinstance(v, str | None) for v in scale.texts.values()):
+        raise ConfigError(f"{given}: texts must be overrides, or null, of {' and '.join(ROLES)}, got {scale.texts}")
+    names = [step.name for step in scale.steps]
+    for step in scale.steps:
+        where = f"{given}: step {step.name!r}"
+        check_label(f"{given}: name of a step", step.name)
+        if names.count(step.name) > 1:
+            raise ConfigError(f"{where} is there twice")
+        try:
+            words = shlex.split(step.command)
+        except ValueError as error:
+            raise ConfigError(f"{where}: its command cannot be split into words ({error})") from error
+        if words[:1] != ["gvc"] or len(words) < 2:
+            raise ConfigError(f"{where}: its command must begin with gvc, got {step.command[:60]!r}")
+        odd = [mark for mark in re.findall(r"\{\w+\}", step.command) if mark not in MARKS]
+        if odd:
+            raise ConfigError(f"{where}: {odd[0]} is none of {', '.join(MARKS)}")
+        if (step.each is None) != ("{run}" not in step.command) or (step.each is None) != (step.makes is None):
+            raise ConfigError(f"{where}: each, makes and {{run}} belong together: give all three or none")
+        if step.side_by_side < 1 or not 0 < step.minutes < float("inf"):
+            raise ConfigError(f"{where}: side_by_side and minutes must be above 0")
+        for key in ("each", "makes"):
+            value = getattr(step, key)
+            if value is not None and (not value or Path(value).is_absolute() or ".." in Path(value).parts):
+                raise ConfigError(f"{where}: {key} must be a path below the folder, got {value!r}")
 
 
 def first_line(error: BaseException) -> str:
@@ -115,6 +178,11 @@ class Text:
     folder: Path
     train: str
     valid: str
+
+    @property
+    def role(self) -> str:
+        """What it is for: the claims are about what is named so."""
+        return "stories" if self.name.startswith(STORIES) else "other"
 
     def sha256(self) -> str:
         """Return a hash of both files."""
@@ -154,28 +222,34 @@ def find_text(given: str) -> Text:
 
 
 def find_texts(given: list[str]) -> list[Text]:
-    """Return the texts of `--data`, the first for the claims, the second as the other one.
+    """Return the texts of `--data`, in any order.
 
     Raises:
-        ConfigError: more than two, or two of one name.
+        ConfigError: more than two, two of one name, or two for one role.
         DataError: see `find_text`.
     """
     texts = [find_text(one) for one in given]
     if len(texts) > len(ROLES) or len({text.name for text in texts}) < len(texts):
         names = ", ".join(text.name for text in texts)
         raise ConfigError(f"--data takes one or two texts of different names, got {names}: NAME=DIR names one")
+    if len({text.role for text in texts}) < len(texts):
+        names = ", ".join(text.name for text in texts)
+        raise ConfigError(
+            f"--data takes one text named {STORIES}..., which the claims are about, and one that is not, got {names}: "
+            f"name them, --data {STORIES}=DIR --data NAME=DIR"
+        )
     return texts
 
 
-def text_overrides(scale: Scale, texts: list[Text], out: Path) -> dict[str, str | None]:
+def text_overrides(scale: Scale, texts: dict[str, Text], out: Path) -> dict[str, str | None]:
     """Return the overrides of each role: a given text before the scale's own, None where there is neither."""
-    given = [text.overrides(out / "texts") for text in texts]
-    return {role: given[i] if i < len(given) else scale.texts.get(role) for i, role in enumerate(ROLES)}
+    return {role: texts[role].overrides(out / "texts") if role in texts else scale.texts.get(role) for role in ROLES}
 
 
-def expand(step: Step, out: Path, texts: dict[str, str | None]) -> str:
+def expand(step: Step, scale: str, out: Path, texts: dict[str, str | None]) -> str:
     """Return the command with everything filled in but {run}."""
-    command = step.command.replace("{out}", str(out)).replace("{name}", step.name)
+    command = step.command.replace("{out}", shlex.quote(str(out))).replace("{name}", step.name)
+    command = command.replace("{scale}", scale)
     for role in step.needs:
         command = command.replace(f"{{{role}}}", texts[role] or f"{{{role}}}")
     return " ".join(command.split())

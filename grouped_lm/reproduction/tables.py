@@ -100,12 +100,11 @@ def families_table(claims: Claims, evidence: Evidence) -> Table:
         title="The two families",
         columns=(
             ("family", "family", "{}"),
-            METHOD_COLUMNS[0],
-            ("the paper says", "paper_says", "{}"),
-            *METHOD_COLUMNS[1:],
+            *METHOD_COLUMNS,
         ),
         rows=rows,
-        note="; ".join(dict.fromkeys(f"{row['family']} {row['setting']}" for row in rows)),
+        note="; ".join(dict.fromkeys(f"{row['family']} {row['setting']}" for row in rows))
+        + f". Of its head the paper says: {PAPER_SAYS['paper']}.",
     )
 
 
@@ -114,11 +113,11 @@ METHOD_COLUMNS: tuple[Column, ...] = (
     ("head", "head", "{}"),
     ("seeds", "seeds", "{}"),
     ("perplexity", "perplexity", "{:,.2f}"),
-    ("nats", "loss", "{:.4f}"),
-    ("sd", "loss_sd", "{:.4f}"),
-    ("over dense", "over_dense", "{:+.4f}"),
+    ("nats", "loss", "{:.3f}"),
+    ("sd", "loss_sd", "{:.3f}"),
+    ("over dense", "over_dense", "{:+.3f}"),
     ("90 % interval", "interval", "{}"),
-    ("bits/byte", "bits_per_byte", "{:.4f}"),
+    ("bits/byte", "bits_per_byte", "{:.3f}"),
     ("tokens/s", "tokens_per_sec", "{:,.0f}"),
     ("x dense", "speed_ratio", "{:.1f}"),
     ("peak GiB", "peak_gib", "{:.3f}"),
@@ -149,7 +148,7 @@ def method_row(method: Method, runs: dict[int, Row], dense: dict[int, Row]) -> R
         return row
     found = compare_methods([r["val/loss"] for _, r in sorted(dense.items())], losses)
     row |= {"over_dense": found.difference, "low": found.low, "high": found.high}
-    row["interval"] = "one seed" if found.low is None else f"{found.low:+.4f} to {found.high:+.4f}"
+    row["interval"] = "one seed" if found.low is None else f"{found.low:+.3f} to {found.high:+.3f}"
     for ratio, key, sign in (("speed_ratio", "tokens_per_sec", 1), ("memory_ratio", "peak_gib", -1)):
         base = mean(dense, {"tokens_per_sec": "throughput/tokens_per_sec", "peak_gib": "memory/peak"}[key])
         if base and row[key]:
@@ -166,10 +165,22 @@ def methods_table(claims: Claims, evidence: Evidence) -> Table:
             runs = runs_in(evidence, method, setting)
             if runs and method.key != "any_size":
                 rows.append(
-                    {"model": setting.model, "data": setting.data, "tokens": setting.tokens}
+                    {
+                        "model": setting.model,
+                        "data": setting.data,
+                        "tokens": setting.tokens,
+                        "millions": setting.tokens / 1e6,
+                    }
                     | method_row(method, runs, dense)
                 )
-    columns = (("text", "data", "{}"), ("body", "model", "{}"), ("tokens", "tokens", "{:,}"), *METHOD_COLUMNS)
+    columns: tuple[Column, ...] = (
+        ("text", "data", "{}"),
+        ("body", "model", "{}"),
+        ("M tokens", "millions", "{:.3g}"),
+        *METHOD_COLUMNS[:2],
+        *METHOD_COLUMNS[3:7],
+        *METHOD_COLUMNS[8:],
+    )
     return Table(name="methods", title="Every head on the same body, text and budget", columns=columns, rows=rows)
 
 
@@ -256,11 +267,16 @@ def environments_table(evidence: Evidence) -> Table:
         ("runs or rows", "count", "{:,}"),
     )
     rows = [
-        dict(key) | {"count": count, "short_commit": str(dict(key)["commit"])[:12]}
+        dict(key) | {"count": count, "short_commit": short_commit(str(dict(key)["commit"]))}
         for key, count in sorted(counted.items(), key=str)
         if dict(key).get("commit")
     ]
     return Table(name="environments", title="Where it was run", columns=columns, rows=rows)
+
+
+def short_commit(commit: str) -> str:
+    """Return twelve letters of a commit, and whether the tree had changes that it lacks."""
+    return commit[:12] + ("+" if commit.endswith("+") else "")
 
 
 def broken_table(evidence: Evidence) -> Table:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from grouped_lm.grouping import default_group_size
 from grouped_lm.reproduction.claims import Claim, Claims, Method
 from grouped_lm.reproduction.evidence import Evidence, Row, head_options
+from grouped_lm.reproduction.steps import STORIES
 from grouped_lm.run_folder import COMPLETE
 
 HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN = "holds", "holds where", "does not hold", "not shown at this scale"
@@ -106,7 +107,7 @@ def is_text(data: str, wanted: str | None) -> bool:
     """Return whether runs on `data` may decide a claim about `wanted`: tinystories, other, None (real text) or any."""
     if wanted == ANY_TEXT or data == SYNTHETIC:
         return wanted == ANY_TEXT
-    return wanted is None or data.startswith("tinystories") == (wanted == "tinystories")
+    return wanted is None or data.startswith(STORIES) == (wanted == STORIES)
 
 
 def heaviest(seeds: dict[Setting, int]) -> Setting | None:
@@ -119,7 +120,7 @@ def by_seed(rows: Iterable[Row]) -> dict[int, Row]:
     """Return one complete run per seed, the first by name."""
     found: dict[int, Row] = {}
     for row in sorted(rows, key=lambda row: str(row["run"])):
-        if row.get("state") == COMPLETE and row.get("val/loss") is not None:
+        if row.get("state") == COMPLETE and isinstance(row.get("val/loss"), float | int) and "seed" in row:
             found.setdefault(row["seed"], row)
     return found
 
@@ -165,6 +166,24 @@ def pair_runs(
             pairs[setting] = Pair(setting, *seeds, broken)
     best = heaviest({setting: min(len(pair.first), len(pair.second)) for setting, pair in pairs.items()})
     return None if best is None else pairs[best]
+
+
+def floor_of(evidence: Evidence, setting: Setting) -> float | None:
+    """Return the unigram entropy of a setting's training text in nats per token, None where nobody counted it."""
+    rows = [row for row in evidence["order"] if row.get("unigram_nats") is not None]
+    rows = [row for row in rows if (row.get("data"), row.get("tokenizer")) == (setting.data, setting.tokenizer)]
+    return next((row["unigram_nats"] for row in rows), None)
+
+
+def untrained(evidence: Evidence, setting: Setting, rows: Iterable[Row]) -> str | None:
+    """Return why these runs decide nothing: they know no more than how frequent tokens are. None where they do."""
+    losses, floor = [row["val/loss"] for row in rows], floor_of(evidence, setting)
+    if floor is None:
+        return f"nobody counted {setting.data}, which says what models must beat: `gvc data order` of its training text"
+    loss = sum(losses) / len(losses)
+    if loss < floor:
+        return None
+    return f"models that lose {loss:.2f} nats, no less than the {floor:.2f} of token frequencies alone, are untrained"
 
 
 @dataclass(frozen=True)

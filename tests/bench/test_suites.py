@@ -72,9 +72,9 @@ def test_memory_parts(bench):
     words += ["grid_batches=[1,3]", "grid_block_sizes=[32]", 'claim_heads=[grouped,"shortlist, 4 directions"]']
     rows = rows_of(bench("memory", "competitors=[grouped]", *(f"memory.{word}" for word in words)))
     truth = [row for row in rows if row["part"] == "truth"]
-    assert [row["head"] for row in truth] == ["dense", "grouped"]
+    assert [row["head"] for row in truth] == ["dense", "grouped", "shortlist, 4 directions"]
     compared = [row for row in rows if row.get("measured_bytes") and row.get("predicted_bytes")]
-    assert len(compared) == 2 + 2 + 8
+    assert len(compared) == 3 + 2 + 8
     assert all(abs(row["prediction_error"]) < 0.05 for row in compared)
     claims = [row for row in rows if row["part"] == "claim"]
     others = [row for row in claims if row.get("head") == "shortlist, 4 directions"]

@@ -10,7 +10,7 @@ OPTIONS = {
     "class_full": "tied=True",
     "class_full untied": "tied=False",
 }
-LOSSES = {"dense": 4.2, "grouped": 5.1, "shortlist": 4.15, "class_full": 4.201, "class_full untied": 4.16}
+LOSSES = {"dense": 4.2, "grouped": 5.1, "shortlist": 4.15, "class_full": 4.201, "class_full untied": 4.16, "film": 4.5}
 DATA_SIZES = {"tinystories": 0.0, "prose": 1.5}
 
 
@@ -20,7 +20,7 @@ def make_run(
     """A row of runs.csv; kinds are those of LOSSES."""
     head = kind.split()[0]
     loss = LOSSES[kind] + DATA_SIZES.get(data, 0.0) + 0.002 * seed
-    grouped = head in ("grouped", "class_full")
+    grouped = head in ("grouped", "class_full", "film")
     row = {
         "run": f"{step}/{kind.replace(' ', '-')}-{body}-{data},seed={seed}",
         "state": "complete",
@@ -79,7 +79,7 @@ def bench_rows() -> Evidence:
                 row |= {"batch_at_claim": at if head is None or at is None else at + 14, "ratio_limit": 3.8}
                 row |= {"flops_ratio": 5.65 if model == "gpt2-1m" else 2.27, "flops_cap": 5.9, "dense_bytes": 2**32}
                 memory.append({key: value for key, value in row.items() if value is not None})
-    for head, size in (("dense", 600), ("grouped", 200), ("shortlist", 260)):
+    for head, size in (("dense", 600), ("grouped", 200), ("shortlist, own 2,048, 4 directions", 260)):
         parts = {"weights": 60, "gradients": 0, "optimizer": 110, "body": 20, "head": size / 4, "temporary": size / 3}
         row = {"suite": "memory", "part": "truth", "model": "gpt2-8m", "micro_batch_size": 4, "block_size": 128}
         row |= {
@@ -93,7 +93,8 @@ def bench_rows() -> Evidence:
         for batch in (1, 32):
             for head, size in (("dense", 10), ("grouped", 7)):
                 row = {"suite": "memory", "part": "grid", "model": "gpt2-8m", "mode": mode, "block_size": 128}
-                memory.append(row | {"micro_batch_size": batch, "head": head, "predicted_bytes": size * batch * 2**20})
+                row |= {"micro_batch_size": batch, "head": head, "predicted_bytes": size * batch * 2**20}
+                memory.append(row | ({"measured_bytes": row["predicted_bytes"]} if batch == 1 else {}))
     steps: list[dict] = []
     for model, ms in (("gpt2-1m", 900.0), ("gpt2-8m", 500.0)):
         for head, time in (
@@ -154,7 +155,7 @@ def make_evidence() -> Evidence:
     for data, correlation in (("tinystories", 0.31), ("prose", 0.49)):
         row = {"data": data, "tokenizer": "gpt2", "vocab_size": 50257, "ids": 6656, "tokens": 578738, "first": 2048}
         row |= {"rank_correlation": correlation, "low": correlation - 0.02, "high": correlation + 0.02}
-        found["order"].append(row | {"share_of_first": 0.71, "share_of_top": 0.96})
+        found["order"].append(row | {"share_of_first": 0.71, "share_of_top": 0.96, "unigram_nats": 7.5})
     for name in ("main-gpt2", "bench-memory"):
         row = {"scale": "cpu", "machine": "2 CPU cores", "step": name, "about": "this and that", "minutes": 3.0}
         found["steps"].append(row | {"state": "done", "taken": 2.5, "command": "gvc sweep families " + "x=1 " * 30})

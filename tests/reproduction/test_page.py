@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 from made_up import make_evidence
 
+from grouped_lm.plot_parts import styles_by_head
+from grouped_lm.reproduction.claims import load_claims
+from grouped_lm.reproduction.curves import style
 from grouped_lm.reproduction.evidence import write_evidence
 from grouped_lm.reproduction.page import SECTIONS, write_report
+from grouped_lm.reproduction.pictures import bench_jobs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -48,6 +52,9 @@ COVERED = """
 [...document.querySelectorAll('h1, h2, h3, p, li, figcaption, article')].filter(e => e.scrollWidth > e.clientWidth + 1
     && getComputedStyle(e).overflowX === 'visible').map(e => e.textContent.slice(0, 60))
 """
+HIDDEN = """
+[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent.slice(0, 60))
+"""
 INK = "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
 
 
@@ -70,6 +77,7 @@ def test_the_page_in_a_browser(browser, report, width, scheme):
     )
     assert page.evaluate(BROKEN_PICTURES) == []
     assert page.evaluate(COVERED) == []
+    assert width < 1000 or page.evaluate(HIDDEN) == []  # on a phone tables are moved sideways
     ink, paper = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in page.evaluate(INK))
     assert (ink < 150 < 600 < paper) if scheme == "light" else (paper < 150 < 600 < ink)
     page.emulate_media(media="print", color_scheme=scheme)
@@ -86,6 +94,37 @@ def test_pictures_are_visible_in_dark(browser, report):
     assert fills
     assert "rgb(0, 0, 0)" not in fills
     page.close()
+
+
+def test_a_head_has_one_colour_on_every_picture():
+    names = [
+        "dense",
+        "dense, chunked",
+        "grouped",
+        "grouped, at random",
+        "shortlist",
+        "film",
+        "class_full, tied",
+        "no head",
+    ]
+    styles = styles_by_head(names)
+    assert styles.keys() == set(names)
+    assert styles["grouped"][0] == styles["grouped, at random"][0] == style("paper")[0]
+    assert styles["dense"][0] == styles["dense, chunked"][0] == style("dense")[0]
+    assert styles["shortlist"] == style("ours")
+    assert len({s[0] for s in styles.values()}) == 6
+    assert len({s[:2] for s in styles.values()}) == len(names)  # in grey too
+
+
+def test_a_picture_of_vocabularies_says_how_far_each_curve_goes():
+    evidence = make_evidence()
+    for row in evidence["bench-vocab"]:
+        if row["head"] == "dense" and row["vocab_size"] > 200_000:
+            del row["ms"]
+    memory, time = (job for job in bench_jobs(load_claims(), evidence) if job[1] == "vocabularies")
+    assert "dense up to 1,000,000 tokens" in memory[3]
+    assert "dense up to 100,000 tokens, grouped up to 1,000,000 tokens" in time[3]
+    assert memory[2] != time[2]
 
 
 def test_the_page_is_one_file_with_everything(report):

@@ -37,12 +37,16 @@ def test_a_small_reproduction_is_killed_goes_on_and_repeats_its_page(gvc):
     driver.kill()  # in the middle of the third step
     driver.wait()
     states = {path.stem: json.loads(path.read_text())["state"] for path in Path("r/steps").glob("*.json")}
-    assert states == {"order-stories": "done", "order-other": "left out"}
+    assert states == {"order-stories": "done", "order-other": "left out", "main-gpt2": "begun"}
+    spent = json.loads(Path("r/steps/main-gpt2.json").read_text())["seconds"]
 
     done = gvc(*WORDS)
     assert done.code == 0, done.err
     assert done.out == "r/report/report.html\n"
     assert done.err.count("done before") == 1
+    assert (
+        json.loads(Path("r/steps/main-gpt2.json").read_text())["seconds"] > spent > 0
+    )  # minutes before the kill count
     assert "order-other: left out, it needs a text for {other}: --data DIR" in done.err
     html = Path("r/report/report.html").read_text()
     for claim in load_claims().claims:
@@ -104,6 +108,20 @@ def test_two_at_once_and_unknown_steps(gvc):
     assert (busy.code, len(busy.err.splitlines())) == (3, 1)
     assert gvc(*WORDS, "--only", "nosuch").code == 2
     assert gvc("reproduce", "--scale", "enormous").code == 2
+    Path("file").write_text("mine")
+    outcome = gvc(*WORDS[:-1], "file")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "--out file is a file" in outcome.err
+
+
+def test_texts_without_tinystories_are_refused_before_anything_is_done(gvc):
+    Path("prose").mkdir()
+    for split in ("train", "valid"):
+        Path(f"prose/{split}.txt").write_text("x")
+    outcome = gvc("reproduce", "--scale", "cpu", "--data", "prose")
+    assert (outcome.code, len(outcome.err.splitlines())) == (2, 1)
+    assert "got prose: --data tinystories=DIR" in outcome.err
+    assert not Path("runs").exists()
 
 
 def test_asked_to_stop_it_stops_and_so_does_its_child(workdir):
@@ -120,7 +138,9 @@ def test_asked_to_stop_it_stops_and_so_does_its_child(workdir):
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(60) == 75
     assert not Path(f"/proc/{child}").exists()
-    assert not Path("r/steps/long.json").exists()
+    state = json.loads(Path("r/steps/long.json").read_text())
+    assert state["state"] == "begun"
+    assert state["seconds"] >= 0.5
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_minutes_add_up(name):
     assert scale.minutes <= {"smoke": 10, "cpu": 150}.get(name, 10**6)
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "paper", TINY])  # cpu-long is cpu with other numbers
+@pytest.mark.parametrize("name", [*SCALES, TINY])
 def test_every_command_composes(name):
     """As far as that goes without running: sweeps and benches are composed and checked, job by job."""
     for step, words in commands(name).items():
@@ -62,7 +62,7 @@ def test_every_command_composes(name):
             jobs = jobs_of(words)
             assert compose([jobs[0], jobs[-1]])
             assert f"hydra.sweep.dir=out/{step}" in words
-            assert f"tracking.group={step}" in words
+            assert f"tracking.group={load_scale(name).name}-{step}" in words  # runs of two scales stay apart
 
 
 @pytest.mark.parametrize("name", SCALES)
@@ -74,6 +74,7 @@ def test_claims_name_steps_that_there_are(name):
         "group-size-texts",
         "group-size-tasks",
         "other-text",
+        "scale-and-shift-states",
     }
 
 
@@ -102,6 +103,36 @@ def test_scales_and_steps_that_there_are_not(tmp_path):
     assert [step.name for step in select_steps(load_scale("smoke"), ["report", "judge"])] == ["judge", "report"]
 
 
+STEP = "{name: a, about: x, minutes: 1, command: gvc doctor}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("minutes: 9", "minutes: long", "minutes must be of int or float, got 'long'"),
+        ("gvc doctor", "[gvc, doctor]", "command must be of str"),
+        ("gvc doctor", "rm -r /", "must begin with gvc"),
+        ("gvc doctor", "'gvc doctor {folder}'", "{folder} is none of {out}"),
+        ("gvc doctor", "'gvc eval {run}'", "belong together"),
+        ("gvc doctor", "'gvc doctor \"'", "cannot be split"),
+        (STEP, f"{STEP}, {STEP}", "step 'a' is there twice"),
+        ("name: a", "name: ../a", "without /"),
+        ("minutes: 1,", "minutes: 1, each: /etc/*, makes: x, side_by_side: yes,", "side_by_side must be of int"),
+        ("stories: null", "novel: null", "texts must be overrides"),
+        ("stories: null", "stories: 3", "texts must be overrides"),
+    ],
+)
+def test_lists_of_ones_own_that_are_wrong_are_refused_at_the_start(tmp_path, old, new, said):
+    text = f"about: x\nmachine: any\nminutes: 9\ntexts: {{stories: null}}\nsteps: [{STEP}]\n"
+    (tmp_path / "own.yaml").write_text(text)
+    assert [step.name for step in load_scale(str(tmp_path / "own.yaml")).steps] == ["a"]
+    assert old in text
+    (tmp_path / "own.yaml").write_text(text.replace(old, new))
+    with pytest.raises(ConfigError) as error:
+        load_scale(str(tmp_path / "own.yaml"))
+    assert said in str(error.value)
+
+
 def test_texts_are_found_and_commands_hold_nobodys_paths(tmp_path):
     for name in ("tinystories", "prose"):
         (tmp_path / name).mkdir()
@@ -117,6 +148,16 @@ def test_texts_are_found_and_commands_hold_nobodys_paths(tmp_path):
     other = Reproduction(load_scale("cpu"), tmp_path / "out", [find_text(str(tmp_path / "tinystories"))])
     with pytest.raises(ConfigError, match="begun with another text tinystories"):
         other.prepare()
+    swapped = Reproduction(load_scale("cpu"), tmp_path / "out", [find_text(f"tinystories_v2={tmp_path / 'prose'}")])
+    with pytest.raises(ConfigError, match="begun with the text tinystories, not tinystories_v2"):
+        swapped.prepare()
+    resumed = Reproduction(load_scale("cpu"), tmp_path / "out", [])  # a folder that was begun remembers its texts
+    resumed.prepare()
+    assert resumed.texts == work.texts
+    assert (tmp_path / "out/texts/tinystories/train.txt").read_text().startswith("prose train")
+    turned = Reproduction(load_scale("cpu"), tmp_path / "out", texts[::-1])
+    turned.prepare()
+    assert turned.texts == work.texts
     with pytest.raises(ConfigError, match="holds a reproduction of scale cpu"):
         Reproduction(load_scale("smoke"), tmp_path / "out", []).prepare()
     relative = Reproduction(load_scale("cpu"), Path("out"), texts)
@@ -138,7 +179,10 @@ def test_folders_that_are_no_text(tmp_path, files):
 def test_two_texts_of_one_name_are_one_too_many(tmp_path):
     for split in ("train", "valid"):
         (tmp_path / f"{split}.txt").write_text("x")
-    assert [text.name for text in find_texts([f"a={tmp_path}", f"b={tmp_path}"])] == ["a", "b"]
+    assert [text.role for text in find_texts([f"a={tmp_path}", f"tinystories={tmp_path}"])] == ["other", "stories"]
+    for given in (["a", "b"], ["tinystories", "tinystories_v2"]):
+        with pytest.raises(ConfigError, match=r"one text named tinystories\.\.\., .* and one that is not"):
+            find_texts([f"{name}={tmp_path}" for name in given])
     for given in (["a", "a"], ["a", "b", "c"]):
         with pytest.raises(ConfigError, match="one or two texts of different names"):
             find_texts([f"{name}={tmp_path}" for name in given])
