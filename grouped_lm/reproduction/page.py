@@ -3,15 +3,12 @@
 Everything follows from the runs: no clock, no path of the machine, so that the same runs give the same bytes.
 """
 
-import contextlib
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.errors import DiskError
 from grouped_lm.plot_parts import PlotLibraryError
 from grouped_lm.reproduction.claims import Claims, load_claims
 from grouped_lm.reproduction.evidence import (
@@ -19,6 +16,7 @@ from grouped_lm.reproduction.evidence import (
     DATA,
     Evidence,
     collect_evidence,
+    disk_errors,
     read_evidence,
     table_csv,
     write_evidence,
@@ -192,20 +190,3 @@ def render_page(report: Report, say: Callable[[str], None]) -> str | None:
 
 SLUGS = dict(zip(WORDS, ("holds", "where", "fails", "open"), strict=True))
 """Class of a verdict in the page."""
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line.
-
-    Raises:
-        DiskError: it refused.
-    """
-    try:
-        yield
-    except OSError as error:
-        free = shutil.disk_usage(next(p for p in (folder, *folder.resolve().parents) if p.exists())).free
-        raise DiskError(
-            f"{folder} cannot be written ({error.strerror or error}; {free / 2**20:,.0f} MiB free): make room and run "
-            "the same command again"
-        ) from error

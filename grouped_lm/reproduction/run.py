@@ -17,8 +17,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from grouped_lm.errors import BusyError, ConfigError, DiskError
-from grouped_lm.reproduction.evidence import table_csv
+from grouped_lm.errors import BusyError, ConfigError
+from grouped_lm.reproduction.evidence import disk_errors, table_csv
 from grouped_lm.reproduction.steps import Scale, Step, Text, expand, find_text, text_overrides
 from grouped_lm.run_folder import COMPLETE, RunFolder
 from grouped_lm.runtime import write_json, write_text
@@ -266,21 +266,6 @@ def remembered_texts(scale: Scale, out: Path, given: set[str]) -> dict[str, Text
         return {}
     roles = {role: name for role, name in before.get("roles", {}).items() if role not in given}
     return {role: find_text(f"{name}={out / 'texts' / name}") for role, name in roles.items()}
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line.
-
-    Raises:
-        DiskError: it refused.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(
-            f"{folder} cannot be written ({error.strerror}): make room and run the same command again"
-        ) from error
 
 
 def run_command(
