@@ -106,7 +106,8 @@ def draw_by_vocab(axes: Any, rows: Sequence[Row], key: str) -> None:
         labels.append(Label(ys[-1], name, style[0]))
     sizes = sorted({x for points in series.values() for x, _ in points})
     axes.set_xscale("log")
-    axes.set_xticks(sizes, [f"{size / 1e6:g}M" if size >= 1e6 else f"{size / 1e3:.0f}K" for size in sizes])
+    shown = [size for size, one_before in zip(sizes, [0, *sizes], strict=False) if size > 1.5 * one_before]
+    axes.set_xticks(shown, [f"{size / 1e6:g}M" if size >= 1e6 else f"{size / 1e3:.0f}K" for size in shown])
     axes.minorticks_off()
     set_scale(axes.yaxis, [y for points in series.values() for _, y in points])
     axes.set_xlabel("vocabulary V")
