@@ -5,6 +5,7 @@ A training in a fresh process takes 7 s to import torch; a forked one starts in 
 """
 
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -132,6 +133,7 @@ def fork(action: Callable[[], Any], log: Path) -> int:
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)  # not pytest's own
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        faulthandler.dump_traceback_later(50, file=sys.stderr)  # `wait` gives up at 60
         action()
         code = 0
     except GvcError as error:

@@ -54,7 +54,11 @@ def together(processes: int, action: Callable[[], Any], log: Path, store_port: i
         return fork(run, log.with_suffix(f".{rank}.log"))
 
     started = [start(rank) for rank in range(processes)]
-    return [wait(pid) for pid in started]
+    try:
+        return [wait(pid) for pid in started]
+    except AssertionError as error:
+        said = "".join(log.with_suffix(f".{rank}.log").read_text()[-3000:] for rank in range(processes))
+        raise AssertionError(f"{error}\n{said}") from error
 
 
 def train_together(processes: int, config: Config, run_dir: Path, strategy: str = "ddp") -> None:
