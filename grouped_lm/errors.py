@@ -5,6 +5,12 @@ Exit codes: 0 done, 1 failed, 2 usage or config, 3 busy run folder or missing/ba
 75 preempted after a save, 130 interrupted after a save.
 """
 
+import contextlib
+import errno
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class GvcError(Exception):
     """A user's problem: the message is one line that says what was given, what is allowed, how to mend it."""
@@ -80,3 +86,18 @@ class InexactError(GvcError):
 EXIT_FAILED = 1
 EXIT_PREEMPTED = 75
 EXIT_INTERRUPTED = 130
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path, advice: str = "make room and run the same command again") -> Iterator[None]:
+    """Turn what the file system refuses into one line: the place, why, the room there, and what to do.
+
+    Raises:
+        DiskError: it refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        free = shutil.disk_usage(next(p for p in (folder, *folder.resolve().parents) if p.exists())).free
+        raise DiskError(f"cannot write {folder}: {what} ({free / 2**20:,.0f} MiB free); {advice}") from error

@@ -84,8 +84,9 @@ def styles_by_head(names: list[str]) -> dict[str, tuple[Any, ...]]:
         head = name.split(",")[0].split(" ")[0]
         base = DENSE_STYLE if head == "dense" else STYLES[HEADS.index(head)] if head in HEADS else (GREY, "h", ":")
         others = sum(style[0] == base[0] for style in found.values())
-        shape = STYLES[(STYLES.index(base) + others) % len(STYLES)] if base in STYLES and others else base
-        found[name] = (base[0], *(shape if not others or base in STYLES else STYLES[others % len(STYLES)])[1:])
+        place = STYLES.index(base) if base in STYLES else 0
+        shape = STYLES[(place + others) % len(STYLES)] if others else base
+        found[name] = (base[0], *shape[1:])
     return found
 
 

@@ -12,6 +12,7 @@ from filelock import FileLock
 from rich.table import Table
 
 from grouped_lm.errors import RunFolderError
+from grouped_lm.markdown import escape, markdown_table
 from grouped_lm.plots import PlotLibraryError, write_plots
 from grouped_lm.ranking import COLUMNS, Row, mark_front
 from grouped_lm.rows import collect_runs
@@ -105,7 +106,7 @@ def _markdown(rows: list[Row], title: str, pictures: list[Path]) -> str:
         text += f"\n## Complete runs\n\n{_markdown_table(complete, _filled(complete))}"
     others = [row for row in rows if row["state"] != COMPLETE]
     if others:
-        text += "\n## Other runs\n\n" + "".join(f"- {_escape(row['run'])}: {_why(row)}\n" for row in others)
+        text += "\n## Other runs\n\n" + "".join(f"- {escape(row['run'])}: {_why(row)}\n" for row in others)
     if pictures:
         text += "\n## Plots\n\n" + "\n".join(f"![{path.stem.replace('-', ' ')}]({path})\n" for path in pictures)
     return text
@@ -113,19 +114,13 @@ def _markdown(rows: list[Row], title: str, pictures: list[Path]) -> str:
 
 def _why(row: Row) -> str:
     reached = f"at step {row['trainer/step']:,}" if row.get("trainer/step") is not None else "before its first figures"
-    reason = f": {_escape(row['reason'])}" if row.get("reason") else ""
+    reason = f": {escape(row['reason'])}" if row.get("reason") else ""
     return f"{row['state']} {reached}{reason}"
 
 
-def _escape(text: str) -> str:
-    return " ".join(str(text).split()).replace("|", "\\|")
-
-
 def _markdown_table(rows: list[Row], columns: list[Column]) -> str:
-    lines = [["run", *(label for label, _, _ in columns)]]
-    lines.append(["---", *("---" if form == "{}" else "---:" for _, _, form in columns)])
-    lines += [[row["run"], *(cell(row.get(key), form) for _, key, form in columns)] for row in rows]
-    return "".join(f"| {' | '.join(map(_escape, line))} |\n" for line in lines)
+    shown: list[Column] = [("run", "run", "{}"), *columns]
+    return markdown_table(shown, [[cell(row.get(key), form) for _, key, form in shown] for row in rows])
 
 
 def _filled(rows: list[Row]) -> list[Column]:

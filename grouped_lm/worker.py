@@ -19,7 +19,7 @@ from grouped_lm.runtime import write_json
 from grouped_lm.signals import exit_on_sigterm
 from grouped_lm.sweep import BUSY_EXIT, read_job
 from grouped_lm.train import train
-from grouped_lm.world import describe_error, error_from
+from grouped_lm.world import describe_error
 
 PR_SET_PDEATHSIG = 1
 
@@ -32,38 +32,38 @@ def stop_with_parent(parent: int) -> None:
         sys.exit(0)
 
 
-def train_job(job: Path, run_dir: Path) -> dict[str, Any]:
-    """Train the job that lies in a file, and return what became of it: a result, an error, or a stop."""
+def train_job(job: Path, run_dir: Path) -> tuple[dict[str, Any], GvcError | None]:
+    """Train the job that lies in a file, and return what became of it (a result, an error, a stop) and the error."""
     try:
         with exit_on_sigterm():  # until the training takes the signals over
-            return {"result": train(read_job(job), run_dir)}
+            return {"result": train(read_job(job), run_dir)}, None
     except KeyboardInterrupt:
-        return {"stopped": EXIT_INTERRUPTED}
+        return {"stopped": EXIT_INTERRUPTED}, None
     except SystemExit as stop:
-        return {"stopped": stop.code}
+        return {"stopped": stop.code}, None
     except GvcError as error:
-        return {"error": describe_error(error), "agreed": error.agreed}
+        return {"error": describe_error(error), "agreed": error.agreed}, error
 
 
 def main() -> None:
     """Train, and leave the outcome or exit as `gvc train` would."""
     run_dir, scratch = Path(sys.argv[1]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
     stop_with_parent(int(sys.argv[2]))
-    told = train_job(scratch / JOB if scratch else RunFolder(run_dir).job, run_dir)
+    told, raised = train_job(scratch / JOB if scratch else RunFolder(run_dir).job, run_dir)
     if scratch is not None:
-        if os.environ["LOCAL_RANK"] == "0" or "error" in told:  # one process of a machine speaks for all
+        if os.environ["LOCAL_RANK"] == "0" or raised is not None:  # one process of a machine speaks for all
             write_json(scratch / OUTCOME, told)
-        if not told.get("agreed", True):
-            sys.exit(EXIT_FAILED)
-    elif "stopped" in told:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # at once, and with `raised` alive: a DDP model that is taken apart after its process group can wait for ever
+        os._exit(0 if told.get("agreed", True) else EXIT_FAILED)
+    if "stopped" in told:
         sys.exit(told["stopped"])
-    elif "error" in told:
-        error = error_from(told["error"])
-        assert isinstance(error, GvcError)  # as it was caught
-        if isinstance(error, BusyError):
+    if raised is not None:
+        if isinstance(raised, BusyError):
             sys.exit(BUSY_EXIT)
-        print(f"gvc: error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        print(f"gvc: error: {raised}", file=sys.stderr)
+        sys.exit(raised.exit_code)
 
 
 if __name__ == "__main__":

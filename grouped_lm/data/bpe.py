@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data.prepare import build_lock, disk_errors
+from grouped_lm.data.prepare import CACHE_ADVICE, build_lock
 from grouped_lm.data.sources import describe_source, iter_documents
 from grouped_lm.data.tokenizer import EOT_TEXT, Fragment, valid_unicode, write_atomically
-from grouped_lm.errors import DataError
+from grouped_lm.errors import DataError, disk_errors
 
 if TYPE_CHECKING:
     import tokenizers
@@ -127,7 +127,7 @@ def build_bpe(config: TokenizerConfig, data: DataConfig | None) -> BPETokenizer:
     parts = {"recipe": RECIPE, "source": describe_source(data, "train"), "vocab_size": config.vocab_size}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     path = Path(data.cache_dir).expanduser() / f"bpe-{config.vocab_size}-{key[:16]}.json"
-    with disk_errors(path):
+    with disk_errors(path, CACHE_ADVICE):
         if not path.exists():
             with build_lock(path):
                 if not path.exists():  # another process may have been quicker

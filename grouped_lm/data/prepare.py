@@ -1,7 +1,6 @@
 """From a source to token files in the cache: built once, reused while nothing changed, never half there."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
@@ -21,13 +20,15 @@ from grouped_lm.data.sources import Source, open_source
 from grouped_lm.data.token_file import FORMAT_VERSION, TokenFile, read_token_file
 from grouped_lm.data.token_writer import FolderWriter
 from grouped_lm.data.tokenizer import Tokenizer, build_tokenizer
-from grouped_lm.errors import DiskError
+from grouped_lm.errors import DiskError, disk_errors
 
 Progress = Callable[[int, int | None], None]
 """Called with what is done and what there is in all (documents or bytes, see `Source.unit`), or None."""
 
 STALE_S = 7 * 24 * 3600
 """A build that goes on writes into its folder every few seconds; a stopped one is somebody's to go on with."""
+
+CACHE_ADVICE = "data.cache_dir names another place"
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def prepare_split(
     found, reason = read_token_file(folder, key)
     if found is not None:
         return found
-    with disk_errors(folder), build_lock(folder):
+    with disk_errors(folder, CACHE_ADVICE), build_lock(folder):
         found, reason = read_token_file(folder, key)  # another process may have been quicker
         if found is None:
             if folder.exists():
@@ -136,13 +137,3 @@ def build_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn an OSError into a `DiskError` that names the place and how to choose another."""
-    try:
-        yield
-    except OSError as error:
-        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise DiskError(f"cannot write {folder}: {what}; data.cache_dir names another place") from error

@@ -3,17 +3,15 @@
 Verdicts are computed from what was read back, so that whoever has the CSV files has the verdicts.
 """
 
-import contextlib
 import csv
 import io
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.errors import DataError, DiskError, RunFolderError
+from grouped_lm.errors import DataError, RunFolderError
 from grouped_lm.report import to_csv
 from grouped_lm.rows import collect_runs, natural_order
 from grouped_lm.run_folder import RunFolder
@@ -28,9 +26,9 @@ TABLES = ("runs", "curves", "deciles", "stories", "environments", "order", "step
 DATA = "data"
 """The folder of a report with the tables that it was made from."""
 CURVE = ("run", "step", "tokens", "seconds", "train_loss", "val_loss", "peak_gib")
-"""Of the environment of a run, what decides its figures; nothing that says whose machine it was."""
+"""Columns of a learning curve; seconds are those of training steps."""
 ENVIRONMENT = ("commit", "cpu", "cpu_count", "threads", "gpu", "device", "python")
-
+"""Of the environment of a run, what decides its figures; nothing that says whose machine it was."""
 
 NUMBERS = {
     "order": ("rank_correlation", "low", "high", "ids", "tokens", "first", "share_of_first", "share_of_top"),
@@ -286,20 +284,3 @@ def head_options(row: Row) -> Row:
     """Return `head.NAME` -> value of a run's `head_options`, as `bias=False chunk_rows=256` has them."""
     pairs = re.findall(r"(\w+)=(.*?)(?= \w+=|$)", str(row.get("head_options") or ""))
     return {f"head.{key}": parse(value) for key, value in pairs if value != "None"}
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses into one line.
-
-    Raises:
-        DiskError: it refused.
-    """
-    try:
-        yield
-    except OSError as error:
-        free = shutil.disk_usage(next(p for p in (folder, *folder.resolve().parents) if p.exists())).free
-        raise DiskError(
-            f"{folder} cannot be written ({error.strerror or error}; {free / 2**20:,.0f} MiB free): make room and run "
-            "the same command again"
-        ) from error

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from grouped_lm.markdown import escape, markdown_table
 from grouped_lm.reproduction.table import Table
 from grouped_lm.reproduction.tables import verdicts_table
 from grouped_lm.reproduction.verdicts import Answer
@@ -10,21 +11,14 @@ if TYPE_CHECKING:
     from grouped_lm.reproduction.page import Report
 
 
-def escape(text: str) -> str:
-    """Return a cell's text on one line."""
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def markdown_table(table: Table) -> str:
-    """Return a table; figures stand to the right."""
-    columns = table.filled()
-    lines = [[label for label, _, _ in columns], ["---" if form == "{}" else "---:" for _, _, form in columns]]
-    return "".join(f"| {' | '.join(escape(cell) for cell in line)} |\n" for line in [*lines, *table.cells()])
+def table_markdown(table: Table) -> str:
+    """Return a table without its title."""
+    return markdown_table(table.filled(), table.cells())
 
 
 def verdicts_markdown(answers: list[Answer]) -> str:
     """Return the table of verdicts alone, as README has it."""
-    return markdown_table(verdicts_table(answers))
+    return table_markdown(verdicts_table(answers))
 
 
 def report_markdown(report: "Report") -> str:
@@ -41,7 +35,7 @@ def report_markdown(report: "Report") -> str:
             text += f"![{escape(picture.alt)}](figures/{picture.name}.svg)\n\n"
         for table in tables:
             note = f" ({table.note})" if table.note else ""
-            text += f"**{table.title}**{note}, `tables/{table.name}.csv`\n\n{markdown_table(table)}\n"
+            text += f"**{table.title}**{note}, `tables/{table.name}.csv`\n\n{table_markdown(table)}\n"
         for entry in report.stories if key == "stories" else []:
             for method, story in entry["texts"].items():
                 text += f"**{method}**\n\n" + "".join(f"> {line}\n" for line in story.splitlines()) + "\n"

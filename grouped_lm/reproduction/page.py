@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from grouped_lm.errors import disk_errors
 from grouped_lm.plot_parts import PlotLibraryError
 from grouped_lm.reproduction.claims import Claims, load_claims
 from grouped_lm.reproduction.evidence import (
@@ -16,7 +17,6 @@ from grouped_lm.reproduction.evidence import (
     DATA,
     Evidence,
     collect_evidence,
-    disk_errors,
     read_evidence,
     table_csv,
     write_evidence,

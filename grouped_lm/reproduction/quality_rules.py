@@ -146,16 +146,12 @@ def accuracy_sign(claim: Claim, method: Method, claims: Claims, evidence: Eviden
     refuted = place_of(found) == HOLDS
     how = "no worse than" if refuted else "not shown as good as"
     why = f"{best.name} is right in {accuracy:.1%} at most, and {how} dense"
-    return Verdict(
+    return replace(
+        difference_verdict(found, pair, []),
         word=FAILS if refuted else NOT_SHOWN,
         where=f"after {pair.setting.describe()}",
         figure=f"{found.difference:+.3f} nats at {accuracy:.1%}",
-        interval=f"{found.low:+.3f} to {found.high:+.3f} (90 %, {found.seeds[0]} + {found.seeds[1]} seeds)",
         why=f"{why}.",
-        value=found.difference,
-        low=found.low,
-        high=found.high,
-        runs=pair.runs,
     )
 
 

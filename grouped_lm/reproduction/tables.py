@@ -8,7 +8,7 @@ from grouped_lm.reproduction.claims import Claims, Method
 from grouped_lm.reproduction.cost_rules import PAIRED, in_chunks
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.table import PLAIN, Column, Table
-from grouped_lm.reproduction.verdicts import Answer, Setting, Verdict, by_seed, pair_runs, settings_of
+from grouped_lm.reproduction.verdicts import ANY_TEXT, Answer, Setting, Verdict, by_seed, pair_runs, settings_of
 
 VERDICT_COLUMNS: tuple[Column, ...] = (
     ("claim", "says", "{}"),
@@ -69,7 +69,7 @@ def main_settings(claims: Claims, evidence: Evidence, body: str | None = None) -
     pairs = [
         pair
         for name in ("paper", "ours", "film", "full_layers", "class_full")
-        for text in (None, "any")
+        for text in (None, ANY_TEXT)
         if (pair := pair_runs(evidence, dense, claims.methods[name], text, body)) is not None
     ]
     return list(dict.fromkeys(pair.setting for pair in pairs))
@@ -77,7 +77,7 @@ def main_settings(claims: Claims, evidence: Evidence, body: str | None = None) -
 
 def runs_in(evidence: Evidence, method: Method, setting: Setting) -> dict[int, Row]:
     """Return a method's complete runs in a setting, by seed."""
-    return by_seed(settings_of(evidence, method, "any", None).get(setting, []))
+    return by_seed(settings_of(evidence, method, ANY_TEXT, None).get(setting, []))
 
 
 def families_table(claims: Claims, evidence: Evidence) -> Table:

@@ -137,8 +137,9 @@ def fork(action: Callable[[], Any], log: Path) -> int:
         action()
         code = 0
     except GvcError as error:
-        print(f"gvc: error: {error}", file=sys.stderr, flush=True)
-        code = error.exit_code
+        kept = error  # as a worker does: what its traceback holds is not taken apart
+        print(f"gvc: error: {kept}", file=sys.stderr, flush=True)
+        code = kept.exit_code
     except KeyboardInterrupt:
         code = 130
     except SystemExit as leave:
