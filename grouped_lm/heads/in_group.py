@@ -21,6 +21,9 @@ from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, exact_dtype, working_dt
 from grouped_lm.heads.in_group_device import backward_by_borders, forward_by_borders
 from grouped_lm.heads.kernels import chosen
 
+JOINED = 512
+"""Tokens of small groups that share a matrix product on a CPU."""
+
 
 class GroupRows(nn.Module):
     """Which rows of a (V, D) table belong to which group, and which to none.
@@ -80,17 +83,16 @@ def _in_group(
     nll, hits, _ = _shapes(hidden, weight, bias, members, groups, slots, dtype, outside)
     nll.zero_()
     hits.zero_()
-    for own, rows in _pieces(members, groups):
-        target = slots[rows].unsqueeze(1)
-        log_p = _log_softmax(hidden[rows], weight.index_select(0, own), bias.index_select(0, own), dtype)
+    for own, rows, target, other in _pieces(members, groups, slots):
+        log_p = _log_softmax(hidden[rows], weight.index_select(0, own), bias.index_select(0, own), other, dtype)
         nll[rows] = -log_p.gather(1, target).squeeze(1)
         hits[rows] = log_p.argmax(-1) == target.squeeze(1)
     return nll, hits, picked
 
 
-def _log_softmax(states: Tensor, table: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    logits = F.linear(states.to(dtype), table.to(dtype), shift.to(dtype))
-    return at_least_fp32(logits).log_softmax(-1)
+def _log_softmax(states: Tensor, table: Tensor, shift: Tensor, other: Tensor | None, dtype: torch.dtype) -> Tensor:
+    logits = at_least_fp32(F.linear(states.to(dtype), table.to(dtype), shift.to(dtype)))
+    return (logits if other is None else logits.masked_fill_(other, -torch.inf)).log_softmax(-1)
 
 
 @_in_group.register_fake
@@ -131,9 +133,9 @@ def _in_group_backward(
     else:
         found = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
         d_hidden, d_weight, d_bias = found
-        for own, rows in _pieces(members, groups):
-            states, table, target = hidden[rows], weight.index_select(0, own), slots[rows].unsqueeze(1)
-            error = _log_softmax(states, table, bias.index_select(0, own), dtype).exp_()
+        for own, rows, target, other in _pieces(members, groups, slots):
+            states, table = hidden[rows], weight.index_select(0, own)
+            error = _log_softmax(states, table, bias.index_select(0, own), other, dtype).exp_()
             error.scatter_add_(1, target, error.new_full((1, 1), -1.0).expand_as(target)).mul_(d_nll[rows, None])
             d_bias.index_add_(0, own, error.sum(0).to(bias.dtype))
             error = error.to(dtype)
@@ -186,16 +188,45 @@ def _device_passes(hidden: Tensor, members: Tensor, dtype: torch.dtype) -> tuple
     return None if hidden.device.type == "cpu" else (forward_by_borders, backward_by_borders)
 
 
-def _pieces(members: Tensor, groups: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the ids of each group that has rows, and its rows, as often as it takes to have few of them at once."""
+def _pieces(members: Tensor, groups: Tensor, slots: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Yield the groups that have rows, small ones several at once, as often as it takes to have few rows at once.
+
+    Yields:
+        (c,) ids of the groups' tokens; (n,) rows; (n, 1) where the rows' targets stand among the ids; (n, c) true at
+        tokens of groups that are not the row's own, None where there is but one group.
+    """
     sizes = (members >= 0).sum(1).tolist()
     order = torch.argsort(groups)
     stop, *counts = torch.bincount(groups + 1, minlength=len(sizes) + 1).tolist()
-    for group, count in enumerate(counts):
-        start, stop = stop, stop + count
+    for some in _neighbours(sizes, counts):
+        own = torch.cat([members[group, : sizes[group]] for group in some])
+        start, stop = stop, stop + sum(counts[group] for group in some)
         for rows in order[start:stop].split(DEFAULT_CHUNK_ROWS):
-            if count:
-                yield members[group, : sizes[group]], rows
+            target, other = slots[rows], None
+            if len(some) > 1:
+                width = torch.tensor([sizes[group] for group in some])
+                which = torch.bucketize(groups[rows], torch.tensor(some))
+                target = target + (width.cumsum(0) - width)[which]
+                other = which.unsqueeze(1) != torch.arange(len(some)).repeat_interleave(width)
+            yield own, rows, target.unsqueeze(1), other
+
+
+def _neighbours(sizes: list[int], counts: list[int]) -> Iterator[list[int]]:
+    """Yield the groups that have rows, in order, as many at once as have `JOINED` tokens and a chunk of rows at most.
+
+    A call of torch takes as long as a product with some hundred more columns.
+    """
+    some, tokens, rows = list[int](), 0, 0
+    for group, count in enumerate(counts):
+        if not count:
+            continue
+        if some and (tokens + sizes[group] > JOINED or rows + count > DEFAULT_CHUNK_ROWS):
+            yield some
+            some, tokens, rows = [], 0, 0
+        some.append(group)
+        tokens, rows = tokens + sizes[group], rows + count
+    if some:
+        yield some
 
 
 def in_group_loss(

@@ -14,6 +14,7 @@ from grouped_lm.heads import (
     ShortlistConfig,
     TwoLevelHead,
     build_head,
+    in_group,
 )
 from grouped_lm.heads.in_group import GroupRows
 from grouped_lm.heads.in_group import _in_group as in_group_op
@@ -60,6 +61,19 @@ def test_class_full_equals_its_slow_line(vocab_size, group_size, grouping, count
     slow = loss_and_gradients(head, TwoLevelHead.loss, targets, hidden)
     for ours, theirs in zip(fused, slow, strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("grouping", ["frequency", "sqrt_frequency"])
+@pytest.mark.parametrize(("joined", "chunk_rows"), [(1, 256), (20, 256), (20, 5), (512, 1)])
+def test_groups_that_share_a_product_equal_their_slow_line(monkeypatch, joined, chunk_rows, grouping):
+    monkeypatch.setattr(in_group, "JOINED", joined)
+    monkeypatch.setattr(in_group, "DEFAULT_CHUNK_ROWS", chunk_rows)
+    head = random_head(ClassFullConfig(group_size=7), 103, grouping)
+    hidden, targets = states_and_targets(103, 50)
+    fused = loss_and_gradients(head, type(head).loss, targets, hidden)
+    slow = loss_and_gradients(head, TwoLevelHead.loss, targets, hidden)
+    for one, other in zip(fused, slow, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def shortlist_slow_line(head: Head, hidden: Tensor, targets: Tensor, reduction: str, accuracy: bool) -> HeadLoss:
