@@ -26,6 +26,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -183,9 +184,16 @@ def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], 
 
 def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], Any]) -> None:
     """Call the real `hydra.main` with the command line that flags and overrides stand for."""
+    raised: list[GvcError] = []
 
     def job(composed: DictConfig) -> Any:
-        return task(to_config(composed), Path(HydraConfig.get().runtime.output_dir))
+        try:
+            return task(to_config(composed), Path(HydraConfig.get().runtime.output_dir))
+        except GvcError as error:
+            if HydraConfig.get().mode is not RunMode.RUN:
+                raise
+            raised.append(error)  # past Hydra, which would write a line of its own before ours
+            return None
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     previous, sys.argv = sys.argv, ["gvc", *flags.argv(), *overrides]
@@ -193,6 +201,8 @@ def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path
         hydra.main(config_path=f"pkg://{CONF}", config_name=flags.config_name, version_base="1.3")(job)()
     finally:
         sys.argv = previous
+    if raised:
+        raise raised[0]
 
 
 def override_saved(config: Config, overrides: list[str]) -> Config:

@@ -121,6 +121,7 @@ def test_divergence_is_said_and_never_saved(gvc, tiny):
     outcome = gvc("train", *tiny, "optim.lr=1e9", "optim.warmup_steps=0", "optim.grad_clip=0", "hydra.run.dir=run")
     assert outcome.code == 7
     assert "diverged at step" in outcome.err.splitlines()[-1]
+    assert "Error executing job" not in outcome.err
     for state in Path("run").rglob("state.safetensors"):
         import numpy as np
 
