@@ -38,6 +38,7 @@ LEVELS = [
         "theory",
     },
     {"models"},
+    {"vocab_parallel"},
     {"run_folder", "display", "plots", "scoring", "parallel"},
     {"resume", "rows", "figures", "continuations", "plots_bench", "launch"},
     {"story_tasks"},

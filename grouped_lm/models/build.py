@@ -57,12 +57,18 @@ def check_head(config: Config) -> None:
     """Refuse a head that the rest of the config does not go with.
 
     Raises:
-        ConfigError: it is tied, and the input embedding is no table; or it lacks the losses that are to be added.
+        ConfigError: it is tied, and the input embedding is no table, or one in rows of several processes that only the
+            dense head can share; or it lacks the losses that are to be added.
     """
     if config.model.embedding != "table" and getattr(config.head, "tied", False):
         raise ConfigError(
             f"model.embedding={config.model.embedding} has no row per token for head={config.head.name} to share: "
             "set head.tied=false"
+        )
+    if config.train.vocab_parallel and config.head.name != "dense" and getattr(config.head, "tied", False):
+        raise ConfigError(
+            f"train.vocab_parallel=true leaves no process the whole table that head={config.head.name} shares: "
+            "set head.tied=false, or take head=dense or one without such a table, as grouped"
         )
     if (config.train.label_smoothing or config.train.z_loss) and not HEADS[config.head.name][1].regularised:
         allowed = ", ".join(name for name, (_, head) in HEADS.items() if head.regularised)
