@@ -18,16 +18,19 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from grouped_lm.config import Config
 from grouped_lm.devices import Device
 from grouped_lm.errors import ConfigError
-from grouped_lm.fake_step import fake_model, fake_step, with_shape
+from grouped_lm.fake_step import fake_model, fake_step, with_shape, with_train
 from grouped_lm.heads import HEADS, DenseConfig
 from grouped_lm.interconnects import Interconnect
 from grouped_lm.live_bytes import KINDS, Moments
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.plan import seconds_per_step, step_flops_per_token
+from grouped_lm.vocab_parallel import SplitDenseHead, SplitEmbedding, split_parameters
 
 BUCKET_BYTES = 25 * 2**20
 """DDP's buckets: the last one has no backward pass left to hide behind."""
 STRATEGIES = ("ddp", "fsdp2")
+VOCAB_PARALLEL = "ddp vocab_parallel"
+"""DDP with tables in rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Weights:
     """P_b."""
     behind: int
     """Of the rest, what stands behind the blocks: the last norm, and what the head does not share with the body."""
+    rows: tuple[int, ...] = ()
+    """Of the rest, each table of which a process has only its own rows, see `vocab_parallel`: as many as the first."""
 
     @property
     def rest(self) -> int:
@@ -63,7 +68,8 @@ class Weights:
                 blocks[block] = blocks.get(block, 0) + size
             elif name.startswith(("body.ln_f.", "head.")):
                 behind += size
-        return cls(total, sum(blocks.values()), max(blocks.values(), default=0), behind)
+        cut = tuple(4 * parameter.numel() for parameter in split_parameters(model))
+        return cls(total, sum(blocks.values()), max(blocks.values(), default=0), behind, cut)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,8 +112,11 @@ class DevicesPlan:
 
 
 def ddp_sent_bytes(weights: Weights, processes: int) -> int:
-    """Return what DDP sends in an optimizer step: 2 (W - 1)/W P, once, however many micro-steps it has."""
-    return 2 * (processes - 1) * weights.total // processes
+    """Return what DDP sends in an optimizer step: 2 (W - 1)/W P, once, however many micro-steps it has.
+
+    Tables in rows are left out, see `states_sent_bytes`.
+    """
+    return 2 * (processes - 1) * (weights.total - sum(weights.rows)) // processes
 
 
 def fsdp2_sent_bytes(weights: Weights, processes: int, micro_steps: int, link: Interconnect) -> int:
@@ -120,6 +129,27 @@ def fsdp2_sent_bytes(weights: Weights, processes: int, micro_steps: int, link: I
     return micro_steps * (processes - 1) * moved // processes
 
 
+def states_sent_bytes(config: Config, model: LanguageModel, processes: int, link: Interconnect) -> int:
+    """Return what tables in rows send in an optimizer step: (W - 1)/W of these, in each micro-step of M tokens of all.
+
+    The embedding: M ids of 8 bytes, M D numbers that are summed and scattered (c times, see `fsdp2_sent_bytes`), and
+    their gradient. A dense head: M D numbers and M targets of 8 bytes, 4 numbers of each state that are all-reduced, 3
+    gathered in the backward pass, and the gradient of the M D, summed and scattered.
+
+    Args:
+        config: with the batch of one process.
+        model: whose tables are cut, or not.
+        processes: W.
+        link: says c.
+    """
+    n_tokens = processes * config.train.micro_batch_size * config.model.block_size
+    states = 4 * n_tokens * config.model.n_embd * (1 + link.reduce_scatter_passes) + 8 * n_tokens
+    moved = states if isinstance(model.body.wte, SplitEmbedding) else 0
+    if isinstance(model.head, SplitDenseHead):
+        moved += states + 4 * n_tokens * (2 * 4 + 3)
+    return config.train.grad_accum_steps * (processes - 1) * moved // processes
+
+
 def activations(step: Moments) -> np.ndarray:
     """Return the (moments,) bytes that are neither weights, gradients nor optimizer state."""
     return step.live[:, [KINDS.index(kind) for kind in ("body", "head", "temporary")]].sum(1)
@@ -129,15 +159,17 @@ def ddp_peak_bytes(step: Moments, weights: Weights) -> int:
     """Return the peak on each device: 4 P and the most of activations and the gradient that is just made.
 
     Weights, two averages and the buckets, which live through the whole step; a gradient exists beside its place in a
-    bucket until it is copied there.
+    bucket until it is copied there. Gradients of tables in rows have no bucket, and live from when they are made.
 
     Args:
         step: of one process with its part of the batch, see `fake_step`.
-        weights: not cut.
+        weights: not cut, but for such tables.
     """
     gradients = step.live[:, KINDS.index("gradients")]
     made = np.maximum(np.diff(gradients, prepend=gradients[:1]), 0)
-    return 4 * weights.total + int((activations(step) + made).max())
+    of_rows = np.isin(made, weights.rows)
+    kept = np.where(of_rows, made, 0).cumsum() + np.where(of_rows, 0, made)
+    return 4 * weights.total - sum(weights.rows) + int((activations(step) + kept).max())
 
 
 def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
@@ -190,33 +222,37 @@ def fsdp2_exposed_s(compute_s: float, weights: Weights, processes: int, micro_st
 
 
 def plan_devices(config: Config, processes: int, device: Device, link: Interconnect, tokens: int) -> list[DevicesPlan]:
-    """Plan the run of `config` on W devices, by each strategy.
+    """Plan the run of `config` on W devices, by each strategy; with `train.vocab_parallel` by that, too.
 
     Raises:
-        ConfigError: W processes cannot take equal parts of a batch.
+        ConfigError: W processes cannot take equal parts of a batch, or V rows.
         DataDependentOutputException, DynamicOutputShapeException: the head's sizes depend on the tokens of a batch.
     """
     micro_steps = config.train.grad_accum_steps
     part = with_shape(config, batch=config.train.share(processes))
-    single = dataclasses.replace(part, train=dataclasses.replace(part.train, grad_accum_steps=1))
-    with FakeTensorMode():
-        model = fake_model(part)
-    step, one_step = fake_step(part), fake_step(single)
-    flops = step_flops_per_token(config, model)
     n_tokens = config.train.micro_batch_size * config.model.block_size * micro_steps
     plans = []
-    for strategy in STRATEGIES:
+    for strategy in (*STRATEGIES, *((VOCAB_PARALLEL,) if config.train.vocab_parallel else ())):
+        own_part = with_train(part, vocab_parallel=strategy == VOCAB_PARALLEL)
+        with FakeTensorMode():
+            model = fake_model(own_part, processes=processes)
+        if strategy != "fsdp2":  # whose step DDP's is
+            step = fake_step(own_part, processes)
         weights = Weights.of(model, processes if strategy == "fsdp2" else 1)
         own = weights.total // processes if strategy == "fsdp2" else weights.total
+        flops = step_flops_per_token(own_part, model)
         compute_s = seconds_per_step(part, flops, own // 4, step.made, device)
-        if strategy == "ddp":
-            peak, sent = ddp_peak_bytes(step, weights), ddp_sent_bytes(weights, processes)
-            exposed_s = ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
-        else:
+        if strategy == "fsdp2":
             later = weights.rest // processes if micro_steps > 1 else 0  # shards of gradients of micro-steps before
+            one_step = fake_step(with_train(own_part, grad_accum_steps=1))
             peak = fsdp2_peak_bytes(one_step, weights, processes) + later
             sent = fsdp2_sent_bytes(weights, processes, micro_steps, link)
             exposed_s = fsdp2_exposed_s(compute_s, weights, processes, micro_steps, link)
+        else:
+            peak, sent = ddp_peak_bytes(step, weights), ddp_sent_bytes(weights, processes)
+            states = states_sent_bytes(own_part, model, processes, link)
+            exposed_s = ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
+            exposed_s, sent = exposed_s + states / link.bytes_per_sec, sent + states
         rate = n_tokens / (compute_s + exposed_s)
         plans.append(
             DevicesPlan(

@@ -198,7 +198,8 @@ class _SplitSoftmax(torch.autograd.Function):
 def _own_logits(part: Tensor, table: Tensor, shift: Tensor | None, places: Tensor) -> tuple[Tensor, Tensor]:
     """Return of (n, D) states the log-sum-exp of the logits of C rows, and the logits at `places`."""
     logits = at_least_fp32(F.linear(part.to(table.dtype), table, shift))
-    return logits.logsumexp(1), logits.gather(1, places.unsqueeze(1)).squeeze(1)
+    top, target = logits.amax(1), logits.gather(1, places.unsqueeze(1)).squeeze(1)
+    return logits.sub_(top.unsqueeze(1)).exp_().sum(1).log_().add_(top), target  # logsumexp would hold them twice
 
 
 def _add_chunk(

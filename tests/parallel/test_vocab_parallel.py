@@ -9,13 +9,21 @@ import torch
 from fault_tools import final_state
 from processes import together, train_together
 from test_parallel import assert_same_curve, drop_last_checkpoint
+from test_plan_devices import GLOO, measure
 
+from grouped_lm.config import ModelConfig, TokenizerConfig
+from grouped_lm.data import prepare_data
+from grouped_lm.devices import DEVICES
 from grouped_lm.heads import HEAD_CONFIGS, IGNORE_INDEX, DenseConfig
 from grouped_lm.heads.dense import DenseHead
+from grouped_lm.plan_devices import VOCAB_PARALLEL, plan_devices
 from grouped_lm.vocab_parallel import split_vocabulary
 from grouped_lm.world import World, join_world, local
 
+TIED = ("class_full", "shortlist", "sampled", "trim")
 WIDTH, BATCH, LENGTH = 6, 2, 5
+VOCAB = 50_257
+"""GPT-2's."""
 CUT = {
     "tied": ("dense", {}),
     "untied": ("dense", {"tied": False, "bias": True, "chunk_rows": 100, "start": "counts"}),
@@ -120,3 +128,51 @@ def test_two_processes_train_as_one_does_and_their_checkpoints_are_anyones(case,
         assert drop_last_checkpoint(tmp_path / name) == 10
         train_together(processes, made, tmp_path / name)
         assert_same_curve(tmp_path / name, tmp_path / "one")
+
+
+@pytest.mark.parametrize("case", CUT)
+def test_memory_and_bytes_are_as_planned_and_the_table_takes_half(case, config, tmp_path, monkeypatch):
+    monkeypatch.setattr("grouped_lm.train.measure_gemm_flops_per_sec", lambda device, dtype: 1e9)  # takes its time
+    made = cut_config(config, case, max_steps=5, micro_batch_size=4, grad_accum_steps=2, checkpoint_every_steps=100)
+    body = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=32)
+    made = dataclasses.replace(made, model=body, tokenizer=TokenizerConfig(name="gpt2"))
+    prepare_data(made.data, made.tokenizer)
+    plans = {plan.strategy: plan for plan in plan_devices(made, 2, DEVICES["t4"], GLOO, 10**6)}
+    cut, whole = plans[VOCAB_PARALLEL], plans["ddp"]
+    peak, sent = measure(made, 2, "ddp", tmp_path)
+    assert cut.peak_bytes == pytest.approx(peak, rel=0.1)
+    assert cut.sent_bytes == pytest.approx(sent, rel=0.1)
+    columns = body.n_embd + (body.n_embd + 1) * (case == "untied")
+    assert whole.weights_bytes - cut.weights_bytes == 4 * (VOCAB // 2) * columns
+    assert sent < whole.sent_bytes / 4
+
+
+def test_rows_that_no_token_touched_stand_still_in_parts_of_a_table_too(config, tmp_path):
+    made = cut_config(config, "tied", max_steps=6)
+    made = dataclasses.replace(made, optim=dataclasses.replace(made.optim, sparse_rows=True))
+    train_together(1, made, tmp_path / "one")
+    train_together(2, made, tmp_path / "two")
+    assert_same_curve(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train.strategy=fsdp2"], "needs train.strategy=ddp (fsdp2 has the table in shards already)"),
+        (["train.compile=true"], "and train.compile=false, got ddp and true"),
+        *((["head=" + head], f"the whole table that head={head} shares: set head.tied=false") for head in TIED),
+        (["train.devices=32", "train.micro_batch_size=32"], "gives each of 32 processes 9 of 257 tokens, and the last"),
+        (["model.embedding=factorised"], "finds no table with a row per token"),
+    ],
+)
+def test_mistakes(gvc, tiny, workdir, words, said):
+    done = gvc("train", *tiny, "train.vocab_parallel=true", *words)
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert list(workdir.iterdir()) == []
+
+
+def test_one_process_plans_every_head_with_the_table_whole(gvc):
+    done = gvc("plan", "model=debug", "tokenizer=bytes", "--device", "t4", "--json", "train.vocab_parallel=true")
+    assert set(TIED) <= {*(plan["head"] for plan in json.loads(done.out)["heads"]), *json.loads(done.out)["unplanned"]}
