@@ -99,9 +99,9 @@ def make_state(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def fake_step(config: Config, processes: int = 1) -> Moments:
+def fake_step(config: Config, processes: int = 1, vocab_size: int | None = None) -> Moments:
     """Return what lives during a step at the config's own B; see `fake_steps`."""
-    return fake_steps(config, [config.train.micro_batch_size], processes=processes)[0]
+    return fake_steps(config, [config.train.micro_batch_size], vocab_size, processes)[0]
 
 
 def watch_step(

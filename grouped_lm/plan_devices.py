@@ -53,6 +53,11 @@ class Weights:
         """R."""
         return self.total - self.blocks
 
+    @property
+    def in_buckets(self) -> int:
+        """What DDP sums."""
+        return self.total - sum(self.rows)
+
     @classmethod
     def of(cls, model: LanguageModel, processes: int = 1) -> "Weights":
         """Return the bytes of a model, fake or real, 4 to a weight."""
@@ -116,7 +121,7 @@ def ddp_sent_bytes(weights: Weights, processes: int) -> int:
 
     Tables in rows are left out, see `states_sent_bytes`.
     """
-    return 2 * (processes - 1) * (weights.total - sum(weights.rows)) // processes
+    return 2 * (processes - 1) * weights.in_buckets // processes
 
 
 def fsdp2_sent_bytes(weights: Weights, processes: int, micro_steps: int, link: Interconnect) -> int:
@@ -169,7 +174,7 @@ def ddp_peak_bytes(step: Moments, weights: Weights) -> int:
     made = np.maximum(np.diff(gradients, prepend=gradients[:1]), 0)
     of_rows = np.isin(made, weights.rows)
     kept = np.where(of_rows, made, 0).cumsum() + np.where(of_rows, 0, made)
-    return 4 * weights.total - sum(weights.rows) + int((activations(step) + kept).max())
+    return 3 * weights.total + weights.in_buckets + int((activations(step) + kept).max())
 
 
 def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
@@ -203,7 +208,7 @@ def ddp_exposed_s(compute_s: float, exchange_s: float, weights: Weights, micro_s
     That pass is two thirds of its micro-step, and the last bucket has to wait for its end.
     """
     backward_s = 2 / 3 * compute_s / micro_steps
-    last = exchange_s * min(1.0, BUCKET_BYTES / weights.total)
+    last = exchange_s * min(1.0, BUCKET_BYTES / weights.in_buckets)
     return max(last, exchange_s - backward_s)
 
 
@@ -221,8 +226,12 @@ def fsdp2_exposed_s(compute_s: float, weights: Weights, processes: int, micro_st
     return micro_steps * (rest_s + forward_left + backward_left)
 
 
-def plan_devices(config: Config, processes: int, device: Device, link: Interconnect, tokens: int) -> list[DevicesPlan]:
+def plan_devices(
+    config: Config, processes: int, device: Device, link: Interconnect, tokens: int, vocab_size: int | None = None
+) -> list[DevicesPlan]:
     """Plan the run of `config` on W devices, by each strategy; with `train.vocab_parallel` by that, too.
+
+    V is the tokenizer's where none is given.
 
     Raises:
         ConfigError: W processes cannot take equal parts of a batch, or V rows.
@@ -235,16 +244,16 @@ def plan_devices(config: Config, processes: int, device: Device, link: Interconn
     for strategy in (*STRATEGIES, *((VOCAB_PARALLEL,) if config.train.vocab_parallel else ())):
         own_part = with_train(part, vocab_parallel=strategy == VOCAB_PARALLEL)
         with FakeTensorMode():
-            model = fake_model(own_part, processes=processes)
+            model = fake_model(own_part, vocab_size, processes)
         if strategy != "fsdp2":  # whose step DDP's is
-            step = fake_step(own_part, processes)
+            step = fake_step(own_part, processes, vocab_size)
         weights = Weights.of(model, processes if strategy == "fsdp2" else 1)
         own = weights.total // processes if strategy == "fsdp2" else weights.total
         flops = step_flops_per_token(own_part, model)
         compute_s = seconds_per_step(part, flops, own // 4, step.made, device)
         if strategy == "fsdp2":
             later = weights.rest // processes if micro_steps > 1 else 0  # shards of gradients of micro-steps before
-            one_step = fake_step(with_train(own_part, grad_accum_steps=1))
+            one_step = fake_step(with_train(own_part, grad_accum_steps=1), vocab_size=vocab_size)
             peak = fsdp2_peak_bytes(one_step, weights, processes) + later
             sent = fsdp2_sent_bytes(weights, processes, micro_steps, link)
             exposed_s = fsdp2_exposed_s(compute_s, weights, processes, micro_steps, link)
