@@ -39,7 +39,7 @@ LEVELS = [
     },
     {"models"},
     {"vocab_parallel"},
-    {"run_folder", "display", "plots", "scoring", "parallel"},
+    {"run_folder", "display", "plots", "scoring", "parallel", "plan_exchange"},
     {"resume", "rows", "figures", "continuations", "plots_bench", "launch"},
     {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
