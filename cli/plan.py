@@ -43,7 +43,8 @@ def plan(
     """Say what a run will need with every head: memory, largest shapes, FLOPs, speed. Runs no step.
 
     The overrides are those of `gvc train`; the body, batch and context that they compose are planned. For several
-    devices: memory of each, bytes sent, time of a step, by DDP and by FSDP2, of the dense head and the config's own.
+    devices: memory of each, bytes sent, time of a step, by DDP and by FSDP2, of the dense head and the config's own;
+    with train.vocab_parallel=true also by DDP with tables in rows.
     """
     from grouped_lm.config import check_range
     from grouped_lm.devices import find_device, parse_bytes

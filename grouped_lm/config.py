@@ -232,11 +232,14 @@ class TrainConfig:
     """`auto`, `cpu` or `cuda`."""
     devices: int = 1
     """Processes that train together on this machine, one per GPU, in [1, 1024]; each takes an equal part of every
-    micro-batch. Neither this nor the three below change what is computed, but for rounding and dropout."""
+    micro-batch. Neither this nor the four below change what is computed, but for rounding and dropout."""
     nodes: int = 1
     """Machines with `devices` processes each, in [1, 1024]; more than 1 inside a SLURM job that has as many."""
     strategy: str = "ddp"
     """`ddp`: the whole model on each device; `fsdp2`: weights, gradients and optimizer state in shards."""
+    vocab_parallel: bool = False
+    """With `ddp` and several processes: each has its part of the rows of the input embedding and of a dense head, with
+    their gradients and optimizer state, and states travel instead of these gradients. Other heads stay whole."""
     max_restarts: int = 3
     """How often all processes are started again, from the last checkpoint, when one is lost, >= 0."""
     threads: int | None = None
@@ -275,6 +278,11 @@ class TrainConfig:
         check_range("train.devices", self.devices, 1, 1024)
         check_range("train.nodes", self.nodes, 1, 1024)
         check_choice("train.strategy", self.strategy, ("ddp", "fsdp2"))
+        if self.vocab_parallel and (self.strategy != "ddp" or self.compile):
+            raise ConfigError(
+                "train.vocab_parallel=true needs train.strategy=ddp (fsdp2 has the table in shards already) and "
+                f"train.compile=false, got {self.strategy} and {str(self.compile).lower()}"
+            )
         check_range("train.max_restarts", self.max_restarts, 0, 10**6)
         self.share(self.processes)
         if self.cuda_graphs and (not self.compile or self.grad_accum_steps > 1 or self.processes > 1):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +27,19 @@ from grouped_lm.optim import build_optimizer
 from grouped_lm.parallel import count_targets
 from grouped_lm.scoring import autocast
 from grouped_lm.step_figures import Unread
-from grouped_lm.world import ALONE
+from grouped_lm.vocab_parallel import split_vocabulary
+from grouped_lm.world import ALONE, World
 
 
-def fake_model(config: Config, vocab_size: int | None = None) -> LanguageModel:
-    """Build the model of shapes alone, in training mode; which token is in which group changes no size."""
-    return build_lm(dataclasses.replace(config, grouping=GroupingConfig()), vocab_size=vocab_size).train()
+def fake_model(config: Config, vocab_size: int | None = None, processes: int = 1) -> LanguageModel:
+    """Build the model of shapes alone, in training mode; which token is in which group changes no size.
+
+    Of several `processes` it is that of the first, whose tables may be cut: see `train.vocab_parallel`.
+    """
+    model = build_lm(dataclasses.replace(config, grouping=GroupingConfig()), vocab_size=vocab_size).train()
+    if config.train.vocab_parallel and processes > 1:
+        split_vocabulary(model, World(size=processes), None)
+    return model
 
 
 @contextmanager
@@ -45,14 +53,16 @@ def faking() -> Iterator[None]:
         forget_masks()  # a fake mask must not reach a real step
 
 
-def fake_steps(config: Config, batches: Sequence[int], vocab_size: int | None = None) -> list[Moments]:
+def fake_steps(
+    config: Config, batches: Sequence[int], vocab_size: int | None = None, processes: int = 1
+) -> list[Moments]:
     """Return what lives during an optimizer step of the loop in `train`, for each B, with the state of a step before.
 
     Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations.
-    V is the tokenizer's where none is given.
+    V is the tokenizer's where none is given. B is that of one process of several.
     """
     with faking():
-        model = fake_model(config, vocab_size)
+        model = fake_model(config, vocab_size, processes)
         every_row = dataclasses.replace(config.optim, sparse_rows=False)  # which ones a batch touches is not known
         optimizer = build_optimizer(every_row, model)
         make_state(model, optimizer)
@@ -89,9 +99,9 @@ def make_state(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def fake_step(config: Config) -> Moments:
+def fake_step(config: Config, processes: int = 1, vocab_size: int | None = None) -> Moments:
     """Return what lives during a step at the config's own B; see `fake_steps`."""
-    return fake_steps(config, [config.train.micro_batch_size])[0]
+    return fake_steps(config, [config.train.micro_batch_size], vocab_size, processes)[0]
 
 
 def watch_step(
@@ -130,7 +140,11 @@ def watch_step(
 
 def with_shape(config: Config, batch: int | None = None, context: int | None = None) -> Config:
     """Return the config of one process with another B or T."""
-    batch = batch or config.train.micro_batch_size
-    train = dataclasses.replace(config.train, micro_batch_size=batch, devices=1, nodes=1)
+    made = with_train(config, micro_batch_size=batch or config.train.micro_batch_size, devices=1, nodes=1)
     model = dataclasses.replace(config.model, block_size=context or config.model.block_size)
-    return dataclasses.replace(config, train=train, model=model)
+    return dataclasses.replace(made, model=model)
+
+
+def with_train(config: Config, **fields: Any) -> Config:
+    """Return the config with other values of `train`."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **fields))

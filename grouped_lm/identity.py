@@ -31,6 +31,7 @@ FREE_FIELDS = (
     "train.devices",
     "train.nodes",
     "train.strategy",
+    "train.vocab_parallel",
     "train.max_restarts",
 )
 """Fields that may change between a run and its continuation."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import OptimConfig
 from grouped_lm.heads.base import Head
-from grouped_lm.world import local
+from grouped_lm.world import is_sharded, local
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -93,8 +93,11 @@ def token_tables(model: nn.Module) -> list[nn.Parameter]:
 
 def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.AdamW:
     """Build torch's fused AdamW over the two kinds of parameters, or `SparseRowsAdamW` where the config asks for it."""
-    decay, rest = split_by_decay(model)
-    groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = []
+    for parameters, weight_decay in zip(split_by_decay(model), (config.weight_decay, 0.0), strict=True):
+        for sharded in (False, True):  # the fused update takes one kind at a time
+            kind = [parameter for parameter in parameters if is_sharded(parameter) == sharded]
+            groups += [{"params": kind, "weight_decay": weight_decay}] if kind else []
     options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": True}
     if config.sparse_rows:
         return SparseRowsAdamW(groups, token_tables(model), **options)

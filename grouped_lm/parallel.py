@@ -1,5 +1,7 @@
 """One model on several devices, by torch's own engines: whole on each (DDP) or in shards (FSDP2).
 
+Under DDP, tables with a row per token can be left to `vocab_parallel`.
+
 Source: Li et al. 2020 (arXiv 2006.15704) and Zhao et al. 2023 (arXiv 2304.11277), as `DistributedDataParallel` and
 `fully_shard`. Gradients are summed over the processes, not averaged: the loss of each is its part of a sum that was
 divided once, by the targets that count in all of them.
@@ -20,7 +22,8 @@ from grouped_lm.config import TrainConfig
 from grouped_lm.heads.base import IGNORE_INDEX, HeadLoss
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runtime import compile_mode
-from grouped_lm.world import World, whole
+from grouped_lm.vocab_parallel import split_vocabulary
+from grouped_lm.world import World, is_sharded, whole
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Spread:
 
     def held_bytes(self) -> int:
         """Return the bytes of DDP's buckets, which hold the gradients during a step and stay between steps."""
-        return sum(4 * p.numel() for p in self.model.parameters()) if self.ddp is not None else 0
+        return sum(4 * p.numel() for p in self.model.parameters() if not is_sharded(p)) if self.ddp is not None else 0
 
     def rest(self) -> None:
         """Let go of what an evaluation gathered."""
@@ -90,6 +93,10 @@ def spread_model(model: LanguageModel, cfg: TrainConfig, world: World, device: t
     if world.size == 1:
         model.to(device)
     elif cfg.strategy == "ddp":
+        if cfg.vocab_parallel:
+            split_vocabulary(model, world, device)
+            cut = [name for name, p in model.named_parameters(remove_duplicate=False) if is_sharded(p)]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, cut)
         model.to(device)
         made.ddp = DistributedDataParallel(
             model,
@@ -139,6 +146,10 @@ def shard(model: LanguageModel, device: torch.device) -> tuple[Any, ...]:
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     """Scale the gradient down to `max_norm` (0 leaves it alone) and return its norm, over all shards, before that."""
     parameters = list(model.parameters())
-    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_norm or math.inf, norm)
+    kinds = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]  # torch takes no mixture
+    grads = [[p.grad for p in kind if p.grad is not None] for kind in kinds]
+    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in grads if kind]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds:
+        torch.nn.utils.clip_grads_with_norm_(kind, max_norm or math.inf, norm)
     return norm

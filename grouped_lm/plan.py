@@ -13,10 +13,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from grouped_lm.config import Config
 from grouped_lm.devices import Device
-from grouped_lm.fake_step import fake_model, fake_step, fake_steps, with_shape
+from grouped_lm.fake_step import fake_model, fake_step, fake_steps, with_shape, with_train
 from grouped_lm.heads import HEAD_CONFIGS, HEADS
 from grouped_lm.live_bytes import KINDS, Moments
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
+from grouped_lm.vocab_parallel import SplitDenseHead
 
 MAX_BATCH, MAX_CONTEXT = 2**16, 2**17
 """Where the search for the largest shapes ends."""
@@ -141,8 +142,10 @@ def seconds_per_step(config: Config, forward_flops: float, n_params: int, made: 
 def step_flops_per_token(config: Config, model: LanguageModel) -> float:
     """Return a third of a training step's FLOPs: the forward pass, and what is computed again for the backward pass."""
     body = estimate_body_flops_per_token(config.model, config.model.block_size)
+    head = model.head.flops_per_token()
     again = body / 3 if config.model.activation_checkpointing else 0.0  # forward once more, of three parts
-    return body + again + model.head.flops_per_token()
+    again += head / 3 if isinstance(model.head, SplitDenseHead) else 0.0
+    return body + again + head
 
 
 def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) -> HeadPlan:
@@ -186,6 +189,7 @@ def plan_heads(
         device: whose speed counts.
         tokens: of the whole training; None means those of the config.
     """
+    config = with_train(config, vocab_parallel=False)  # one process has whole tables, whatever the head
     train = config.train
     total = tokens or train.max_steps * train.micro_batch_size * train.grad_accum_steps * config.model.block_size
     heads: dict[str, Any] = {name: schema() for name, schema in HEAD_CONFIGS.items()}

@@ -1,12 +1,9 @@
 """What a run will need on several devices, before it runs: memory on each, bytes between them, time of a step.
 
-Letters: W processes, P bytes of all weights (fp32), L P_b of them in the body's L blocks, R = P - L P_b in the rest:
-the embeddings, the last norm and the head, which FSDP2 gathers as one.
+Letters: see `plan_exchange`, which says what is sent.
 
-Sources: ring algorithms send (W - 1)/W of a buffer to gather it, or to reduce and scatter it, and twice that to
-all-reduce it (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"); what
-DDP sends and when, Li et al. 2020 (arXiv 2006.15704); what stays in shards, Rajbhandari et al. 2020 (arXiv 1910.02054),
-section 5, and Zhao et al. 2023 (arXiv 2304.11277).
+Sources: what stays in shards, Rajbhandari et al. 2020 (arXiv 1910.02054), section 5, and Zhao et al. 2023 (arXiv
+2304.11277).
 """
 
 import dataclasses
@@ -18,52 +15,23 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from grouped_lm.config import Config
 from grouped_lm.devices import Device
 from grouped_lm.errors import ConfigError
-from grouped_lm.fake_step import fake_model, fake_step, with_shape
+from grouped_lm.fake_step import fake_model, fake_step, with_shape, with_train
 from grouped_lm.heads import HEADS, DenseConfig
 from grouped_lm.interconnects import Interconnect
 from grouped_lm.live_bytes import KINDS, Moments
-from grouped_lm.models.lm import LanguageModel
 from grouped_lm.plan import seconds_per_step, step_flops_per_token
+from grouped_lm.plan_exchange import (
+    Weights,
+    ddp_exposed_s,
+    ddp_sent_bytes,
+    fsdp2_exposed_s,
+    fsdp2_sent_bytes,
+    states_sent_bytes,
+)
 
-BUCKET_BYTES = 25 * 2**20
-"""DDP's buckets: the last one has no backward pass left to hide behind."""
 STRATEGIES = ("ddp", "fsdp2")
-
-
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """Bytes of the weights as W processes cut them: rows are padded to a multiple of W."""
-
-    total: int
-    """P."""
-    blocks: int
-    """L P_b."""
-    largest_block: int
-    """P_b."""
-    behind: int
-    """Of the rest, what stands behind the blocks: the last norm, and what the head does not share with the body."""
-
-    @property
-    def rest(self) -> int:
-        """R."""
-        return self.total - self.blocks
-
-    @classmethod
-    def of(cls, model: LanguageModel, processes: int = 1) -> "Weights":
-        """Return the bytes of a model, fake or real, 4 to a weight."""
-        blocks: dict[str, int] = {}
-        total = behind = 0
-        for name, parameter in model.named_parameters():
-            rows = parameter.shape[0] if parameter.ndim else 1
-            padded = -(-rows // processes) * processes
-            size = 4 * parameter.numel() // max(1, rows) * padded
-            total += size
-            if name.startswith("body.h."):
-                block = name.split(".")[2]
-                blocks[block] = blocks.get(block, 0) + size
-            elif name.startswith(("body.ln_f.", "head.")):
-                behind += size
-        return cls(total, sum(blocks.values()), max(blocks.values(), default=0), behind)
+VOCAB_PARALLEL = "ddp vocab_parallel"
+"""DDP with tables in rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,21 +73,6 @@ class DevicesPlan:
         return self.compute_s / self.step_s
 
 
-def ddp_sent_bytes(weights: Weights, processes: int) -> int:
-    """Return what DDP sends in an optimizer step: 2 (W - 1)/W P, once, however many micro-steps it has."""
-    return 2 * (processes - 1) * weights.total // processes
-
-
-def fsdp2_sent_bytes(weights: Weights, processes: int, micro_steps: int, link: Interconnect) -> int:
-    """Return what FSDP2 sends in an optimizer step: (W - 1)/W (P + L P_b + c P) in each micro-step.
-
-    The weights are gathered for the forward pass, those of the blocks once more for the backward pass, and gradients
-    are reduced and scattered: c is 1, or 2 where that is an all-reduce (gloo).
-    """
-    moved = weights.total + weights.blocks + link.reduce_scatter_passes * weights.total
-    return micro_steps * (processes - 1) * moved // processes
-
-
 def activations(step: Moments) -> np.ndarray:
     """Return the (moments,) bytes that are neither weights, gradients nor optimizer state."""
     return step.live[:, [KINDS.index(kind) for kind in ("body", "head", "temporary")]].sum(1)
@@ -129,15 +82,17 @@ def ddp_peak_bytes(step: Moments, weights: Weights) -> int:
     """Return the peak on each device: 4 P and the most of activations and the gradient that is just made.
 
     Weights, two averages and the buckets, which live through the whole step; a gradient exists beside its place in a
-    bucket until it is copied there.
+    bucket until it is copied there. Gradients of tables in rows have no bucket, and live from when they are made.
 
     Args:
         step: of one process with its part of the batch, see `fake_step`.
-        weights: not cut.
+        weights: not cut, but for such tables.
     """
     gradients = step.live[:, KINDS.index("gradients")]
     made = np.maximum(np.diff(gradients, prepend=gradients[:1]), 0)
-    return 4 * weights.total + int((activations(step) + made).max())
+    of_rows = np.isin(made, weights.rows)
+    kept = np.where(of_rows, made, 0).cumsum() + np.where(of_rows, 0, made)
+    return 3 * weights.total + weights.in_buckets + int((activations(step) + kept).max())
 
 
 def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
@@ -165,58 +120,42 @@ def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
     return 3 * weights.total // processes + max(working, done)
 
 
-def ddp_exposed_s(compute_s: float, exchange_s: float, weights: Weights, micro_steps: int) -> float:
-    """Return the seconds of DDP's exchange that the last backward pass does not hide.
+def plan_devices(
+    config: Config, processes: int, device: Device, link: Interconnect, tokens: int, vocab_size: int | None = None
+) -> list[DevicesPlan]:
+    """Plan the run of `config` on W devices, by each strategy; with `train.vocab_parallel` by that, too.
 
-    That pass is two thirds of its micro-step, and the last bucket has to wait for its end.
-    """
-    backward_s = 2 / 3 * compute_s / micro_steps
-    last = exchange_s * min(1.0, BUCKET_BYTES / weights.total)
-    return max(last, exchange_s - backward_s)
-
-
-def fsdp2_exposed_s(compute_s: float, weights: Weights, processes: int, micro_steps: int, link: Interconnect) -> float:
-    """Return the seconds of FSDP2's exchange that the computation does not hide.
-
-    Blocks are gathered and reduced while their neighbours work, a third of a micro-step forward and two thirds
-    backward. For the rest, first to be needed and last to be reduced, everything waits.
-    """
-    each = (processes - 1) / processes / link.bytes_per_sec
-    forward_s, passes = compute_s / micro_steps / 3, link.reduce_scatter_passes
-    rest_s = (1 + passes) * weights.rest * each
-    forward_left = max(0.0, weights.blocks * each - forward_s)
-    backward_left = max(0.0, (1 + passes) * weights.blocks * each - 2 * forward_s)
-    return micro_steps * (rest_s + forward_left + backward_left)
-
-
-def plan_devices(config: Config, processes: int, device: Device, link: Interconnect, tokens: int) -> list[DevicesPlan]:
-    """Plan the run of `config` on W devices, by each strategy.
+    V is the tokenizer's where none is given.
 
     Raises:
-        ConfigError: W processes cannot take equal parts of a batch.
+        ConfigError: W processes cannot take equal parts of a batch, or V rows.
         DataDependentOutputException, DynamicOutputShapeException: the head's sizes depend on the tokens of a batch.
     """
     micro_steps = config.train.grad_accum_steps
     part = with_shape(config, batch=config.train.share(processes))
-    single = dataclasses.replace(part, train=dataclasses.replace(part.train, grad_accum_steps=1))
-    with FakeTensorMode():
-        model = fake_model(part)
-    step, one_step = fake_step(part), fake_step(single)
-    flops = step_flops_per_token(config, model)
     n_tokens = config.train.micro_batch_size * config.model.block_size * micro_steps
     plans = []
-    for strategy in STRATEGIES:
+    for strategy in (*STRATEGIES, *((VOCAB_PARALLEL,) if config.train.vocab_parallel else ())):
+        own_part = with_train(part, vocab_parallel=strategy == VOCAB_PARALLEL)
+        with FakeTensorMode():
+            model = fake_model(own_part, vocab_size, processes)
+        if strategy != "fsdp2":  # whose step DDP's is
+            step = fake_step(own_part, processes, vocab_size)
         weights = Weights.of(model, processes if strategy == "fsdp2" else 1)
         own = weights.total // processes if strategy == "fsdp2" else weights.total
+        flops = step_flops_per_token(own_part, model)
         compute_s = seconds_per_step(part, flops, own // 4, step.made, device)
-        if strategy == "ddp":
-            peak, sent = ddp_peak_bytes(step, weights), ddp_sent_bytes(weights, processes)
-            exposed_s = ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
-        else:
+        if strategy == "fsdp2":
             later = weights.rest // processes if micro_steps > 1 else 0  # shards of gradients of micro-steps before
+            one_step = fake_step(with_train(own_part, grad_accum_steps=1), vocab_size=vocab_size)
             peak = fsdp2_peak_bytes(one_step, weights, processes) + later
             sent = fsdp2_sent_bytes(weights, processes, micro_steps, link)
             exposed_s = fsdp2_exposed_s(compute_s, weights, processes, micro_steps, link)
+        else:
+            peak, sent = ddp_peak_bytes(step, weights), ddp_sent_bytes(weights, processes)
+            states = states_sent_bytes(own_part, model, processes, link)
+            exposed_s = ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
+            exposed_s, sent = exposed_s + states / link.bytes_per_sec, sent + states
         rate = n_tokens / (compute_s + exposed_s)
         plans.append(
             DevicesPlan(

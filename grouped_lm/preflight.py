@@ -15,7 +15,8 @@ from grouped_lm.models.build import check_head
 from grouped_lm.run_folder import RunFolder
 from grouped_lm.runtime import compile_mode, resolve_device
 from grouped_lm.secret_values import refuse_secrets
-from grouped_lm.world import local_processes, started_as
+from grouped_lm.vocab_parallel import Rows
+from grouped_lm.world import World, local_processes, started_as
 
 
 def preflight(config: Config, run_dir: Path | None = None, here: bool = True) -> None:
@@ -28,7 +29,8 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True) ->
 
     Raises:
         ConfigError: a group size above V, devices or machines that are not there, a batch that they cannot share, CUDA
-            graphs without a GPU, a head tied to nothing or without the losses asked for.
+            graphs without a GPU, a head tied to nothing or without the losses asked for, too few rows
+            of V for all processes.
         DataError: text that is missing, unreadable or too short.
         DriftError, RunFolderError: `run_dir` already holds something else.
     """
@@ -43,6 +45,8 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True) ->
             meeting_point(config.train)
         compile_mode(config.train, device)
     check_head(config)
+    if config.train.vocab_parallel:
+        Rows.of(vocab_size_of(config.tokenizer), World(size=max(config.train.processes, started)))
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
     if run_dir is not None and started == 1:  # several ask together, who know how often they were restarted

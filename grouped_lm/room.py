@@ -63,7 +63,7 @@ def dry_run(config: Config, device: torch.device, processes: int = 1, side_by_si
         available //= side_by_side
     if available is None or rough_bytes(part) < available:
         return
-    peak = peak_bytes(part, [part.train.micro_batch_size])
+    peak = peak_bytes(part, [part.train.micro_batch_size], processes)
     if peak is not None and peak[0] > available:
         raise short_of_memory(config, available, f"a step needs {peak[0] / 2**30:.2f} GiB", processes)
 
@@ -73,31 +73,31 @@ def part_of(config: Config, processes: int) -> Config:
     return with_shape(config, batch=config.train.share(processes))
 
 
-def peak_bytes(config: Config, batches: list[int]) -> list[int] | None:
+def peak_bytes(config: Config, batches: list[int], processes: int = 1) -> list[int] | None:
     """Return the peak of a step for each batch; None for a head whose sizes depend on the tokens of a batch."""
     try:
-        return [int(step.live.sum(1).max()) for step in fake_steps(config, batches)]
+        return [int(step.live.sum(1).max()) for step in fake_steps(config, batches, processes=processes)]
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None
 
 
-def largest_batch(config: Config, available: int) -> int | None:
+def largest_batch(config: Config, available: int, processes: int = 1) -> int | None:
     """Return the largest train.micro_batch_size below the config's that fits; 0 where none does, None if unknown.
 
     Of one fake step after another: chunks of a head make the peak no straight line of the batch.
     """
 
     def fits(batch: int) -> bool:
-        peaks = peak_bytes(config, [batch])
+        peaks = peak_bytes(config, [batch], processes)
         return peaks is not None and peaks[0] <= available
 
-    return None if peak_bytes(config, [1]) is None else largest(fits, config.train.micro_batch_size - 1)
+    return None if peak_bytes(config, [1], processes) is None else largest(fits, config.train.micro_batch_size - 1)
 
 
 def short_of_memory(config: Config, available: int | None, what: str, processes: int = 1) -> MemoryShortError:
     """Return the line that says what to change."""
     batch = config.train.micro_batch_size
-    fits = largest_batch(part_of(config, processes), available) if available is not None else None
+    fits = largest_batch(part_of(config, processes), available, processes) if available is not None else None
     fits = fits and fits * processes
     there = f", {available / 2**30:.2f} GiB are free" if available is not None else ""
     if fits:

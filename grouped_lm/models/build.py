@@ -57,18 +57,36 @@ def check_head(config: Config) -> None:
     """Refuse a head that the rest of the config does not go with.
 
     Raises:
-        ConfigError: it is tied, and the input embedding is no table; or it lacks the losses that are to be added.
+        ConfigError: it is tied, and the input embedding is no table, or one in rows that only the dense head can share;
+            or it lacks the losses that are to be added.
     """
     if config.model.embedding != "table" and getattr(config.head, "tied", False):
         raise ConfigError(
             f"model.embedding={config.model.embedding} has no row per token for head={config.head.name} to share: "
             "set head.tied=false"
         )
+    if config.train.vocab_parallel and config.head.name != "dense":
+        _check_rows(config)
     if (config.train.label_smoothing or config.train.z_loss) and not HEADS[config.head.name][1].regularised:
         allowed = ", ".join(name for name, (_, head) in HEADS.items() if head.regularised)
         raise ConfigError(
             f"train.label_smoothing and train.z_loss must be 0 for head={config.head.name}, "
             f"got {config.train.label_smoothing} and {config.train.z_loss}: they are defined for {allowed}"
+        )
+
+
+def _check_rows(config: Config) -> None:
+    """Refuse a run of which `train.vocab_parallel` has no table to cut, or one that the head reads whole."""
+    head = config.head
+    if config.model.embedding != "table":
+        raise ConfigError(
+            "train.vocab_parallel=true finds no table with a row per token to cut with "
+            f"model.embedding={config.model.embedding} and head={head.name}: leave it out"
+        )
+    if getattr(head, "tied", False):
+        raise ConfigError(
+            f"train.vocab_parallel=true leaves no process the whole table that head={head.name} shares: "
+            "set head.tied=false, or take head=dense or one without such a table, as grouped"
         )
 
 

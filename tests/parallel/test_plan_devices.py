@@ -15,16 +15,8 @@ from grouped_lm.devices import DEVICES
 from grouped_lm.interconnects import find_interconnect
 from grouped_lm.measure import GIB
 from grouped_lm.models.lm import estimate_body_flops_per_token
-from grouped_lm.plan_devices import (
-    STRATEGIES,
-    DevicesPlan,
-    Weights,
-    ddp_exposed_s,
-    ddp_sent_bytes,
-    fsdp2_exposed_s,
-    fsdp2_sent_bytes,
-    plan_devices,
-)
+from grouped_lm.plan_devices import STRATEGIES, DevicesPlan, plan_devices
+from grouped_lm.plan_exchange import Weights, ddp_exposed_s, ddp_sent_bytes, fsdp2_exposed_s, fsdp2_sent_bytes
 from grouped_lm.train import train
 
 GLOO = find_interconnect("1GB", on_cpu=True)
