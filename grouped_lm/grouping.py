@@ -151,18 +151,33 @@ def group_as_told(order: Tensor, groups: Tensor) -> Grouping:
 
 
 def group_by_company(
-    config: GroupingConfig, group_size: int, counts: Tensor, tokens: np.ndarray, ids: Tensor, text_vocab_size: int
+    config: GroupingConfig,
+    group_size: int,
+    counts: Tensor,
+    tokens: np.ndarray,
+    ids: Tensor,
+    text_vocab_size: int,
+    equal: bool = True,
 ) -> Grouping:
-    """Cluster the tokens that occur by their neighbours, and fill the groups up evenly with all others, by id.
+    """Cluster the tokens that occur by their neighbours, and put all others, by id, where `equal` says.
 
-    No group gets more than twice its even part of those that occur, so that the softmax inside groups has work to do
-    in all of them. There are ceil(V / S) groups, whose sizes differ by one at most.
+    There are ceil(V / S) clusters. None gets more than twice its even part of the tokens that occur: the softmax
+    inside groups has work to do in all of them.
+
+    Args:
+        config, counts, tokens, ids: see `build_grouping`.
+        group_size: S.
+        text_vocab_size: above every id of the text.
+        equal: fill the clusters up with the others to sizes that differ by one at most, as a layer of S slots shared
+            by all groups asks for. Otherwise the others have groups of their own: softmaxes inside clusters are short.
     """
     vocab_size, order = counts.numel(), order_by_frequency(counts)
     n_group = math.ceil(vocab_size / group_size)
-    quota = np.full(n_group, vocab_size // n_group)
-    quota[: vocab_size % n_group] += 1
     words = order[: min(clustering.MAX_WORDS, int((counts > 0).sum()))]
+    others = order[words.numel() :].sort().values
+    quota = np.full(n_group, vocab_size // n_group if equal else group_size)
+    if equal:
+        quota[: vocab_size % n_group] += 1
     room = np.minimum(quota, 2 * math.ceil(words.numel() / n_group))
     clusters = np.empty(0, dtype=np.int64)
     if words.numel():
@@ -171,10 +186,12 @@ def group_by_company(
             clusters = clustering.brown_clusters(tokens, known, text_vocab_size, room)
         else:
             clusters = clustering.kmeans_clusters(tokens, known, text_vocab_size, room, config.seed)
-    free = quota - np.bincount(clusters, minlength=n_group)
-    others = order[words.numel() :].sort().values
-    filled = np.repeat(np.arange(n_group), free)
-    return group_as_told(torch.cat([words, others]), torch.from_numpy(np.concatenate([clusters, filled])))
+    if equal:
+        rest = np.repeat(np.arange(n_group), quota - np.bincount(clusters, minlength=n_group))
+    else:
+        rest = n_group + np.arange(others.numel()) // group_size
+    groups = torch.from_numpy(np.concatenate([clusters, rest]))
+    return group_as_told(torch.cat([words, others]), torch.unique(groups, return_inverse=True)[1])
 
 
 BY_COUNT = ("frequency", "sqrt_frequency", "kmeans", "brown")
@@ -188,6 +205,7 @@ def build_grouping(
     counts: Tensor | None = None,
     tokens: Callable[[], np.ndarray] | None = None,
     ids: Tensor | None = None,
+    equal: bool = True,
 ) -> Grouping:
     """Build the grouping that `config` names.
 
@@ -200,6 +218,7 @@ def build_grouping(
         counts: (V,) occurrences in the training text, for all but `merge_rank` and `random`.
         tokens: gives the training text, (T,) ids, for `kmeans` and `brown`.
         ids: (V,) what the tokens to group are called in the text; None means 0 to V - 1.
+        equal: whether clusters have equal sizes, see `group_by_company`.
 
     Raises:
         ConfigError: S outside [1, V], or no counts or text where they are needed.
@@ -220,4 +239,4 @@ def build_grouping(
         raise ConfigError(f"grouping={config.name} needs the training text")
     text = tokens() if tokens is not None else np.empty(0, np.int64)
     ids = order if ids is None else ids
-    return group_by_company(config, size, counts, text, ids, max(int(ids.max()), int(text.max(initial=0))) + 1)
+    return group_by_company(config, size, counts, text, ids, max(int(ids.max()), int(text.max(initial=0))) + 1, equal)

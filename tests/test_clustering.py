@@ -19,11 +19,13 @@ def text_of_two_kinds(number: int = 20_000) -> np.ndarray:
     return rng.integers(0, 10, number) + 10 * (np.arange(number) % 2)
 
 
-def build(name: str, vocab_size: int, group_size: int | None = None, seen: int | None = None):
+def build(name: str, vocab_size: int, group_size: int | None = None, seen: int | None = None, equal: bool = True):
     rng = np.random.default_rng(1)
     tokens = rng.zipf(1.3, 3_000) % (seen or vocab_size)
     counts = torch.from_numpy(np.bincount(tokens, minlength=vocab_size))
-    return build_grouping(GroupingConfig(name=name), vocab_size, group_size, counts, lambda: tokens), counts
+    return build_grouping(
+        GroupingConfig(name=name), vocab_size, group_size, counts, lambda: tokens, equal=equal
+    ), counts
 
 
 @pytest.mark.parametrize("name", GROUPINGS)
@@ -41,6 +43,20 @@ def test_every_grouping_is_a_partition(name, vocab_size, group_size):
         assert grouping.group_size <= size
         assert grouping.n_group == math.ceil(vocab_size / size)
     assert grouping.fingerprint() == build(name, vocab_size, group_size)[0].fingerprint()
+
+
+@pytest.mark.parametrize("name", ["kmeans", "brown"])
+@pytest.mark.parametrize(("vocab_size", "group_size"), [(300, None), (103, 7), (9, 1), (5, 5), (1, 1)])
+def test_what_never_occurs_may_stand_apart(name, vocab_size, group_size):
+    grouping, counts = build(name, vocab_size, group_size, seen=math.ceil(vocab_size / 3), equal=False)
+    size = group_size or round(math.sqrt(vocab_size))
+    table = group_members(grouping.token_to_group, grouping.token_to_slot, grouping.n_group, grouping.group_size)
+    assert sorted(table[table >= 0].tolist()) == list(range(vocab_size))
+    assert grouping.group_size <= size
+    occurs = counts > 0
+    assert not set(grouping.token_to_group[occurs].tolist()) & set(grouping.token_to_group[~occurs].tolist())
+    even = math.ceil(int(occurs.sum()) / math.ceil(vocab_size / size))
+    assert torch.bincount(grouping.token_to_group[occurs]).max() <= min(size, 2 * even)
 
 
 def test_a_million_tokens():

@@ -83,7 +83,7 @@ class HeadContext:
     saved: Mapping[str, Tensor] = field(default_factory=dict)
     """The head's buffers in the checkpoint that is being loaded for use: what the training text decided."""
 
-    def groups(self, group_size: int | None, ids: Tensor | None = None) -> Grouping:
+    def groups(self, group_size: int | None, ids: Tensor | None = None, equal: bool = True) -> Grouping:
         """Return the grouping of all V tokens, or of `ids` alone; see `build_grouping`.
 
         A checkpoint that is being loaded brings the one of all V.
@@ -93,7 +93,7 @@ class HeadContext:
             return Grouping(groups, slots, int(groups.max()) + 1, int(slots.max()) + 1)
         counts = self.counts if ids is None or self.counts is None else self.counts[ids]
         number = self.vocab_size if ids is None else ids.numel()
-        return build_grouping(self.grouping, number, group_size, counts, self.tokens, ids)
+        return build_grouping(self.grouping, number, group_size, counts, self.tokens, ids, equal)
 
     def by_frequency(self) -> Tensor:
         """Return the (V,) token ids, most frequent first and ties by id; by id alone where no counts are known."""

@@ -49,7 +49,7 @@ class ClassFullHead(TwoLevelHead):
     @classmethod
     def build(cls, config: Any, context: HeadContext) -> "ClassFullHead":
         """See `Head.build`."""
-        return cls(config, context.token_weight(config.tied), context.groups(config.group_size))
+        return cls(config, context.token_weight(config.tied), context.groups(config.group_size, equal=False))
 
     def after_load(self) -> None:
         """See `Head.after_load`."""

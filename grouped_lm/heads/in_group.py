@@ -21,9 +21,6 @@ from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, exact_dtype, working_dt
 from grouped_lm.heads.in_group_device import backward_by_borders, forward_by_borders
 from grouped_lm.heads.kernels import chosen
 
-JOINED = 512
-"""Tokens of small groups that share a matrix product on a CPU."""
-
 
 class GroupRows(nn.Module):
     """Which rows of a (V, D) table belong to which group, and which to none.
@@ -198,7 +195,7 @@ def _pieces(members: Tensor, groups: Tensor, slots: Tensor) -> Iterator[tuple[Te
     sizes = (members >= 0).sum(1).tolist()
     order = torch.argsort(groups)
     stop, *counts = torch.bincount(groups + 1, minlength=len(sizes) + 1).tolist()
-    for some in _neighbours(sizes, counts):
+    for some in _neighbours(sizes, counts, members.shape[1]):
         own = torch.cat([members[group, : sizes[group]] for group in some])
         start, stop = stop, stop + sum(counts[group] for group in some)
         for rows in order[start:stop].split(DEFAULT_CHUNK_ROWS):
@@ -211,8 +208,8 @@ def _pieces(members: Tensor, groups: Tensor, slots: Tensor) -> Iterator[tuple[Te
             yield own, rows, target.unsqueeze(1), other
 
 
-def _neighbours(sizes: list[int], counts: list[int]) -> Iterator[list[int]]:
-    """Yield the groups that have rows, in order, as many at once as have `JOINED` tokens and a chunk of rows at most.
+def _neighbours(sizes: list[int], counts: list[int], most: int) -> Iterator[list[int]]:
+    """Yield the groups that have rows, in order, as many at once as have `most` tokens and a chunk of rows together.
 
     A call of torch takes as long as a product with some hundred more columns.
     """
@@ -220,7 +217,7 @@ def _neighbours(sizes: list[int], counts: list[int]) -> Iterator[list[int]]:
     for group, count in enumerate(counts):
         if not count:
             continue
-        if some and (tokens + sizes[group] > JOINED or rows + count > DEFAULT_CHUNK_ROWS):
+        if some and (tokens + sizes[group] > most or rows + count > DEFAULT_CHUNK_ROWS):
             yield some
             some, tokens, rows = [], 0, 0
         some.append(group)

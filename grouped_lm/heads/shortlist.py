@@ -82,7 +82,7 @@ def place_tokens(config: ShortlistConfig, context: HeadContext) -> Places:
     token_to_slot[first] = torch.arange(first.numel())
     if not rest.numel():
         return Places(token_to_group, token_to_slot, 0, 0, first.numel())
-    grouping = context.groups(min(size, rest.numel()), rest)
+    grouping = context.groups(min(size, rest.numel()), rest, equal=False)
     token_to_group[rest], token_to_slot[rest] = grouping.token_to_group, grouping.token_to_slot
     return Places(token_to_group, token_to_slot, grouping.n_group, grouping.group_size, first.numel())
 
