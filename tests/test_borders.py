@@ -24,6 +24,7 @@ LEVELS = [
         "diagnose",
         "synthetic",
         "merge_order",
+        "markdown",
     },
     {"heads", "plot_data", "devices"},
     {

@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_line(made, gvc, monkeypatch):
     monkeypatch.setattr(page, "write_text", full)
     outcome = gvc("report", "made")
     assert (outcome.code, len(outcome.err.splitlines())) == (4, 2)  # the broken run is said too
-    assert "No space left on device" in outcome.err
+    assert "cannot write made: the disk is full" in outcome.err
     monkeypatch.setattr(run, "write_json", full)
     assert gvc(*WORDS).code == 4
 
