@@ -139,7 +139,7 @@ def _in_group_backward(
             d_hidden[rows] = (error @ table.to(dtype)).to(hidden.dtype)
             d_weight.index_add_(0, own, (error.T @ states.to(dtype)).to(weight.dtype))
     if d_outside is not None:
-        found[1].index_copy_(0, outside, d_outside)
+        found[1].index_add_(0, outside, d_outside)
     return found
 
 

@@ -1,8 +1,10 @@
 """The most frequent tokens beside groups of all others in the first softmax, rows of their own for all.
 
 Source: a shortlist beside clusters is that of adaptive softmax (Grave et al. 2017, arXiv 1609.04309), here with full
-rows and many small groups (arXiv 2411.06371); several directions per group are those of a mixture inside the logit.
-Letters: N tokens, D width, V vocabulary, K shortlist, G groups, S slots per group, R directions per group.
+rows and many small groups (arXiv 2411.06371); several directions per group are those of a mixture inside the logit. What
+is kept for tokens that the training text never has is Good and Turing's estimate (Good 1953, Biometrika 40, eq. 9).
+Letters: N tokens, D width, V vocabulary, K shortlist, G groups, H of them reserved, S slots per group, R directions per
+group.
 """
 
 import math
@@ -46,6 +48,11 @@ class ShortlistConfig:
     """Share the V x D matrix with the input embedding."""
     own_shortlist: bool = False
     """Give the shortlisted tokens rows of their own, K x D; with tied only the tokens in groups share the embedding."""
+    shared_rows: int = 0
+    """Most frequent tokens of a group, M >= 0, whose mean row by frequency is added to its directions: the first-order
+    term of its true logit, that of the likeliest of its tokens."""
+    reserve: bool = False
+    """Give groups whose tokens the training text never has a fixed probability, instead of one that only falls."""
     start: str = "zero"
     """Biases at the start: zero, or counts (log-frequencies in the training text)."""
 
@@ -53,18 +60,23 @@ class ShortlistConfig:
         check_range("head.shortlist_size", self.shortlist_size, 0, 10**9)
         check_range("head.group_size", self.group_size, 1, 10**9)
         check_range("head.directions", self.directions, 1, 10**6)
+        check_range("head.shared_rows", self.shared_rows, 0, 10**6)
         check_choice("head.start", self.start, ("zero", "counts"))
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where tokens stand: (V,) groups, -1 in the shortlist, and (V,) slots, in the group or the shortlist; G, S, K."""
+    """Where tokens stand: (V,) groups, -1 in the shortlist, and (V,) slots, in the group or the shortlist; G, S, K.
+
+    reserved: (H,) log-probabilities of the last groups.
+    """
 
     token_to_group: Tensor
     token_to_slot: Tensor
     n_group: int
     group_size: int
     n_alone: int
+    reserved: Tensor
 
 
 def place_tokens(config: ShortlistConfig, context: HeadContext) -> Places:
@@ -72,19 +84,47 @@ def place_tokens(config: ShortlistConfig, context: HeadContext) -> Places:
 
     Where no counts are known, the shortlist is the first K ids.
     """
+    reserved = torch.empty(0)
     if "token_to_group" in context.saved:
         groups, slots = context.saved["token_to_group"], context.saved["token_to_slot"]
         largest = slots[groups >= 0].max() if (groups >= 0).any() else -1
-        return Places(groups, slots, int(groups.max()) + 1, int(largest) + 1, int((groups < 0).sum()))
+        reserved = context.saved.get("reserved", reserved)
+        return Places(groups, slots, int(groups.max()) + 1, int(largest) + 1, int((groups < 0).sum()), reserved)
     order, size = context.by_frequency(), check_group_size(config.group_size, context.vocab_size)
     first, rest = order[: config.shortlist_size], order[config.shortlist_size :].sort().values
     token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)
     token_to_slot[first] = torch.arange(first.numel())
     if not rest.numel():
-        return Places(token_to_group, token_to_slot, 0, 0, first.numel())
+        return Places(token_to_group, token_to_slot, 0, 0, first.numel(), reserved)
     grouping = context.groups(min(size, rest.numel()), rest, equal=False)
-    token_to_group[rest], token_to_slot[rest] = grouping.token_to_group, grouping.token_to_slot
-    return Places(token_to_group, token_to_slot, grouping.n_group, grouping.group_size, first.numel())
+    groups = grouping.token_to_group
+    if config.reserve and context.counts is not None:
+        groups, reserved = reserve_groups(groups, grouping.n_group, context.counts[rest], context.counts)
+    token_to_group[rest], token_to_slot[rest] = groups, grouping.token_to_slot
+    return Places(token_to_group, token_to_slot, grouping.n_group, grouping.group_size, first.numel(), reserved)
+
+
+def reserve_groups(groups: Tensor, n_group: int, inside: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the groups none of whose tokens occur last, and return the new groups and the (H,) log-probabilities of those.
+
+    Together they have the share of the text that tokens seen once have, each as much as it has tokens: what a new token
+    of the same kind of text is expected to be a new word with. At least half a token of the text, at most half of it.
+
+    Args:
+        groups: (n,) int64 in [0, G) of the tokens in groups.
+        n_group: G.
+        inside: (n,) occurrences of those tokens.
+        counts: (V,) occurrences of all.
+    """
+    seen = torch.zeros(n_group, dtype=counts.dtype).index_add_(0, groups, inside) > 0
+    total = int(counts.sum())
+    if bool(seen.all()) or not total:
+        return groups, torch.empty(0)
+    order = torch.argsort(~seen, stable=True)  # of the old groups in the new order
+    groups = torch.argsort(order)[groups]
+    sizes = torch.bincount(groups, minlength=n_group)[int(seen.sum()) :].double()
+    once = min(max(0.5, float((counts == 1).sum())), total / 2)
+    return groups, (sizes / sizes.sum() * (once / total)).log().float()
 
 
 class ShortlistHead(BestFirstHead):
@@ -93,6 +133,10 @@ class ShortlistHead(BestFirstHead):
     The first softmax has K logits W[ids] h + bias[ids] and G logits logsumexp_r(directions[g, r] h + b[g, r]). A
     group's true logit is the log-sum-exp over its tokens, which one direction can only follow as a line. `b` starts
     at -log R, so that R changes nothing at the start.
+
+    With `reserve` the last H groups have constant probabilities, and the first softmax, over the other G - H, shares
+    what is left: no text in which they never occur can teach how likely they are elsewhere. With `shared_rows` the mean
+    row of a group's first tokens is added to all of its directions, and so is learned from every state.
     """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("group_bias",)
@@ -101,6 +145,11 @@ class ShortlistHead(BestFirstHead):
 
     token_to_group: Tensor
     token_to_slot: Tensor
+    reserved: Tensor
+    sharing: Tensor
+    """(G - H, M) ids of the tokens whose rows their groups' directions share."""
+    parts: Tensor
+    """(G - H, M) fp32, of each in the mean: 0 where a group has fewer tokens."""
 
     def __init__(self, config: ShortlistConfig, weight: nn.Parameter, places: Places) -> None:
         super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
@@ -108,15 +157,20 @@ class ShortlistHead(BestFirstHead):
         self.bias = nn.Parameter(torch.zeros(self.vocab_size))
         self.register_buffer("token_to_group", places.token_to_group)
         self.register_buffer("token_to_slot", places.token_to_slot)
+        self.register_buffer("reserved", places.reserved)
         self.shortlist_size, self.n_group = places.n_alone, places.n_group
         self.group_size = places.group_size or None
         self.rows = GroupRows(
             places.token_to_group, places.token_to_slot, places.n_group, places.group_size, places.n_alone
         )
-        self.directions = nn.Parameter(torch.empty(self.n_group, config.directions, self.n_embd))
-        self.group_bias = nn.Parameter(torch.full((self.n_group, config.directions), -math.log(config.directions)))
-        if self.n_group:
+        n_learned = self.n_group - places.reserved.numel()
+        self.directions = nn.Parameter(torch.empty(n_learned, config.directions, self.n_embd))
+        self.group_bias = nn.Parameter(torch.full((n_learned, config.directions), -math.log(config.directions)))
+        if n_learned:
             init_linear(self.directions)
+        shape = n_learned, config.shared_rows
+        self.register_buffer("sharing", torch.zeros(shape, dtype=torch.int64))
+        self.register_buffer("parts", torch.zeros(shape))
         self.shortlist_weight = None
         if config.own_shortlist:
             self.shortlist_weight = nn.Parameter(torch.empty(self.shortlist_size, self.n_embd))
@@ -126,6 +180,7 @@ class ShortlistHead(BestFirstHead):
     def build(cls, config: Any, context: HeadContext) -> "ShortlistHead":
         """See `Head.build`."""
         head = cls(config, context.token_weight(config.tied), place_tokens(config, context))
+        head.share_rows(torch.zeros(head.vocab_size) if context.counts is None else context.counts)
         if config.start == "counts" and context.counts is not None:
             head.start_from(context.counts)
         return head
@@ -138,21 +193,54 @@ class ShortlistHead(BestFirstHead):
         mass = torch.zeros(self.n_group, dtype=torch.float64)
         inside = self.token_to_group >= 0
         mass.index_add_(0, self.token_to_group[inside], log_share[inside].exp())
-        self.group_bias.add_(mass.log()[:, None])
+        self.group_bias.add_(mass[: len(self.directions)].log()[:, None])
+
+    def share_rows(self, counts: Tensor) -> None:
+        """Choose the tokens whose rows directions share by (V,) counts, and their parts: those, or equal ones of zeros."""
+        n_learned, n_shared = self.sharing.shape
+        members = self.rows.members[:n_learned]
+        found = counts.float()[members.clamp_min(0)].masked_fill(members < 0, -1)
+        most, place = found.topk(min(n_shared, members.shape[1]), dim=1)
+        parts = torch.where(most[:, :1] > 0, most.clamp_min(0), (most >= 0).float())
+        self.sharing[:, : place.shape[1]] = members.gather(1, place).clamp_min(0)
+        self.parts[:, : place.shape[1]] = parts / parts.sum(1, keepdim=True)
 
     def after_load(self) -> None:
         """See `Head.after_load`."""
         self.rows.assign(self.token_to_group, self.token_to_slot)
 
-    def first_logits(self, states: Tensor, shortlist: Tensor) -> Tensor:
-        """Return the (N, K + G) logits of the first softmax, the slow line that `class_nll` equals.
+    def columns(self, shared: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the (K + (G - H) R, D) rows and the biases of the first softmax.
+
+        Args:
+            shared: rows of the table, those of `picked`.
+        """
+        n_own = shared.shape[0] - self.sharing.numel()
+        own, members = shared.tensor_split((n_own,))
+        directions = self.directions
+        if self.sharing.numel():
+            mean = (members.unflatten(0, self.sharing.shape) * self.parts.to(members.dtype).unsqueeze(2)).sum(1)
+            directions = directions + mean.unsqueeze(1)
+        rows = own if self.shortlist_weight is None else self.shortlist_weight
+        return (
+            torch.cat([rows, directions.flatten(0, 1)]),
+            torch.cat([self.bias[self.rows.outside], self.group_bias.flatten()]),
+        )
+
+    def picked(self) -> Tensor:
+        """Return the ids whose rows of the table `columns` wants: the shortlist's, and those that directions share."""
+        own = self.rows.outside if self.shortlist_weight is None else self.rows.outside[:0]
+        return torch.cat([own, self.sharing.flatten()])
+
+    def first_logits(self, states: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
+        """Return the (N, K + G - H) logits of the first softmax, the slow line that `class_nll` equals.
 
         Args:
             states: (N, D).
-            shortlist: (K, D), the rows of the shortlist.
+            rows, bias: those of `columns`.
         """
-        own = at_least_fp32(F.linear(states, shortlist, self.bias[self.rows.outside]))
-        groups = at_least_fp32(F.linear(states, self.directions.flatten(0, 1), self.group_bias.flatten()))
+        logits = at_least_fp32(F.linear(states, rows, bias))
+        own, groups = logits.tensor_split((self.shortlist_size,), dim=1)
         if self.directions.shape[1] > 1:
             groups = groups.unflatten(1, self.group_bias.shape).logsumexp(-1)
         return torch.cat([own, groups], dim=1)
@@ -164,27 +252,42 @@ class ShortlistHead(BestFirstHead):
         token = flat.clamp_min(0)
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
         inside = groups.masked_fill(~counted, -1)
-        shared = self.rows.outside if self.shortlist_weight is None else self.rows.outside[:0]
-        nll, hits, shortlist = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots, shared)
-        if self.shortlist_weight is not None:
-            shortlist = self.shortlist_weight
+        nll, hits, shared = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots, self.picked())
+        columns = self.columns(shared)
         classes = torch.where(groups < 0, slots, groups + self.shortlist_size)
+        fixed, learned = self.fixed_nll(groups, counted)
         if reduction != "none" and not accuracy and not self.adds_extra:
             first_sum = class_nll(
                 states,
-                torch.cat([shortlist, self.directions.flatten(0, 1)]),
-                torch.cat([self.bias[self.rows.outside], self.group_bias.flatten()]),
-                classes.masked_fill(~counted, -1),
+                *columns,
+                classes.masked_fill(~learned, -1),
                 self.shortlist_size,
                 self.group_bias.shape[1],
                 default_chunk_rows(states.device),
             )
-            return two_step_loss(targets, reduction, (first_sum, None), (nll.sum(), None))
-        first_logits = self.first_logits(states, shortlist)
-        first = classify(first_logits, classes, counted, accuracy)
-        extra = self.logits_extra(first_logits, classes, first[0], counted)
+            return two_step_loss(targets, reduction, (first_sum + fixed.sum(), None), (nll.sum(), None))
+        first_logits = self.first_logits(states, *columns)
+        first, right = classify(first_logits, classes, learned, accuracy)
+        extra = self.logits_extra(first_logits, classes.masked_fill(~learned, 0), first, learned)
         alone = counted & (groups < 0)  # a shortlisted token is the only one of its class
-        return two_step_loss(targets, reduction, first, (nll, hits | alone if accuracy else None), extra)
+        return two_step_loss(
+            targets, reduction, (first + fixed, right), (nll, hits | alone if accuracy else None), extra
+        )
+
+    def fixed_nll(self, groups: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is fixed of each (N,) -log p(class), and the (N,) targets whose class the first softmax has.
+
+        That is -log(1 - reserved) for those, all of -log p(class) for targets in reserved groups.
+        """
+        if not self.reserved.numel():
+            return torch.zeros_like(groups, dtype=self.reserved.dtype), counted
+        place = groups - self.directions.shape[0]
+        fixed = torch.where(place < 0, -self.log_rest(), -self.reserved[place.clamp_min(0)])
+        return fixed.masked_fill(~counted, 0), counted & (place < 0)
+
+    def log_rest(self) -> Tensor:
+        """Return the () logarithm of the probability of all classes but the reserved ones."""
+        return torch.log1p(-self.reserved.exp().sum())
 
     def alone(self) -> Tensor:
         """See `BestFirstHead.alone`: the shortlist."""
@@ -200,8 +303,9 @@ class ShortlistHead(BestFirstHead):
 
     def first_step(self, states: Tensor) -> Tensor:
         """See `BestFirstHead.first_step`."""
-        own = self.weight[self.rows.outside] if self.shortlist_weight is None else self.shortlist_weight
-        return self.first_logits(states, own).log_softmax(-1)
+        logits = self.first_logits(states, *self.columns(self.weight[self.picked()]))
+        first = logits.log_softmax(-1) + self.log_rest().to(logits.dtype)
+        return torch.cat([first, self.reserved.to(first.dtype).expand(len(states), -1)], dim=1)
 
     def inside(self, states: Tensor, groups: Tensor) -> Tensor:
         """See `BestFirstHead.inside`."""
@@ -224,6 +328,6 @@ class ShortlistHead(BestFirstHead):
         return joint[:, place].view(*hidden.shape[:-1], self.vocab_size)
 
     def flops_per_token(self) -> float:
-        """Return 2 D (K + G R + S): that of a token in a group, 2 D S more than of one in the shortlist."""
+        """Return 2 D (K + (G - H) R + S): that of a token in a group, 2 D S more than of one in the shortlist."""
         first = self.shortlist_size + self.group_bias.numel()
         return 2.0 * self.n_embd * (first + (self.group_size or 0))

@@ -97,6 +97,8 @@ def shortlist_slow_line(head: Head, hidden: Tensor, targets: Tensor, reduction: 
         (103, {"shortlist_size": 20, "directions": 3}),
         (103, {"shortlist_size": 0, "directions": 2}),
         (103, {"shortlist_size": 102}),
+        (103, {"shortlist_size": 20, "group_size": 5, "directions": 2, "shared_rows": 2, "reserve": True}),
+        (103, {"shortlist_size": 0, "group_size": 1, "own_shortlist": True, "shared_rows": 2, "reserve": True}),
         (9, {"shortlist_size": 4, "group_size": 9}),
         (9, {}),
         (1, {"shortlist_size": 0}),
