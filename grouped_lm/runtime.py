@@ -1,6 +1,7 @@
 """The machine and the process: device, threads, signals, what to write down about them."""
 
 import contextlib
+import ctypes
 import json
 import os
 import platform
@@ -43,6 +44,23 @@ def set_threads(threads: int | None, side_by_side: int = 1) -> int:
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""What glibc's malloc.h calls the two parameters."""
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep large blocks that are freed, for the next ones; return whether there is a glibc to ask.
+
+    By default it gives every block above 32 MiB back to the system, and each step pays again for its gradients' pages
+    (51 MB of a V x D table at width 256): they are cleared and mapped one by one when they are first written. Source:
+    mallopt(3).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def compile_mode(cfg: TrainConfig, device: torch.device) -> str | None:

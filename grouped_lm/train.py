@@ -34,7 +34,7 @@ from grouped_lm.parallel import clip_gradients, count_targets, spread_model
 from grouped_lm.resume import Progress, RunState, mirror_checkpoint
 from grouped_lm.room import dry_run, explain_out_of_memory
 from grouped_lm.run_folder import COMPLETE, INTERRUPTED, RunFolder, failed
-from grouped_lm.runtime import describe_environment, resolve_device, set_threads, write_json
+from grouped_lm.runtime import describe_environment, keep_freed_memory, resolve_device, set_threads, write_json
 from grouped_lm.scoring import autocast
 from grouped_lm.signals import StopRequested, StopSignals
 from grouped_lm.step_figures import StepFigures, Unread
@@ -90,6 +90,7 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
     cfg, block_size = config.train, config.model.block_size
     device, share = world.device(resolve_device(cfg.device)), cfg.share(world.size)
     set_threads(cfg.threads, world.local_size)
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     if world.size == 1 or cfg.strategy == "ddp":
         world.first(dry_run, config, device, world.size, world.local_size)

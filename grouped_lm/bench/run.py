@@ -18,7 +18,7 @@ from grouped_lm.bench.workload import Workload, say
 from grouped_lm.config import ModelConfig
 from grouped_lm.display import print_table
 from grouped_lm.plots_bench import PlotLibraryError, write_bench_plots
-from grouped_lm.runtime import set_threads, write_text
+from grouped_lm.runtime import keep_freed_memory, set_threads, write_text
 
 SUITE_CELLS: dict[str, Callable[[Workload], list[Cell]]] = {
     "heads": heads_cells,
@@ -62,6 +62,7 @@ def run_suite(
         InexactError: a head of ours is not what it says; all else is done.
     """
     set_threads(settings.threads)
+    keep_freed_memory()
     work = Workload(settings, models)
     rows = run_cells(
         folder, suite_cells(suite, work), suite, identity(suite, work), environment_columns(command, work.place)
