@@ -49,8 +49,8 @@ class ShortlistConfig:
     own_shortlist: bool = False
     """Give the shortlisted tokens rows of their own, K x D; with tied only the tokens in groups share the embedding."""
     shared_rows: int = 0
-    """Most frequent tokens of a group, M >= 0, whose mean row by frequency is added to its directions: the first-order
-    term of its true logit, that of the likeliest of its tokens."""
+    """Most frequent tokens in groups, M >= 0, whose rows are shared with the directions: to all of a group's directions
+    the mean row of its tokens, by frequency, is added, the first-order term of its true logit."""
     reserve: bool = False
     """Give groups whose tokens the training text never has a fixed probability, instead of one that only falls."""
     start: str = "zero"
@@ -60,7 +60,7 @@ class ShortlistConfig:
         check_range("head.shortlist_size", self.shortlist_size, 0, 10**9)
         check_range("head.group_size", self.group_size, 1, 10**9)
         check_range("head.directions", self.directions, 1, 10**6)
-        check_range("head.shared_rows", self.shared_rows, 0, 10**6)
+        check_range("head.shared_rows", self.shared_rows, 0, 10**9)
         check_choice("head.start", self.start, ("zero", "counts"))
 
 
@@ -136,7 +136,7 @@ class ShortlistHead(BestFirstHead):
 
     With `reserve` the last H groups have constant probabilities, and the first softmax, over the other G - H, shares
     what is left: no text in which they never occur can teach how likely they are elsewhere. With `shared_rows` the mean
-    row of a group's first tokens is added to all of its directions, and so is learned from every state.
+    row of a group's tokens is added to all of its directions, and so is learned from every state.
     """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("group_bias",)
@@ -147,9 +147,9 @@ class ShortlistHead(BestFirstHead):
     token_to_slot: Tensor
     reserved: Tensor
     sharing: Tensor
-    """(G - H, M) ids of the tokens whose rows their groups' directions share."""
+    """(M,) ids of the tokens whose rows their groups' directions share, by group."""
     parts: Tensor
-    """(G - H, M) fp32, of each in the mean: 0 where a group has fewer tokens."""
+    """(M,) fp32, of each in its group's mean; 0 for tokens that have no part in one."""
 
     def __init__(self, config: ShortlistConfig, weight: nn.Parameter, places: Places) -> None:
         super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
@@ -168,9 +168,9 @@ class ShortlistHead(BestFirstHead):
         self.group_bias = nn.Parameter(torch.full((n_learned, config.directions), -math.log(config.directions)))
         if n_learned:
             init_linear(self.directions)
-        shape = n_learned, config.shared_rows
-        self.register_buffer("sharing", torch.zeros(shape, dtype=torch.int64))
-        self.register_buffer("parts", torch.zeros(shape))
+        n_shared = min(config.shared_rows, self.vocab_size - self.shortlist_size)
+        self.register_buffer("sharing", torch.zeros(n_shared, dtype=torch.int64))
+        self.register_buffer("parts", torch.zeros(n_shared))
         self.shortlist_weight = None
         if config.own_shortlist:
             self.shortlist_weight = nn.Parameter(torch.empty(self.shortlist_size, self.n_embd))
@@ -197,13 +197,17 @@ class ShortlistHead(BestFirstHead):
 
     def share_rows(self, counts: Tensor) -> None:
         """Choose the tokens whose rows directions share by (V,) counts, and their parts: those, or equal ones of zeros."""
-        n_learned, n_shared = self.sharing.shape
-        members = self.rows.members[:n_learned]
-        found = counts.float()[members.clamp_min(0)].masked_fill(members < 0, -1)
-        most, place = found.topk(min(n_shared, members.shape[1]), dim=1)
-        parts = torch.where(most[:, :1] > 0, most.clamp_min(0), (most >= 0).float())
-        self.sharing[:, : place.shape[1]] = members.gather(1, place).clamp_min(0)
-        self.parts[:, : place.shape[1]] = parts / parts.sum(1, keepdim=True)
+        groups, n_learned = self.token_to_group, len(self.directions)
+        learned = (groups >= 0) & (groups < n_learned)
+        most = counts.double().masked_fill(~learned, -1).topk(len(self.sharing)).indices
+        order = torch.where(learned, groups, n_learned)[most].argsort(stable=True)
+        self.sharing.copy_(most[order])
+        inside, known = groups[self.sharing].clamp_min(0), learned[self.sharing]
+        mass = torch.zeros(self.n_group, dtype=torch.float64)
+        parts = counts.double()[self.sharing] * known
+        even = mass.index_add(0, inside, parts)[inside] == 0
+        parts = torch.where(even, known.double(), parts)
+        self.parts.copy_(parts / mass.index_add(0, inside, parts)[inside].clamp_min(1))
 
     def after_load(self) -> None:
         """See `Head.after_load`."""
@@ -217,9 +221,11 @@ class ShortlistHead(BestFirstHead):
         """
         n_own = shared.shape[0] - self.sharing.numel()
         own, members = shared.tensor_split((n_own,))
-        directions = self.directions
-        if self.sharing.numel():
-            mean = (members.unflatten(0, self.sharing.shape) * self.parts.to(members.dtype).unsqueeze(2)).sum(1)
+        directions: Tensor = self.directions
+        if self.sharing.numel() and len(directions):
+            parts = members * self.parts.to(members.dtype).unsqueeze(1)
+            place = self.token_to_group[self.sharing].clamp_(0, max(0, len(directions) - 1))
+            mean = members.new_zeros(directions.shape[0], self.n_embd).index_add(0, place, parts)
             directions = directions + mean.unsqueeze(1)
         rows = own if self.shortlist_weight is None else self.shortlist_weight
         return (
@@ -230,7 +236,7 @@ class ShortlistHead(BestFirstHead):
     def picked(self) -> Tensor:
         """Return the ids whose rows of the table `columns` wants: the shortlist's, and those that directions share."""
         own = self.rows.outside if self.shortlist_weight is None else self.rows.outside[:0]
-        return torch.cat([own, self.sharing.flatten()])
+        return torch.cat([own, self.sharing])
 
     def first_logits(self, states: Tensor, rows: Tensor, bias: Tensor) -> Tensor:
         """Return the (N, K + G - H) logits of the first softmax, the slow line that `class_nll` equals.

@@ -32,7 +32,7 @@ SHORTLISTS = [
     ShortlistConfig(shortlist_size=8, group_size=None),
     ShortlistConfig(shortlist_size=102),
     ShortlistConfig(shortlist_size=20, own_shortlist=True, start="counts", directions=2),
-    ShortlistConfig(shortlist_size=20, group_size=1, start="counts", shared_rows=2, reserve=True),
+    ShortlistConfig(shortlist_size=20, group_size=1, start="counts", shared_rows=30, reserve=True),
     ShortlistConfig(),  # all of V
 ]
 ADAPTIVE = [AdaptiveConfig(cutoffs=[5, 20], div_value=2.0), AdaptiveConfig(cutoffs=[1, 2, 3], div_value=1.0)]
