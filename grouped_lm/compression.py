@@ -164,6 +164,8 @@ def fit_groups(head: Any, hidden: Tensor, layer: nn.Linear) -> None:
     Tokens of a shortlist keep their own logits, so the groups' must be right against those, not up to a constant.
     """
     table = head.group_members()
+    if isinstance(head, ShortlistHead):
+        table = table[: len(head.group_bias)]  # what is reserved is not fitted
     if not len(table):
         return
     targets = torch.cat([_group_logits(layer(rows), table) for rows in hidden.split(DISTILL_ROWS)]).double()
@@ -180,6 +182,9 @@ def fit_groups(head: Any, hidden: Tensor, layer: nn.Linear) -> None:
         head.group.weight.copy_(directions)
         head.group.bias.copy_(offsets)
         return
+    if head.directions is None:
+        raise ConfigError("compress fits directions of groups: head.directions must be at least 1, got 0")
+    directions = directions - head.mean_rows(head.weight[head.sharing]).squeeze(1)
     several = head.directions.shape[1]
     apart = torch.randn_like(head.directions) * (SPREAD * directions.std().to(head.directions.dtype))
     head.directions.copy_(directions.unsqueeze(1) + (apart if several > 1 else 0))

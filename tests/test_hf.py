@@ -35,6 +35,7 @@ HEADS = [
     ShortlistConfig(shortlist_size=30, directions=3),
     ShortlistConfig(tied=False),
     ShortlistConfig(shortlist_size=30, own_shortlist=True, start="counts"),
+    ShortlistConfig(shortlist_size=30, group_size=3, directions=0, shared_rows=60, reserve=True),
     AdaptiveConfig(cutoffs=[20, 100], div_value=2.0),
 ]
 PROMPT = "Once upon"

@@ -74,7 +74,8 @@ class ClassFullHead(TwoLevelHead):
         self, states: Tensor, groups: Tensor, slots: Tensor, accuracy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """See `TwoLevelHead.inside_loss`."""
-        nll, hits, _ = in_group_loss(states, self.weight, self.bias, self.rows, groups, slots, self.rows.outside)
+        table = self.weight, self.bias, self.rows
+        nll, hits, _ = in_group_loss(states, *table, groups, slots, self.rows.outside, accuracy)
         return nll, hits if accuracy else None
 
     def flops_per_token(self) -> float:

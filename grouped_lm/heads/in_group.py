@@ -64,27 +64,31 @@ def _in_group(
     groups: Tensor,
     slots: Tensor,
     dtype: torch.dtype,
-    outside: Tensor,
+    picked: Tensor,
+    accuracy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (N,) nats, (N,) hits, and the rows of `outside`.
+    """Return (N,) nats, (N,) hits (none without `accuracy`), and the rows of `picked`.
 
     Args:
         hidden, weight, bias, groups, slots: see `in_group_loss`.
         members: (G, S) ids, see `GroupRows`.
         dtype: of the matrix products.
-        outside: (K,) tokens in no group whose rows are wanted.
+        picked: (P,) ids of tokens whose rows are wanted.
+        accuracy: whether hits are.
     """
-    picked = weight.index_select(0, outside)
+    picked_rows = weight.index_select(0, picked)
     if (on_device := _device_passes(hidden, members, dtype)) is not None:
-        return *on_device[0](hidden, weight, bias, members, groups, slots, dtype), picked
-    nll, hits, _ = _shapes(hidden, weight, bias, members, groups, slots, dtype, outside)
+        nll, hits = on_device[0](hidden, weight, bias, members, groups, slots, dtype)
+        return nll, hits if accuracy else hits[:0].clone(), picked_rows
+    nll, hits, _ = _shapes(hidden, weight, bias, members, groups, slots, dtype, picked, accuracy)
     nll.zero_()
     hits.zero_()
     for own, rows, target, other in _pieces(members, groups, slots):
         log_p = _log_softmax(hidden[rows], weight.index_select(0, own), bias.index_select(0, own), other, dtype)
         nll[rows] = -log_p.gather(1, target).squeeze(1)
-        hits[rows] = log_p.argmax(-1) == target.squeeze(1)
-    return nll, hits, picked
+        if accuracy:
+            hits[rows] = log_p.argmax(-1) == target.squeeze(1)
+    return nll, hits, picked_rows
 
 
 def _log_softmax(states: Tensor, table: Tensor, shift: Tensor, other: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -101,20 +105,21 @@ def _shapes(
     groups: Tensor,
     slots: Tensor,
     dtype: torch.dtype,
-    outside: Tensor,
+    picked: Tensor,
+    accuracy: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     count = groups.shape[0]
     return (
         hidden.new_empty(count, dtype=exact_dtype(dtype)),
-        hidden.new_empty(count, dtype=torch.bool),
-        weight.new_empty(outside.shape[0], weight.shape[1]),
+        hidden.new_empty(count if accuracy else 0, dtype=torch.bool),
+        weight.new_empty(picked.shape[0], weight.shape[1]),
     )
 
 
 @torch.library.custom_op("grouped_lm::in_group_backward", mutates_args=())
 def _in_group_backward(
     d_nll: Tensor,
-    d_outside: Tensor | None,
+    d_picked: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -122,7 +127,7 @@ def _in_group_backward(
     groups: Tensor,
     slots: Tensor,
     dtype: torch.dtype,
-    outside: Tensor,
+    picked: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of `_in_group` with respect to hidden, weight and bias; logits are computed again."""
     if (on_device := _device_passes(hidden, members, dtype)) is not None:
@@ -138,15 +143,15 @@ def _in_group_backward(
             error = error.to(dtype)
             d_hidden[rows] = (error @ table.to(dtype)).to(hidden.dtype)
             d_weight.index_add_(0, own, (error.T @ states.to(dtype)).to(weight.dtype))
-    if d_outside is not None:
-        found[1].index_add_(0, outside, d_outside)
+    if d_picked is not None:
+        found[1].index_add_(0, picked, d_picked)
     return found
 
 
 @_in_group_backward.register_fake
 def _backward_shapes(
     d_nll: Tensor,
-    d_outside: Tensor | None,
+    d_picked: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -154,23 +159,23 @@ def _backward_shapes(
     groups: Tensor,
     slots: Tensor,
     dtype: torch.dtype,
-    outside: Tensor,
+    picked: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(hidden), torch.empty_like(weight), torch.empty_like(bias)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, bias, members, groups, slots, ctx.dtype, outside = inputs
+    hidden, weight, bias, members, groups, slots, ctx.dtype, picked, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(hidden, weight, bias, members, groups, slots, outside)
+    ctx.save_for_backward(hidden, weight, bias, members, groups, slots, picked)
 
 
-def _backward(ctx: Any, d_nll: Tensor | None, _hits: None, d_outside: Tensor | None) -> tuple[Tensor | None, ...]:
-    *inputs, outside = ctx.saved_tensors
+def _backward(ctx: Any, d_nll: Tensor | None, _hits: None, d_picked: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, picked = ctx.saved_tensors
     if d_nll is None:
         d_nll = inputs[0].new_zeros(inputs[4].shape, dtype=exact_dtype(ctx.dtype))
-    return *_in_group_backward(d_nll, d_outside, *inputs, ctx.dtype, outside), *(None for _ in range(5))
+    return *_in_group_backward(d_nll, d_picked, *inputs, ctx.dtype, picked), *(None for _ in range(6))
 
 
 _in_group.register_autograd(_backward, setup_context=_keep_for_backward)
@@ -227,7 +232,14 @@ def _neighbours(sizes: list[int], counts: list[int], most: int) -> Iterator[list
 
 
 def in_group_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor, rows: GroupRows, groups: Tensor, slots: Tensor, outside: Tensor
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    rows: GroupRows,
+    groups: Tensor,
+    slots: Tensor,
+    picked: Tensor,
+    accuracy: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return -log p(token | its group) per row, which rows have the likeliest token, and the rows of other tokens.
 
@@ -241,13 +253,14 @@ def in_group_loss(
         rows: which of them belong to which group.
         groups: (N,) int64 in [0, G), or -1 for rows that have no part in this.
         slots: (N,) int64, the target's place in its group.
-        outside: (K,) ids of tokens in no group.
+        picked: (P,) ids of tokens, of no group or of any, whose rows the caller wants.
+        accuracy: also compare with the likeliest token.
 
     Returns:
-        (N,) nats in fp32 or finer, zero where the group is -1; (N,) bool; (K, D), the rows of `outside`, picked here
-        so that their gradient goes to the same (V, D) buffer.
+        (N,) nats in fp32 or finer, zero where the group is -1; (N,) bool, (0,) without `accuracy`; (P, D), the rows of
+        `picked`, taken here so that their gradient goes to the same (V, D) buffer.
     """
     found: tuple[Tensor, Tensor, Tensor] = _in_group(
-        hidden, weight, bias, rows.members, groups, slots, working_dtype(hidden), outside
+        hidden, weight, bias, rows.members, groups, slots, working_dtype(hidden), picked, accuracy
     )
     return found

@@ -1,8 +1,8 @@
 """The most frequent tokens beside groups of all others in the first softmax, rows of their own for all.
 
 Source: a shortlist beside clusters is that of adaptive softmax (Grave et al. 2017, arXiv 1609.04309), here with full
-rows and many small groups (arXiv 2411.06371); several directions per group are those of a mixture inside the logit. What
-is kept for tokens that the training text never has is Good and Turing's estimate (Good 1953, Biometrika 40, eq. 9).
+rows and many small groups (arXiv 2411.06371); several directions per group are those of a mixture inside the logit.
+What is kept for tokens that the training text never has is Good and Turing's estimate (Good 1953, Biometrika 40, 237).
 Letters: N tokens, D width, V vocabulary, K shortlist, G groups, H of them reserved, S slots per group, R directions per
 group.
 """
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import check_choice, check_range
+from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
@@ -43,7 +44,7 @@ class ShortlistConfig:
     group_size: int | None = None
     """Slots per group S, in [1, V]; null means round(sqrt V)."""
     directions: int = 1
-    """Vectors R per group, >= 1; the group's logit is the log-sum-exp of theirs."""
+    """Vectors R per group, >= 0; the group's logit is the log-sum-exp of theirs. 0 leaves it the mean row alone."""
     tied: bool = True
     """Share the V x D matrix with the input embedding."""
     own_shortlist: bool = False
@@ -59,8 +60,10 @@ class ShortlistConfig:
     def __post_init__(self) -> None:
         check_range("head.shortlist_size", self.shortlist_size, 0, 10**9)
         check_range("head.group_size", self.group_size, 1, 10**9)
-        check_range("head.directions", self.directions, 1, 10**6)
+        check_range("head.directions", self.directions, 0, 10**6)
         check_range("head.shared_rows", self.shared_rows, 0, 10**9)
+        if not self.directions and not self.shared_rows:
+            raise ConfigError("head.directions=0 leaves groups nothing but rows they share: give head.shared_rows too")
         check_choice("head.start", self.start, ("zero", "counts"))
 
 
@@ -105,7 +108,7 @@ def place_tokens(config: ShortlistConfig, context: HeadContext) -> Places:
 
 
 def reserve_groups(groups: Tensor, n_group: int, inside: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the groups none of whose tokens occur last, and return the new groups and the (H,) log-probabilities of those.
+    """Put the groups none of whose tokens occur last; return the new groups, and (H,) log-probabilities of those.
 
     Together they have the share of the text that tokens seen once have, each as much as it has tokens: what a new token
     of the same kind of text is expected to be a new word with. At least half a token of the text, at most half of it.
@@ -164,10 +167,12 @@ class ShortlistHead(BestFirstHead):
             places.token_to_group, places.token_to_slot, places.n_group, places.group_size, places.n_alone
         )
         n_learned = self.n_group - places.reserved.numel()
-        self.directions = nn.Parameter(torch.empty(n_learned, config.directions, self.n_embd))
-        self.group_bias = nn.Parameter(torch.full((n_learned, config.directions), -math.log(config.directions)))
-        if n_learned:
+        self.directions = None
+        if config.directions:
+            self.directions = nn.Parameter(torch.empty(n_learned, config.directions, self.n_embd))
             init_linear(self.directions)
+        columns = max(1, config.directions)
+        self.group_bias = nn.Parameter(torch.full((n_learned, columns), -math.log(columns)))
         n_shared = min(config.shared_rows, self.vocab_size - self.shortlist_size)
         self.register_buffer("sharing", torch.zeros(n_shared, dtype=torch.int64))
         self.register_buffer("parts", torch.zeros(n_shared))
@@ -193,11 +198,11 @@ class ShortlistHead(BestFirstHead):
         mass = torch.zeros(self.n_group, dtype=torch.float64)
         inside = self.token_to_group >= 0
         mass.index_add_(0, self.token_to_group[inside], log_share[inside].exp())
-        self.group_bias.add_(mass[: len(self.directions)].log()[:, None])
+        self.group_bias.add_(mass[: len(self.group_bias)].log()[:, None])
 
     def share_rows(self, counts: Tensor) -> None:
-        """Choose the tokens whose rows directions share by (V,) counts, and their parts: those, or equal ones of zeros."""
-        groups, n_learned = self.token_to_group, len(self.directions)
+        """Choose by (V,) counts the tokens whose rows directions share; parts are counts, or equal where all are 0."""
+        groups, n_learned = self.token_to_group, len(self.group_bias)
         learned = (groups >= 0) & (groups < n_learned)
         most = counts.double().masked_fill(~learned, -1).topk(len(self.sharing)).indices
         order = torch.where(learned, groups, n_learned)[most].argsort(stable=True)
@@ -219,19 +224,25 @@ class ShortlistHead(BestFirstHead):
         Args:
             shared: rows of the table, those of `picked`.
         """
-        n_own = shared.shape[0] - self.sharing.numel()
-        own, members = shared.tensor_split((n_own,))
-        directions: Tensor = self.directions
-        if self.sharing.numel() and len(directions):
-            parts = members * self.parts.to(members.dtype).unsqueeze(1)
-            place = self.token_to_group[self.sharing].clamp_(0, max(0, len(directions) - 1))
-            mean = members.new_zeros(directions.shape[0], self.n_embd).index_add(0, place, parts)
-            directions = directions + mean.unsqueeze(1)
+        own, members = shared.tensor_split((shared.shape[0] - len(self.sharing),))
         rows = own if self.shortlist_weight is None else self.shortlist_weight
+        groups = self.mean_rows(members)
+        if self.directions is not None:
+            groups = self.directions + groups
         return (
-            torch.cat([rows, directions.flatten(0, 1)]),
+            torch.cat([rows, groups.flatten(0, 1)]),
             torch.cat([self.bias[self.rows.outside], self.group_bias.flatten()]),
         )
+
+    def mean_rows(self, members: Tensor) -> Tensor:
+        """Return the (G - H, 1, D) mean rows of groups, 0 without any, from the (M, D) rows that they share."""
+        n_learned = len(self.group_bias)
+        mean = members.new_zeros(n_learned, 1, self.n_embd)
+        if not len(self.sharing) or not n_learned:
+            return mean
+        parts = members * self.parts.to(members.dtype).unsqueeze(1)
+        place = self.token_to_group[self.sharing].clamp(0, n_learned - 1)  # out of range where the part is 0
+        return mean.index_add(0, place, parts.unsqueeze(1))
 
     def picked(self) -> Tensor:
         """Return the ids whose rows of the table `columns` wants: the shortlist's, and those that directions share."""
@@ -247,7 +258,7 @@ class ShortlistHead(BestFirstHead):
         """
         logits = at_least_fp32(F.linear(states, rows, bias))
         own, groups = logits.tensor_split((self.shortlist_size,), dim=1)
-        if self.directions.shape[1] > 1:
+        if self.group_bias.shape[1] > 1:
             groups = groups.unflatten(1, self.group_bias.shape).logsumexp(-1)
         return torch.cat([own, groups], dim=1)
 
@@ -258,7 +269,9 @@ class ShortlistHead(BestFirstHead):
         token = flat.clamp_min(0)
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
         inside = groups.masked_fill(~counted, -1)
-        nll, hits, shared = in_group_loss(states, self.weight, self.bias, self.rows, inside, slots, self.picked())
+        nll, hits, shared = in_group_loss(
+            states, self.weight, self.bias, self.rows, inside, slots, self.picked(), accuracy
+        )
         columns = self.columns(shared)
         classes = torch.where(groups < 0, slots, groups + self.shortlist_size)
         fixed, learned = self.fixed_nll(groups, counted)
@@ -287,7 +300,7 @@ class ShortlistHead(BestFirstHead):
         """
         if not self.reserved.numel():
             return torch.zeros_like(groups, dtype=self.reserved.dtype), counted
-        place = groups - self.directions.shape[0]
+        place = groups - len(self.group_bias)
         fixed = torch.where(place < 0, -self.log_rest(), -self.reserved[place.clamp_min(0)])
         return fixed.masked_fill(~counted, 0), counted & (place < 0)
 

@@ -80,6 +80,8 @@ def _write(model: LanguageModel, config: Config, tokenizer: Tokenizer, folder: P
         state |= {f"lm_head.{name}": tensor for name, tensor in head.items()}
         values = body
     else:
+        if isinstance(model.head, ShortlistHead):
+            head = fold_directions(model.head, head)
         state |= {f"head.{name}": tensor for name, tensor in head.items()}
         values = {
             "model_type": "gvc",
@@ -104,6 +106,14 @@ def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
 
 
+@torch.no_grad()
+def fold_directions(head: ShortlistHead, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the state with the mean rows of groups added to their directions, and nothing of how they came about."""
+    kept = {name: tensor for name, tensor in state.items() if name not in ("sharing", "parts", "directions")}
+    rows, _ = head.columns(head.weight[head.picked()])
+    return kept | {"directions": rows[head.shortlist_size :].view(*head.group_bias.shape, head.n_embd)}
+
+
 def head_sizes(head: Any, config: Any) -> dict[str, Any]:
     """Return what `modeling_gvc.py` builds a head from: its config, with the sizes that the training text decided."""
     sizes = asdict(config)
@@ -112,7 +122,11 @@ def head_sizes(head: Any, config: Any) -> dict[str, Any]:
     sizes |= {"n_group": head.n_group, "group_size": head.group_size}
     if not isinstance(head, ShortlistHead):
         return sizes
-    return sizes | {"directions": head.directions.shape[1], "shortlist_size": head.shortlist_size}
+    return sizes | {
+        "directions": head.group_bias.shape[1],
+        "shortlist_size": head.shortlist_size,
+        "n_reserved": head.reserved.numel(),
+    }
 
 
 def import_checkpoint(source: Path, run: Path) -> Path:

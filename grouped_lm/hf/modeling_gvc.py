@@ -67,6 +67,8 @@ class RowsHead(nn.Module):
 
     token_to_group: Tensor
     token_to_slot: Tensor
+    reserved: Tensor
+    """(H,) log-probabilities of the last groups, whose tokens the training text never had."""
 
     def __init__(
         self,
@@ -78,6 +80,7 @@ class RowsHead(nn.Module):
         directions: int = 1,
         own_shortlist: bool = False,
         shortlist_size: int = 0,
+        n_reserved: int = 0,
         **_: Any,
     ) -> None:
         super().__init__()
@@ -88,8 +91,9 @@ class RowsHead(nn.Module):
         if name == "class_full":
             self.group = nn.Linear(width, n_group)
         else:
-            self.directions = nn.Parameter(torch.zeros(n_group, directions, width))
-            self.group_bias = nn.Parameter(torch.zeros(n_group, directions))
+            self.directions = nn.Parameter(torch.zeros(n_group - n_reserved, directions, width))
+            self.group_bias = nn.Parameter(torch.zeros(n_group - n_reserved, directions))
+        self.register_buffer("reserved", torch.zeros(n_reserved))
         self.register_buffer("token_to_group", torch.zeros(vocab, dtype=torch.int64))
         self.register_buffer("token_to_slot", torch.zeros(vocab, dtype=torch.int64))
 
@@ -105,6 +109,8 @@ class RowsHead(nn.Module):
             order = self.token_to_slot[alone]
             logits[:, alone] = F.linear(states, self.shortlist_weight[order], self.bias[alone]).float()
         first = torch.cat([logits[:, alone], groups], dim=1).logsumexp(1, keepdim=True)
+        first = first - torch.log1p(-self.reserved.exp().sum())
+        groups = torch.cat([groups, self.reserved + first], dim=1)
         if not self.n_group:
             return logits - first
         width = int(self.token_to_slot[~alone].max()) + 1

@@ -31,7 +31,7 @@ CONFIGS = [
     ShortlistConfig(tied=False, shortlist_size=50, directions=2),
     ShortlistConfig(tied=False, shortlist_size=0),
     ShortlistConfig(tied=False, shortlist_size=50, own_shortlist=True, start="counts"),
-    ShortlistConfig(tied=False, shortlist_size=51, group_size=9, shared_rows=30, reserve=True),
+    ShortlistConfig(tied=False, shortlist_size=51, group_size=9, directions=0, shared_rows=30, reserve=True),
     AdaptiveConfig(cutoffs=[40, 300], div_value=2.0),
 ]
 CUTS = [

@@ -33,6 +33,7 @@ SHORTLISTS = [
     ShortlistConfig(shortlist_size=102),
     ShortlistConfig(shortlist_size=20, own_shortlist=True, start="counts", directions=2),
     ShortlistConfig(shortlist_size=20, group_size=1, start="counts", shared_rows=30, reserve=True),
+    ShortlistConfig(shortlist_size=20, directions=0, shared_rows=100, reserve=True),
     ShortlistConfig(),  # all of V
 ]
 ADAPTIVE = [AdaptiveConfig(cutoffs=[5, 20], div_value=2.0), AdaptiveConfig(cutoffs=[1, 2, 3], div_value=1.0)]
@@ -212,7 +213,8 @@ def test_initial_loss_is_that_of_a_uniform_guess():
         ({"name": "grouped", "group_size": 0}, r"head.group_size must be in \[1"),
         ({"name": "adaptive", "cutoffs": [20, 5]}, "head.cutoffs must be rising"),
         ({"name": "adaptive", "cutoffs": 5}, "head.cutoffs must be list"),
-        ({"name": "shortlist", "directions": 0}, r"head.directions must be in \[1"),
+        ({"name": "shortlist", "directions": -1}, r"head.directions must be in \[0"),
+        ({"name": "shortlist", "directions": 0}, "directions=0 .* give head.shared_rows too"),
         ({"name": "shortlist", "start": "count"}, r"head.start must be one of zero, counts"),
         ({"name": "grouped", "group_size": True}, "head.group_size must be int"),
     ],

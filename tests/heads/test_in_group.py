@@ -98,6 +98,7 @@ def shortlist_slow_line(head: Head, hidden: Tensor, targets: Tensor, reduction: 
         (103, {"shortlist_size": 0, "directions": 2}),
         (103, {"shortlist_size": 102}),
         (103, {"shortlist_size": 20, "group_size": 5, "directions": 2, "shared_rows": 30, "reserve": True}),
+        (103, {"shortlist_size": 20, "group_size": 7, "directions": 0, "shared_rows": 200, "reserve": True}),
         (103, {"shortlist_size": 0, "group_size": 1, "own_shortlist": True, "shared_rows": 30, "reserve": True}),
         (9, {"shortlist_size": 4, "group_size": 9}),
         (9, {}),
@@ -208,7 +209,7 @@ def test_grouped_products_of_a_device_equal_the_loop(dtype, count):
     hidden, weight, bias = torch.randn(count, width), torch.randn(100, width), torch.randn(100)
     targets = torch.randint(0, 100, (count,))
     groups, slots = token_to_group[targets], token_to_slot[targets]
-    where = rows.members, groups, slots, dtype, rows.outside[:0]
+    where = rows.members, groups, slots, dtype, rows.outside[:0], True
     nll, hits, _ = in_group_op(hidden, weight, bias, *where)
     theirs = forward_by_borders(hidden, weight, bias, rows.members, groups, slots, dtype)
     close = {"rtol": 0.02, "atol": 0.02} if dtype is torch.bfloat16 else {}

@@ -82,7 +82,7 @@ def step_of(head):
 STEPS = {
     **{name: HEAD_CONFIGS[name]() for name in ("dense", "grouped", "film", "class_full", "shortlist")},
     "dense in chunks": HEAD_CONFIGS["dense"](chunk_rows=8),
-    "shortlist with all": ShortlistConfig(shortlist_size=50, group_size=20, shared_rows=30, reserve=True),
+    "shortlist with all": ShortlistConfig(shortlist_size=50, group_size=20, directions=0, shared_rows=30, reserve=True),
     "shortlist of its own": ShortlistConfig(shortlist_size=50, directions=4, own_shortlist=True, start="counts"),
     "low_rank": HEAD_CONFIGS["low_rank"](rank=4),
 }
