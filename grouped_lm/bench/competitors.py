@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from grouped_lm.heads.chunked import working_dtype
 from grouped_lm.heads.dense import DenseHead
 
 Option = dict[str, Any]
+Tokens = Callable[[], np.ndarray] | None
+"""Gives the training text, (T,) ids."""
 BASELINE = "dense"
 """What ratios are taken against: the plain full softmax, tied."""
 
@@ -113,13 +116,18 @@ class Competitor:
         """Return the head's config with an option on top."""
         return parse_head_config(self.head | (option or {}))
 
-    def build(self, option: Option, n_embd: int, vocab_size: int, counts: Tensor, wte: nn.Parameter) -> Head:
-        """Build the head on the device of `wte`, freshly initialised; see `build_head` for the arguments."""
+    def build(
+        self, option: Option, n_embd: int, vocab_size: int, counts: Tensor, wte: nn.Parameter, tokens: Tokens = None
+    ) -> Head:
+        """Build the head on the device of `wte`, freshly initialised; see `build_head` for the arguments.
+
+        Where there is no text, groups by company are groups by frequency.
+        """
         if self.kind is not None:
             return self.kind(DenseConfig(), wte)
-        grouping = GroupingConfig(name=self.grouping)
-        head = build_head(self.config(option), n_embd, vocab_size, grouping=grouping, counts=counts, wte=wte)
-        return head.to(wte.device)
+        by_company = self.grouping in ("brown", "kmeans")
+        grouping = GroupingConfig(name="frequency" if by_company and tokens is None else self.grouping)
+        return build_head(self.config(option), n_embd, vocab_size, grouping, counts, wte, tokens).to(wte.device)
 
 
 def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
@@ -128,6 +136,15 @@ def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
 
 CHUNK_ROWS = (64, 128, 256, 512, 1024)
 GPU_CHUNK_ROWS = (512, 1024, 2048, 4096, 8192)
+MEAN_ROWS = {
+    "name": "shortlist",
+    "shortlist_size": 256,
+    "directions": 0,
+    "shared_rows": 8192,
+    "reserve": True,
+    "start": "counts",
+}
+"""What conf/head/shortlist.yaml has, the default of `gvc train`."""
 OWN_SHORTLIST = {"name": "shortlist", "shortlist_size": 2048, "own_shortlist": True, "start": "counts", "directions": 4}
 CUTOFFS = ([1000, 5000], [2000, 10_000], [4000, 20_000], [2000], [8000])
 """Of adaptive softmax, chosen by time alone. No more than two clusters: a third has a rank of 1 or 2 at widths 64 and
@@ -151,6 +168,7 @@ VARIANTS = (
     Competitor("adaptive, tuned", {"name": "adaptive"}, options=_tuned("cutoffs", CUTOFFS)),
     Competitor("class_full, by count", {"name": "class_full"}, grouping="frequency"),
     Competitor("class_full, untied", {"name": "class_full", "tied": False}),
+    Competitor("shortlist, mean rows", MEAN_ROWS, grouping="brown"),
     Competitor("shortlist, untied", {"name": "shortlist", "tied": False}),
     Competitor("shortlist, 4 directions", {"name": "shortlist", "directions": 4}),
     Competitor("shortlist, 16 directions", {"name": "shortlist", "directions": 16}),

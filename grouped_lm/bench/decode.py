@@ -61,7 +61,7 @@ def contenders(work: Workload) -> dict[str, LanguageModel]:
     found = {}
     for c in work.competitors:
         if not c.name.startswith("dense,") or c.name == "dense, untied":
-            head = c.build(c.options[0], config.n_embd, work.vocab_size, work.counts, wte)  # type: ignore[arg-type]
+            head = c.build(c.options[0], config.n_embd, work.vocab_size, work.counts, wte, work.train_file.tokens)  # type: ignore[arg-type]
             found[c.name] = LanguageModel(body, head).eval()
     return found
 

@@ -45,7 +45,7 @@ def measure_cell(work: Workload, n_tokens: int, n_embd: int) -> list[Row]:
     wte = nn.Parameter(0.02 * torch.randn(work.vocab_size, n_embd).to(device))
 
     def build(competitor: Competitor, option: Option) -> Head:
-        return competitor.build(option, n_embd, work.vocab_size, work.counts, wte)
+        return competitor.build(option, n_embd, work.vocab_size, work.counts, wte, work.train_file.tokens)
 
     chosen: dict[str, tuple[Competitor, Option, Head, dict[str, float]]] = {}
     for competitor in work.competitors:

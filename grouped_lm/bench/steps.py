@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grouped_lm.bench.competitors import BASELINE, Competitor, Option, describe_option, describe_tuning, forget_compiled
+from grouped_lm.bench.competitors import (
+    BASELINE,
+    Competitor,
+    Option,
+    Tokens,
+    describe_option,
+    describe_tuning,
+    forget_compiled,
+)
 from grouped_lm.bench.place import Place
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.timing import Sampler, Session, interleave, quickest
@@ -66,14 +74,15 @@ def measure_body(work: Workload, name: str) -> list[Row]:
     grid = work.settings.steps
     loader = work.batches(grid.micro_batch_size, grid.block_size)
     batches = [loader.batch(index) for index in range(4)]
-    return compare_steps(work, work.models[name], work.vocab_size, work.counts, batches, work.competitors)
+    text = work.counts, work.train_file.tokens
+    return compare_steps(work, work.models[name], work.vocab_size, text, batches, work.competitors)
 
 
 def compare_steps(
     work: Workload,
     model: ModelConfig,
     vocab_size: int,
-    counts: Tensor,
+    text: tuple[Tensor, Tokens],
     batches: Sequence[Batch],
     competitors: Sequence[Competitor],
 ) -> list[Row]:
@@ -83,7 +92,7 @@ def compare_steps(
         work: settings.
         model: the body.
         vocab_size: V.
-        counts: (V,) occurrences of the tokens.
+        text: (V,) occurrences of the tokens, and what gives the tokens themselves where there are any.
         batches: (B, T) ids and targets, used in turn.
         competitors: the heads.
     """
@@ -95,7 +104,7 @@ def compare_steps(
     cap, state = NoHead(body), defaultdict(dict)  # type: ignore[var-annotated]
     contenders = {CAP: Contender(cap, step_sampler(CAP_RUNNER, cap, cap, batches, state, place), {}, {})}
     for competitor in competitors:
-        shape = model.n_embd, vocab_size, counts
+        shape = model.n_embd, vocab_size, text
         contenders[competitor.name] = _contend(competitor, *shape, body, batches, state, place)
     session = interleave({name: c.step for name, c in contenders.items()}, work.settings.meter, place.calibrate)
     say_too_large(session)
@@ -111,7 +120,7 @@ def _contend(
     competitor: Competitor,
     n_embd: int,
     vocab_size: int,
-    counts: Tensor,
+    text: tuple[Tensor, Tokens],
     body: nn.Module,
     batches: Sequence[Batch],
     state: State,
@@ -120,7 +129,8 @@ def _contend(
     wte: Any = body.wte.weight  # type: ignore[union-attr]
 
     def model_with(option: Option) -> LanguageModel:
-        return LanguageModel(body, competitor.build(option, n_embd, vocab_size, counts, wte))
+        counts, tokens = text
+        return LanguageModel(body, competitor.build(option, n_embd, vocab_size, counts, wte, tokens))
 
     def sampler_of(model: LanguageModel, forward: Any) -> Sampler:
         return step_sampler(competitor, model, forward, batches, state, place)

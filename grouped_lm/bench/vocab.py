@@ -62,7 +62,9 @@ def measure_steps(work: Workload, heads: list[Competitor], vocab_size: int) -> l
         rows[head.name] = memory_row(config, counts, vocab_size, grid.limit_gib * GIB, batches[0])
         if rows[head.name]["measured_bytes"] is not None:
             fitting.append(head)
-    timed = compare_steps(work, work.models[grid.model], vocab_size, counts, batches, fitting) if fitting else []
+    timed = (
+        compare_steps(work, work.models[grid.model], vocab_size, (counts, None), batches, fitting) if fitting else []
+    )
     for row in timed:
         rows[row["head"]] = rows.get(row["head"], {}) | row
     return [{"head": name} | row for name, row in rows.items() if name != CAP] + [
