@@ -97,6 +97,8 @@ ADDED_LATER = {
     "head.bias": False,
     "head.own_shortlist": False,
     "head.start": "zero",
+    "head.shared_rows": 0,
+    "head.reserve": False,
 }
 """Fields that the first checkpoints did not know, and the values by which a run is the same as without them: these are
 left out of its hash, so that a new field makes no stranger of an old run."""

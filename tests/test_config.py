@@ -40,8 +40,10 @@ def test_every_head_has_a_yaml_with_every_field():
 def test_the_plain_run():
     config = compose_one()
     names = [config.model.name, config.data.name, config.tokenizer.name, config.head.name]
-    assert names == ["gpt2-1m", "tinytales", "gpt2", "grouped"]
-    assert config.head.group_size is None
+    assert names == ["gpt2-1m", "tinytales", "gpt2", "shortlist"]
+    assert (config.grouping.name, config.head.directions, config.head.reserve) == ("brown", 0, True)
+    assert compose_one("head=grouped").grouping.name == "merge_rank"
+    assert compose_one("grouping=kmeans").grouping.name == "kmeans"
     assert config.tracking.mode == "offline"
 
 

@@ -90,7 +90,9 @@ def test_figures_read_late_change_nothing(words, places, make_config, late, work
     assert (rows, weights) == left_by(workdir / "at-once")
     assert max(row.get("train/nonfinite_steps", 0) for row in rows) == len(places)
     assert all(
-        np.isfinite(np.frombuffer(value, np.float32)).all() for name, value in weights.items() if "rng" not in name
+        np.isfinite(np.frombuffer(value, np.float32)).all()
+        for name, value in weights.items()
+        if not any(word in name for word in ("rng", "token_to_", "sharing"))  # whole numbers
     )
 
 

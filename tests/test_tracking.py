@@ -35,7 +35,7 @@ def test_an_offline_run_reads_back(workdir, tiny):
     assert start["run_group"] == "my-sweep"
     assert start["job_type"] == "train"
     assert start["run_id"] == (run / "wandb_id").read_text()
-    assert set(start["tags"]) == {"debug", "grouped", "text", "paper-repro", "mine"}
+    assert set(start["tags"]) == {"debug", "shortlist", "text", "paper-repro", "mine"}
     config = start["config"]["update"]
     assert config["config_hash"] == result["config_hash"]
     assert config["optim"]["lr"] == 1e-3

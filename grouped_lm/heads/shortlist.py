@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.config import check_choice, check_range
 from grouped_lm.errors import ConfigError
@@ -161,6 +162,7 @@ class ShortlistHead(BestFirstHead):
         self.register_buffer("token_to_group", places.token_to_group)
         self.register_buffer("token_to_slot", places.token_to_slot)
         self.register_buffer("reserved", places.reserved)
+        self._kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
         self.shortlist_size, self.n_group = places.n_alone, places.n_group
         self.group_size = places.group_size or None
         self.rows = GroupRows(
@@ -168,11 +170,15 @@ class ShortlistHead(BestFirstHead):
         )
         n_learned = self.n_group - places.reserved.numel()
         self.directions = None
-        if config.directions:
+        if n_learned and config.directions:
             self.directions = nn.Parameter(torch.empty(n_learned, config.directions, self.n_embd))
             init_linear(self.directions)
         columns = max(1, config.directions)
-        self.group_bias = nn.Parameter(torch.full((n_learned, columns), -math.log(columns)))
+        group_bias = torch.full((n_learned, columns), -math.log(columns))
+        if n_learned:
+            self.group_bias = nn.Parameter(group_bias)
+        else:  # FSDP2 takes no parameter without elements
+            self.register_buffer("group_bias", group_bias, persistent=False)
         n_shared = min(config.shared_rows, self.vocab_size - self.shortlist_size)
         self.register_buffer("sharing", torch.zeros(n_shared, dtype=torch.int64))
         self.register_buffer("parts", torch.zeros(n_shared))
@@ -233,6 +239,15 @@ class ShortlistHead(BestFirstHead):
             torch.cat([rows, groups.flatten(0, 1)]),
             torch.cat([self.bias[self.rows.outside], self.group_bias.flatten()]),
         )
+
+    def columns_now(self) -> tuple[Tensor, Tensor]:
+        """Return `columns`; without gradients they are kept until a weight changes, since decoding asks often."""
+        if torch.is_grad_enabled() or is_fake(self.weight):
+            return self.columns(self.weight[self.picked()])
+        versions = tuple((p.data_ptr(), p._version) for p in (*self.parameters(), *self.buffers()))
+        if self._kept is None or self._kept[0] != versions:
+            self._kept = versions, self.columns(self.weight[self.picked()])
+        return self._kept[1]
 
     def mean_rows(self, members: Tensor) -> Tensor:
         """Return the (G - H, 1, D) mean rows of groups, 0 without any, from the (M, D) rows that they share."""
@@ -322,7 +337,7 @@ class ShortlistHead(BestFirstHead):
 
     def first_step(self, states: Tensor) -> Tensor:
         """See `BestFirstHead.first_step`."""
-        logits = self.first_logits(states, *self.columns(self.weight[self.picked()]))
+        logits = self.first_logits(states, *self.columns_now())
         first = logits.log_softmax(-1) + self.log_rest().to(logits.dtype)
         return torch.cat([first, self.reserved.to(first.dtype).expand(len(states), -1)], dim=1)
 

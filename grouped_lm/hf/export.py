@@ -111,7 +111,8 @@ def fold_directions(head: ShortlistHead, state: dict[str, Tensor]) -> dict[str, 
     """Return the state with the mean rows of groups added to their directions, and nothing of how they came about."""
     kept = {name: tensor for name, tensor in state.items() if name not in ("sharing", "parts", "directions")}
     rows, _ = head.columns(head.weight[head.picked()])
-    return kept | {"directions": rows[head.shortlist_size :].view(*head.group_bias.shape, head.n_embd)}
+    directions = rows[head.shortlist_size :].view(*head.group_bias.shape, head.n_embd)
+    return kept | {"directions": directions, "group_bias": head.group_bias}
 
 
 def head_sizes(head: Any, config: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def test_a_run_explains_itself(trained, tiny):
     }
     result = json.loads((trained / "result.json").read_text())
     assert result["state"] == "complete"
-    assert result["group_size"] == 16
+    assert result["head"] == "shortlist"
     assert result["trainer/tokens"] == 8 * 2 * 64
     for key in (
         "config_hash",
@@ -162,7 +162,7 @@ def test_sample_of_a_run_without_checkpoint(gvc, trained):
 def test_ls_shows_runs_side_by_side(gvc, tiny, trained):
     gvc("train", *tiny, "head=dense", "hydra.run.dir=runs/other")
     rows = json.loads(gvc("ls", "--json").out)
-    assert {row["head"] for row in rows} == {"dense", "grouped"}
+    assert {row["head"] for row in rows} == {"dense", "shortlist"}
     table = gvc("ls", "runs").out
     assert "perplexity" in table
     assert "dense" in table

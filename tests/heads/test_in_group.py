@@ -221,3 +221,22 @@ def test_grouped_products_of_a_device_equal_the_loop(dtype, count):
     with torch.no_grad():
         theirs = backward_by_borders(d_nll, hidden, weight, bias, rows.members, groups, slots, dtype)
     torch.testing.assert_close(ours, theirs, **close)
+
+
+def test_columns_that_decoding_keeps_follow_the_weights():
+    head = random_head(ShortlistConfig(shortlist_size=20, directions=0, shared_rows=83), 103, "frequency")
+    states, _ = states_and_targets(103, 5)
+
+    @torch.no_grad()
+    def first() -> tuple[Tensor, Tensor]:
+        return head.first_step(states), head.log_prob(states)
+
+    before = first()
+    torch.testing.assert_close(first(), before, rtol=0, atol=0)
+    with torch.no_grad():
+        head.weight.mul_(2)
+    changed = first()
+    assert not torch.equal(changed[0], before[0])
+    head.load_state_dict({name: tensor.clone() for name, tensor in head.state_dict().items()})
+    torch.testing.assert_close(first(), changed)
+    torch.testing.assert_close(head.first_step(states).detach(), changed[0])

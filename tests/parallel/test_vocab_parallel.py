@@ -161,8 +161,11 @@ def test_rows_that_no_token_touched_stand_still_in_parts_of_a_table_too(config, 
         (["train.strategy=fsdp2"], "needs train.strategy=ddp (fsdp2 has the table in shards already)"),
         (["train.compile=true"], "and train.compile=false, got ddp and true"),
         *((["head=" + head], f"the whole table that head={head} shares: set head.tied=false") for head in TIED),
-        (["train.devices=32", "train.micro_batch_size=32"], "gives each of 32 processes 9 of 257 tokens, and the last"),
-        (["model.embedding=factorised"], "finds no table with a row per token"),
+        (
+            ["head=grouped", "train.devices=32", "train.micro_batch_size=32"],
+            "gives each of 32 processes 9 of 257 tokens, and the last",
+        ),
+        (["head=grouped", "model.embedding=factorised"], "finds no table with a row per token"),
     ],
 )
 def test_mistakes(gvc, tiny, workdir, words, said):
