@@ -161,7 +161,7 @@ class ShortlistHead(BestFirstHead):
         self.bias = nn.Parameter(torch.zeros(self.vocab_size))
         self.register_buffer("token_to_group", places.token_to_group)
         self.register_buffer("token_to_slot", places.token_to_slot)
-        self.register_buffer("reserved", places.reserved)
+        self.register_buffer("reserved", places.reserved, persistent=len(places.reserved) > 0)
         self._kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
         self.shortlist_size, self.n_group = places.n_alone, places.n_group
         self.group_size = places.group_size or None
@@ -180,8 +180,8 @@ class ShortlistHead(BestFirstHead):
         else:  # FSDP2 takes no parameter without elements
             self.register_buffer("group_bias", group_bias, persistent=False)
         n_shared = min(config.shared_rows, self.vocab_size - self.shortlist_size)
-        self.register_buffer("sharing", torch.zeros(n_shared, dtype=torch.int64))
-        self.register_buffer("parts", torch.zeros(n_shared))
+        self.register_buffer("sharing", torch.zeros(n_shared, dtype=torch.int64), persistent=n_shared > 0)
+        self.register_buffer("parts", torch.zeros(n_shared), persistent=n_shared > 0)
         self.shortlist_weight = None
         if config.own_shortlist:
             self.shortlist_weight = nn.Parameter(torch.empty(self.shortlist_size, self.n_embd))

@@ -93,7 +93,7 @@ class RowsHead(nn.Module):
         else:
             self.directions = nn.Parameter(torch.zeros(n_group - n_reserved, directions, width))
             self.group_bias = nn.Parameter(torch.zeros(n_group - n_reserved, directions))
-        self.register_buffer("reserved", torch.zeros(n_reserved))
+        self.register_buffer("reserved", torch.zeros(n_reserved), persistent=n_reserved > 0)
         self.register_buffer("token_to_group", torch.zeros(vocab, dtype=torch.int64))
         self.register_buffer("token_to_slot", torch.zeros(vocab, dtype=torch.int64))
 

@@ -240,3 +240,11 @@ def test_columns_that_decoding_keeps_follow_the_weights():
     head.load_state_dict({name: tensor.clone() for name, tensor in head.state_dict().items()})
     torch.testing.assert_close(first(), changed)
     torch.testing.assert_close(head.first_step(states).detach(), changed[0])
+
+
+def test_checkpoints_of_before_have_all_that_a_head_without_new_options_saves():
+    names = {"weight", "bias", "directions", "group_bias", "token_to_group", "token_to_slot"}
+    assert set(random_head(ShortlistConfig(shortlist_size=20), 103).state_dict()) == names
+    new = ShortlistConfig(shortlist_size=20, group_size=5, directions=0, shared_rows=30, reserve=True)
+    saved = {"reserved", "sharing", "parts"}
+    assert set(random_head(new, 103, "frequency").state_dict()) == names - {"directions"} | saved
