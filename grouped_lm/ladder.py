@@ -124,7 +124,7 @@ def merge_rows(path: Path, rows: Iterable[Row]) -> list[Row]:
     """Put rows into the CSV at `path`, in place of those of the same runs, and return all of them as text."""
     with FileLock(path.with_suffix(".lock")):
         old = list(csv.DictReader(path.open(encoding="utf-8", newline=""))) if path.is_file() else []
-        found = {key_of(row): row for row in old}
+        found = {key_of(row): dict.fromkeys(COLUMNS, "") | row for row in old}  # older files have fewer columns
         for row in rows:
             found[key_of(row)] = {key: as_text(row.get(key)) for key in COLUMNS}
         merged = sorted(found.values(), key=lambda row: [natural(row.get(key, "")) for key in KEY])

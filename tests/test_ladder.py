@@ -75,3 +75,10 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     assert float(first["report_loss_nats"]) == pytest.approx(float(second["report_loss_nats"]), abs=1e-4)
     assert "small, width" in out.out
     assert gvc("ladder", "ladder-runs", "--report", "no.txt").code == 3
+
+
+def test_a_file_of_fewer_columns_is_read(tmp_path):
+    path = tmp_path / "ladder.csv"
+    path.write_text("head,seed,val_loss_nats\ndense,0,3.5\n")
+    merged = merge_rows(path, [row("grouped", 3.6)])
+    assert {entry["head"]: entry["report_loss_nats"] for entry in merged} == {"dense": "", "grouped": ""}
