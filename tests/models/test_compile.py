@@ -11,7 +11,10 @@ from grouped_lm.scoring import autocast
 HEADS = {
     **{name: HEAD_CONFIGS[name]() for name in ("dense", "grouped")},
     "dense in chunks": HEAD_CONFIGS["dense"](chunk_rows=8),
-    "shortlist": ShortlistConfig(shortlist_size=50, directions=4, own_shortlist=True, start="counts"),
+    "shortlist": ShortlistConfig(
+        shortlist_size=50, group_size=20, directions=0, shared_rows=100, reserve=True, start="counts"
+    ),
+    "own shortlist": ShortlistConfig(shortlist_size=50, directions=4, own_shortlist=True, start="counts"),
 }
 
 
@@ -21,7 +24,7 @@ def model_and_batch(head, **model):
     config = Config(
         model=shape, head=head, tokenizer=TokenizerConfig(name="bytes"), grouping=GroupingConfig(name="frequency")
     )
-    counts = torch.arange(257).numpy()
+    counts = (torch.arange(257) - 40).clamp_min(0).numpy()  # so that two groups of 20 are never seen
     input_ids = torch.randint(0, 257, (2, 24), generator=torch.Generator().manual_seed(1))
     targets = input_ids.roll(-1, 1)
     targets[:, -3:] = IGNORE_INDEX
