@@ -6,6 +6,7 @@ from importlib.resources import files
 import pytest
 from grouped_lm.cli.hydra_entry import HydraFlags, compose_jobs, config_groups
 
+from grouped_lm.bench.competitors import find_competitor
 from grouped_lm.config import Config, OptimConfig, TrainConfig, config_from_dict, config_to_dict
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import HEAD_CONFIGS, DenseConfig, GroupedConfig, ShortlistConfig, parse_head_config
@@ -45,6 +46,11 @@ def test_the_plain_run():
     assert compose_one("head=grouped").grouping.name == "merge_rank"
     assert compose_one("grouping=kmeans").grouping.name == "kmeans"
     assert config.tracking.mode == "offline"
+
+
+def test_the_benches_have_the_default_head():
+    config, competitor = compose_one(), find_competitor("competitors", "shortlist, mean rows")
+    assert (competitor.config(), competitor.grouping) == (config.head, config.grouping.name)
 
 
 def test_what_an_experiment_sets_holds_and_the_command_line_wins():

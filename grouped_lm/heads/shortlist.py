@@ -52,7 +52,8 @@ class ShortlistConfig:
     """Give the shortlisted tokens rows of their own, K x D; with tied only the tokens in groups share the embedding."""
     shared_rows: int = 0
     """Most frequent tokens in groups, M >= 0, whose rows are shared with the directions: to all of a group's directions
-    the mean row of its tokens, by frequency, is added, the first-order term of its true logit."""
+    the mean row of its tokens, by frequency, is added, the first-order term of its true logit. 0 for a group without
+    any of these tokens, which with `directions` 0 is left its bias alone: as many as the text has types are enough."""
     reserve: bool = False
     """Give groups whose tokens the training text never has a fixed probability, instead of one that only falls."""
     start: str = "zero"
