@@ -58,8 +58,9 @@ def fake_steps(
 ) -> list[Moments]:
     """Return what lives during an optimizer step of the loop in `train`, for each B, with the state of a step before.
 
-    Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations.
-    V is the tokenizer's where none is given. B is that of one process of several.
+    Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations. V is the
+    tokenizer's where none is given. B is that of one process of several. The text is not known: where it has at most
+    half of all tokens, the default head needs less (`heads/table_rows.py`).
     """
     with faking():
         model = fake_model(config, vocab_size, processes)

@@ -11,6 +11,7 @@ from grouped_lm.devices import DEVICES, find_device, parse_bytes
 from grouped_lm.errors import ConfigError
 from grouped_lm.fake_step import fake_step, with_shape
 from grouped_lm.heads import HEAD_CONFIGS
+from grouped_lm.heads.table_rows import TableRows
 from grouped_lm.live_bytes import KINDS, LiveBytes
 from grouped_lm.measure import GIB
 from grouped_lm.models.gpt_neo import local_causal_mask
@@ -55,7 +56,6 @@ def test_predicted_peak_is_that_of_the_loop(body, head, batch, tiny, workdir):
         ["head=dense", "head.chunk_rows=64", "tokenizer=gpt2", "train.dtype=bfloat16"],
         ["head=class_full", "tokenizer=gpt2"],
         ["head=class_full", "head.tied=false", "grouping=random"],
-        ["head=shortlist", "tokenizer=gpt2"],
         ["head=shortlist", "head.own_shortlist=true", "head.directions=4", "head.start=counts", "tokenizer=gpt2"],
         ["head=dense", "head.chunk_rows=64", "tokenizer=gpt2"],
         ["head=grouped", "model.dropout=0.1"],
@@ -69,6 +69,14 @@ def test_predicted_peak_is_that_of_the_loop(body, head, batch, tiny, workdir):
 def test_settings_that_change_what_is_kept(words, tiny, workdir):
     config = compose([*tiny, "train.max_steps=3", *words])
     assert peak_bytes(config) == pytest.approx(trained_peak_bytes(config, workdir / "run"), rel=0.05)
+
+
+def test_the_default_head_is_planned_for_a_text_of_all_tokens(tiny, workdir, monkeypatch):
+    config = compose([*tiny, "train.max_steps=3", "head=shortlist", "tokenizer=gpt2"])
+    planned, few = peak_bytes(config), trained_peak_bytes(config, workdir / "few")
+    monkeypatch.setattr(TableRows, "fits", lambda *_: False)
+    assert planned == pytest.approx(trained_peak_bytes(config, workdir / "all"), rel=0.05)
+    assert few < planned
 
 
 def test_chunked_operator_shows_what_it_makes_inside():

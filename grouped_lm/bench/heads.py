@@ -126,8 +126,8 @@ def memory_columns(head: Head, targets: Tensor, wte: Tensor, forward: Any = None
     """Return peak and floor in bytes, and parameters.
 
     The peak counts states, weights and their gradients, a tied table with its own too. The ratio leaves the tied table
-    and its gradient out on both sides, since the input embedding needs them anyway. `forward` is the compiled head,
-    where it is run as that.
+    and the rows that its gradient has out on both sides, since the input embedding needs them anyway. `forward` is the
+    compiled head, where it is run as that.
     """
     n_tokens, n_embd = targets.numel(), head.n_embd
     shape, device = (n_tokens, n_embd, head.vocab_size), targets.device
@@ -135,7 +135,7 @@ def memory_columns(head: Head, targets: Tensor, wte: Tensor, forward: Any = None
         measure_head_peak_gib(forward, *shape, device, targets)  # compiling allocates
     peak = round(measure_head_peak_gib(head if forward is None else forward, *shape, device, targets) * GIB)
     tied = any(p is wte for p in head.parameters())
-    table = 2 * wte.numel() * FLOAT_BYTES if tied else 0
+    table = (wte.numel() + head.gradient_rows() * n_embd) * FLOAT_BYTES if tied else 0
     own = sum(p.numel() for p in head.parameters() if p is not wte)
     floor = floor_bytes(n_tokens, n_embd, own, head.flops_per_token() / (2 * n_embd))
     return {

@@ -203,6 +203,10 @@ class Head(nn.Module, ABC):
     def flops_per_token(self) -> float:
         """Return the floating-point operations of one forward pass of `loss`, per target."""
 
+    def gradient_rows(self) -> int:
+        """Return how many rows the gradient of a tied (V, D) table has, as a CPU's `loss` gives it: V unless sparse."""
+        return self.vocab_size
+
     def target_log_prob(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return (...) log p(target), zero where ignored."""
         return -self.loss(hidden, targets, reduction="none").nll

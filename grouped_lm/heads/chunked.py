@@ -41,17 +41,39 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def scale_saved(saved: Sequence[Tensor], scale: Tensor | None) -> list[Tensor] | list[None]:
-    """Return gradients of a scalar loss, saved with it, times the gradient of that scalar; None where it has none.
+    """Return `scaled` gradients, None where the loss that they were saved with has none."""
+    return [None] * len(saved) if scale is None else scaled(saved, scale)
+
+
+def scaled(saved: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
+    """Return gradients of a scalar loss, saved with it, times the gradient of that scalar.
 
     They are overwritten where the graph is about to be freed and nobody can ask for them again; otherwise a
     backward pass would hold each twice.
     """
-    if scale is None:
-        return [None] * len(saved)
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
     last = not keeps_graph() and get_proxy_mode() is None  # a graph that is being traced has memory plans of its own
     factors = [scale.to(gradient.dtype) for gradient in saved]
     return [g.mul_(f) if last else g * f for g, f in zip(saved, factors, strict=True)]
+
+
+def softmax_loss(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the (n, 1) -log p(target) and all (n, C) probabilities, from one exponential a logit on a CPU.
+
+    There the loss is the logarithm of the probability, but where one is too small for its type.
+
+    Args:
+        logits: (n, C), of which nothing is kept.
+        target: (n, 1) int64 in [0, C).
+        dtype: of the softmax.
+    """
+    if logits.device.type == "cpu" and not is_fake(logits):
+        p = logits.softmax(1, dtype=dtype)
+        own = p.gather(1, target)
+        if float(own.amin()) >= torch.finfo(dtype).tiny:
+            return own.log_().neg_(), p
+    log_p = logits.log_softmax(1, dtype=dtype)
+    return -log_p.gather(1, target), log_p.exp_()
 
 
 def plain_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -132,7 +154,7 @@ def class_nll(
         with torch.no_grad():
             outputs = _class_nll_shapes(states, weight, bias, classes, *layout, chunk_rows, dtype, keep)
             table, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
-            _add_chunk(slice(0, chunk_rows), states, table, shift, classes, layout, outputs)
+            add_chunk(slice(0, chunk_rows), states, table, shift, classes, layout, outputs)
             del outputs, table, shift
     return _class_nll(states, weight, bias, classes, *layout, chunk_rows, dtype, keep)[0]
 
@@ -156,11 +178,11 @@ def _class_nll(
         output.zero_()
     table, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
     for start in range(0, states.shape[0], chunk_rows):
-        _add_chunk(slice(start, start + chunk_rows), states, table, shift, classes, layout, outputs)
+        add_chunk(slice(start, start + chunk_rows), states, table, shift, classes, layout, outputs)
     return outputs
 
 
-def _add_chunk(
+def add_chunk(
     rows: slice,
     states: Tensor,
     table: Tensor,
@@ -176,20 +198,30 @@ def _add_chunk(
     total, d_states, d_weight, d_bias = outputs
     part, targets = states[rows].to(table.dtype), classes[rows]
     counted = (targets >= 0).unsqueeze(1)
-    log_p = F.linear(part, table, shift).log_softmax(1, dtype=total.dtype)
-    columns, own = _columns(targets.clamp_min(0), *layout, log_p)
-    value = own.logsumexp(1, keepdim=True)
-    total -= value.masked_fill(~counted, 0).sum()
+    logits = F.linear(part, table, shift)
+    if layout[1] == 1:
+        columns = targets.clamp_min(0).unsqueeze(1)
+        nll, error = softmax_loss(logits, columns, total.dtype)
+        share = error.new_full((1, 1), -1.0).expand_as(columns)
+    else:
+        error = logits.log_softmax(1, dtype=total.dtype)
+        columns, own = _columns(targets.clamp_min(0), *layout, error)
+        nll = -own.logsumexp(1, keepdim=True)
+        share = -(own + nll).exp()
+        error.exp_()
+    del logits
+    total += nll.masked_fill(~counted, 0).sum()
     if d_weight.shape != table.shape:
         return
-    error = log_p.exp_().scatter_add_(1, columns, -(own - value).exp()).mul_(counted)
+    error.scatter_add_(1, columns, share).mul_(counted)
     if shift is not None:
         d_bias += error.sum(0)
     error = error.to(table.dtype)
-    d_states[rows] = error @ table
-    if table.dtype == d_weight.dtype:
+    if table.dtype == d_weight.dtype == d_states.dtype and not is_fake(error):
+        torch.mm(error, table, out=d_states[rows])
         d_weight.addmm_(error.T, part)
     else:
+        d_states[rows] = error @ table
         d_weight += error.T @ part
 
 

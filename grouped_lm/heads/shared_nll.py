@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from grouped_lm.heads.chunked import default_chunk_rows, exact_dtype, scale_saved, working_dtype
+from grouped_lm.heads.chunked import default_chunk_rows, exact_dtype, scale_saved, softmax_loss, working_dtype
 from grouped_lm.heads.kernels import chosen
 
 Weights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -157,10 +157,9 @@ def _add_product(to: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) ->
 def _softmax(logits: Tensor, classes: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
     """Return the summed cross entropy of the (n, 1) rows that count, and its gradient with respect to the logits."""
     target = classes.unsqueeze(1)
-    log_p = logits.log_softmax(1)
-    total = -log_p.gather(1, target).masked_fill(~counted, 0).sum()
-    minus_one = log_p.new_full((1, 1), -1.0).expand_as(target)
-    return total, log_p.exp_().scatter_add_(1, target, minus_one).mul_(counted)
+    nll, p = softmax_loss(logits, target, logits.dtype)
+    minus_one = p.new_full((1, 1), -1.0).expand_as(target)
+    return nll.masked_fill_(~counted, 0).sum(), p.scatter_add_(1, target, minus_one).mul_(counted)
 
 
 @_shared_nll.register_fake

@@ -33,6 +33,7 @@ from grouped_lm.heads.base import (
 from grouped_lm.heads.best_first import BestFirstHead
 from grouped_lm.heads.chunked import class_nll, default_chunk_rows
 from grouped_lm.heads.in_group import GroupRows, in_group_loss
+from grouped_lm.heads.table_rows import TableRows
 
 
 @dataclass(kw_only=True, slots=True)
@@ -183,6 +184,8 @@ class ShortlistHead(BestFirstHead):
         n_shared = min(config.shared_rows, self.vocab_size - self.shortlist_size)
         self.register_buffer("sharing", torch.zeros(n_shared, dtype=torch.int64), persistent=n_shared > 0)
         self.register_buffer("parts", torch.zeros(n_shared), persistent=n_shared > 0)
+        self.tied = config.tied
+        self.table_rows: TableRows | None = None
         self.shortlist_weight = None
         if config.own_shortlist:
             self.shortlist_weight = nn.Parameter(torch.empty(self.shortlist_size, self.n_embd))
@@ -195,6 +198,7 @@ class ShortlistHead(BestFirstHead):
         head.share_rows(torch.zeros(head.vocab_size) if context.counts is None else context.counts)
         if config.start == "counts" and context.counts is not None:
             head.start_from(context.counts)
+        head.find_table_rows()
         return head
 
     @torch.no_grad()
@@ -224,6 +228,22 @@ class ShortlistHead(BestFirstHead):
     def after_load(self) -> None:
         """See `Head.after_load`."""
         self.rows.assign(self.token_to_group, self.token_to_slot)
+        self.find_table_rows()
+
+    def find_table_rows(self) -> None:
+        """Find which rows of the table are all that is trained, where that is so and they are at most half of it."""
+        self.table_rows = None
+        alone = self.directions is None and self.shortlist_weight is None
+        if not alone or self.weight.device.type != "cpu" or is_fake(self.weight) or not len(self.group_bias):
+            return
+        parts = torch.zeros(self.vocab_size).index_add_(0, self.sharing, self.parts.float())
+        found = TableRows(self.rows.outside, self.rows.members[: len(self.group_bias)], parts)
+        if 2 * found.ids.numel() <= self.vocab_size:
+            self.table_rows = found
+
+    def gradient_rows(self) -> int:
+        """See `Head.gradient_rows`."""
+        return super().gradient_rows() if self.table_rows is None else len(self.table_rows.ids)
 
     def columns(self, shared: Tensor) -> tuple[Tensor, Tensor]:
         """Return the (K + (G - H) R, D) rows and the biases of the first softmax.
@@ -284,6 +304,10 @@ class ShortlistHead(BestFirstHead):
         counted = flat != IGNORE_INDEX
         token = flat.clamp_min(0)
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
+        whole = reduction == "none" or accuracy or self.adds_extra
+        if not whole and self.table_rows is not None and self.table_rows.fits(states, self.weight):
+            first_sum, inside_sum = self.summed(states, groups, slots, counted)
+            return two_step_loss(targets, reduction, (first_sum, None), (inside_sum, None))
         inside = groups.masked_fill(~counted, -1)
         nll, hits, shared = in_group_loss(
             states, self.weight, self.bias, self.rows, inside, slots, self.picked(), accuracy
@@ -291,7 +315,7 @@ class ShortlistHead(BestFirstHead):
         columns = self.columns(shared)
         classes = torch.where(groups < 0, slots, groups + self.shortlist_size)
         fixed, learned = self.fixed_nll(groups, counted)
-        if reduction != "none" and not accuracy and not self.adds_extra:
+        if not whole:
             first_sum = class_nll(
                 states,
                 *columns,
@@ -308,6 +332,25 @@ class ShortlistHead(BestFirstHead):
         return two_step_loss(
             targets, reduction, (first + fixed, right), (nll, hits | alone if accuracy else None), extra
         )
+
+    def summed(self, states: Tensor, groups: Tensor, slots: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums of both steps from the rows of `table_rows`; the gradient of both comes with the second.
+
+        Args:
+            states: (N, D), on a CPU.
+            groups, slots: (N,), of the targets.
+            counted: (N,) bool.
+        """
+        assert self.table_rows is not None
+        fixed, learned = self.fixed_nll(groups, counted)
+        classes = torch.where(groups < 0, slots, groups + self.shortlist_size).masked_fill(~learned, -1)
+        table = self.weight, self.bias
+        total, first = self.table_rows.nll(states, *table, self.group_bias.squeeze(1), classes, slots, self.tied)
+        rare = (counted & ~learned).nonzero().squeeze(1)  # tokens that the training text never had
+        if rare.numel():
+            one = states[rare], *table, self.rows, groups[rare], slots[rare], self.rows.outside[:0]
+            total = total + in_group_loss(*one, accuracy=False)[0].sum()
+        return first + fixed.sum(), total - first
 
     def fixed_nll(self, groups: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is fixed of each (N,) -log p(class), and the (N,) targets whose class the first softmax has.
