@@ -29,14 +29,14 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "phantom-slot mask": (
         "heads.two_level",
-        "masked_fill(self.members < 0, -torch.inf)",
-        "masked_fill(self.members < 0, 0.0)",
+        "torch.full_like(self.phantom, -torch.inf)",
+        "torch.zeros_like(self.phantom)",
         "../heads/test_heads.py -k exact_distribution",
     ),
     "two good ones kept": ("checkpoint", "good += 1\n", "good += 2\n", "test_save.py -k last_two"),
     "check before the update": (
         "train",
-        "if math.isfinite(loss) and math.isfinite(norm):",
+        "if figures.finite:",
         "if True:",
         "test_stop.py -k nan",
     ),

@@ -1,5 +1,6 @@
 """A suite that cannot fail shows nothing: with one line taken out, at least one test fails; with none, all pass."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -17,6 +18,12 @@ def run_tests(mutant: str, tests: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"MUTANT": mutant, "PYTHONPATH": str(HERE), "FAULT_LOG": os.devnull}
     environment = {key: value for key, value in environment.items() if not key.startswith(("PYTEST_", "FAULT_TRIAL"))}
     return subprocess.run([*command, *flags], cwd=HERE.parents[1], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_line_to_take_out_is_there(mutant):
+    room, old, *_ = MUTANTS[mutant]
+    assert old in Path(importlib.import_module(f"grouped_lm.{room}").__file__).read_text(encoding="utf-8")
 
 
 @pytest.mark.faults
