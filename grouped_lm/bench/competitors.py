@@ -140,7 +140,7 @@ MEAN_ROWS = {
     "name": "shortlist",
     "shortlist_size": 256,
     "directions": 0,
-    "shared_rows": 8192,
+    "shared_rows": 32768,
     "reserve": True,
     "start": "counts",
 }

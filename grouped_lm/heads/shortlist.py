@@ -155,7 +155,7 @@ class ShortlistHead(BestFirstHead):
     sharing: Tensor
     """(M,) ids of the tokens whose rows their groups' directions share, by group."""
     parts: Tensor
-    """(M,) fp32, of each in its group's mean; 0 for tokens that have no part in one."""
+    """(M,) fp32, of each in its group's mean."""
 
     def __init__(self, config: ShortlistConfig, weight: nn.Parameter, places: Places) -> None:
         super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
@@ -181,7 +181,10 @@ class ShortlistHead(BestFirstHead):
             self.group_bias = nn.Parameter(group_bias)
         else:  # FSDP2 takes no parameter without elements
             self.register_buffer("group_bias", group_bias, persistent=False)
-        n_shared = min(config.shared_rows, self.vocab_size - self.shortlist_size)
+        n_learned_tokens = self.vocab_size - self.shortlist_size
+        if places.reserved.numel():
+            n_learned_tokens -= int((places.token_to_group >= n_learned).sum())
+        n_shared = min(config.shared_rows, n_learned_tokens)
         self.register_buffer("sharing", torch.zeros(n_shared, dtype=torch.int64), persistent=n_shared > 0)
         self.register_buffer("parts", torch.zeros(n_shared), persistent=n_shared > 0)
         self.tied = config.tied
@@ -213,22 +216,25 @@ class ShortlistHead(BestFirstHead):
 
     def share_rows(self, counts: Tensor) -> None:
         """Choose by (V,) counts the tokens whose rows directions share; parts are counts, or equal where all are 0."""
-        groups, n_learned = self.token_to_group, len(self.group_bias)
-        learned = (groups >= 0) & (groups < n_learned)
+        groups = self.token_to_group
+        learned = (groups >= 0) & (groups < len(self.group_bias))
         most = counts.double().masked_fill(~learned, -1).topk(len(self.sharing)).indices
-        order = torch.where(learned, groups, n_learned)[most].argsort(stable=True)
-        self.sharing.copy_(most[order])
-        inside, known = groups[self.sharing].clamp_min(0), learned[self.sharing]
+        self.sharing.copy_(most[groups[most].argsort(stable=True)])
+        inside, parts = groups[self.sharing], counts.double()[self.sharing]
         mass = torch.zeros(self.n_group, dtype=torch.float64)
-        parts = counts.double()[self.sharing] * known
-        even = mass.index_add(0, inside, parts)[inside] == 0
-        parts = torch.where(even, known.double(), parts)
-        self.parts.copy_(parts / mass.index_add(0, inside, parts)[inside].clamp_min(1))
+        parts = torch.where(mass.index_add(0, inside, parts)[inside] == 0, 1.0, parts)
+        self.parts.copy_(parts / mass.index_add(0, inside, parts)[inside])
 
     def after_load(self) -> None:
         """See `Head.after_load`."""
         self.rows.assign(self.token_to_group, self.token_to_slot)
         self.find_table_rows()
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        for name in ("sharing", "parts"):  # once those without a part, which come last, were saved too
+            if prefix + name in state_dict:
+                state_dict[prefix + name] = state_dict[prefix + name][: len(self.sharing)]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def find_table_rows(self) -> None:
         """Find which rows of the table are all that is trained, where that is so and they are at most half of it."""
@@ -277,8 +283,7 @@ class ShortlistHead(BestFirstHead):
         if not len(self.sharing) or not n_learned:
             return mean
         parts = members * self.parts.to(members.dtype).unsqueeze(1)
-        place = self.token_to_group[self.sharing].clamp(0, n_learned - 1)  # out of range where the part is 0
-        return mean.index_add(0, place, parts.unsqueeze(1))
+        return mean.index_add(0, self.token_to_group[self.sharing], parts.unsqueeze(1))
 
     def picked(self) -> Tensor:
         """Return the ids whose rows of the table `columns` wants: the shortlist's, and those that directions share."""

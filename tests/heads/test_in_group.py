@@ -248,3 +248,16 @@ def test_checkpoints_of_before_have_all_that_a_head_without_new_options_saves():
     new = ShortlistConfig(shortlist_size=20, group_size=5, directions=0, shared_rows=30, reserve=True)
     saved = {"reserved", "sharing", "parts"}
     assert set(random_head(new, 103, "frequency").state_dict()) == names - {"directions"} | saved
+
+
+def test_a_checkpoint_from_when_tokens_without_a_part_were_saved_too():
+    new = ShortlistConfig(shortlist_size=20, group_size=5, directions=0, shared_rows=200, reserve=True)
+    head = random_head(new, 103, "frequency")
+    saved = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    padded = dict(saved)
+    for name in ("sharing", "parts"):
+        padded[name] = torch.cat([saved[name], saved[name].new_zeros(7)])
+    head.load_state_dict(padded)
+    for name, tensor in head.state_dict().items():
+        torch.testing.assert_close(tensor, saved[name])
+    assert len(saved["sharing"]) < 83
