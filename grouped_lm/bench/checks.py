@@ -48,7 +48,7 @@ def error_of(found: Tensor | None, wanted: Tensor | None) -> float:
     if found is None or wanted is None:
         there = found if wanted is None else wanted
         return 0.0 if there is None or not there.any() else 1.0
-    norm = wanted.norm().item()
+    found, norm = found.to_dense() if found.is_sparse else found, wanted.norm().item()
     return ((found - wanted).norm() / norm).item() if norm else float(found.norm() > 0)
 
 
