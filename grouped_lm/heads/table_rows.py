@@ -21,7 +21,7 @@ from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, add_chunk, exact_dtype,
 
 CHUNK_NUMBERS = 2**16
 """Numbers in rows of the table that are written at once."""
-CHUNK_PAIRS = 2**20
+CHUNK_PAIRS = 2**19
 """Pairs at once, times D: a third to a half as many rows of the table are among them."""
 
 with warnings.catch_warnings():  # torch calls this layout beta, once; what is used of it is tested here
