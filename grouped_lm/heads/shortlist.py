@@ -2,7 +2,6 @@
 
 Source: a shortlist beside clusters is that of adaptive softmax (Grave et al. 2017, arXiv 1609.04309), here with full
 rows and many small groups (arXiv 2411.06371); several directions per group are those of a mixture inside the logit.
-What is kept for tokens that the training text never has is Good and Turing's estimate (Good 1953, Biometrika 40, 237).
 Letters: N tokens, D width, V vocabulary, K shortlist, G groups, H of them reserved, S slots per group, R directions per
 group.
 """
@@ -18,7 +17,6 @@ from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.config import check_choice, check_range
 from grouped_lm.errors import ConfigError
-from grouped_lm.grouping import check_group_size
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
     HeadContext,
@@ -33,6 +31,7 @@ from grouped_lm.heads.base import (
 from grouped_lm.heads.best_first import BestFirstHead
 from grouped_lm.heads.chunked import class_nll, default_chunk_rows
 from grouped_lm.heads.in_group import GroupRows, in_group_loss
+from grouped_lm.heads.places import Places, place_tokens
 from grouped_lm.heads.table_rows import TableRows
 
 
@@ -68,69 +67,6 @@ class ShortlistConfig:
         if not self.directions and not self.shared_rows:
             raise ConfigError("head.directions=0 leaves groups nothing but rows they share: give head.shared_rows too")
         check_choice("head.start", self.start, ("zero", "counts"))
-
-
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where tokens stand: (V,) groups, -1 in the shortlist, and (V,) slots, in the group or the shortlist; G, S, K.
-
-    reserved: (H,) log-probabilities of the last groups.
-    """
-
-    token_to_group: Tensor
-    token_to_slot: Tensor
-    n_group: int
-    group_size: int
-    n_alone: int
-    reserved: Tensor
-
-
-def place_tokens(config: ShortlistConfig, context: HeadContext) -> Places:
-    """Return the K most frequent tokens as the shortlist, the others in groups in the order the grouping asks for.
-
-    Where no counts are known, the shortlist is the first K ids.
-    """
-    reserved = torch.empty(0)
-    if "token_to_group" in context.saved:
-        groups, slots = context.saved["token_to_group"], context.saved["token_to_slot"]
-        largest = slots[groups >= 0].max() if (groups >= 0).any() else -1
-        reserved = context.saved.get("reserved", reserved)
-        return Places(groups, slots, int(groups.max()) + 1, int(largest) + 1, int((groups < 0).sum()), reserved)
-    order, size = context.by_frequency(), check_group_size(config.group_size, context.vocab_size)
-    first, rest = order[: config.shortlist_size], order[config.shortlist_size :].sort().values
-    token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)
-    token_to_slot[first] = torch.arange(first.numel())
-    if not rest.numel():
-        return Places(token_to_group, token_to_slot, 0, 0, first.numel(), reserved)
-    grouping = context.groups(min(size, rest.numel()), rest, equal=False)
-    groups = grouping.token_to_group
-    if config.reserve and context.counts is not None:
-        groups, reserved = reserve_groups(groups, grouping.n_group, context.counts[rest], context.counts)
-    token_to_group[rest], token_to_slot[rest] = groups, grouping.token_to_slot
-    return Places(token_to_group, token_to_slot, grouping.n_group, grouping.group_size, first.numel(), reserved)
-
-
-def reserve_groups(groups: Tensor, n_group: int, inside: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the groups none of whose tokens occur last; return the new groups, and (H,) log-probabilities of those.
-
-    Together they have the share of the text that tokens seen once have, each as much as it has tokens: what a new token
-    of the same kind of text is expected to be a new word with. At least half a token of the text, at most half of it.
-
-    Args:
-        groups: (n,) int64 in [0, G) of the tokens in groups.
-        n_group: G.
-        inside: (n,) occurrences of those tokens.
-        counts: (V,) occurrences of all.
-    """
-    seen = torch.zeros(n_group, dtype=counts.dtype).index_add_(0, groups, inside) > 0
-    total = int(counts.sum())
-    if bool(seen.all()) or not total:
-        return groups, torch.empty(0)
-    order = torch.argsort(~seen, stable=True)  # of the old groups in the new order
-    groups = torch.argsort(order)[groups]
-    sizes = torch.bincount(groups, minlength=n_group)[int(seen.sum()) :].double()
-    once = min(max(0.5, float((counts == 1).sum())), total / 2)
-    return groups, (sizes / sizes.sum() * (once / total)).log().float()
 
 
 class ShortlistHead(BestFirstHead):
@@ -197,7 +133,11 @@ class ShortlistHead(BestFirstHead):
     @classmethod
     def build(cls, config: Any, context: HeadContext) -> "ShortlistHead":
         """See `Head.build`."""
-        head = cls(config, context.token_weight(config.tied), place_tokens(config, context))
+        head = cls(
+            config,
+            context.token_weight(config.tied),
+            place_tokens(config.shortlist_size, config.group_size, config.reserve, context),
+        )
         head.share_rows(torch.zeros(head.vocab_size) if context.counts is None else context.counts)
         if config.start == "counts" and context.counts is not None:
             head.start_from(context.counts)

@@ -1,0 +1,82 @@
+"""Where tokens stand in a head with a shortlist of frequent tokens beside groups of all others.
+
+What is kept for tokens that the training text never has is Good and Turing's estimate (Good 1953, Biometrika 40, 237).
+Letters: V vocabulary, K shortlist, G groups, H of them reserved, S slots per group.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from grouped_lm.grouping import check_group_size
+from grouped_lm.heads.base import HeadContext
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where tokens stand: (V,) groups, -1 in the shortlist, and (V,) slots, in the group or the shortlist; G, S, K.
+
+    reserved: (H,) log-probabilities of the last groups.
+    """
+
+    token_to_group: Tensor
+    token_to_slot: Tensor
+    n_group: int
+    group_size: int
+    n_alone: int
+    reserved: Tensor
+
+
+def place_tokens(shortlist_size: int, group_size: int | None, reserve: bool, context: HeadContext) -> Places:
+    """Return the K most frequent tokens as the shortlist, the others in groups in the order the grouping asks for.
+
+    Where no counts are known, the shortlist is the first K ids.
+
+    Args:
+        shortlist_size: K.
+        group_size: S; None means round(sqrt V).
+        reserve: put groups of tokens that the training text never has last, with fixed probabilities.
+        context: of the head.
+    """
+    reserved = torch.empty(0)
+    if "token_to_group" in context.saved:
+        groups, slots = context.saved["token_to_group"], context.saved["token_to_slot"]
+        largest = slots[groups >= 0].max() if (groups >= 0).any() else -1
+        reserved = context.saved.get("reserved", reserved)
+        return Places(groups, slots, int(groups.max()) + 1, int(largest) + 1, int((groups < 0).sum()), reserved)
+    order, size = context.by_frequency(), check_group_size(group_size, context.vocab_size)
+    first, rest = order[:shortlist_size], order[shortlist_size:].sort().values
+    token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)
+    token_to_slot[first] = torch.arange(first.numel())
+    if not rest.numel():
+        return Places(token_to_group, token_to_slot, 0, 0, first.numel(), reserved)
+    grouping = context.groups(min(size, rest.numel()), rest, equal=False)
+    groups = grouping.token_to_group
+    if reserve and context.counts is not None:
+        groups, reserved = reserve_groups(groups, grouping.n_group, context.counts[rest], context.counts)
+    token_to_group[rest], token_to_slot[rest] = groups, grouping.token_to_slot
+    return Places(token_to_group, token_to_slot, grouping.n_group, grouping.group_size, first.numel(), reserved)
+
+
+def reserve_groups(groups: Tensor, n_group: int, inside: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the groups none of whose tokens occur last; return the new groups, and (H,) log-probabilities of those.
+
+    Together they have the share of the text that tokens seen once have, each as much as it has tokens: what a new token
+    of the same kind of text is expected to be a new word with. At least half a token of the text, at most half of it.
+
+    Args:
+        groups: (n,) int64 in [0, G) of the tokens in groups.
+        n_group: G.
+        inside: (n,) occurrences of those tokens.
+        counts: (V,) occurrences of all.
+    """
+    seen = torch.zeros(n_group, dtype=counts.dtype).index_add_(0, groups, inside) > 0
+    total = int(counts.sum())
+    if bool(seen.all()) or not total:
+        return groups, torch.empty(0)
+    order = torch.argsort(~seen, stable=True)  # of the old groups in the new order
+    groups = torch.argsort(order)[groups]
+    sizes = torch.bincount(groups, minlength=n_group)[int(seen.sum()) :].double()
+    once = min(max(0.5, float((counts == 1).sum())), total / 2)
+    return groups, (sizes / sizes.sum() * (once / total)).log().float()
