@@ -18,6 +18,7 @@ class Places:
     """Where tokens stand: (V,) groups, -1 in the shortlist, and (V,) slots, in the group or the shortlist; G, S, K.
 
     reserved: (H,) log-probabilities of the last groups.
+    n_shared: tokens in groups that a checkpoint has parts in mean rows of, None where there is no checkpoint.
     """
 
     token_to_group: Tensor
@@ -26,6 +27,7 @@ class Places:
     group_size: int
     n_alone: int
     reserved: Tensor
+    n_shared: int | None = None
 
 
 def place_tokens(shortlist_size: int, group_size: int | None, reserve: bool, context: HeadContext) -> Places:
@@ -44,7 +46,8 @@ def place_tokens(shortlist_size: int, group_size: int | None, reserve: bool, con
         groups, slots = context.saved["token_to_group"], context.saved["token_to_slot"]
         largest = slots[groups >= 0].max() if (groups >= 0).any() else -1
         reserved = context.saved.get("reserved", reserved)
-        return Places(groups, slots, int(groups.max()) + 1, int(largest) + 1, int((groups < 0).sum()), reserved)
+        sizes = int(groups.max()) + 1, int(largest) + 1, int((groups < 0).sum())
+        return Places(groups, slots, *sizes, reserved, len(context.saved.get("sharing", ())))
     order, size = context.by_frequency(), check_group_size(group_size, context.vocab_size)
     first, rest = order[:shortlist_size], order[shortlist_size:].sort().values
     token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)

@@ -120,7 +120,7 @@ class ShortlistHead(BestFirstHead):
         n_learned_tokens = self.vocab_size - self.shortlist_size
         if places.reserved.numel():
             n_learned_tokens -= int((places.token_to_group >= n_learned).sum())
-        n_shared = min(config.shared_rows, n_learned_tokens)
+        n_shared = min(config.shared_rows, n_learned_tokens) if places.n_shared is None else places.n_shared
         self.register_buffer("sharing", torch.zeros(n_shared, dtype=torch.int64), persistent=n_shared > 0)
         self.register_buffer("parts", torch.zeros(n_shared), persistent=n_shared > 0)
         self.tied = config.tied
@@ -133,12 +133,10 @@ class ShortlistHead(BestFirstHead):
     @classmethod
     def build(cls, config: Any, context: HeadContext) -> "ShortlistHead":
         """See `Head.build`."""
-        head = cls(
-            config,
-            context.token_weight(config.tied),
-            place_tokens(config.shortlist_size, config.group_size, config.reserve, context),
-        )
-        head.share_rows(torch.zeros(head.vocab_size) if context.counts is None else context.counts)
+        places = place_tokens(config.shortlist_size, config.group_size, config.reserve, context)
+        head = cls(config, context.token_weight(config.tied), places)
+        if places.n_shared is None:  # else a checkpoint brings them
+            head.share_rows(torch.zeros(head.vocab_size) if context.counts is None else context.counts)
         if config.start == "counts" and context.counts is not None:
             head.start_from(context.counts)
         head.find_table_rows()
@@ -169,12 +167,6 @@ class ShortlistHead(BestFirstHead):
         """See `Head.after_load`."""
         self.rows.assign(self.token_to_group, self.token_to_slot)
         self.find_table_rows()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        for name in ("sharing", "parts"):  # once those without a part, which come last, were saved too
-            if prefix + name in state_dict:
-                state_dict[prefix + name] = state_dict[prefix + name][: len(self.sharing)]
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def find_table_rows(self) -> None:
         """Find which rows of the table are all that is trained, where that is so and they are at most half of it."""
@@ -223,7 +215,10 @@ class ShortlistHead(BestFirstHead):
         if not len(self.sharing) or not n_learned:
             return mean
         parts = members * self.parts.to(members.dtype).unsqueeze(1)
-        return mean.index_add(0, self.token_to_group[self.sharing], parts.unsqueeze(1))
+        place = self.token_to_group[self.sharing].clamp(
+            0, n_learned - 1
+        )  # beyond: older checkpoints, where parts are 0
+        return mean.index_add(0, place, parts.unsqueeze(1))
 
     def picked(self) -> Tensor:
         """Return the ids whose rows of the table `columns` wants: the shortlist's, and those that directions share."""
