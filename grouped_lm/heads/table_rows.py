@@ -102,7 +102,7 @@ class TableRows(nn.Module):
                 adds up both in place.
         """
         found: tuple[Tensor, Tensor] = _TableRowsLoss.apply(
-            states, weight, bias, group_bias, self, classes, slots, sparse
+            states, weight, bias, group_bias, self, classes, slots, sparse, torch.is_grad_enabled()
         )
         return found
 
@@ -121,8 +121,9 @@ class _TableRowsLoss(torch.autograd.Function):
         classes: Tensor,
         slots: Tensor,
         sparse: bool,
+        keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        keep, dtype, n_single = any(ctx.needs_input_grad), working_dtype(states), table.n_single
+        dtype, n_single = working_dtype(states), table.n_single
         own = table.ids[:n_single]
         columns = torch.cat([weight.index_select(0, own), table.mean_rows(weight)])
         shift = torch.cat([bias.index_select(0, own), group_bias])
@@ -156,14 +157,14 @@ class _TableRowsLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_total: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if d_total is None:
-            return (None,) * 8
+            return (None,) * 9
         d_states, d_rows, d_bias, d_group_bias = scaled(ctx.saved_tensors, d_total)
         if ctx.sparse:
             d_weight = torch.sparse_coo_tensor(ctx.ids.unsqueeze(0), d_rows, ctx.shape, check_invariants=False)
         else:
             d_weight = d_rows.new_zeros(ctx.shape).index_copy_(0, ctx.ids, d_rows)
         d_bias = d_bias.new_zeros(ctx.shape[0]).index_copy_(0, ctx.ids, d_bias)
-        return d_states, d_weight, d_bias, d_group_bias, None, None, None, None
+        return d_states, d_weight, d_bias, d_group_bias, *(None for _ in range(5))
 
 
 def _by_group(table: TableRows, groups: Tensor, n_embd: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -137,6 +137,13 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(loss, [hidden, *head.parameters()])
 
 
+def test_without_gradients_none_are_computed(monkeypatch):
+    head, (hidden, targets) = head_of(), batch_of(50, True)
+    monkeypatch.setattr(table_rows.TableRows, "share", lambda *_: pytest.fail("a gradient was asked for"))
+    with torch.no_grad():
+        head.loss(hidden, targets)
+
+
 def test_without_gradients_and_after_loading():
     head, (hidden, targets) = head_of(), batch_of(50, True)
     with torch.no_grad():
