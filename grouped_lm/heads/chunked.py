@@ -217,7 +217,7 @@ def add_chunk(
     if shift is not None:
         d_bias += error.sum(0)
     error = error.to(table.dtype)
-    if table.dtype == d_weight.dtype == d_states.dtype and not is_fake(error):
+    if table.dtype == d_weight.dtype == d_states.dtype:
         torch.mm(error, table, out=d_states[rows])
         d_weight.addmm_(error.T, part)
     else:

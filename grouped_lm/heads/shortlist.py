@@ -169,7 +169,11 @@ class ShortlistHead(BestFirstHead):
         self.find_table_rows()
 
     def find_table_rows(self) -> None:
-        """Find which rows of the table are all that is trained, where that is so and they are at most half of it."""
+        """Find which rows of the table are all that is trained, where that is so and they are at most half of it.
+
+        With those the gradient of a tied table is sparse, as a model's other one, from its embedding, is not: an
+        optimizer of dense gradients takes their sum, and refuses this one alone.
+        """
         self.table_rows = None
         alone = self.directions is None and self.shortlist_weight is None
         if not alone or self.weight.device.type != "cpu" or is_fake(self.weight) or not len(self.group_bias):
@@ -215,9 +219,7 @@ class ShortlistHead(BestFirstHead):
         if not len(self.sharing) or not n_learned:
             return mean
         parts = members * self.parts.to(members.dtype).unsqueeze(1)
-        place = self.token_to_group[self.sharing].clamp(
-            0, n_learned - 1
-        )  # beyond: older checkpoints, where parts are 0
+        place = self.token_to_group[self.sharing].clamp(0, n_learned - 1)  # beyond it, parts of older files are 0
         return mean.index_add(0, place, parts.unsqueeze(1))
 
     def picked(self) -> Tensor:
@@ -244,8 +246,8 @@ class ShortlistHead(BestFirstHead):
         counted = flat != IGNORE_INDEX
         token = flat.clamp_min(0)
         groups, slots = self.token_to_group[token], self.token_to_slot[token]
-        whole = reduction == "none" or accuracy or self.adds_extra
-        if not whole and self.table_rows is not None and self.table_rows.fits(states, self.weight):
+        per_token = reduction == "none" or accuracy or self.adds_extra
+        if not per_token and self.table_rows is not None and self.table_rows.fits(states, self.weight):
             first_sum, inside_sum = self.summed(states, groups, slots, counted)
             return two_step_loss(targets, reduction, (first_sum, None), (inside_sum, None))
         inside = groups.masked_fill(~counted, -1)
@@ -255,7 +257,7 @@ class ShortlistHead(BestFirstHead):
         columns = self.columns(shared)
         classes = torch.where(groups < 0, slots, groups + self.shortlist_size)
         fixed, learned = self.fixed_nll(groups, counted)
-        if not whole:
+        if not per_token:
             first_sum = class_nll(
                 states,
                 *columns,

@@ -1,7 +1,7 @@
 """The summed loss of a shortlist beside groups whose every weight is a row of one (V, D) table, both steps in one go.
 
 The gradients are computed with the loss. That of the table has the rows which the loss reads, and no others: where a
-text has few of the vocabulary's tokens, a (V, D) buffer to clear and to fill takes longer than the rest. Inside groups
+text has few of the vocabulary's tokens, a (V, D) buffer would be cleared and passed on for its zeros. Inside groups
 the work is one of pairs, a state and a token of its target's group each: some tens of thousands for 4,096 states, and
 no product of matrices is as small. The slow line that it equals is `ShortlistHead.loss` with reduction none.
 
@@ -22,7 +22,7 @@ from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, add_chunk, exact_dtype,
 CHUNK_NUMBERS = 2**16
 """Numbers in rows of the table that are written at once."""
 CHUNK_PAIRS = 2**19
-"""Pairs at once, times D: a third to a half as many rows of the table are among them."""
+"""Pairs at once, times D: a fifth to a half as many rows of the table are among them."""
 
 with warnings.catch_warnings():  # torch calls this layout beta, once; what is used of it is tested here
     warnings.simplefilter("ignore")
