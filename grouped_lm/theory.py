@@ -13,12 +13,13 @@ FLOAT_BYTES, INT_BYTES = 4, 8
 def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, group_size: int) -> int:
     """Return the peak bytes of one forward and backward pass of `head=grouped` alone, fp32, on a CPU.
 
-    Held throughout: states N D and their gradient; weights (G + S) D + G and their gradients; scale, shift, the phantom
-    mask and the sum of the last two 4 G S, the gradients of the first two 2 G S; the two tables of token ids 2 V,
-    targets, groups and slots of the tokens 5 N as int64. On top of it the greater of two moments of a chunk of C rows:
+    Held throughout: states N D and their gradient; weights (G + S) D + G and their gradients; scale, shift and the
+    masked shift 3 G S, the gradients of the first two 2 G S; the two tables of token ids 2 V as int32, targets, groups
+    and slots of the tokens 5 N as int64, the phantom mask G S bytes. On top of it the greater of two moments of a chunk
+    of C rows:
 
-    - group softmax: logits and probabilities 2 C G, and C D for the gradient of the states;
-    - token softmax: products, scale, logits and probabilities 4 C S, and the same C D.
+    - group softmax: logits and probabilities 2 C G;
+    - token softmax: products, scale, logits and probabilities 4 C S.
 
     N stands before D alone, so the group size decides little but C (2 G or 4 S) and (G + S) D: least between
     sqrt(V / 2) and sqrt V. Where the logits of all rows are kept, as in the paper, N (G + S) is what counts, and sqrt V
@@ -33,8 +34,8 @@ def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, gro
     n, d, s = n_tokens, n_embd, group_size
     g, c = math.ceil(vocab_size / s), min(n, DEFAULT_CHUNK_ROWS)
     weights = (g + s) * d + g
-    floats = 2 * (n * d + weights) + 6 * g * s + c * max(2 * g, 4 * s) + c * d
-    return FLOAT_BYTES * floats + INT_BYTES * (2 * vocab_size + 5 * n)
+    floats = 2 * (n * d + weights) + 5 * g * s + 2 * vocab_size + c * max(2 * g, 4 * s)
+    return FLOAT_BYTES * floats + INT_BYTES * 5 * n + g * s
 
 
 def best_group_size(n_tokens: int, n_embd: int, vocab_size: int) -> int:

@@ -103,9 +103,9 @@ def test_seeds_are_one_point_and_kinds_are_series():
 
 
 def test_theory_by_hand():
-    # N 2, D 3, V 4, S 2, so G 2 and C 2. Twice states and weights: 2 * (6 + 12 + 2) = 40 floats; tables 6 * 4 = 24;
-    # a chunk: 2 * 4 * 2 = 16, and 2 * 3 = 6. Integers: 2 * 4 + 5 * 2 = 18.
-    assert estimate_grouped_head_bytes(2, 3, 4, 2) == 4 * (40 + 24 + 16 + 6) + 8 * 18
+    # N 2, D 3, V 4, S 2, so G 2 and C 2. Twice states and weights: 2 * (6 + 12 + 2) = 40 floats; tables 5 * 4 = 20 and,
+    # of ids, 2 * 4; a chunk: 2 * 4 * 2 = 16. Integers: 5 * 2 = 10 of 8 bytes. Mask: 4 bytes.
+    assert estimate_grouped_head_bytes(2, 3, 4, 2) == 4 * (40 + 20 + 8 + 16) + 8 * 10 + 4
 
 
 @pytest.mark.parametrize("sizes", [(512, 32, 5003), (128, 16, 5003), (64, 128, 1009), (1000, 64, 1000)])

@@ -89,7 +89,7 @@ class HeadContext:
         A checkpoint that is being loaded brings the one of all V.
         """
         if ids is None and "token_to_group" in self.saved:
-            groups, slots = self.saved["token_to_group"], self.saved["token_to_slot"]
+            groups, slots = self.saved["token_to_group"].long(), self.saved["token_to_slot"].long()
             return Grouping(groups, slots, int(groups.max()) + 1, int(slots.max()) + 1)
         counts = self.counts if ids is None or self.counts is None else self.counts[ids]
         number = self.vocab_size if ids is None else ids.numel()

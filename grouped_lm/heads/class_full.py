@@ -59,11 +59,12 @@ class ClassFullHead(TwoLevelHead):
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
         """See `TwoLevelHead.token_logits`; (N, S, D) rows are gathered."""
         ids = self.members[groups].clamp_min(0)
-        return (self.weight[ids] @ hidden.unsqueeze(-1)).squeeze(-1) + self.bias[ids] + self.phantom[groups]
+        logits = (self.weight[ids] @ hidden.unsqueeze(-1)).squeeze(-1) + self.bias[ids]
+        return logits.masked_fill(self.phantom[groups], -torch.inf)
 
     def all_token_logits(self, hidden: Tensor) -> Tensor:
         """See `TwoLevelHead.all_token_logits`."""
-        return F.linear(hidden, self.weight, self.bias)[:, self.members.clamp_min(0)] + self.phantom
+        return self.masked(F.linear(hidden, self.weight, self.bias)[:, self.members.clamp_min(0)])
 
     def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """See `TwoLevelHead.summed`."""
@@ -74,7 +75,7 @@ class ClassFullHead(TwoLevelHead):
         self, states: Tensor, groups: Tensor, slots: Tensor, accuracy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """See `TwoLevelHead.inside_loss`."""
-        table = self.weight, self.bias, self.rows
+        table = self.weight, self.bias, self.rows.members(self.token_to_group, self.token_to_slot)
         nll, hits, _ = in_group_loss(states, *table, groups, slots, self.rows.outside, accuracy)
         return nll, hits if accuracy else None
 

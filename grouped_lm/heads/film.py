@@ -36,8 +36,8 @@ class FilmHead(SharedLayerHead):
     directions. Started at 1 they share one direction and hardly part: 181 where this reaches 86 in validation
     perplexity after 0.8 million tokens of TinyStories (`runs/LOG.md`).
 
-    `bias` is one number per token, so that a token's frequency need not be said through h; it also holds the
-    phantom slots' -inf.
+    `bias` is one number per token, so that a token's frequency need not be said through h; `masked` puts the
+    phantom slots' -inf there.
     """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("scale", "shift", "bias")
@@ -57,7 +57,7 @@ class FilmHead(SharedLayerHead):
 
     def layer(self) -> SharedLayer:
         """See `SharedLayerHead.layer`."""
-        return SharedLayer(self.slot.weight, self.bias + self.phantom, inner=(self.scale, self.shift))
+        return SharedLayer(self.slot.weight, self.masked(self.bias), inner=(self.scale, self.shift))
 
     def flops_per_token(self) -> float:
         """Return 2 D (G + S) for the projections and about 4 D + 2 S for scale, shift and bias."""

@@ -55,7 +55,7 @@ class GroupedHead(SharedLayerHead):
 
     def layer(self) -> SharedLayer:
         """See `SharedLayerHead.layer`."""
-        return SharedLayer(self.slot.weight, self.shift + self.phantom, outer=self.scale)
+        return SharedLayer(self.slot.weight, self.masked(self.shift), outer=self.scale)
 
     def flops_per_token(self) -> float:
         """Return 2 D (G + S) for the two projections and about 4 S for scale, shift and gathers."""

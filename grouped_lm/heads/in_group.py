@@ -26,8 +26,8 @@ class GroupRows(nn.Module):
     """Which rows of a (V, D) table belong to which group, and which to none.
 
     Args:
-        token_to_group: (V,) int64, -1 for tokens outside the groups.
-        token_to_slot: (V,) int64, the order within a group, and among the tokens outside.
+        token_to_group: (V,) int32 or int64, -1 for tokens outside the groups.
+        token_to_slot: (V,) of the same, the order within a group, and among the tokens outside.
         n_group: G.
         group_size: S, the largest group's.
         n_outside: K. That sizes are told, not counted, lets fake tensors through.
@@ -35,24 +35,34 @@ class GroupRows(nn.Module):
 
     outside: Tensor
     """(K,) ids of the tokens in no group, by slot."""
-    members: Tensor
-    """(G, S) ids of every group, -1 where it has no more; S is rounded up to a multiple of 8, which the grouped matrix
-    products of a GPU ask for."""
+    _members: Tensor | None
 
     def __init__(
         self, token_to_group: Tensor, token_to_slot: Tensor, n_group: int, group_size: int, n_outside: int = 0
     ) -> None:
         super().__init__()
-        for name in ("outside", "members"):
-            self.register_buffer(name, torch.empty(0, dtype=torch.int64), persistent=False)
+        for name in ("outside", "_members"):
+            self.register_buffer(name, None, persistent=False)
         self.n_group, self._width, self._n_outside = n_group, math.ceil(group_size / 8) * 8, n_outside
         self.assign(token_to_group, token_to_slot)
 
     def assign(self, token_to_group: Tensor, token_to_slot: Tensor) -> None:
         """Sort the ids by group and slot; needed again when the grouping was loaded."""
-        self.members = group_members(token_to_group, token_to_slot, self.n_group, self._width)
+        self._members = None
         last = token_to_group.numel()
         self.outside = token_to_slot.masked_fill(token_to_group >= 0, last).argsort()[: self._n_outside]
+
+    def members(self, token_to_group: Tensor, token_to_slot: Tensor) -> Tensor:
+        """Return (G, S) int64 ids of every group, -1 where it has no more; made when first asked for after `assign`.
+
+        S is rounded up to a multiple of 8, which the grouped matrix products of a GPU ask for.
+
+        Args:
+            token_to_group, token_to_slot: those that were assigned.
+        """
+        if self._members is None:
+            self._members = group_members(token_to_group, token_to_slot, self.n_group, self._width)
+        return self._members
 
 
 @torch.library.custom_op("grouped_lm::in_group", mutates_args=())
@@ -71,7 +81,7 @@ def _in_group(
 
     Args:
         hidden, weight, bias, groups, slots: see `in_group_loss`.
-        members: (G, S) ids, see `GroupRows`.
+        members: (G, S) ids, see `GroupRows.members`.
         dtype: of the matrix products.
         picked: (P,) ids of tokens whose rows are wanted.
         accuracy: whether hits are.
@@ -235,7 +245,7 @@ def in_group_loss(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
-    rows: GroupRows,
+    members: Tensor,
     groups: Tensor,
     slots: Tensor,
     picked: Tensor,
@@ -250,7 +260,7 @@ def in_group_loss(
         hidden: (N, D).
         weight: (V, D), a row per token.
         bias: (V,).
-        rows: which of them belong to which group.
+        members: (G, S) ids of the tokens of every group, see `GroupRows.members`.
         groups: (N,) int64 in [0, G), or -1 for rows that have no part in this.
         slots: (N,) int64, the target's place in its group.
         picked: (P,) ids of tokens, of no group or of any, whose rows the caller wants.
@@ -261,6 +271,6 @@ def in_group_loss(
         `picked`, taken here so that their gradient goes to the same (V, D) buffer.
     """
     found: tuple[Tensor, Tensor, Tensor] = _in_group(
-        hidden, weight, bias, rows.members, groups, slots, working_dtype(hidden), picked, accuracy
+        hidden, weight, bias, members, groups, slots, working_dtype(hidden), picked, accuracy
     )
     return found

@@ -43,7 +43,7 @@ def place_tokens(shortlist_size: int, group_size: int | None, reserve: bool, con
     """
     reserved = torch.empty(0)
     if "token_to_group" in context.saved:
-        groups, slots = context.saved["token_to_group"], context.saved["token_to_slot"]
+        groups, slots = context.saved["token_to_group"].long(), context.saved["token_to_slot"].long()
         largest = slots[groups >= 0].max() if (groups >= 0).any() else -1
         reserved = context.saved.get("reserved", reserved)
         sizes = int(groups.max()) + 1, int(largest) + 1, int((groups < 0).sum())

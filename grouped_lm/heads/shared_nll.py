@@ -82,8 +82,9 @@ def _shared_nll(
     for output in outputs:
         output.zero_()
     step = default_chunk_rows(states.device)
+    whole = states.device.type == "cpu" and bool((groups >= 0).all())
     for start in range(0, states.shape[0], step):
-        _add_chunk(slice(start, start + step), states, weights, groups, slots, dtype, outputs)
+        _add_chunk(slice(start, start + step), states, weights, groups, slots, dtype, outputs, whole)
     return outputs
 
 
@@ -95,20 +96,24 @@ def _add_chunk(
     slots: Tensor,
     dtype: torch.dtype,
     outputs: Outputs,
+    whole: bool = False,
 ) -> None:
-    """Add the losses of some rows, and their gradients where those have a shape."""
+    """Add the losses of some rows, and their gradients where those have a shape; `whole` where all of them count."""
     group_weight, group_bias, weight, table, scale, shift, outer = weights
     total, group_total, d_states, d_group_weight, d_group_bias, d_weight, d_table, d_scale, d_shift, d_outer = outputs
     keep, part, own = d_states.shape == states.shape, states[rows], groups[rows].clamp_min(0)
-    counted = (groups[rows] >= 0).unsqueeze(1)
+    counted = None if whole else (groups[rows] >= 0).unsqueeze(1)
 
-    logits = _product(part, group_weight.T, dtype).to(total.dtype).add_(group_bias)
+    if dtype == total.dtype:
+        logits = torch.addmm(group_bias, part, group_weight.T)
+    else:
+        logits = _product(part, group_weight.T, dtype).to(total.dtype).add_(group_bias)
     value, error = _softmax(logits, own, counted)
     total += value
     group_total += value
     if keep:
         d_group_bias += error.sum(0)
-        d_states[rows] = _product(error, group_weight, dtype)
+        _add_product(d_states[rows], error, group_weight, dtype)
         _add_product(d_group_weight, error.T, part, dtype)
     del logits, error
 
@@ -122,11 +127,13 @@ def _add_chunk(
     inside = part
     if scale is not None and shift is not None:
         inside = torch.addcmul(shift.index_select(0, own), scale.index_select(0, own), part)
-    logits = products = _product(inside, weight.T, dtype).to(total.dtype)
-    if outer is not None:
+    products, logits = _product(inside, weight.T, dtype).to(total.dtype), table.index_select(0, own)
+    if outer is None:
+        logits += products
+    else:
         factor = outer.index_select(0, own)
-        logits = products * factor
-    value, error = _softmax(logits.add_(table.index_select(0, own)), slots[rows], counted)
+        logits.addcmul_(products, factor)
+    value, error = _softmax(logits, slots[rows], counted)
     total += value
     if not keep:
         return
@@ -135,12 +142,13 @@ def _add_chunk(
         d_outer.index_add_(0, own, products.mul_(error))
         error.mul_(factor)
     _add_product(d_weight, error.T, inside, dtype)
-    d_inside = _product(error, weight, dtype).to(d_states.dtype)
-    if scale is not None:
+    if scale is None:
+        _add_product(d_states[rows], error, weight, dtype)
+    else:
+        d_inside = _product(error, weight, dtype).to(d_states.dtype)
         d_shift.index_add_(0, own, d_inside)
         d_scale.index_add_(0, own, d_inside * part)
-        d_inside.mul_(scale.index_select(0, own))
-    d_states[rows] += d_inside
+        d_states[rows].addcmul_(d_inside, scale.index_select(0, own))
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -154,12 +162,14 @@ def _add_product(to: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) ->
         to += _product(left, right, dtype)
 
 
-def _softmax(logits: Tensor, classes: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax(logits: Tensor, classes: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the summed cross entropy of the (n, 1) rows that count, and its gradient with respect to the logits."""
     target = classes.unsqueeze(1)
     nll, p = softmax_loss(logits, target, logits.dtype)
-    minus_one = p.new_full((1, 1), -1.0).expand_as(target)
-    return nll.masked_fill_(~counted, 0).sum(), p.scatter_add_(1, target, minus_one).mul_(counted)
+    p.scatter_add_(1, target, p.new_full((1, 1), -1.0).expand_as(target))
+    if counted is None:
+        return nll.sum(), p
+    return nll.masked_fill_(~counted, 0).sum(), p.mul_(counted)
 
 
 @_shared_nll.register_fake

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.config import check_choice, check_range
 from grouped_lm.errors import ConfigError
+from grouped_lm.grouping import group_members
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
     HeadContext,
@@ -97,8 +98,8 @@ class ShortlistHead(BestFirstHead):
         super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
         self.weight = weight
         self.bias = nn.Parameter(torch.zeros(self.vocab_size))
-        self.register_buffer("token_to_group", places.token_to_group)
-        self.register_buffer("token_to_slot", places.token_to_slot)
+        self.register_buffer("token_to_group", places.token_to_group.int())
+        self.register_buffer("token_to_slot", places.token_to_slot.int())
         self.register_buffer("reserved", places.reserved, persistent=len(places.reserved) > 0)
         self._kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
         self.shortlist_size, self.n_group = places.n_alone, places.n_group
@@ -154,7 +155,7 @@ class ShortlistHead(BestFirstHead):
 
     def share_rows(self, counts: Tensor) -> None:
         """Choose by (V,) counts the tokens whose rows directions share; parts are counts, or equal where all are 0."""
-        groups = self.token_to_group
+        groups = self.token_to_group.long()
         learned = (groups >= 0) & (groups < len(self.group_bias))
         most = counts.double().masked_fill(~learned, -1).topk(len(self.sharing)).indices
         self.sharing.copy_(most[groups[most].argsort(stable=True)])
@@ -179,7 +180,8 @@ class ShortlistHead(BestFirstHead):
         if not alone or self.weight.device.type != "cpu" or is_fake(self.weight) or not len(self.group_bias):
             return
         parts = torch.zeros(self.vocab_size).index_add_(0, self.sharing, self.parts.float())
-        found = TableRows(self.rows.outside, self.rows.members[: len(self.group_bias)], parts)
+        members = group_members(self.token_to_group, self.token_to_slot, self.n_group, self.group_size or 0)
+        found = TableRows(self.rows.outside, members[: len(self.group_bias)], parts)
         if 2 * found.ids.numel() <= self.vocab_size:
             self.table_rows = found
 
@@ -245,14 +247,14 @@ class ShortlistHead(BestFirstHead):
         states, flat = flatten(hidden, targets)
         counted = flat != IGNORE_INDEX
         token = flat.clamp_min(0)
-        groups, slots = self.token_to_group[token], self.token_to_slot[token]
+        groups, slots = self.places(token)
         per_token = reduction == "none" or accuracy or self.adds_extra
         if not per_token and self.table_rows is not None and self.table_rows.fits(states, self.weight):
             first_sum, inside_sum = self.summed(states, groups, slots, counted)
             return two_step_loss(targets, reduction, (first_sum, None), (inside_sum, None))
         inside = groups.masked_fill(~counted, -1)
         nll, hits, shared = in_group_loss(
-            states, self.weight, self.bias, self.rows, inside, slots, self.picked(), accuracy
+            states, self.weight, self.bias, self.group_members(), inside, slots, self.picked(), accuracy
         )
         columns = self.columns(shared)
         classes = torch.where(groups < 0, slots, groups + self.shortlist_size)
@@ -290,7 +292,7 @@ class ShortlistHead(BestFirstHead):
         total, first = self.table_rows.nll(states, *table, self.group_bias.squeeze(1), classes, slots, self.tied)
         rare = (counted & ~learned).nonzero().squeeze(1)  # tokens that the training text never had
         if rare.numel():
-            one = states[rare], *table, self.rows, groups[rare], slots[rare], self.rows.outside[:0]
+            one = states[rare], *table, self.group_members(), groups[rare], slots[rare], self.rows.outside[:0]
             total = total + in_group_loss(*one, accuracy=False)[0].sum()
         return first + fixed.sum(), total - first
 
@@ -314,12 +316,12 @@ class ShortlistHead(BestFirstHead):
         return self.rows.outside
 
     def group_members(self) -> Tensor:
-        """See `BestFirstHead.group_members`."""
-        return self.rows.members
+        """See `BestFirstHead.group_members`; what is trained by `table_rows` alone never asks for them."""
+        return self.rows.members(self.token_to_group, self.token_to_slot)
 
     def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """See `BestFirstHead.places`."""
-        return self.token_to_group[tokens], self.token_to_slot[tokens]
+        return self.token_to_group[tokens].long(), self.token_to_slot[tokens].long()
 
     def first_step(self, states: Tensor) -> Tensor:
         """See `BestFirstHead.first_step`."""
@@ -329,7 +331,7 @@ class ShortlistHead(BestFirstHead):
 
     def inside(self, states: Tensor, groups: Tensor) -> Tensor:
         """See `BestFirstHead.inside`."""
-        ids = self.rows.members[groups]
+        ids = self.group_members()[groups]
         rows = ids.clamp_min(0)
         logits = at_least_fp32((self.weight[rows] @ states.unsqueeze(-1)).squeeze(-1) + self.bias[rows])
         return logits.masked_fill(ids < 0, -torch.inf).log_softmax(-1)
@@ -339,11 +341,11 @@ class ShortlistHead(BestFirstHead):
         states = hidden.reshape(-1, self.n_embd)
         first = self.first_step(states)
         logits = at_least_fp32(F.linear(states, self.weight, self.bias))
-        members = self.rows.members
+        members = self.group_members()
         inside = logits[:, members.clamp_min(0)].masked_fill(members < 0, -torch.inf).log_softmax(-1)
         inside = inside + first[:, self.shortlist_size :, None]
         joint = torch.cat([first[:, : self.shortlist_size], inside.flatten(1)], dim=1)
-        place = self.shortlist_size + self.token_to_group * members.shape[1]
+        place = self.shortlist_size + self.token_to_group.long() * members.shape[1]
         place = torch.where(self.token_to_group < 0, 0, place) + self.token_to_slot
         return joint[:, place].view(*hidden.shape[:-1], self.vocab_size)
 

@@ -23,6 +23,8 @@ CHUNK_NUMBERS = 2**16
 """Numbers in rows of the table that are written at once."""
 CHUNK_PAIRS = 2**19
 """Pairs at once, times D: a fifth to a half as many rows of the table are among them."""
+TOKENS_AT_ONCE = 512
+"""Rows of the table whose part of the gradient exists twice; fewer are slower."""
 
 with warnings.catch_warnings():  # torch calls this layout beta, once; what is used of it is tested here
     warnings.simplefilter("ignore")
@@ -223,15 +225,15 @@ def _add_pairs(
     del row, place, ids, to_states
 
     counts = torch.bincount(groups, minlength=len(table.starts) - 1)
-    tokens = (counts > 0)[table.owners].nonzero().squeeze(1)
-    owners = table.owners[tokens]
-    height = counts[owners]
-    ends = height.cumsum(0)
-    token = torch.repeat_interleave(height, output_size=int(ends[-1]))
-    row = torch.arange(len(token)).add_((counts.cumsum(0)[owners] - ends)[token])
-    error = error[starts[row] + (tokens - table.starts[owners])[token]]
-    to_rows = F.embedding_bag(row, part, ends - height, mode="sum", per_sample_weights=error)
-    d_inside.index_add_(0, tokens, to_rows)
+    for tokens in (counts > 0)[table.owners].nonzero().squeeze(1).split(TOKENS_AT_ONCE):
+        owners = table.owners[tokens]
+        height = counts[owners]
+        ends = height.cumsum(0)
+        token = torch.repeat_interleave(height, output_size=int(ends[-1]))
+        row = torch.arange(len(token)).add_((counts.cumsum(0)[owners] - ends)[token])
+        own = error[starts[row] + (tokens - table.starts[owners])[token]]
+        to_rows = F.embedding_bag(row, part, ends - height, mode="sum", per_sample_weights=own)
+        d_inside.index_add_(0, tokens, to_rows)
 
 
 def _products(states: Tensor, weight: Tensor, borders: Tensor, ids: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ class TwoLevelHead(BestFirstHead):
 
     The loss needs (N, G) and (N, S) numbers where the full softmax needs (N, V); it is exact, since
     CE(group) + CE(token in group) = -log p(token) (arXiv 2411.06371, "Loss"). Phantom slots of partial groups
-    are held at -inf by `phantom`, which subclasses add to their shift: one (G, S) addition a step instead of a
-    mask per token.
+    are held at -inf by `phantom`, with which subclasses mask their shift: (G, S) numbers a step instead of a mask per
+    token. The tables of where tokens stand are int32: at 1,024 tokens of width 128 they are as large as the states.
     """
 
     regularised: ClassVar[bool] = True
@@ -45,20 +45,25 @@ class TwoLevelHead(BestFirstHead):
         self.group = nn.Linear(n_embd, self.n_group)
         init_linear(self.group.weight)
         nn.init.zeros_(self.group.bias)
-        self.register_buffer("token_to_group", grouping.token_to_group.clone())
-        self.register_buffer("token_to_slot", grouping.token_to_slot.clone())
-        self.register_buffer("phantom", torch.zeros(self.n_group, self.group_size), persistent=False)
+        self.register_buffer("token_to_group", grouping.token_to_group.to(torch.int32, copy=True))
+        self.register_buffer("token_to_slot", grouping.token_to_slot.to(torch.int32, copy=True))
+        unfilled = torch.zeros(self.n_group, self.group_size, dtype=torch.bool)
+        self.register_buffer("phantom", unfilled, persistent=False)
         self.register_buffer("_members", None, persistent=False)
         self.mask_phantoms()
 
     def mask_phantoms(self) -> None:
         """Derive `phantom` from the grouping; needed again when that was loaded.
 
-        It is -inf at the (G, S) slots that no token has, 0 elsewhere.
+        It is true at the (G, S) slots that no token has.
         """
         self._members = None
-        self.phantom = torch.full_like(self.phantom, -torch.inf)
-        self.phantom[self.token_to_group, self.token_to_slot] = 0
+        self.phantom = torch.ones_like(self.phantom)
+        self.phantom[self.token_to_group, self.token_to_slot] = False
+
+    def masked(self, table: Tensor) -> Tensor:
+        """Return (..., G, S) numbers with -inf at phantom slots."""
+        return table.masked_fill(self.phantom, -torch.inf)
 
     @property
     def members(self) -> Tensor:
@@ -111,7 +116,7 @@ class TwoLevelHead(BestFirstHead):
         states, flat = flatten(hidden, targets)
         counted = flat != IGNORE_INDEX
         token = flat.clamp_min(0)
-        groups, slots = self.token_to_group[token], self.token_to_slot[token]
+        groups, slots = self.places(token)
         counted_groups = groups.masked_fill(~counted, -1)
         if reduction != "none" and not accuracy and not self.adds_extra:
             group_sum, token_sum = self.summed(states, counted_groups, slots)
@@ -124,7 +129,7 @@ class TwoLevelHead(BestFirstHead):
 
     def alone(self) -> Tensor:
         """See `BestFirstHead.alone`: none."""
-        return self.token_to_group[:0]
+        return self.token_to_group[:0].long()
 
     def group_members(self) -> Tensor:
         """See `BestFirstHead.group_members`."""
@@ -132,7 +137,7 @@ class TwoLevelHead(BestFirstHead):
 
     def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """See `BestFirstHead.places`."""
-        return self.token_to_group[tokens], self.token_to_slot[tokens]
+        return self.token_to_group[tokens].long(), self.token_to_slot[tokens].long()
 
     def first_step(self, states: Tensor) -> Tensor:
         """See `BestFirstHead.first_step`."""
@@ -148,5 +153,5 @@ class TwoLevelHead(BestFirstHead):
         group = self.first_step(states)
         token = F.log_softmax(at_least_fp32(self.all_token_logits(states)), dim=-1)
         joint = (group.unsqueeze(-1) + token).flatten(1)
-        place = self.token_to_group * self.group_size + self.token_to_slot
+        place = self.token_to_group.long() * self.group_size + self.token_to_slot
         return joint[:, place].view(*hidden.shape[:-1], self.vocab_size)

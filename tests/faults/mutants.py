@@ -29,8 +29,8 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "phantom-slot mask": (
         "heads.two_level",
-        "torch.full_like(self.phantom, -torch.inf)",
-        "torch.zeros_like(self.phantom)",
+        "table.masked_fill(self.phantom, -torch.inf)",
+        "table",
         "../heads/test_heads.py -k exact_distribution",
     ),
     "two good ones kept": ("checkpoint", "good += 1\n", "good += 2\n", "test_save.py -k last_two"),

@@ -211,9 +211,10 @@ def test_grouped_products_of_a_device_equal_the_loop(dtype, count):
     hidden, weight, bias = torch.randn(count, width), torch.randn(100, width), torch.randn(100)
     targets = torch.randint(0, 100, (count,))
     groups, slots = token_to_group[targets], token_to_slot[targets]
-    where = rows.members, groups, slots, dtype, rows.outside[:0], True
+    members = rows.members(token_to_group, token_to_slot)
+    where = members, groups, slots, dtype, rows.outside[:0], True
     nll, hits, _ = in_group_op(hidden, weight, bias, *where)
-    theirs = forward_by_borders(hidden, weight, bias, rows.members, groups, slots, dtype)
+    theirs = forward_by_borders(hidden, weight, bias, members, groups, slots, dtype)
     close = {"rtol": 0.02, "atol": 0.02} if dtype is torch.bfloat16 else {}
     torch.testing.assert_close((nll, hits), theirs, **close)
     d_nll = torch.randn(count)
@@ -221,7 +222,7 @@ def test_grouped_products_of_a_device_equal_the_loop(dtype, count):
         in_group_op(*(leaves := [t.requires_grad_() for t in (hidden, weight, bias)]), *where)[0], leaves, d_nll
     )
     with torch.no_grad():
-        theirs = backward_by_borders(d_nll, hidden, weight, bias, rows.members, groups, slots, dtype)
+        theirs = backward_by_borders(d_nll, hidden, weight, bias, members, groups, slots, dtype)
     torch.testing.assert_close(ours, theirs, **close)
 
 
@@ -257,7 +258,7 @@ def test_a_checkpoint_from_when_tokens_without_a_part_were_saved_too():
     head = random_head(config, 103, "frequency")
     saved = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     assert len(saved["sharing"]) < 83
-    for name, more in (("sharing", head.rows.members[-1, :2]), ("parts", torch.zeros(2))):  # of a reserved group
+    for name, more in (("sharing", head.group_members()[-1, :2]), ("parts", torch.zeros(2))):  # of a reserved group
         saved[name] = torch.cat([saved[name], more.to(saved[name].dtype)])
     context = HeadContext(n_embd=D, vocab_size=103, grouping=GroupingConfig(), wte=head.weight, saved=saved)
     older = ShortlistHead.build(config, context)

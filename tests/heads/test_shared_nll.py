@@ -17,9 +17,11 @@ def slow(head, hidden, targets):
 @pytest.mark.parametrize("chunk_rows", [1, 7, 100])
 @pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("group_size", [1, 7, 103])
-def test_equals_the_slow_line(monkeypatch, name, group_size, chunk_rows):
+@pytest.mark.parametrize("ignored", [True, False])
+def test_equals_the_slow_line(monkeypatch, name, group_size, chunk_rows, ignored):
     monkeypatch.setattr(shared_nll, "default_chunk_rows", lambda device: chunk_rows)
     head, (hidden, targets) = head_of(name, group_size=group_size), batch_of(103, 23)
+    targets = targets if ignored else targets.clamp_min(0)
     leaves = [hidden, *head.parameters()]
     ours, theirs = head.loss(hidden, targets, reduction="sum"), slow(head, hidden, targets)
     torch.testing.assert_close(ours.nll, theirs)
@@ -76,7 +78,7 @@ def test_operator_is_well_formed(name):
     head, (hidden, targets) = head_of(name, dtype=torch.float32), batch_of(103, 23, dtype=torch.float32)
     layer, known = head.layer(), targets.clamp_min(0)
     layer = [layer.weight, layer.table, *(layer.inner or (None, None)), layer.outer]
-    where = head.token_to_group[known], head.token_to_slot[known]
+    where = head.places(known)
     weights = [head.group.weight, head.group.bias, *layer]
     weights = [w if w is None else w.detach().requires_grad_() for w in weights]
     torch.library.opcheck(shared_nll._shared_nll, (hidden, *weights, *where, torch.float32, True))
