@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import check_range
+from grouped_lm.config import check_choice, check_range
+from grouped_lm.errors import ConfigError
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
     Head,
@@ -20,6 +21,7 @@ from grouped_lm.heads.base import (
     at_least_fp32,
     flatten,
     init_linear,
+    log_shares,
 )
 from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, linear_loss
 
@@ -35,8 +37,13 @@ class TrimConfig:
     """A bias per class."""
     chunk_rows: int = DEFAULT_CHUNK_ROWS
     """Rows of logits that exist at once, >= 1."""
+    start: str = "zero"
+    """The biases at the start: zero, or counts (log-frequencies in the training text)."""
 
     def __post_init__(self) -> None:
+        check_choice("head.start", self.start, ("zero", "counts"))
+        if self.start == "counts" and not self.bias:
+            raise ConfigError("head.start=counts sets biases: it needs head.bias=true")
         check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
@@ -84,7 +91,12 @@ class TrimHead(Head):
             all_of_them = torch.ones(context.vocab_size, dtype=torch.int64)
             seen = (all_of_them if context.counts is None else context.counts) > 0
             classes = torch.where(seen, seen.cumsum(0) - 1, seen.sum())
-        return cls(config, context.token_weight(True) if config.tied else None, context.n_embd, classes)
+        head = cls(config, context.token_weight(True) if config.tied else None, context.n_embd, classes)
+        if config.start == "counts" and head.bias is not None and context.counts is not None:
+            shares = log_shares(context.counts).exp()
+            with torch.no_grad():
+                head.bias.copy_(shares.new_zeros(head.bias.shape).index_add_(0, classes, shares).log())
+        return head
 
     def after_load(self) -> None:
         """See `Head.after_load`."""

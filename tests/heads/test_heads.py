@@ -17,6 +17,7 @@ from grouped_lm.heads import (
     GroupedConfig,
     Head,
     ShortlistConfig,
+    TrimConfig,
     TwoLevelHead,
     build_head,
     parse_head_config,
@@ -241,11 +242,12 @@ def test_mismatched_shapes_are_refused():
         head.loss(torch.zeros(2, 3, D, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.int64))
 
 
-def test_a_dense_bias_may_start_at_the_frequencies_of_the_tokens():
+@pytest.mark.parametrize("kind", [DenseConfig, TrimConfig])
+def test_a_bias_may_start_at_the_frequencies_of_the_tokens(kind):
     counts = torch.tensor([4, 0, 1, 0])
     wte = torch.nn.Parameter(torch.zeros(4, D))
-    head = build_head(DenseConfig(bias=True, start="counts"), D, 4, counts=counts, wte=wte)
+    head = build_head(kind(bias=True, start="counts"), D, 4, counts=counts, wte=wte)
     expected = torch.tensor([4.5, 0.5, 1.5, 0.5]) / 7
     torch.testing.assert_close(head.log_prob(torch.zeros(1, D)).exp(), expected[None])
     with pytest.raises(ConfigError, match=r"head\.bias=true"):
-        DenseConfig(start="counts")
+        kind(start="counts")
