@@ -24,6 +24,9 @@ def ladder(
         "runs/results/quality-ladder.csv"
     ),
     reference: Annotated[str, typer.Option(metavar="HEAD", help="The head that others are held against.")] = "dense",
+    plots: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Draw the differences along training into this folder.")
+    ] = None,
 ) -> None:
     """Put complete runs on the ladder of heads, and show how far each is from the best dense one.
 
@@ -33,6 +36,7 @@ def ladder(
     from grouped_lm.display import print_table
     from grouped_lm.errors import ConfigError
     from grouped_lm.ladder import ladder_rows, merge_rows, standings
+    from grouped_lm.plots_ladder import write_ladder_plot
 
     if not folders and not csv.is_file():
         raise ConfigError(f"--csv: there is no file {csv}, and no run folder is named")
@@ -41,23 +45,29 @@ def ladder(
     ordered = sorted(rows, key=lambda row: [row[key] for key in places])
     for place, own in itertools.groupby(ordered, key=lambda row: [row[key] for key in places]):
         title = "{}, width {}, {} layers, {} steps".format(*place)
-        print_table(table(title, standings(list(own), reference), reference))
+        found = standings(list(own), reference)
+        print_table(table(title, found, reference))
+        if plots is not None:
+            write_ladder_plot(title, found, reference, plots / "ladder-{}-{}x{}-{}".format(*place))
 
 
 def table(title: str, found: "list[Standing]", reference: str) -> "Table":
     """Return the standings as a terminal shows them."""
     from rich.table import Table
 
+    from grouped_lm.ladder import short_names
+
     shown = Table(
         "head", "lr", "seeds", "nats", "bits/byte", f"minus best {reference}", "95 %", "along training", title=title
     )
+    names = short_names(found)
     for entry in found:
         gap = "" if entry.difference is None else f"{entry.difference:+.3f}"
         interval = "" if entry.low is None or entry.high is None else f"{entry.low:+.3f} to {entry.high:+.3f}"
-        points = entry.trend[:: max(1, len(entry.trend) // 4)]
+        points = entry.trend[:: -max(1, len(entry.trend) // 4)][::-1]  # the last one among them
         along = " ".join(f"{gap:+.3f}" for _, gap in points)
         shown.add_row(
-            *(entry.head, entry.lr, str(entry.seeds), f"{entry.loss:.4f}", f"{entry.bits_per_byte:.4f}"),
+            *(names[entry.head], entry.lr, str(entry.seeds), f"{entry.loss:.4f}", f"{entry.bits_per_byte:.4f}"),
             *(gap, interval, along),
         )
     return shown

@@ -7,8 +7,9 @@ import csv
 import io
 import json
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,9 @@ class Standing:
     """A head on the ladder, over its seeds."""
 
     head: str
+    """With all of its options, and its grouping."""
+    settings: dict[str, str]
+    """The same by name, the head's name as `name`."""
     lr: str
     seeds: int
     loss: float
@@ -171,6 +175,8 @@ class Standing:
     high: float | None
     trend: list[tuple[float, float]]
     """(share of the run, mean difference in nats of `val`)."""
+    tokens: int
+    """Of the whole run."""
 
 
 def standings(rows: list[Row], reference: str = "dense") -> list[Standing]:
@@ -188,12 +194,32 @@ def standings(rows: list[Row], reference: str = "dense") -> list[Standing]:
     return sorted(found, key=lambda entry: entry.bits_per_byte)
 
 
+def short_names(found: Sequence[Standing]) -> dict[str, str]:
+    """Return for each `head` its name, with the options in which it differs from the others of that name."""
+    names = {}
+    for entry in found:
+        peers = [other.settings for other in found if other.settings["name"] == entry.settings["name"]]
+        differing = {k: v for k, v in entry.settings.items() if len({peer.get(k) for peer in peers}) > 1}
+        words = [
+            k if v == "true" else v if k == "grouping" else f"{k}={v}" for k, v in differing.items() if v != "false"
+        ]
+        names[entry.head] = " ".join([entry.settings["name"], *words])
+    return names
+
+
 def by_head(rows: list[Row]) -> dict[str, list[Row]]:
     """Return rows by head with its options and grouping."""
     found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         found[" ".join(filter(None, [row["head"], row["options"], row["grouping"], row["group_size"]]))].append(row)
     return found
+
+
+def settings_of(row: Row) -> dict[str, str]:
+    """Return a row's head, options, grouping and group size by name."""
+    options = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", row["options"].lower()))
+    groups = {key: row[key] for key in ("grouping", "group_size") if row[key]}
+    return {"name": row["head"]} | options | groups
 
 
 def best_lr(rows: list[Row]) -> list[Row]:
@@ -221,6 +247,7 @@ def standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
     mean = float(gaps.mean()) if len(gaps) else None
     return Standing(
         head=name,
+        settings=settings_of(rows[0]),
         lr=rows[0]["lr"],
         seeds=len(rows),
         loss=float(np.mean([of(row, "loss_nats") for row in rows])),
@@ -229,6 +256,7 @@ def standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
         low=None if mean is None or reach is None else mean - reach,
         high=None if mean is None or reach is None else mean + reach,
         trend=trend(pairs) if unit == "loss_nats" else [],
+        tokens=int(rows[0]["tokens"]),
     )
 
 

@@ -68,10 +68,10 @@ def write_plots(rows: list[Row], folder: Path) -> list[Path]:
     return [path for name, draw in jobs for path in save_figure(folder / name, draw)]
 
 
-def save_figure(stem: Path, draw: Callable[[Any], None]) -> list[Path]:
-    """Draw once and write both files whole; no dates and no versions inside."""
+def save_figure(stem: Path, draw: Callable[[Any], None], size: tuple[float, float] = SIZE) -> list[Path]:
+    """Draw once, in inches, and write both files whole; no dates and no versions inside."""
     with styled_matplotlib():
-        figure = make_figure(draw)
+        figure = make_figure(draw, size)
         stem.parent.mkdir(parents=True, exist_ok=True)
         written = []
         for suffix, metadata in ((".svg", SVG_METADATA), (".png", {"Software": None})):

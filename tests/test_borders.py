@@ -45,7 +45,7 @@ LEVELS = [
     {"story_tasks"},
     {"evaluate", "generate", "report", "doctor", "sweep"},
     {"harness", "ladder"},
-    {"sweep_display", "fake_step", "assess", "hf", "judge"},
+    {"sweep_display", "fake_step", "assess", "hf", "judge", "plots_ladder"},
     {"plan"},
     {"room", "plan_devices", "assess_tables"},
     {"plan_table"},

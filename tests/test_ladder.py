@@ -4,11 +4,13 @@ import csv
 
 import pytest
 
-from grouped_lm.ladder import KEY, merge_rows, standings
+from grouped_lm.ladder import KEY, merge_rows, short_names, standings
+from grouped_lm.plots_ladder import write_ladder_plot
 
 
 def row(head, loss, *, seed=0, lr="0.001", options="", report=None, curve="", bits=1.0):
     own = {"head": head, "options": options, "seed": str(seed), "lr": lr, "grouping": "", "group_size": ""}
+    own["tokens"] = "2048"
     figures = {"val_loss_nats": str(loss), "val_bits_per_byte": str(bits), "curve": curve, "report_bits_per_byte": ""}
     return own | figures | {"report_loss_nats": "" if report is None else str(report)}
 
@@ -52,6 +54,27 @@ def test_the_trend_is_that_of_shared_steps():
     assert film.trend == [(0.25, pytest.approx(0.1)), (1.0, pytest.approx(0.3))]
 
 
+def test_names_have_what_tells_heads_apart():
+    rows = [
+        row("adaptive", 3.0, options="cutoffs=[200, 1000] div_value=4.0"),
+        row("shortlist", 3.1, options="directions=0 tied=True shortlist_size=256") | {"grouping": "brown"},
+        row("shortlist", 3.2, options="directions=4 tied=false shortlist_size=256") | {"grouping": "merge_rank"},
+    ]
+    names = list(short_names(standings(rows)).values())
+    assert names == ["adaptive", "shortlist directions=0 tied brown", "shortlist directions=4 merge_rank"]
+
+
+def test_the_picture_names_who_is_too_far_to_be_drawn(tmp_path):
+    rows = [row("dense", 3, curve="100:4.0 200:3.0"), row("film", 3.1, curve="100:4.1 200:3.1")]
+    rows.append(row("grouped", 4, curve="100:5.0 200:4.0"))
+    assert write_ladder_plot("here", standings(rows[:1]), "dense", tmp_path / "none") == []
+    svg, png = write_ladder_plot("here", standings(rows), "dense", tmp_path / "ladder")
+    text = svg.read_text()
+    assert "here; grouped +1.00" in text
+    assert "film" in text
+    assert png.stat().st_size > 10_000
+
+
 def test_the_same_run_replaces_its_row(tmp_path):
     path = tmp_path / "ladder.csv"
     base = dict.fromkeys(KEY, "x")
@@ -65,7 +88,18 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     heads = "head.chunk_rows=null,16"
     words = ["train", "-m", *tiny, "head=dense", heads, "train.eval_every_steps=4", "tracking=none"]
     assert gvc(*words, "hydra.sweep.dir=ladder-runs").code == 0
-    out = gvc("ladder", "ladder-runs", "--report", texts["train"], "--data", "small", "--csv", "ladder.csv")
+    out = gvc(
+        "ladder",
+        "ladder-runs",
+        "--report",
+        texts["train"],
+        "--data",
+        "small",
+        "--csv",
+        "ladder.csv",
+        "--plots",
+        "pictures",
+    )
     assert out.code == 0
     first, second = csv.DictReader((workdir / "ladder.csv").open())
     assert first["data"] == "small"
@@ -74,6 +108,7 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     assert first["report_loss_nats"] != first["val_loss_nats"]
     assert float(first["report_loss_nats"]) == pytest.approx(float(second["report_loss_nats"]), abs=1e-4)
     assert "small, width" in out.out
+    assert len(list((workdir / "pictures").glob("ladder-small-*.svg"))) == 1
     assert gvc("ladder", "ladder-runs", "--report", "no.txt").code == 3
 
 

@@ -1,0 +1,49 @@
+"""The ladder as a picture: how far heads are from the best dense one, along training."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from grouped_lm.ladder import Standing, short_names
+from grouped_lm.plot_parts import Label, label_ends, styles_by_head, write_title
+from grouped_lm.plots import save_figure
+
+FARTHEST = 0.4
+"""Nats at the end beyond which a head is named under the title instead of drawn."""
+
+
+def write_ladder_plot(where: str, found: Sequence[Standing], reference: str, stem: Path) -> list[Path]:
+    """Draw one body, text and length; return the files, none where there is nothing to compare.
+
+    Args:
+        where: what body, text and length.
+        found: see `standings`.
+        reference: the head that they are held against.
+        stem: of the files, without a suffix.
+    """
+    drawn = [entry for entry in found if len(entry.trend) > 1]
+    if len(drawn) < 2:
+        return []
+    return save_figure(stem, partial(draw_trends, found=drawn, reference=reference, where=where), (11.0, 5.0))
+
+
+def draw_trends(axes: Any, found: Sequence[Standing], reference: str, where: str) -> None:
+    """Draw mean differences in nats, over the seeds that both have, against tokens; who is too far is named."""
+    near = [entry for entry in found if abs(entry.trend[-1][1]) <= FARTHEST]
+    names = short_names(near)
+    styles = styles_by_head(list(names.values()))
+    labels = []
+    for entry in near:
+        color, mark, dashes = styles[names[entry.head]]
+        tokens = [share * entry.tokens / 1e6 for share, _ in entry.trend]
+        gaps = [gap for _, gap in entry.trend]
+        axes.plot(tokens, gaps, color=color, marker=mark, linestyle=dashes)
+        labels.append(Label(gaps[-1], names[entry.head], color))
+    axes.set_xlabel("million tokens of training")
+    axes.set_ylabel(f"nats over the best {reference}")
+    far = [
+        f"{name} {entry.trend[-1][1]:+.2f}" for entry in found if entry not in near for name in [entry.settings["name"]]
+    ]
+    write_title(axes, f"Validation loss beside {reference}, along training", "; ".join([where, *far]))
+    label_ends(axes, labels)
