@@ -8,7 +8,7 @@ import io
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,16 +195,20 @@ def standings(rows: list[Row], reference: str = "dense") -> list[Standing]:
 
 
 def short_names(found: Sequence[Standing]) -> dict[str, str]:
-    """Return for each `head` its name, with the options in which it differs from the others of that name."""
+    """Return for each `head` its name, with the settings that more than half of those of that name have otherwise."""
     names = {}
     for entry in found:
         peers = [other.settings for other in found if other.settings["name"] == entry.settings["name"]]
-        differing = {k: v for k, v in entry.settings.items() if len({peer.get(k) for peer in peers}) > 1}
-        words = [
-            k if v == "true" else v if k == "grouping" else f"{k}={v}" for k, v in differing.items() if v != "false"
-        ]
-        names[entry.head] = " ".join([entry.settings["name"], *words])
-    return names
+        rare = [k for k, v in entry.settings.items() if 2 * sum(peer.get(k) == v for peer in peers) <= len(peers)]
+        names[entry.head] = " ".join([entry.settings["name"], *(word_of(k, entry.settings[k]) for k in rare)])
+    shared = [name for name, count in Counter(names.values()).items() if count > 1]  # where older rows say less
+    return {head: head if name in shared else name for head, name in names.items()}
+
+
+def word_of(key: str, value: str) -> str:
+    """Return a setting in as few letters as tell it."""
+    switch = {"true": key, "false": f"no {key}"}
+    return switch.get(value, value if key == "grouping" else f"{key}={value}")
 
 
 def by_head(rows: list[Row]) -> dict[str, list[Row]]:

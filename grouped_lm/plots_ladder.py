@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from grouped_lm.ladder import Standing, short_names
@@ -11,6 +12,8 @@ from grouped_lm.plots import save_figure
 
 FARTHEST = 0.4
 """Nats at the end beyond which a head is named under the title instead of drawn."""
+LONGEST = 40
+"""Letters of a name beside its line."""
 
 
 def write_ladder_plot(where: str, found: Sequence[Standing], reference: str, stem: Path) -> list[Path]:
@@ -39,7 +42,7 @@ def draw_trends(axes: Any, found: Sequence[Standing], reference: str, where: str
         tokens = [share * entry.tokens / 1e6 for share, _ in entry.trend]
         gaps = [gap for _, gap in entry.trend]
         axes.plot(tokens, gaps, color=color, marker=mark, linestyle=dashes)
-        labels.append(Label(gaps[-1], names[entry.head], color))
+        labels.append(Label(gaps[-1], shorten(names[entry.head], LONGEST, placeholder=" ..."), color))
     axes.set_xlabel("million tokens of training")
     axes.set_ylabel(f"nats over the best {reference}")
     far = [

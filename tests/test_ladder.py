@@ -60,8 +60,11 @@ def test_names_have_what_tells_heads_apart():
         row("shortlist", 3.1, options="directions=0 tied=True shortlist_size=256") | {"grouping": "brown"},
         row("shortlist", 3.2, options="directions=4 tied=false shortlist_size=256") | {"grouping": "merge_rank"},
     ]
+    rows += [row("dense", 3.3 + n / 10, options="chunk_rows=256 bias=true") | {"seed": str(n)} for n in range(2)]
+    rows += [row("low_rank", 4.0 + rank / 1e3, options=f"rank={rank} bias={rank > 64}") for rank in (16, 32, 64, 128)]
     names = list(short_names(standings(rows)).values())
-    assert names == ["adaptive", "shortlist directions=0 tied brown", "shortlist directions=4 merge_rank"]
+    assert names[:3] == ["adaptive", "shortlist directions=0 tied brown", "shortlist directions=4 no tied merge_rank"]
+    assert names[3:] == ["dense", "low_rank rank=16", "low_rank rank=32", "low_rank rank=64", "low_rank rank=128 bias"]
 
 
 def test_the_picture_names_who_is_too_far_to_be_drawn(tmp_path):
