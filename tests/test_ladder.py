@@ -91,18 +91,8 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     heads = "head.chunk_rows=null,16"
     words = ["train", "-m", *tiny, "head=dense", heads, "train.eval_every_steps=4", "tracking=none"]
     assert gvc(*words, "hydra.sweep.dir=ladder-runs").code == 0
-    out = gvc(
-        "ladder",
-        "ladder-runs",
-        "--report",
-        texts["train"],
-        "--data",
-        "small",
-        "--csv",
-        "ladder.csv",
-        "--plots",
-        "pictures",
-    )
+    judged = ["ladder", "ladder-runs", "--report", texts["train"], "--data", "small", "--csv", "ladder.csv"]
+    out = gvc(*judged, "--plots", "pictures")
     assert out.code == 0
     first, second = csv.DictReader((workdir / "ladder.csv").open())
     assert first["data"] == "small"

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import GroupingConfig
+from grouped_lm.config import GroupingConfig, check_choice
+from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import Grouping, build_grouping, order_by_frequency
 from grouped_lm.heads.cuts import Cut, Kept, draw_from, draw_kept, keep
 
@@ -312,6 +313,17 @@ def two_step_loss(
 def at_least_fp32(logits: Tensor) -> Tensor:
     """Return fp16 and bf16 logits as fp32: a softmax in less loses digits that the loss shows."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def check_bias_start(start: str, bias: bool) -> None:
+    """Check `head.start` of a head whose biases are an option.
+
+    Raises:
+        ConfigError: neither zero nor counts, or counts and no biases.
+    """
+    check_choice("head.start", start, ("zero", "counts"))
+    if start == "counts" and not bias:
+        raise ConfigError("head.start=counts sets biases: it needs head.bias=true")
 
 
 def log_shares(counts: Tensor) -> Tensor:

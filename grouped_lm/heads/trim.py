@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import check_choice, check_range
-from grouped_lm.errors import ConfigError
+from grouped_lm.config import check_range
 from grouped_lm.heads.base import (
     IGNORE_INDEX,
     Head,
     HeadContext,
     HeadLoss,
     at_least_fp32,
+    check_bias_start,
     flatten,
     init_linear,
     log_shares,
@@ -41,9 +41,7 @@ class TrimConfig:
     """The biases at the start: zero, or counts (log-frequencies in the training text)."""
 
     def __post_init__(self) -> None:
-        check_choice("head.start", self.start, ("zero", "counts"))
-        if self.start == "counts" and not self.bias:
-            raise ConfigError("head.start=counts sets biases: it needs head.bias=true")
+        check_bias_start(self.start, self.bias)
         check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
