@@ -79,3 +79,17 @@ def order(
         f"{figures['first']:,} ids hold {figures['share_of_first']:.1%} of {figures['tokens']:,} tokens, the most "
         f"frequent ones {figures['share_of_top']:.1%}"
     )
+
+
+@data_app.command()
+def halve(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A file, folder or glob of .txt, .jsonl, .parquet.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME-a.txt and NAME-b.txt are written.")],
+    text_field: Annotated[str, typer.Option(metavar="NAME", help="The column of .jsonl and .parquet.")] = "text",
+) -> None:
+    """Split a validation text in two, document by document: heads are chosen by one half and reported on the other."""
+    from grouped_lm.data import halve
+
+    (chosen_by, count), (reported, others) = halve(text, out, text_field)
+    print(f"{chosen_by}: {count:,} documents, for data.valid")
+    print(f"{reported}: {others:,} documents, for gvc ladder --report")

@@ -82,8 +82,10 @@ def _run(words: list[str]) -> int:
         return 130
     except typer.Exit as error:
         return error.exit_code
-    except (UsageError, typer.Abort) as error:
-        return _fail(getattr(error, "message", None) or "aborted", 2)
+    except UsageError as error:
+        return _fail(error.format_message(), 2)  # `message` is empty where an argument is missing
+    except typer.Abort:
+        return _fail("aborted", 2)
     except Exception as error:
         if os.environ.get("GVC_DEBUG"):
             raise

@@ -1,5 +1,6 @@
 """Text in, token files out. Imports no torch; batches for training are in `grouped_lm.data.loader`."""
 
+from grouped_lm.data.halves import halve
 from grouped_lm.data.prepare import Corpus, prepare_data, prepare_split
 from grouped_lm.data.sources import describe_source, iter_documents
 from grouped_lm.data.token_file import TokenFile
@@ -11,6 +12,7 @@ __all__ = [
     "Tokenizer",
     "build_tokenizer",
     "describe_source",
+    "halve",
     "iter_documents",
     "prepare_data",
     "prepare_split",

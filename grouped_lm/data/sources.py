@@ -7,7 +7,7 @@ empty then is passed on as "", for the caller to count.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,8 +82,13 @@ def iter_documents(config: DataConfig, split: str) -> Iterator[str]:
     Raises:
         DataError: the source is missing, unreadable, not UTF-8, or lacks the text column.
     """
+    return join_fragments(open_source(config, split).fragments())
+
+
+def join_fragments(fragments: Iterable[Fragment]) -> Iterator[str]:
+    """Yield whole documents."""
     parts: list[str] = []
-    for text, last in open_source(config, split).fragments():
+    for text, last in fragments:
         parts.append(text)
         if last:
             yield "".join(parts)

@@ -67,6 +67,20 @@ def test_mistakes_end_in_one_line(gvc, tiny, workdir, override, message):
     assert list(workdir.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("sample", "Missing argument 'RUN'"),
+        ("data halve", "Missing argument 'TEXT'"),
+        ("data halve x.txt", "Missing option '--out'"),
+        ("ladder --nothing", "No such option: --nothing"),
+        ("nothing", "No such command 'nothing'"),
+    ],
+)
+def test_missing_and_unknown_words(gvc, workdir, words, message):
+    assert_one_line(gvc(*words.split()), 2, message)
+
+
 def test_cuda_graphs_in_processes_that_torchrun_has_started(gvc, tiny, monkeypatch):
     for key, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(key, value)

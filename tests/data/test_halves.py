@@ -1,0 +1,57 @@
+"""Two halves of a validation text hold every document once, and each is text that can be read again."""
+
+import json
+
+import pytest
+
+from grouped_lm.config import DataConfig
+from grouped_lm.data import halve, iter_documents
+from grouped_lm.errors import DataError
+
+
+def documents(*paths):
+    return list(iter_documents(DataConfig(name="x", source="text", train=[str(p) for p in paths], valid="x"), "train"))
+
+
+def test_every_other_document(tmp_path):
+    text = tmp_path / "valid.txt"
+    text.write_text("one\n<|endoftext|>\n\n <|endoftext|>\ntwo\n\nlines<|endoftext|>three\n", encoding="utf-8")
+    (a, in_a), (b, in_b) = halve(str(text), tmp_path / "new" / "halves")
+    assert (a, b) == (tmp_path / "new/halves/valid-a.txt", tmp_path / "new/halves/valid-b.txt")
+    assert documents(a) == ["one", "three"]
+    assert documents(b) == ["two\n\nlines"]
+    assert (in_a, in_b) == (2, 1)
+
+
+def test_columns_and_globs(tmp_path):
+    for number in range(3):
+        line = json.dumps({"story": f"document {number}"})
+        (tmp_path / f"valid-{number}.jsonl").write_text(line + "\n", encoding="utf-8")
+    (a, _), (b, _) = halve(str(tmp_path / "valid-*.jsonl"), tmp_path, text_field="story")
+    assert documents(a, b) == ["document 0", "document 2", "document 1"]
+    with pytest.raises(DataError, match="text"):
+        halve(str(tmp_path / "valid-*.jsonl"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("one.txt", "only one\n<|endoftext|>\n", "has 1 documents; two halves need two or more"),
+        ("in.jsonl", '{"text": "a<|endoftext|>b"}\n{"text": "c"}\n', "would be two in a .txt"),
+        ("x.csv", "a,b\n", "must end in one of"),
+    ],
+)
+def test_what_cannot_be_halved_leaves_nothing(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        halve(str(tmp_path / name), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command(gvc, texts, workdir):
+    outcome = gvc("data", "halve", texts["valid"], "--out", "halves")
+    whole = documents(texts["valid"])
+    assert documents("halves/valid-a.txt") == whole[::2]
+    assert documents("halves/valid-b.txt") == whole[1::2]
+    assert "halves/valid-a.txt: 39 documents, for data.valid" in outcome.out, outcome.out
