@@ -216,26 +216,28 @@ def write_texts(
     texts = [Text(prompt=prompt) for _ in range(num_samples)]
     streams = [TextStream(tokenizer, stops or []) for _ in range(num_samples)]
     active, said = list(range(num_samples)), False
-    for _ in range(max_new_tokens):
-        if context.slides and not said:
-            said = True
-            note(f"longer than model.block_size={model.body.block_size}: every token sees that many before it, no more")
-        states = context.states()
-        tokens = next_tokens(model.head, states, sampling, context.ids, generator)
-        log_probs = model.head.target_log_prob(states, tokens).tolist()
-        context.append(tokens)
-        going = []
-        for row, (index, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
-            piece = accept(texts[index], streams[index], token, log_probs[row], tokenizer.eot_id)
-            if index == 0 and piece:
-                show(piece)
-            if texts[index].finish == LENGTH:
-                going.append(row)
-        if len(going) < len(active):
-            active = [active[row] for row in going]
-            if not active:
-                break
-            context.select(torch.tensor(going, device=device))
+    with model.head.frozen():
+        for _ in range(max_new_tokens):
+            if context.slides and not said:
+                said = True
+                size = model.body.block_size
+                note(f"longer than model.block_size={size}: every token sees that many before it, no more")
+            states = context.states()
+            tokens = next_tokens(model.head, states, sampling, context.ids, generator)
+            log_probs = model.head.target_log_prob(states, tokens).tolist()
+            context.append(tokens)
+            going = []
+            for row, (index, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
+                piece = accept(texts[index], streams[index], token, log_probs[row], tokenizer.eot_id)
+                if index == 0 and piece:
+                    show(piece)
+                if texts[index].finish == LENGTH:
+                    going.append(row)
+            if len(going) < len(active):
+                active = [active[row] for row in going]
+                if not active:
+                    break
+                context.select(torch.tensor(going, device=device))
     for index, (text, stream) in enumerate(zip(texts, streams, strict=True)):
         piece = stream.close()
         if index == 0 and piece:

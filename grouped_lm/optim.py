@@ -49,6 +49,10 @@ class SparseRowsAdamW(torch.optim.AdamW):
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """See torch's; gradients are left as they were."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         held: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -56,7 +60,7 @@ class SparseRowsAdamW(torch.optim.AdamW):
                     held.append((parameter, parameter.grad))
                     self._step_rows(parameter, group)
                     parameter.grad = None  # the fused step passes it by
-        loss = super().step(closure)
+        super().step()
         for parameter, grad in held:
             parameter.grad = grad
         return loss

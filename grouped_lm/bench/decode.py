@@ -4,6 +4,7 @@ Letters: B sequences side by side, D width, V vocabulary.
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -74,7 +75,10 @@ def measure_cell(work: Workload, batch_size: int) -> list[Row]:
     models = contenders(work)
     names = [(head, way) for way in ways for head in models]
     samplers = {f"{head}|{way}": token_sampler(models[head], ids, ways[way]) for head, way in names}
-    session = interleave(samplers, work.settings.meter)
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(model.head.frozen())
+        session = interleave(samplers, work.settings.meter)
     rows: list[Row] = []
     for head, way in names:
         timing = session.timings[f"{head}|{way}"]

@@ -137,7 +137,7 @@ def memory_columns(head: Head, targets: Tensor, wte: Tensor, forward: Any = None
     tied = any(p is wte for p in head.parameters())
     table = (wte.numel() + head.gradient_rows() * n_embd) * FLOAT_BYTES if tied else 0
     own = sum(p.numel() for p in head.parameters() if p is not wte)
-    floor = floor_bytes(n_tokens, n_embd, own, head.flops_per_token() / (2 * n_embd))
+    floor = floor_bytes(n_tokens, n_embd, own, head.logits_per_token())
     return {
         "peak_bytes": peak,
         "tied_table_bytes": table,

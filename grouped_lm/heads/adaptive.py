@@ -100,6 +100,7 @@ class AdaptiveHead(BestFirstHead):
         """See `Head.after_load`."""
         self._tables = None
 
+    @torch.inference_mode(False)  # made once, for training too
     def tables(self) -> tuple[Tensor, Tensor]:
         """Return (V,) ids, most frequent first, and the clusters' as (C, S), -1 beyond; made when first asked."""
         if self._tables is None or self._tables[0].device != self.rank.device:
@@ -137,10 +138,13 @@ class AdaptiveHead(BestFirstHead):
         return log_prob
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """See `Head.log_prob`; torch's, in the weights' own precision."""
-        weight = self.adaptive.head.weight
+        """See `Head.log_prob`; equal to torch's, with products in the weights' own precision and sums in fp32."""
+        states, n_alone = hidden.reshape(-1, self.n_embd).to(self.adaptive.head.weight.dtype), self.alone().numel()
         with torch.autocast(hidden.device.type, enabled=False):
-            joint = self.adaptive.log_prob(hidden.reshape(-1, self.n_embd).to(weight.dtype))
+            first = self.first_step(states)
+            inside = [at_least_fp32(tail(states)).log_softmax(-1) for tail in self.adaptive.tail]
+        clusters = [part + first[:, n_alone + index, None] for index, part in enumerate(inside)]
+        joint = torch.cat([first[:, :n_alone], *clusters], dim=1)
         return joint[:, self.rank].view(*hidden.shape[:-1], self.vocab_size)
 
     def flops_per_token(self) -> float:

@@ -4,7 +4,8 @@ Letters: B batch, T sequence, N = B*T, D width, V vocabulary, G groups, S slots 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.config import GroupingConfig, check_choice
 from grouped_lm.errors import ConfigError
@@ -29,7 +31,7 @@ class HeadLoss:
     nll: Tensor
     """-log p(token) = group_nll + token_nll, exactly."""
     group_nll: Tensor | None = None
-    """-log p(group); None for heads without groups."""
+    """-log p(group); None for heads without groups. It and `token_nll` have gradients under reduction="none" alone."""
     token_nll: Tensor | None = None
     """-log p(token | group)."""
     group_correct: Tensor | None = None
@@ -134,6 +136,7 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.n_embd, self.vocab_size = n_embd, vocab_size
         self.label_smoothing, self.z_loss = 0.0, 0.0
+        self.register_load_state_dict_post_hook(_derive_anew)
 
     def regularise(self, label_smoothing: float, z_loss: float) -> None:
         """Add to the loss under `train()`, at the level of the first softmax.
@@ -179,7 +182,12 @@ class Head(nn.Module, ABC):
         """Return a freshly initialised head of this kind from its own config."""
 
     def after_load(self) -> None:
-        """Derive anew what follows from the grouping, once a checkpoint has brought its own."""
+        """Derive anew what follows from the grouping, which `load_state_dict`, that calls this, may have brought."""
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Promise that no weight changes inside, so that what follows from them alone is made once for many tokens."""
+        yield
 
     def forward(self, hidden: Tensor, targets: Tensor, **kwargs: Any) -> HeadLoss:
         """Return `loss(hidden, targets, **kwargs)`."""
@@ -203,6 +211,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def flops_per_token(self) -> float:
         """Return the floating-point operations of one forward pass of `loss`, per target."""
+
+    def logits_per_token(self) -> float:
+        """Return how many numbers `loss` computes per target, each a product of D."""
+        return self.flops_per_token() / (2.0 * self.n_embd)
 
     def gradient_rows(self) -> int:
         """Return how many rows the gradient of a tied (V, D) table has, as a CPU's `loss` gives it: V unless sparse."""
@@ -255,14 +267,21 @@ class Head(nn.Module, ABC):
         return draw_from(self.log_prob(hidden), cut, temperature, num_samples, generator)
 
 
+def _derive_anew(head: Any, _: Any) -> None:
+    head.after_load()
+
+
 def flatten(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return (N, D) states and (N,) targets.
 
     Raises:
-        ValueError: the leading shapes differ.
+        ValueError: the leading shapes differ, or a target is below 0 and not IGNORE_INDEX (looked for on a CPU alone).
     """
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(f"hidden {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not match")
+    looks = targets.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(targets)
+    if looks and targets.numel() and (lowest := int(targets.masked_fill(targets == IGNORE_INDEX, 0).min())) < 0:
+        raise ValueError(f"a target is {lowest}: ids are 0 and above, and what counts nowhere is {IGNORE_INDEX}")
     return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
 
 
@@ -289,7 +308,8 @@ def two_step_loss(
 ) -> HeadLoss:
     """Add up two steps, each the (N,) losses and hits of `classify`, into the loss of targets of any shape.
 
-    Both losses may be sums already, where the reduction is not none. `extra`, (N,), is that of `Head.logits_extra`.
+    Both losses may be sums already, where the reduction is not none; the parts carry a gradient only where it is: else
+    one operator has made that of both. `extra`, (N,), is that of `Head.logits_extra`.
     """
 
     def finish(values: Tensor) -> Tensor:
@@ -302,8 +322,8 @@ def two_step_loss(
 
     return HeadLoss(
         nll=finish(group[0] + token[0]),
-        group_nll=finish(group[0]),
-        token_nll=finish(token[0]),
+        group_nll=finish(group[0] if reduction == "none" else group[0].detach()),
+        token_nll=finish(token[0] if reduction == "none" else token[0].detach()),
         group_correct=count(group[1]),
         token_correct=count(token[1]),
         extra=None if extra is None else finish(extra),

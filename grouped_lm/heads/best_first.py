@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from grouped_lm.heads.base import Head
-from grouped_lm.heads.cuts import Cut, Kept, draw, draw_one, keep, merge_kept
+from grouped_lm.heads.base import IGNORE_INDEX, Head, flatten
+from grouped_lm.heads.cuts import Cut, Kept, draw, draw_one, keep, merge_kept, tempered
 
 FIRST_GROUPS = 2
 """Groups opened at once in the first round; every later round doubles what is open."""
@@ -24,6 +24,10 @@ TRIES = 8
 """Rejected groups before a draw at some temperature other than 1 takes the V-wide line, too."""
 MARGIN = 1e-9
 """Probability beyond `top_p` that is asked for, since sums in another order differ in their last digits."""
+FEW_STATES = 64
+"""States at most whose groups' rows are gathered for their targets' probabilities, as while writing: (N, S, D)."""
+ROUNDING = 1e-4
+"""Share by which the probabilities of a group and of its tokens may disagree."""
 
 
 class BestFirstHead(Head):
@@ -60,7 +64,7 @@ class BestFirstHead(Head):
 
     def keep(self, hidden: Tensor, cut: Cut) -> Kept:
         """See `Head.keep`."""
-        if cut.keeps_all or self.group_members().numel() == 0:
+        if cut.keeps_all or not len(hidden) or self.group_members().numel() == 0:
             return super().keep(hidden, cut)
         return merge_kept(list(self._search(hidden, cut)))
 
@@ -124,7 +128,7 @@ class BestFirstHead(Head):
         only of open groups. So a group is drawn by the bound B >= Z, B = 1 for T <= 1 and S^(1 - 1/T) above, and
         taken with probability Z / B. The slow line takes over what was refused again and again.
         """
-        if temperature == 0 or self.group_members().numel() == 0:
+        if temperature == 0 or not len(hidden) or self.group_members().numel() == 0:
             return super().sample(hidden, generator, temperature=temperature, cut=cut, num_samples=num_samples)
         if cut is not None and not cut.keeps_all:
             if num_samples == 1:
@@ -134,7 +138,8 @@ class BestFirstHead(Head):
         if temperature == 1 and num_samples == 1:
             return self._sample_once(hidden, generator).unsqueeze(1)
         log_bound = max(0.0, 1 - 1 / temperature) * (members >= 0).sum(1).double().log()
-        first = self.first_step(hidden).double() / temperature
+        first = self.first_step(hidden)
+        first = (first - first.amax(1, keepdim=True)).double() / temperature
         first[:, alone.numel() :] += log_bound
         weights = (first - first.amax(1, keepdim=True)).exp()
         pending = torch.arange(len(hidden) * num_samples, device=hidden.device)  # draw d is of state d // num_samples
@@ -148,17 +153,17 @@ class BestFirstHead(Head):
             pairs = pending // num_samples * len(members) + choice - alone.numel()
             open_pairs, which = pairs.unique(return_inverse=True)
             groups = open_pairs % len(members)
-            inside = self.inside(hidden[open_pairs // len(members)], groups).double() / temperature
-            tokens[pending] = members[groups[which], draw(inside.softmax(1), which, generator)]
+            inside = self.inside(hidden[open_pairs // len(members)], groups)
+            tokens[pending] = members[groups[which], draw(tempered(inside, temperature), which, generator)]
             if temperature == 1:
                 return tokens.view(-1, num_samples)
-            chance = (inside.logsumexp(1) - log_bound[groups]).exp()[which]
+            chance = ((inside.double() / temperature).logsumexp(1) - log_bound[groups]).exp()[which]
             refused = torch.rand(chance.shape, dtype=chance.dtype, generator=generator, device=chance.device) >= chance
             pending = pending[refused]
             if not pending.numel():
                 return tokens.view(-1, num_samples)
         rows, which = (pending // num_samples).unique(return_inverse=True)
-        tokens[pending] = draw((self.log_prob(hidden[rows]).double() / temperature).softmax(1), which, generator)
+        tokens[pending] = draw(tempered(self.log_prob(hidden[rows]), temperature), which, generator)
         return tokens.view(-1, num_samples)
 
     def _sample_kept(self, states: Tensor, generator: torch.Generator | None, temperature: float, cut: Cut) -> Tensor:
@@ -213,6 +218,14 @@ class BestFirstHead(Head):
             before.add(*self._open(states, order[:, chosen], bounds[:, chosen]))
             opened += step
             step = opened
+
+    def target_log_prob(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """See `Head.target_log_prob`; without gradients few states go by `first_step`, which `frozen` weights speed."""
+        if torch.is_grad_enabled() or not 0 < targets.numel() <= FEW_STATES:
+            return super().target_log_prob(hidden, targets)
+        states, flat = flatten(hidden, targets)
+        found = self._log_prob_of(states, self.first_step(states), flat.clamp_min(0))
+        return found.masked_fill(flat == IGNORE_INDEX, 0).view(targets.shape)
 
     def _log_prob_of(self, states: Tensor, first: Tensor, tokens: Tensor) -> Tensor:
         """Return (N,) log-probabilities of tokens, given the `first_step` of their states.
@@ -287,7 +300,8 @@ class Before:
             yes &= (self.mass + more < cut.top_p - MARGIN) | (done & (self.mass < cut.top_p)) | first
             no |= (self.mass >= cut.top_p) & (self.count > 0)
         if cut.top_k is not None:
-            most = self.count + (bounds - self.own.unsqueeze(1)).double().exp().floor().mul(may).sum(1)
+            room = (bounds - self.own.unsqueeze(1)).double().exp() * (1 + ROUNDING)
+            most = self.count + room.floor().mul(may).sum(1)
             yes &= most < cut.top_k
             no |= self.count >= cut.top_k
         if cut.min_p:

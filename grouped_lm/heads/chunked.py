@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.nn import LinearCrossEntropyOptions
 from torch.utils.checkpoint import checkpoint
 
 from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadLoss, at_least_fp32, reduce_nll
@@ -19,6 +18,8 @@ from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadLoss, at_least_fp32, r
 DEFAULT_CHUNK_ROWS = 256
 """Rows of logits at once where nothing else is asked for; `gvc bench heads` tries 64 to 1,024."""
 
+PLACE_NUMBERS = 2**20
+"""Logits of which a CPU may hold the probabilities beside them, 4 MiB in fp32; those of a full vocabulary are 50."""
 
 DEVICE_CHUNK_ROWS = 4096
 """The same on a GPU, which 256 rows do not fill: for 2,948 classes 48 MB of logits."""
@@ -30,9 +31,10 @@ def default_chunk_rows(device: torch.device) -> int:
 
 
 def working_dtype(states: Tensor) -> torch.dtype:
-    """Return the type of matrix products of these states: that of autocast where it is on."""
+    """Return the type of matrix products of these states: that of autocast where it is on, which leaves fp64 alone."""
     kind = states.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    casts = torch.is_autocast_enabled(kind) and states.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else states.dtype
 
 
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -50,7 +52,12 @@ def scaled(saved: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
 
     They are overwritten where the graph is about to be freed and nobody can ask for them again; otherwise a
     backward pass would hold each twice.
+
+    Raises:
+        RuntimeError: a derivative of the gradients themselves is wanted, which they do not carry.
     """
+    if torch.is_grad_enabled() and get_proxy_mode() is None:
+        raise RuntimeError("this loss has first derivatives alone; head.log_prob(hidden) has all of them")
     keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
     last = not keeps_graph() and get_proxy_mode() is None  # a graph that is being traced has memory plans of its own
     factors = [scale.to(gradient.dtype) for gradient in saved]
@@ -60,13 +67,24 @@ def scaled(saved: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
 def softmax_loss(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the (n, 1) -log p(target) and all (n, C) probabilities, from one exponential a logit on a CPU.
 
-    There the loss is the logarithm of the probability, but where one is too small for its type.
-
     Args:
-        logits: (n, C), of which nothing is kept.
+        logits: (n, C), which many probabilities of their type overwrite.
         target: (n, 1) int64 in [0, C).
         dtype: of the softmax.
     """
+    if logits.device.type != "cpu" or logits.dtype != dtype or logits.numel() <= PLACE_NUMBERS:
+        return _softmax_loss(logits, target, dtype)
+    losses = []
+    step = max(1, PLACE_NUMBERS // logits.shape[1])
+    for part, own in zip(logits.split(step), target.split(step), strict=True):
+        nll, p = _softmax_loss(part, own, dtype)
+        part.copy_(p)
+        losses.append(nll)
+    return torch.cat(losses), logits
+
+
+def _softmax_loss(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """See `softmax_loss`: the loss is the logarithm of the probability, but where one is too small for its type."""
     if logits.device.type == "cpu" and not is_fake(logits):
         p = logits.softmax(1, dtype=dtype)
         own = p.gather(1, target)
@@ -107,20 +125,10 @@ def linear_nll(
         pairs = zip(states.split(chunk_rows), targets.split(chunk_rows), strict=True)
         losses = [checkpoint(plain_nll, s, weight, bias, t, use_reentrant=False) for s, t in pairs]
         return torch.cat(losses)
-    if torch.is_autocast_enabled(states.device.type) or torch.compiler.is_compiling():
-        # torch 2.13 rounds the summed loss of bf16 inputs to bf16 (2871.2 came back as 2880), whatever its acc_dtype,
-        # and breaks the graph of torch.compile
-        classes = targets.masked_fill(targets == IGNORE_INDEX, -1)
-        return class_nll(states, weight, bias, classes, weight.shape[0], 1, chunk_rows)
-    return F.linear_cross_entropy(
-        states,
-        weight,
-        targets,
-        linear_bias=bias,
-        ignore_index=IGNORE_INDEX,
-        reduction="sum",
-        options=LinearCrossEntropyOptions(batch_chunk_size=chunk_rows),
-    )
+    # F.linear_cross_entropy is as fast on a CPU, but holds the (C, D) gradient twice, and torch 2.13 rounds its summed
+    # loss of bf16 inputs to bf16 (2871.2 came back as 2880), whatever its acc_dtype
+    classes = targets.masked_fill(targets == IGNORE_INDEX, -1)
+    return class_nll(states, weight, bias, classes, weight.shape[0], 1, chunk_rows)
 
 
 def class_nll(
@@ -213,7 +221,9 @@ def add_chunk(
     total += nll.masked_fill(~counted, 0).sum()
     if d_weight.shape != table.shape:
         return
-    error.scatter_add_(1, columns, share).mul_(counted)
+    error.scatter_add_(1, columns, share)
+    if error.device.type != "cpu" or is_fake(error) or not bool(counted.all()):
+        error.mul_(counted)
     if shift is not None:
         d_bias += error.sum(0)
     error = error.to(table.dtype)

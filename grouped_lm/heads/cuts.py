@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from grouped_lm.config import check_range
+from grouped_lm.errors import DivergedError
 
 NARROW = 256
 """Largest candidates that are sorted first: sorting all 50,257 numbers takes longer than a small body."""
@@ -75,6 +76,8 @@ def keep(log_prob: Tensor, ids: Tensor | None, cut: Cut) -> Kept:
         cut: what to keep.
     """
     limit = min(cut.top_k or log_prob.shape[1], log_prob.shape[1])
+    if not len(log_prob):
+        return Kept(log_prob[:, :limit], torch.empty_like(log_prob[:, :limit], dtype=torch.int64))
     if limit == 1 and ids is None:
         best = log_prob.argmax(1, keepdim=True)  # torch promises the first among equals
         return Kept(log_prob.gather(1, best), best)
@@ -141,8 +144,12 @@ def draw(weights: Tensor, rows: Tensor, generator: torch.Generator | None) -> Te
 
     Returns:
         (m,) int64 in [0, C).
+
+    Raises:
+        DivergedError: the weights of a row are not finite numbers; one such would spoil the draws of all rows.
     """
     below = weights.cumsum(1)
+    check_finite(below[:, -1])
     below = below / below[:, -1:]
     last = (below < 1).sum(1)  # the last column with any weight
     uniform = torch.rand(rows.shape, dtype=torch.float64, generator=generator, device=weights.device)
@@ -156,9 +163,32 @@ def draw_one(log_prob: Tensor, generator: torch.Generator | None) -> Tensor:
 
     The least of independent exponential times with rates p is that of column c with probability p[c]; in fp64, since
     fp32 times are too coarse for rare tokens.
+
+    Raises:
+        DivergedError: a row has something else than log-probabilities.
     """
     prob = log_prob.double().exp()
-    return (prob / torch.empty_like(prob).exponential_(generator=generator)).argmax(1)
+    rate, column = (prob / torch.empty_like(prob).exponential_(generator=generator)).max(1)
+    check_finite(rate)
+    return column
+
+
+def check_finite(weights: Tensor) -> None:
+    """Check (N,) weights of states.
+
+    Raises:
+        DivergedError: one is 0, infinite or no number.
+    """
+    if not bool(((weights > 0) & (weights < torch.inf)).all()):
+        raise DivergedError("the model gives probabilities that are no finite numbers: its weights have diverged")
+
+
+def tempered(log_prob: Tensor, temperature: float) -> Tensor:
+    """Return (N, C) fp64 weights p^(1 / temperature), of sum 1, of (N, C) log-probabilities.
+
+    Whatever the temperature above 0, the largest one stays finite.
+    """
+    return ((log_prob - log_prob.amax(1, keepdim=True)).double() / temperature).softmax(1)
 
 
 def draw_from(
@@ -180,6 +210,8 @@ def draw_kept(kept: Kept, temperature: float, num_samples: int, generator: torch
         num_samples: draws per state, >= 1.
         generator: see `draw`.
     """
-    weights = (kept.log_prob.double() / temperature).softmax(1)
+    if not len(kept.ids):
+        return kept.ids.new_empty(0, num_samples)
+    weights = tempered(kept.log_prob, temperature)
     rows = torch.arange(len(weights), device=weights.device).repeat_interleave(num_samples)
     return kept.ids[rows, draw(weights, rows, generator)].view(-1, num_samples)

@@ -52,6 +52,7 @@ class GroupRows(nn.Module):
         last = token_to_group.numel()
         self.outside = token_to_slot.masked_fill(token_to_group >= 0, last).argsort()[: self._n_outside]
 
+    @torch.inference_mode(False)  # made once, for training too
     def members(self, token_to_group: Tensor, token_to_slot: Tensor) -> Tensor:
         """Return (G, S) int64 ids of every group, -1 where it has no more; made when first asked for after `assign`.
 

@@ -68,3 +68,7 @@ class LowRankHead(Head):
     def flops_per_token(self) -> float:
         """Return 2 r (D + V)."""
         return 2.0 * self.rank * (self.n_embd + self.vocab_size)
+
+    def logits_per_token(self) -> float:
+        """See `Head.logits_per_token`: V, and r before them."""
+        return float(self.rank + self.vocab_size)

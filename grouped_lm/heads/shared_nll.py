@@ -137,17 +137,17 @@ def _add_chunk(
     total += value
     if not keep:
         return
-    d_table.index_add_(0, own, error)
+    d_table.index_add_(0, own, error.to(d_table.dtype))
     if outer is not None:
-        d_outer.index_add_(0, own, products.mul_(error))
+        d_outer.index_add_(0, own, products.mul_(error).to(d_outer.dtype))
         error.mul_(factor)
     _add_product(d_weight, error.T, inside, dtype)
     if scale is None:
         _add_product(d_states[rows], error, weight, dtype)
     else:
         d_inside = _product(error, weight, dtype).to(d_states.dtype)
-        d_shift.index_add_(0, own, d_inside)
-        d_scale.index_add_(0, own, d_inside * part)
+        d_shift.index_add_(0, own, d_inside.to(d_shift.dtype))
+        d_scale.index_add_(0, own, (d_inside * part).to(d_scale.dtype))
         d_states[rows].addcmul_(d_inside, scale.index_select(0, own))
 
 

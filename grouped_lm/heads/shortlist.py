@@ -7,6 +7,8 @@ group.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -101,7 +103,8 @@ class ShortlistHead(BestFirstHead):
         self.register_buffer("token_to_group", places.token_to_group.int())
         self.register_buffer("token_to_slot", places.token_to_slot.int())
         self.register_buffer("reserved", places.reserved, persistent=len(places.reserved) > 0)
-        self._kept: tuple[Any, tuple[Tensor, Tensor]] | None = None
+        self._frozen = False
+        self._kept: tuple[Tensor, Tensor] | None = None
         self.shortlist_size, self.n_group = places.n_alone, places.n_group
         self.group_size = places.group_size or None
         self.rows = GroupRows(
@@ -205,14 +208,25 @@ class ShortlistHead(BestFirstHead):
             torch.cat([self.bias[self.rows.outside], self.group_bias.flatten()]),
         )
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """See `Head.frozen`: the columns are kept."""
+        before, self._frozen = self._frozen, True
+        try:
+            yield
+        finally:
+            self._frozen = before
+            if not before:
+                self._kept = None
+
     def columns_now(self) -> tuple[Tensor, Tensor]:
-        """Return `columns`; without gradients they are kept until a weight changes, since decoding asks often."""
-        if torch.is_grad_enabled() or is_fake(self.weight):
-            return self.columns(self.weight[self.picked()])
-        versions = tuple((p.data_ptr(), p._version) for p in (*self.parameters(), *self.buffers()))
-        if self._kept is None or self._kept[0] != versions:
-            self._kept = versions, self.columns(self.weight[self.picked()])
-        return self._kept[1]
+        """Return `columns`, those at hand where the weights are `frozen` and gradients off."""
+        if self._kept is not None and not torch.is_grad_enabled():
+            return self._kept
+        found = self.columns(self.weight[self.picked()])
+        if self._frozen and not torch.is_grad_enabled():
+            self._kept = found
+        return found
 
     def mean_rows(self, members: Tensor) -> Tensor:
         """Return the (G - H, 1, D) mean rows of groups, 0 without any, from the (M, D) rows that they share."""
@@ -308,8 +322,8 @@ class ShortlistHead(BestFirstHead):
         return fixed.masked_fill(~counted, 0), counted & (place < 0)
 
     def log_rest(self) -> Tensor:
-        """Return the () logarithm of the probability of all classes but the reserved ones."""
-        return torch.log1p(-self.reserved.exp().sum())
+        """Return the () logarithm of the probability of all classes but the reserved ones, in fp32 or finer."""
+        return torch.log1p(-at_least_fp32(self.reserved).exp().sum())
 
     def alone(self) -> Tensor:
         """See `BestFirstHead.alone`: the shortlist."""

@@ -23,7 +23,7 @@ from grouped_lm.heads.base import (
     init_linear,
     log_shares,
 )
-from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, linear_loss
+from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, exact_dtype, linear_loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -117,7 +117,7 @@ class TrimHead(Head):
         """See `Head.loss`; there are no parts."""
         states, flat = flatten(hidden, targets)
         classes = self.token_to_class[flat.clamp_min(0)].masked_fill(flat == IGNORE_INDEX, IGNORE_INDEX)
-        share = -self.log_share(classes, self.weight.dtype)
+        share = -self.log_share(classes, exact_dtype(self.weight.dtype))
         rows, shape = self.rows(), targets.shape
         return linear_loss(self, states, rows, self.bias, classes, self.chunk_rows, shape, reduction, share)
 

@@ -66,6 +66,7 @@ class TwoLevelHead(BestFirstHead):
         return table.masked_fill(self.phantom, -torch.inf)
 
     @property
+    @torch.inference_mode(False)  # made once, for training too
     def members(self) -> Tensor:
         """The (G, S) ids of every group, -1 where it has no more. Training needs none: made when first asked for."""
         if self._members is None:

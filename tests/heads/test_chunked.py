@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from head_cases import batch_of, head_of
 
+from grouped_lm.heads import chunked
 from grouped_lm.heads.chunked import class_nll
 
 N, D, SINGLE = 23, 5, 6
@@ -38,6 +39,18 @@ def test_equals_the_slow_line(directions, chunk_rows):
     torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
         torch.testing.assert_close(class_nll(*leaves, classes, SINGLE, directions, chunk_rows), wanted)
+
+
+@pytest.mark.parametrize("numbers", [1, 25, 60])
+@pytest.mark.parametrize("far", [0, 1000])
+def test_probabilities_in_place_of_many_logits_equal_the_slow_line(monkeypatch, far, numbers):
+    monkeypatch.setattr(chunked, "PLACE_NUMBERS", numbers)
+    leaves, classes = case(1)
+    with torch.no_grad():
+        leaves[2][3] += far  # all other classes have probabilities that are too small for their type
+    fast, wanted = class_nll(*leaves, classes, SINGLE, 1, 7), slow(*leaves, classes, SINGLE, 1)
+    torch.testing.assert_close(fast, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(value, leaves) for value in (fast, wanted)))
 
 
 def test_gradcheck_without_a_bias_too():
