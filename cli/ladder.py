@@ -34,13 +34,19 @@ def ladder(
     text.
     """
     from grouped_lm.display import print_table
-    from grouped_lm.errors import ConfigError
+    from grouped_lm.errors import ConfigError, disk_errors
     from grouped_lm.ladder import ladder_rows, merge_rows, standings
     from grouped_lm.plots_ladder import write_ladder_plot
 
-    if not folders and not csv.is_file():
-        raise ConfigError(f"--csv: there is no file {csv}, and no run folder is named")
+    if not folders:
+        if not csv.is_file():
+            raise ConfigError(f"--csv: there is no file {csv}, and no run folder is named")
+        if report is not None or data is not None:
+            raise ConfigError("--report and --data are for runs: name their folders")
     rows = merge_rows(csv, ladder_rows(folders, report, data) if folders else [])
+    heads = sorted({row["head"] for row in rows})
+    if reference not in ("dense", *heads):  # without a dense head there are no differences
+        raise ConfigError(f"--reference: no run has the head {reference}; there are {', '.join(heads)}")
     places = ("data", "n_embd", "n_layer", "steps")
     ordered = sorted(rows, key=lambda row: [row[key] for key in places])
     for place, own in itertools.groupby(ordered, key=lambda row: [row[key] for key in places]):
@@ -48,7 +54,11 @@ def ladder(
         found = standings(list(own), reference)
         print_table(table(title, found, reference))
         if plots is not None:
-            write_ladder_plot(title, found, reference, plots / "ladder-{}-{}x{}-{}".format(*place))
+            name = "ladder-{}-{}x{}-{}".format(*place).replace("/", "-")
+            with disk_errors(plots):
+                drawn = write_ladder_plot(title, found, reference, plots / name)
+            if not drawn:
+                print(f"no picture: no head was evaluated at two steps or more that {reference} has too")
 
 
 def table(title: str, found: "list[Standing]", reference: str) -> "Table":

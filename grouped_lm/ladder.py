@@ -3,13 +3,14 @@
 Learning rates and heads are chosen by the validation text of the runs; what is reported comes from another text.
 """
 
+import contextlib
 import csv
 import io
 import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,11 @@ from scipy import stats
 from grouped_lm.config import Config
 from grouped_lm.data import prepare_split
 from grouped_lm.data.loader import ValidWindows
-from grouped_lm.errors import DataError
+from grouped_lm.data.text_files import file_sha256
+from grouped_lm.errors import DataError, RunFolderError, disk_errors
 from grouped_lm.evaluate import evaluate
 from grouped_lm.ranking import Row
-from grouped_lm.rows import collect_runs
+from grouped_lm.rows import collect_runs, whole_rows
 from grouped_lm.run_folder import COMPLETE, RunFolder
 from grouped_lm.runtime import resolve_device, set_threads, write_text
 
@@ -36,6 +38,8 @@ COLUMNS = (
 """`val`: the text of the run's own evaluations. `report`: the text given to the ladder. `curve`: step:nats of `val`."""
 KEY = ("data", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr", "steps")
 """What tells runs apart: a second run of the same replaces the first."""
+JUDGED = ("val/loss", "val/bits_per_byte")
+REPORT = ("report_loss_nats", "report_bits_per_byte")
 LEVEL = 0.95
 
 
@@ -50,14 +54,17 @@ def ladder_rows(folders: list[Path], report: Path | None, data: str | None = Non
     Raises:
         RunFolderError, CheckpointError, DataError: no runs, no checkpoint in one of them, no such text.
     """
-    return [ladder_row(row, report, data) for row in collect_runs(folders) if row["state"] == COMPLETE]
+    complete = [row for row in collect_runs(folders) if row["state"] == COMPLETE]
+    if not complete:
+        raise RunFolderError(f"no complete run in {', '.join(map(str, folders))}: `gvc ls` shows their states")
+    return [ladder_row(row, report, data) for row in complete]
 
 
 def ladder_row(row: Row, report: Path | None, data: str | None) -> Row:
     """Return the ladder's row of one run."""
     run = Path(row["run"])
     config = RunFolder(run).read_config()
-    judged = judge_on(run, config, report) if report else {}
+    judged = judge_on(run, config, report, row["trainer/step"]) if report else {}
     return {
         "data": data or row["data"],
         "n_embd": config.model.n_embd,
@@ -87,17 +94,18 @@ def vocabulary(config: Config) -> str:
     return f"bpe={config.tokenizer.vocab_size}" if config.tokenizer.name == "bpe" else ""
 
 
-def judge_on(run: Path, config: Config, report: Path) -> dict[str, float]:
-    """Return the figures of the newest checkpoint on another text; they are kept in the run folder.
+def judge_on(run: Path, config: Config, report: Path, step: int) -> dict[str, float]:
+    """Return the figures of the checkpoint at `step` on another text; they are kept in the run folder.
 
     Raises:
         DataError: there is no such text.
     """
     if not report.is_file():
         raise DataError(f"--report: there is no file {report}")
-    kept = run / f"ladder-{report.stem}.json"
-    if kept.is_file():
-        return dict(json.loads(kept.read_text(encoding="utf-8")))
+    kept = run / f"ladder-{file_sha256(report)[:16]}-{step}.json"
+    with contextlib.suppress(OSError, ValueError):  # measured anew, then
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        return {key: float(found[key]) for key in JUDGED}
     data = replace(config.data, name="text", source="text", train=str(report), valid=str(report))
     config = replace(config, data=data, tokenizer=RunFolder(run).own_tokenizer(config.tokenizer))
     device = resolve_device(config.train.device)
@@ -107,27 +115,36 @@ def judge_on(run: Path, config: Config, report: Path) -> dict[str, float]:
     batch_size = config.train.eval_batch_size or config.train.micro_batch_size
     windows = ValidWindows(split.tokens(), config.model.block_size, batch_size)
     figures = evaluate(model, windows, split.text_bytes, device, config.train.dtype).metrics()
-    write_text(kept, json.dumps(figures))
+    with contextlib.suppress(OSError):  # a run that may only be read
+        write_text(kept, json.dumps({key: figures[key] for key in JUDGED}))
     return figures
 
 
 def curve(run: Path) -> str:
     """Return the validation losses along a run, "100:4.9131 200:4.4020"."""
-    points = []
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        if "val/loss" in entry:
-            points.append(f"{entry['trainer/step']}:{entry['val/loss']:.4f}")
-    return " ".join(points)
+    with contextlib.suppress(FileNotFoundError), (run / "metrics.jsonl").open("rb") as file:
+        rows = [row for row in whole_rows(file) if isinstance(row.get("val/loss"), float)]
+        return " ".join(f"{row['trainer/step']}:{row['val/loss']:.4f}" for row in rows)
+    return ""
 
 
-def merge_rows(path: Path, rows: Iterable[Row]) -> list[Row]:
-    """Put rows into the CSV at `path`, in place of those of the same runs, and return all of them as text."""
-    with FileLock(path.with_suffix(".lock")):
-        old = list(csv.DictReader(path.open(encoding="utf-8", newline=""))) if path.is_file() else []
-        found = {key_of(row): dict.fromkeys(COLUMNS, "") | row for row in old}  # older files have fewer columns
+def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
+    """Put rows into the CSV at `path`, in place of those of the same runs, and return all of them as text.
+
+    A run that was judged on a report text keeps those figures where the new row has none.
+
+    Raises:
+        DataError: there is something else at `path`.
+        DiskError: it cannot be written.
+    """
+    if not rows:
+        return read_rows(path)
+    with disk_errors(path.parent), FileLock(path.with_suffix(".lock")):
+        found = {key_of(row): row for row in read_rows(path)}
         for row in rows:
-            found[key_of(row)] = {key: as_text(row.get(key)) for key in COLUMNS}
+            new, old = {key: as_text(row.get(key)) for key in COLUMNS}, found.get(key_of(row), {})
+            same = old.get("val_loss_nats") == new["val_loss_nats"]
+            found[key_of(row)] = new | {key: old[key] for key in REPORT if same and not new[key]}
         merged = sorted(found.values(), key=lambda row: [natural(row.get(key, "")) for key in KEY])
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
@@ -135,6 +152,35 @@ def merge_rows(path: Path, rows: Iterable[Row]) -> list[Row]:
         writer.writerows(merged)
         write_text(path, buffer.getvalue())
     return merged
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a ladder's CSV, none where there is no file; older ones have fewer columns.
+
+    Raises:
+        DataError: it is no ladder, or a row of it is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            lacks = [key for key in ("head", "seed", "val_loss_nats") if key not in (reader.fieldnames or ())]
+            if lacks:
+                raise DataError(f"{path} is no ladder: it has no column {', '.join(lacks)}")
+            rows = [dict.fromkeys(COLUMNS, "") | row for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a ladder: {error}") from error
+    for number, row in enumerate(rows, 2):
+        try:
+            for key in ("val_loss_nats", "val_bits_per_byte", *REPORT, "tokens"):
+                float(row[key] or 0)
+            for point in row["curve"].split():
+                step, nats = point.split(":")
+                int(step), float(nats)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path}, row {number} is damaged: {error}") from error
+    return rows
 
 
 def key_of(row: Row) -> tuple[str, ...]:

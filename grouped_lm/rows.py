@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,12 +148,20 @@ def last_metrics(path: Path) -> Row:
     except OSError:
         return {}
     known: Row = {}
+    for row in whole_rows(lines):
+        known |= row
+    return known
+
+
+def whole_rows(lines: Iterable[bytes]) -> Iterator[Row]:
+    """Yield the lines of a `metrics.jsonl` that can be read; the first may be cut by its reader, the last by a kill."""
     for line in lines:
         try:
-            known |= json.loads(line)
-        except (ValueError, TypeError):
-            continue  # the first may be cut by the tail, the last by the writer
-    return known
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            yield row
 
 
 def is_held(lock: Path) -> bool:

@@ -1,9 +1,11 @@
 """The ladder: rows of runs, judged on another text, and differences to the best dense."""
 
 import csv
+from pathlib import Path
 
 import pytest
 
+from grouped_lm.errors import DataError
 from grouped_lm.ladder import KEY, merge_rows, short_names, standings
 from grouped_lm.plots_ladder import write_ladder_plot
 
@@ -103,6 +105,12 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     assert "small, width" in out.out
     assert len(list((workdir / "pictures").glob("ladder-small-*.svg"))) == 1
     assert gvc("ladder", "ladder-runs", "--report", "no.txt").code == 3
+    other = workdir / "other" / Path(texts["train"]).name
+    other.parent.mkdir()
+    other.write_text(Path(texts["valid"]).read_text())  # another text by the same name
+    assert gvc("ladder", "ladder-runs", "--report", str(other), "--data", "small", "--csv", "ladder.csv").code == 0
+    again = next(csv.DictReader((workdir / "ladder.csv").open()))
+    assert float(again["report_loss_nats"]) == pytest.approx(float(again["val_loss_nats"]), abs=1e-4)
 
 
 def test_a_file_of_fewer_columns_is_read(tmp_path):
@@ -110,3 +118,42 @@ def test_a_file_of_fewer_columns_is_read(tmp_path):
     path.write_text("head,seed,val_loss_nats\ndense,0,3.5\n")
     merged = merge_rows(path, [row("grouped", 3.6)])
     assert {entry["head"]: entry["report_loss_nats"] for entry in merged} == {"dense": "", "grouped": ""}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("date,note\n2026,mine\n", "is no ladder: it has no column head, seed, val_loss_nats"),
+        ("head;seed;val_loss_nats\ndense;0;3\n", "is no ladder"),
+        ("head,seed,val_loss_nats,tokens\ndense,0,3.5,7\nfilm,1,many,7\n", "row 3 is damaged"),
+        ("head,seed,val_loss_nats,curve\ndense,0,3.5,100:4\nfilm,1\n", "row 3 is damaged"),
+        ("", "is no ladder"),
+    ],
+)
+def test_what_is_no_ladder_is_left_as_it_is(tmp_path, text, message):
+    path = tmp_path / "notes.csv"
+    path.write_text(text)
+    for rows in ([], [row("grouped", 3.6)]):
+        with pytest.raises(DataError, match=message):
+            merge_rows(path, rows)
+    assert path.read_text() == text
+
+
+def test_looking_writes_nothing_and_no_run_is_said(gvc, workdir):
+    path = workdir / "ladder.csv"
+    merge_rows(path, [row("dense", 3.5) | dict.fromkeys(("data", "n_embd", "n_layer", "steps"), "1")])
+    before = path.stat().st_mtime_ns
+    path.with_suffix(".lock").unlink()
+    assert "3.5" in gvc("ladder", "--csv", str(path)).out
+    assert (path.stat().st_mtime_ns, list(workdir.iterdir())) == (before, [path])
+    (workdir / "empty").mkdir()
+    assert gvc("ladder", "empty", "--csv", str(path)).code == 3
+    assert "there are dense" in gvc("ladder", "--csv", str(path), "--reference", "Dense").err
+    assert "name their folders" in gvc("ladder", "--csv", str(path), "--report", "x.txt").err
+
+
+def test_a_run_keeps_what_it_was_judged_by(tmp_path):
+    path = tmp_path / "ladder.csv"
+    merge_rows(path, [row("dense", 3.5, report=3.7)])
+    assert merge_rows(path, [row("dense", 3.5)])[0]["report_loss_nats"] == "3.7"
+    assert merge_rows(path, [row("dense", 3.4)])[0]["report_loss_nats"] == ""  # trained anew

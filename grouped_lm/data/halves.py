@@ -5,7 +5,7 @@ from pathlib import Path
 from grouped_lm.data.sources import join_fragments
 from grouped_lm.data.text_files import TextSource, find_files
 from grouped_lm.data.tokenizer import EOT_TEXT
-from grouped_lm.errors import DataError
+from grouped_lm.errors import DataError, disk_errors
 from grouped_lm.runtime import write_text
 
 HALVES = ("a", "b")
@@ -26,7 +26,9 @@ def halve(text: str, out: Path, text_field: str = "text") -> list[tuple[Path, in
         Both files, each with the number of its documents.
 
     Raises:
-        DataError: nothing there or unreadable, fewer than two documents, or a border of .txt inside a document.
+        DataError: nothing there or unreadable, fewer than two documents, a border of .txt inside a document, or a file
+            of that name with another content.
+        DiskError: `out` cannot be written.
     """
     source = TextSource(find_files(text, "TEXT"), text_field)
     documents = [document for document in join_fragments(source.fragments()) if document]
@@ -34,12 +36,14 @@ def halve(text: str, out: Path, text_field: str = "text") -> list[tuple[Path, in
         raise DataError(f"{text}: a document has {EOT_TEXT} inside, and would be two in a .txt")
     if len(documents) < 2:
         raise DataError(f"{text} has {len(documents)} documents; two halves need two or more")
-    out.mkdir(parents=True, exist_ok=True)
     name = Path(text).stem.strip("*") or "text"
-    found = []
-    for first, letter in enumerate(HALVES):
-        own = documents[first :: len(HALVES)]
-        path = out / f"{name}-{letter}.txt"
-        write_text(path, "".join(f"{document}\n{EOT_TEXT}\n" for document in own))
-        found.append((path, len(own)))
-    return found
+    parts = {out / f"{name}-{letter}.txt": documents[first :: len(HALVES)] for first, letter in enumerate(HALVES)}
+    texts = {path: "".join(f"{document}\n{EOT_TEXT}\n" for document in own) for path, own in parts.items()}
+    for path, whole in texts.items():
+        if path.exists() and (not path.is_file() or path.read_bytes() != whole.encode()):
+            raise DataError(f"{path} is there and holds something else: give another --out, or remove it")
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for path, whole in texts.items():
+            write_text(path, whole)
+    return [(path, len(own)) for path, own in parts.items()]

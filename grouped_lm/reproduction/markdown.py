@@ -10,6 +10,9 @@ from grouped_lm.reproduction.verdicts import Answer
 if TYPE_CHECKING:
     from grouped_lm.reproduction.page import Report
 
+HEADING = ": the claims, checked"
+"""How the first line of every report ends."""
+
 
 def table_markdown(table: Table) -> str:
     """Return a table without its title."""
@@ -24,7 +27,7 @@ def verdicts_markdown(answers: list[Answer]) -> str:
 def report_markdown(report: "Report") -> str:
     """Return the whole report."""
     paper = report.claims.paper
-    text = f"# {paper['title']}: the claims, checked\n\n{paper['authors']}, <{paper['url']}>\n\n"
+    text = f"# {paper['title']}{HEADING}\n\n{paper['authors']}, <{paper['url']}>\n\n"
     text += f"{report.origin()} " + "; ".join(f"{count} {word}" for word, count in report.counts()) + ".\n\n"
     text += f"## Verdicts\n\n{verdicts_markdown(report.answers)}\n"
     for answer in report.answers:

@@ -9,12 +9,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.errors import disk_errors
+from grouped_lm.errors import RunFolderError, disk_errors
 from grouped_lm.plot_parts import PlotLibraryError
 from grouped_lm.reproduction.claims import Claims, load_claims
 from grouped_lm.reproduction.evidence import (
     BENCHES,
     DATA,
+    TABLES,
     Evidence,
     collect_evidence,
     read_evidence,
@@ -22,7 +23,7 @@ from grouped_lm.reproduction.evidence import (
     write_evidence,
 )
 from grouped_lm.reproduction.inline_svg import inline_svg
-from grouped_lm.reproduction.markdown import report_markdown
+from grouped_lm.reproduction.markdown import HEADING, report_markdown
 from grouped_lm.reproduction.pictures import Picture, all_pictures
 from grouped_lm.reproduction.table import Table
 from grouped_lm.reproduction.tables import all_tables
@@ -128,7 +129,22 @@ def side_by_side(claims: Claims, evidence: Evidence) -> list[dict[str, Any]]:
 
 def default_place(folder: Path) -> Path:
     """Return where the report of `folder` goes: where one lies it is made anew, else below it."""
-    return folder if (folder / DATA).is_dir() else folder / "report"
+    return folder if is_report(folder) else folder / "report"
+
+
+def is_report(folder: Path) -> bool:
+    """Return whether a folder is that of a report, or of nothing but the tables one is made from."""
+    page = folder / "report.md"
+    if page.is_file():
+        with page.open(encoding="utf-8", errors="replace") as file:
+            return file.readline().rstrip("\n").endswith(HEADING)
+    tables = {f"{name}.csv" for name in TABLES}
+    if any((folder / name).exists() for name in OURS) or not (folder / DATA).is_dir():
+        return False
+    said: list[str] = []
+    return (
+        {p.name for p in (folder / DATA).iterdir()} <= tables and bool(read_evidence(folder, said.append)) and not said
+    )
 
 
 def write_report(folders: list[Path], out: Path, say: Callable[[str], None]) -> Path:
@@ -142,9 +158,11 @@ def write_report(folders: list[Path], out: Path, say: Callable[[str], None]) -> 
         say: told, in a line each, what was left out.
 
     Raises:
-        RunFolderError: a folder that does not exist.
+        RunFolderError: a folder that does not exist, or `out` has other files by the names of a report's.
         DiskError: there is no room.
     """
+    if not is_report(out) and (taken := [name for name in (*OURS, DATA) if (out / name).exists()]):
+        raise RunFolderError(f"{out} holds {', '.join(taken)} of something else than a report: give another --out")
     collected = collect_evidence(folders, say)
     with disk_errors(out):
         write_evidence(collected, out / DATA)
@@ -188,5 +206,7 @@ def render_page(report: Report, say: Callable[[str], None]) -> str | None:
     return environment.from_string(source).render(report=report, svgs=svgs, slugs=SLUGS)
 
 
+OURS = ("report.md", "report.html", "tables", "figures")
+"""What a report's folder has beside the tables it was made from; what is not of the report is deleted there."""
 SLUGS = dict(zip(WORDS, ("holds", "where", "fails", "open"), strict=True))
 """Class of a verdict in the page."""

@@ -55,3 +55,16 @@ def test_the_command(gvc, texts, workdir):
     assert documents("halves/valid-a.txt") == whole[::2]
     assert documents("halves/valid-b.txt") == whole[1::2]
     assert "halves/valid-a.txt: 39 documents, for data.valid" in outcome.out, outcome.out
+
+
+def test_what_is_there_is_not_overwritten(gvc, texts, workdir):
+    words = "data", "halve", texts["valid"], "--out", "halves"
+    assert gvc(*words).code == 0
+    assert gvc(*words).code == 0  # the same again
+    mine = workdir / "halves/valid-b.txt"
+    mine.write_text("precious")
+    outcome = gvc(*words)
+    assert outcome.code == 3
+    assert "valid-b.txt is there and holds something else" in outcome.err
+    assert mine.read_text() == "precious"
+    assert gvc("data", "halve", texts["valid"], "--out", str(mine / "x")).code == 4

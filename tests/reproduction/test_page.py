@@ -140,3 +140,17 @@ def test_the_page_is_one_file_with_everything(report):
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
     assert html.count("<svg") == html.count('role="img" aria-label="')
+
+
+@pytest.mark.parametrize("words", [(), ("--out", ".")])
+def test_files_of_others_are_left_alone(gvc, workdir, words):
+    mine = [Path(name) for name in ("figures/thesis.pdf", "tables/my.csv", "data/stories.csv", "report.md")]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    write_evidence(make_evidence(), Path("made/data"))
+    outcome = gvc("report", "." if not words else "made", *words)
+    assert [path.read_text() for path in mine] == ["mine"] * 4
+    if words:
+        assert outcome.code == 3
+        assert "give another --out" in outcome.err
