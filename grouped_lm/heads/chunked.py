@@ -64,6 +64,12 @@ def scaled(saved: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
     return [g.mul_(f) if last else g * f for g, f in zip(saved, factors, strict=True)]
 
 
+def at_once(states: Tensor, weight: Tensor) -> bool:
+    """Return whether a loss may read numbers as it goes: on a CPU, in fp32 or fp64, nobody tracing, nothing fake."""
+    kind = states.device.type, weight.dtype in (torch.float32, torch.float64)
+    return kind == ("cpu", True) and not torch.compiler.is_compiling() and not is_fake(states)
+
+
 def softmax_loss(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the (n, 1) -log p(target) and all (n, C) probabilities, from one exponential a logit on a CPU.
 

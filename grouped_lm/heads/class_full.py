@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.base import HeadContext
-from grouped_lm.heads.chunked import class_nll, default_chunk_rows
+from grouped_lm.heads.chunked import at_once, class_nll, default_chunk_rows
 from grouped_lm.heads.in_group import GroupRows, in_group_loss
 from grouped_lm.heads.two_level import TwoLevelHead
+from grouped_lm.heads.two_steps import two_steps_nll
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,7 +68,12 @@ class ClassFullHead(TwoLevelHead):
         return self.masked(F.linear(hidden, self.weight, self.bias)[:, self.members.clamp_min(0)])
 
     def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """See `TwoLevelHead.summed`."""
+        """See `TwoLevelHead.summed`; where the gradient of the states is one, that of both comes with the second."""
+        if at_once(states, self.weight):
+            places = self.rows.members(self.token_to_group, self.token_to_slot), groups, slots
+            columns, table = (self.group.weight, self.group.bias), (self.weight, self.bias)
+            total, group_sum = two_steps_nll(states, columns, groups, (self.n_group, 1), table, places)
+            return group_sum, total - group_sum
         first = self.group.weight, self.group.bias, groups, self.n_group, 1, default_chunk_rows(states.device)
         return class_nll(states, *first), self.inside_loss(states, groups, slots, False)[0].sum()
 

@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from grouped_lm.grouping import group_members
 from grouped_lm.heads.base import at_least_fp32
-from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, exact_dtype, working_dtype
+from grouped_lm.heads.chunked import exact_dtype, working_dtype
 from grouped_lm.heads.in_group_device import backward_by_borders, forward_by_borders
 from grouped_lm.heads.kernels import chosen
+
+PIECE_ROWS = 128, 256
+"""Rows that are inside one or a few groups at once, on a CPU: a sixteenth of all, between these."""
 
 
 class GroupRows(nn.Module):
@@ -94,12 +97,24 @@ def _in_group(
     nll, hits, _ = _shapes(hidden, weight, bias, members, groups, slots, dtype, picked, accuracy)
     nll.zero_()
     hits.zero_()
-    for own, rows, target, other in _pieces(members, groups, slots):
+    forward_by_pieces((hidden, weight, bias, members, groups, slots), dtype, nll, hits if accuracy else None)
+    return nll, hits, picked_rows
+
+
+def forward_by_pieces(inputs: tuple[Tensor, ...], dtype: torch.dtype, nll: Tensor, hits: Tensor | None) -> None:
+    """Write the losses and the hits of the rows that have a group, on a CPU.
+
+    Args:
+        inputs: hidden, weight, bias, members, groups and slots of `in_group_loss`.
+        dtype: of the matrix products.
+        nll, hits: (N,), see `in_group_loss`.
+    """
+    hidden, weight, bias, *where = inputs
+    for own, rows, target, other in _pieces(*where):
         log_p = _log_softmax(hidden[rows], weight.index_select(0, own), bias.index_select(0, own), other, dtype)
         nll[rows] = -log_p.gather(1, target).squeeze(1)
-        if accuracy:
+        if hits is not None:
             hits[rows] = log_p.argmax(-1) == target.squeeze(1)
-    return nll, hits, picked_rows
 
 
 def _log_softmax(states: Tensor, table: Tensor, shift: Tensor, other: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -145,18 +160,45 @@ def _in_group_backward(
         found = on_device[1](d_nll, hidden, weight, bias, members, groups, slots, dtype)
     else:
         found = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
-        d_hidden, d_weight, d_bias = found
-        for own, rows, target, other in _pieces(members, groups, slots):
-            states, table = hidden[rows], weight.index_select(0, own)
-            error = _log_softmax(states, table, bias.index_select(0, own), other, dtype).exp_()
-            error.scatter_add_(1, target, error.new_full((1, 1), -1.0).expand_as(target)).mul_(d_nll[rows, None])
-            d_bias.index_add_(0, own, error.sum(0).to(bias.dtype))
-            error = error.to(dtype)
-            d_hidden[rows] = (error @ table.to(dtype)).to(hidden.dtype)
-            d_weight.index_add_(0, own, (error.T @ states.to(dtype)).to(weight.dtype))
+        backward_by_pieces(d_nll, (hidden, weight, bias, members, groups, slots), dtype, found)
     if d_picked is not None:
         found[1].index_add_(0, picked, d_picked)
     return found
+
+
+def backward_by_pieces(
+    d_nll: Tensor, inputs: tuple[Tensor, ...], dtype: torch.dtype, found: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    """Add the gradients of the losses inside groups, on a CPU.
+
+    Args:
+        d_nll: (N,), of each loss.
+        inputs, dtype: see `forward_by_pieces`.
+        found: what is added to: gradients of hidden (N, D), weight (V, D) and bias (V,).
+    """
+    hidden, weight, bias, *where = inputs
+    for own, rows, target, other in _pieces(*where):
+        states, table = hidden[rows], weight.index_select(0, own)
+        error = _log_softmax(states, table, bias.index_select(0, own), other, dtype).exp_()
+        error.scatter_add_(1, target, error.new_full((1, 1), -1.0).expand_as(target)).mul_(d_nll[rows, None])
+        _add_gradients(error, (own, rows), states, table, dtype, found)
+        del states, table, error  # else they would live while the next are made
+
+
+def _add_gradients(
+    error: Tensor,
+    places: tuple[Tensor, Tensor],
+    states: Tensor,
+    table: Tensor,
+    dtype: torch.dtype,
+    found: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    own, rows = places
+    d_hidden, d_weight, d_bias = found
+    d_bias.index_add_(0, own, error.sum(0).to(d_bias.dtype))
+    error = error.to(dtype)
+    d_hidden.index_add_(0, rows, (error @ table.to(dtype)).to(d_hidden.dtype))
+    d_weight.index_add_(0, own, (error.T @ states.to(dtype)).to(d_weight.dtype))
 
 
 @_in_group_backward.register_fake
@@ -211,10 +253,11 @@ def _pieces(members: Tensor, groups: Tensor, slots: Tensor) -> Iterator[tuple[Te
     sizes = (members >= 0).sum(1).tolist()
     order = torch.argsort(groups)
     stop, *counts = torch.bincount(groups + 1, minlength=len(sizes) + 1).tolist()
-    for some in _neighbours(sizes, counts, members.shape[1]):
+    n_rows = min(max(len(groups) // 16, PIECE_ROWS[0]), PIECE_ROWS[1])
+    for some in _neighbours(sizes, counts, members.shape[1], n_rows):
         own = torch.cat([members[group, : sizes[group]] for group in some])
         start, stop = stop, stop + sum(counts[group] for group in some)
-        for rows in order[start:stop].split(DEFAULT_CHUNK_ROWS):
+        for rows in order[start:stop].split(n_rows):
             target, other = slots[rows], None
             if len(some) > 1:
                 width = torch.tensor([sizes[group] for group in some])
@@ -224,8 +267,8 @@ def _pieces(members: Tensor, groups: Tensor, slots: Tensor) -> Iterator[tuple[Te
             yield own, rows, target.unsqueeze(1), other
 
 
-def _neighbours(sizes: list[int], counts: list[int], most: int) -> Iterator[list[int]]:
-    """Yield the groups that have rows, in order, as many at once as have `most` tokens and a chunk of rows together.
+def _neighbours(sizes: list[int], counts: list[int], most: int, n_rows: int) -> Iterator[list[int]]:
+    """Yield the groups that have rows, in order, as many at once as have `most` tokens and `n_rows` rows together.
 
     A call of torch takes as long as a product with some hundred more columns.
     """
@@ -233,7 +276,7 @@ def _neighbours(sizes: list[int], counts: list[int], most: int) -> Iterator[list
     for group, count in enumerate(counts):
         if not count:
             continue
-        if some and (tokens + sizes[group] > most or rows + count > DEFAULT_CHUNK_ROWS):
+        if some and (tokens + sizes[group] > most or rows + count > n_rows):
             yield some
             some, tokens, rows = [], 0, 0
         some.append(group)

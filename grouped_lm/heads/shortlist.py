@@ -32,10 +32,11 @@ from grouped_lm.heads.base import (
     two_step_loss,
 )
 from grouped_lm.heads.best_first import BestFirstHead
-from grouped_lm.heads.chunked import class_nll, default_chunk_rows
+from grouped_lm.heads.chunked import at_once, class_nll, default_chunk_rows
 from grouped_lm.heads.in_group import GroupRows, in_group_loss
 from grouped_lm.heads.places import Places, place_tokens
 from grouped_lm.heads.table_rows import TableRows
+from grouped_lm.heads.two_steps import pick_rows, two_steps_nll
 
 
 @dataclass(kw_only=True, slots=True)
@@ -198,7 +199,9 @@ class ShortlistHead(BestFirstHead):
         Args:
             shared: rows of the table, those of `picked`.
         """
-        own, members = shared.tensor_split((shared.shape[0] - len(self.sharing),))
+        own, members = shared, shared[:0]  # a split's gradient is a copy
+        if len(self.sharing):
+            own, members = shared.tensor_split((shared.shape[0] - len(self.sharing),))
         rows = own if self.shortlist_weight is None else self.shortlist_weight
         groups = self.mean_rows(members)
         if self.directions is not None:
@@ -263,10 +266,13 @@ class ShortlistHead(BestFirstHead):
         token = flat.clamp_min(0)
         groups, slots = self.places(token)
         per_token = reduction == "none" or accuracy or self.adds_extra
-        if not per_token and self.table_rows is not None and self.table_rows.fits(states, self.weight):
+        if not per_token and self.table_rows is not None and at_once(states, self.weight):
             first_sum, inside_sum = self.summed(states, groups, slots, counted)
             return two_step_loss(targets, reduction, (first_sum, None), (inside_sum, None))
         inside = groups.masked_fill(~counted, -1)
+        if not per_token and self.tied and at_once(states, self.weight):
+            first_sum, inside_sum = self.both_summed(states, groups, inside, slots, counted)
+            return two_step_loss(targets, reduction, (first_sum, None), (inside_sum, None))
         nll, hits, shared = in_group_loss(
             states, self.weight, self.bias, self.group_members(), inside, slots, self.picked(), accuracy
         )
@@ -308,6 +314,24 @@ class ShortlistHead(BestFirstHead):
         if rare.numel():
             one = states[rare], *table, self.group_members(), groups[rare], slots[rare], self.rows.outside[:0]
             total = total + in_group_loss(*one, accuracy=False)[0].sum()
+        return first + fixed.sum(), total - first
+
+    def both_summed(
+        self, states: Tensor, groups: Tensor, inside: Tensor, slots: Tensor, counted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sums of both steps, with one gradient of the states; that of both comes with the second.
+
+        Args:
+            states, groups, slots, counted: see `summed`.
+            inside: (N,) groups, -1 where there is none or the target is ignored.
+        """
+        shared, weight = pick_rows(self.weight, self.picked())
+        columns = self.columns(shared)
+        del shared  # the columns have copies
+        fixed, learned = self.fixed_nll(groups, counted)
+        classes = torch.where(groups < 0, slots, groups + self.shortlist_size).masked_fill(~learned, -1)
+        layout, places = (self.shortlist_size, self.group_bias.shape[1]), (self.group_members(), inside, slots)
+        total, first = two_steps_nll(states, columns, classes, layout, (weight, self.bias), places)
         return first + fixed.sum(), total - first
 
     def fixed_nll(self, groups: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, add_chunk, exact_dtype, scaled, working_dtype
 
@@ -58,11 +57,6 @@ class TableRows(nn.Module):
         self.register_buffer("owners", torch.repeat_interleave(self.starts.diff()), persistent=False)
         self.register_buffer("parts", parts[inside], persistent=False)
 
-    def fits(self, states: Tensor, weight: Tensor) -> bool:
-        """Return whether `nll` can be asked: on a CPU, in fp32 or fp64, where nobody traces and nothing is fake."""
-        kind = states.device.type, weight.dtype in (torch.float32, torch.float64)
-        return kind == ("cpu", True) and not torch.compiler.is_compiling() and not is_fake(states)
-
     def mean_rows(self, weight: Tensor) -> Tensor:
         """Return the (G, D) mean rows of the groups."""
         members, parts = self.ids[self.n_single :], self.parts.to(weight.dtype)
@@ -91,7 +85,7 @@ class TableRows(nn.Module):
 
         Logits of the first softmax are W h + b of the K tokens, and of the groups' mean rows with biases of their own;
         inside a group W h + b of its tokens. Under autocast the matrix products are in its type, the second step and
-        all sums over chunks in fp32. Where `fits` alone: how many rows each group has is asked of the tensors.
+        all sums over chunks in fp32. Where `at_once` alone: how many rows each group has is asked of the tensors.
 
         Args:
             states: (N, D).

@@ -14,7 +14,9 @@ from grouped_lm.heads import (
     ShortlistConfig,
     TwoLevelHead,
     build_head,
+    class_full,
     in_group,
+    shortlist,
 )
 from grouped_lm.heads.base import HeadContext
 from grouped_lm.heads.in_group import GroupRows
@@ -68,13 +70,33 @@ def test_class_full_equals_its_slow_line(vocab_size, group_size, grouping, count
 @pytest.mark.parametrize("grouping", ["frequency", "sqrt_frequency"])
 @pytest.mark.parametrize("chunk_rows", [256, 5, 1])
 def test_groups_that_share_a_product_equal_their_slow_line(monkeypatch, chunk_rows, grouping):
-    monkeypatch.setattr(in_group, "DEFAULT_CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(in_group, "PIECE_ROWS", (chunk_rows, chunk_rows))
     head = random_head(ClassFullConfig(group_size=25), 103, grouping)
     hidden, targets = states_and_targets(103, 50)
     fused = loss_and_gradients(head, type(head).loss, targets, hidden)
     slow = loss_and_gradients(head, TwoLevelHead.loss, targets, hidden)
     for one, other in zip(fused, slow, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("values", [{"directions": 2}, {"own_shortlist": True}, {"shared_rows": 50, "reserve": True}])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_both_steps_in_one_node_equal_two_operators(monkeypatch, values, autocast):
+    hidden, targets = states_and_targets(103, 300)
+    for config in (ClassFullConfig(group_size=25), ShortlistConfig(shortlist_size=20, group_size=9, **values)):
+        head = random_head(config, 103, "frequency")
+        if autocast:
+            head, hidden = head.float(), hidden.detach().float().requires_grad_()
+        found = []
+        for one_node in (True, False):
+            for module in (class_full, shortlist):
+                monkeypatch.setattr(module, "at_once", lambda *_, answer=one_node: answer)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = head.loss(hidden, targets)
+            inputs = [hidden, *head.parameters()]
+            found.append([loss.nll, loss.group_nll, *torch.autograd.grad(2.5 * loss.nll, inputs)])
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=2e-2 if autocast else None, rtol=2e-2 if autocast else None)
 
 
 def shortlist_slow_line(head: Head, hidden: Tensor, targets: Tensor, reduction: str, accuracy: bool) -> HeadLoss:

@@ -17,7 +17,7 @@ from head_cases import batch_of, head_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_lm.grouping import group_members
-from grouped_lm.heads import kernels
+from grouped_lm.heads import class_full, kernels, shortlist
 from grouped_lm.heads.kernels import MAX_SLOTS, chosen, own_rows
 from grouped_lm.heads.kernels.group_tiles import cut_into_tiles
 from grouped_lm.heads.kernels.slot_loss import SlotGradients, slot_loss
@@ -184,6 +184,8 @@ def counted_launches(monkeypatch):
         monkeypatch.setattr(module, name, lambda *args: called.append(name) or original(*args))
 
     monkeypatch.setattr(kernels, "runs_on", lambda device: True)
+    for module in (class_full, shortlist):
+        monkeypatch.setattr(module, "at_once", lambda *_: False)
     watch(sys.modules[slot_loss.__module__], "slot_loss")
     watch(own_rows, "forward")
     watch(own_rows, "backward")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from grouped_lm.config import GroupingConfig
-from grouped_lm.heads import IGNORE_INDEX, ShortlistConfig, build_head, table_rows
+from grouped_lm.heads import IGNORE_INDEX, ShortlistConfig, build_head, shortlist, table_rows
 from grouped_lm.heads.shortlist import ShortlistHead
 
 D, V = 6, 213
@@ -47,7 +47,7 @@ def both_ways(monkeypatch, head: ShortlistHead, *batch) -> tuple[list[Tensor], l
     assert head.table_rows is not None
     ours = found_by(head, *batch)
     with monkeypatch.context() as patch:
-        patch.setattr(table_rows.TableRows, "fits", lambda *_: False)
+        patch.setattr(shortlist, "at_once", lambda *_: False)
         return ours, found_by(head, *batch)
 
 
