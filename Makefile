@@ -24,7 +24,7 @@ DEMO_DIR := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(VENV)/.users  ## Train a dense and a grouped model on the embedded stories, show both side by side
 	$(BIN)/gvc train -m experiment=demo head=dense,grouped hydra.sweep.dir=$(DEMO_DIR) 'hydra.sweep.subdir=$${head.name}'
 	@for head in dense grouped; do \
-	  printf '\nA story of %s, after 115,200 tokens:\n' $$head; $(BIN)/gvc sample $(DEMO_DIR)/$$head --temperature 0.5; done
+	  printf '\nA story of %s, after 115,200 tokens:\n' $$head; $(BIN)/gvc sample $(DEMO_DIR)/$$head --prompt 'Once upon a time' --temperature 0.5; done
 	@echo
 	@$(BIN)/gvc ls $(DEMO_DIR)
 

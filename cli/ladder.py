@@ -14,15 +14,21 @@ if TYPE_CHECKING:
 
 def ladder(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders, or folders of them; none: CSV alone.")
+        list[Path] | None, typer.Argument(help="Run folders, or folders of them; none: the CSV alone.")
     ] = None,
     report: Annotated[
         Path | None, typer.Option(metavar="TEXT", help="Judge the runs on this text, which nothing was chosen by.")
     ] = None,
     data: Annotated[str | None, typer.Option(metavar="NAME", help="What to call the runs' text in the CSV.")] = None,
-    csv: Annotated[Path, typer.Option("--csv", metavar="FILE", help="Where the rows are kept, a row a run.")] = Path(
-        "runs/results/quality-ladder.csv"
-    ),
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            help="Keep the rows there, a row a run, and show all that it has. Without runs the default is "
+            "runs/results/quality-ladder.csv.",
+        ),
+    ] = None,
     reference: Annotated[str, typer.Option(metavar="HEAD", help="The head that others are held against.")] = "dense",
     plots: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Draw the differences along training into this folder.")
@@ -35,15 +41,19 @@ def ladder(
     """
     from grouped_lm.display import print_table
     from grouped_lm.errors import ConfigError, disk_errors
-    from grouped_lm.ladder import ladder_rows, merge_rows, standings
+    from grouped_lm.ladder import ladder_rows, merge_rows, standings, text_row
     from grouped_lm.plots_ladder import write_ladder_plot
 
-    if not folders:
+    if folders:
+        new = ladder_rows(folders, report, data)
+        rows = merge_rows(csv, new) if csv else [text_row(row) for row in new]
+    else:
+        csv = csv or Path("runs/results/quality-ladder.csv")
         if not csv.is_file():
             raise ConfigError(f"--csv: there is no file {csv}, and no run folder is named")
         if report is not None or data is not None:
             raise ConfigError("--report and --data are for runs: name their folders")
-    rows = merge_rows(csv, ladder_rows(folders, report, data) if folders else [])
+        rows = merge_rows(csv, [])
     heads = sorted({row["head"] for row in rows})
     if reference not in ("dense", *heads):  # without a dense head there are no differences
         raise ConfigError(f"--reference: no run has the head {reference}; there are {', '.join(heads)}")
@@ -59,6 +69,9 @@ def ladder(
                 drawn = write_ladder_plot(title, found, reference, plots / name)
             if not drawn:
                 print(f"no picture: no head was evaluated at two steps or more that {reference} has too")
+            print(*drawn, sep="\n", end="\n" if drawn else "")
+    if folders and csv:
+        print(csv)
 
 
 def table(title: str, found: "list[Standing]", reference: str) -> "Table":
@@ -70,6 +83,7 @@ def table(title: str, found: "list[Standing]", reference: str) -> "Table":
     shown = Table(
         "head", "lr", "seeds", "nats", "bits/byte", f"minus best {reference}", "95 %", "along training", title=title
     )
+    shown.caption = "of the --report text, where runs were judged on one; along training: of the runs' validation text"
     names = short_names(found)
     for entry in found:
         gap = "" if entry.difference is None else f"{entry.difference:+.3f}"

@@ -132,6 +132,9 @@ class DataConfig:
         check_range("data.seed", self.seed, 0, 2**63 - 1)
         if self.source == "hub" and not self.hub_id:
             raise ConfigError("data.hub_id must name a dataset (owner/name) when data.source=hub")
+        for key in ("train", "valid"):
+            if self.source != "text" and (value := getattr(self, key)) is not None:
+                raise ConfigError(f"data.{key} belongs to data=text, got {value!r} for data.source={self.source}")
         if self.source == "text":
             for key in ("train", "valid"):
                 value = getattr(self, key)

@@ -142,7 +142,7 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
     with disk_errors(path.parent), FileLock(path.with_suffix(".lock")):
         found = {key_of(row): row for row in read_rows(path)}
         for row in rows:
-            new, old = {key: as_text(row.get(key)) for key in COLUMNS}, found.get(key_of(row), {})
+            new, old = text_row(row), found.get(key_of(row), {})
             same = old.get("val_loss_nats") == new["val_loss_nats"]
             found[key_of(row)] = new | {key: old[key] for key in REPORT if same and not new[key]}
         merged = sorted(found.values(), key=lambda row: [natural(row.get(key, "")) for key in KEY])
@@ -186,6 +186,11 @@ def read_rows(path: Path) -> list[Row]:
 def key_of(row: Row) -> tuple[str, ...]:
     """Return what tells a run apart, whether its values are text or not."""
     return tuple(as_text(row.get(key)) for key in KEY)
+
+
+def text_row(row: Row) -> Row:
+    """Return a row as the CSV has it."""
+    return {key: as_text(row.get(key)) for key in COLUMNS}
 
 
 def as_text(value: Any) -> str:

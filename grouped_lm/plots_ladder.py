@@ -11,7 +11,7 @@ from grouped_lm.plot_parts import Label, label_ends, styles_by_head, write_title
 from grouped_lm.plots import save_figure
 
 FARTHEST = 0.4
-"""Nats at the end beyond which a head is named under the title instead of drawn."""
+"""Nats at the end beyond which a head is named under the title instead of drawn, where that is the lesser part."""
 LONGEST = 40
 """Letters of a name beside its line."""
 
@@ -34,6 +34,7 @@ def write_ladder_plot(where: str, found: Sequence[Standing], reference: str, ste
 def draw_trends(axes: Any, found: Sequence[Standing], reference: str, where: str) -> None:
     """Draw mean differences in nats, over the seeds that both have, against tokens; who is too far is named."""
     near = [entry for entry in found if abs(entry.trend[-1][1]) <= FARTHEST]
+    near = near if 2 * len(near) > len(found) else list(found)
     names = short_names(near)
     styles = styles_by_head(list(names.values()))
     labels = []
@@ -48,5 +49,9 @@ def draw_trends(axes: Any, found: Sequence[Standing], reference: str, where: str
     far = [
         f"{name} {entry.trend[-1][1]:+.2f}" for entry in found if entry not in near for name in [entry.settings["name"]]
     ]
-    write_title(axes, f"Validation loss beside {reference}, along training", "; ".join([where, *far]))
+    write_title(
+        axes,
+        f"Validation loss beside {reference}, along training",
+        "; outside the frame: ".join([where, *([", ".join(far)] if far else [])]),
+    )
     label_ends(axes, labels)

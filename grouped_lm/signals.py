@@ -1,6 +1,7 @@
 """SIGTERM and Ctrl-C: at once where nothing is to be saved, after a save where a training runs."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -53,6 +54,8 @@ class StopSignals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            os.write(2, b"\ngvc: saving after this step; Ctrl-C again stops at once, without saving\n")
         self.received = number
 
     def between(

@@ -75,7 +75,7 @@ def test_the_picture_names_who_is_too_far_to_be_drawn(tmp_path):
     assert write_ladder_plot("here", standings(rows[:1]), "dense", tmp_path / "none") == []
     svg, png = write_ladder_plot("here", standings(rows), "dense", tmp_path / "ladder")
     text = svg.read_text()
-    assert "here; grouped +1.00" in text
+    assert "here; outside the frame: grouped +1.00" in text
     assert "film" in text
     assert png.stat().st_size > 10_000
 
@@ -103,6 +103,11 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     assert first["report_loss_nats"] != first["val_loss_nats"]
     assert float(first["report_loss_nats"]) == pytest.approx(float(second["report_loss_nats"]), abs=1e-4)
     assert "small, width" in out.out
+    assert "ladder.csv" in out.out
+    before = (workdir / "ladder.csv").read_text()
+    assert "3, width" not in gvc("ladder", "ladder-runs").out  # looking at runs keeps nothing
+    assert [path.name for path in workdir.rglob("*.csv")] == ["ladder.csv"]
+    assert (workdir / "ladder.csv").read_text() == before
     assert len(list((workdir / "pictures").glob("ladder-small-*.svg"))) == 1
     assert gvc("ladder", "ladder-runs", "--report", "no.txt").code == 3
     other = workdir / "other" / Path(texts["train"]).name
