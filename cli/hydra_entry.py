@@ -24,7 +24,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -52,6 +52,7 @@ COMMON_NAMES = {
     "wandb_project": "tracking.project",
 }
 """What other trainers call our keys: a misspelt one is looked up here too."""
+QUOTES = "'\""
 RAISED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 RAISED_COMPOSING = (ValueError, TypeError, AssertionError, RecursionError)
 """What else Hydra raises over odd overrides and files; only while it composes, when none of our own code runs."""
@@ -78,6 +79,8 @@ class HydraFlags:
     info: str | None = None
     config_dir: str | None = None
     config_name: str = "config"
+    may_sweep: bool = False
+    """Whether the command has -m."""
 
     @property
     def only_prints(self) -> bool:
@@ -130,11 +133,27 @@ def parse(overrides: list[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(overrides)
 
 
+def quoted(text: str) -> str:
+    """Return `text` as a value that Hydra reads as it is."""
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
 def expand_jobs(overrides: list[str], params: dict[str, Any]) -> list[list[str]]:
     """Return the overrides of every job of a multirun; ranges that only a sweeper can fill are left out."""
     parsed = parse([f"{key}={value}" for key, value in params.items()] + overrides)
     discrete = [o for o in parsed if not o.is_sweep_override() or o.is_discrete_sweep()]
     return [job for batch in BasicSweeper.split_arguments(discrete, None) for job in batch]
+
+
+def check_folders(overrides: list[Override]) -> None:
+    """Refuse an empty name of a folder, such as an unset variable's, which would mean the current one.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for override in overrides:
+        if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not str(override.value() or "").strip():
+            raise ConfigError(f"{override.key_or_group} is empty: name a folder, or leave it out")
 
 
 def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, Path | None]]:
@@ -143,6 +162,7 @@ def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, 
     Returns:
         Each job's config, and its run folder where the user named one.
     """
+    check_folders(parse(overrides))
     with composing(flags) as compose_with:
         sweeps = [o.input_line or "" for o in parse(overrides) if o.is_sweep_override()] if flags.multirun else []
         plain = [o for o in overrides if o not in sweeps]
@@ -153,6 +173,21 @@ def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, 
             return [(to_config(compose_with(overrides)), Path(str(named[-1].value())) if named else None)]
         jobs = expand_jobs(overrides, dict(base.hydra.sweeper.get("params") or {}))
         return [(to_config(compose_with(job)), None) for job in jobs]
+
+
+def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
+    """Compose and validate the one config of a command that runs no jobs.
+
+    Raises:
+        ConfigError: an override is wrong, or there would be several jobs.
+    """
+    with explained(overrides, flags):
+        (config, _), *others = compose_jobs(overrides, flags)
+    if others:
+        raise ConfigError(
+            f"this command takes one config, and a sweep describes {len(others) + 1}: leave sweep=... out"
+        )
+    return config
 
 
 def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], Any]) -> None:
@@ -239,10 +274,12 @@ def explained(overrides: list[str], flags: HydraFlags, raised: tuple[type[Except
 
 def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
     """Return one line for an error of Hydra's: which override, what is allowed, the nearest name."""
-    try:
-        parsed = parse(overrides)
-    except HydraException as wrong:
-        return f"cannot read the override: {first_line(wrong)}"
+    wrong = next((word for word in overrides if not is_override(word)), None)
+    if wrong is not None:
+        key, _, value = wrong.partition("=")
+        quotes = f'; a value with spaces, =, quotes or brackets goes in quotes: "{key}={quoted(value.strip(QUOTES))}"'
+        return f"{wrong} is no override: write KEY=VALUE{quotes if key and value else ''}"
+    parsed = parse(overrides)
     groups = config_groups()
     for override in parsed:
         group, choice = override.key_or_group, override.value()
@@ -262,13 +299,25 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
             )
             return f"unknown key {key}{nearest(key, keys)}; {where} them all"
         if override.is_sweep_override() and not flags.multirun:
-            return f"{override.input_line} gives several values: add -m to run a job for each"
+            to_do = "add -m to run a job for each" if flags.may_sweep else "this command takes one"
+            return f"{override.input_line} gives several values: {to_do}"
     missing = missing_plugin(str(error))
     if missing:
         return missing
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     full_key = getattr(cause, "full_key", None)
+    if "is not a ListConfig" in str(cause):
+        value = next((o.input_line or "" for o in parsed if o.key_or_group == full_key), "").partition("=")[2]
+        return f"{full_key} takes a list: write {full_key}=[{value}]"
     return f"{full_key}: {first_line(cause)}" if full_key else first_line(cause)
+
+
+def is_override(word: str) -> bool:
+    """Return whether Hydra can read `word`, and it names a key."""
+    try:
+        return bool(parse([word])[0].key_or_group)
+    except HydraException:
+        return False
 
 
 def first_line(error: BaseException) -> str:

@@ -45,6 +45,7 @@ def train(
         info=info,
         config_dir=config_dir,
         config_name=config_name,
+        may_sweep=True,
     )
     run(overrides or [], flags, train_job)
 

@@ -132,14 +132,20 @@ class DataConfig:
         check_range("data.seed", self.seed, 0, 2**63 - 1)
         if self.source == "hub" and not self.hub_id:
             raise ConfigError("data.hub_id must name a dataset (owner/name) when data.source=hub")
+        if not self.cache_dir.strip():
+            raise ConfigError("data.cache_dir ($GVC_CACHE_DIR) must name a folder, got ''")
         if self.source == "text":
             for key in ("train", "valid"):
                 value = getattr(self, key)
                 paths = [value] if isinstance(value, str) else value
-                if not paths or not isinstance(paths, list | tuple) or not all(isinstance(p, str) and p for p in paths):
+                if not isinstance(paths, list | tuple) or not paths or not all(map(_is_name, paths)):
                     raise ConfigError(
                         f"data.{key} must be a file, folder, glob or list of them when data=text, got {value!r}"
                     )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def tokenizer_label(values: dict[str, Any]) -> str:

@@ -1,5 +1,8 @@
 """A user's mistake: one line on stderr that helps, the right exit code, no run folder, no traceback."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,14 @@ MISTAKES = [
     ("train.nodes=2", "train.nodes=2 needs a SLURM job with as many machines"),
     ("seed=-1", "seed must be in"),
     ("seed=1,2", "add -m"),
+    ("=", "= is no override: write KEY=VALUE"),
+    ("a.txt", "a.txt is no override: write KEY=VALUE"),
+    ("data.valid=a b=c,d.txt", "goes in quotes: \"data.valid='a b=c,d.txt'\""),
+    ("data.valid=it's.txt", "goes in quotes: \"data.valid='it\\'s.txt'\""),
+    ("hydra.run.dir=", "hydra.run.dir is empty: name a folder"),
+    ("hydra.sweep.dir=null", "hydra.sweep.dir is empty: name a folder"),
+    ("data.cache_dir=", "data.cache_dir ($GVC_CACHE_DIR) must name a folder"),
+    ("data.train=' '", "data.train must be a file"),
     ("train.max_steps", "train.max_steps"),
     ("train.max_steps=[1", "override"),
     ("data.train=[]", "data.train must be a file"),
@@ -79,6 +90,102 @@ def test_mistakes_end_in_one_line(gvc, tiny, workdir, override, message):
 )
 def test_missing_and_unknown_words(gvc, workdir, words, message):
     assert_one_line(gvc(*words.split()), 2, message)
+
+
+@pytest.mark.parametrize("words", [[], ["data"], ["--debug"]])
+def test_no_command_shows_those_there_are(gvc, words):
+    outcome = gvc(*words)
+    os.environ.pop("GVC_DEBUG", None)
+    assert outcome.code == 2
+    assert "Commands" in outcome.out
+    assert outcome.err.startswith("gvc: error: name a command of ")
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["train", ""], "train"),
+        (["eval", "RUN", "--data", ""], "--data"),
+        (["eval", "RUN", "--data="], "--data"),
+        (["data", "order", "--out", ""], "--out"),
+        (["dashboard", "--offline", "--out", ""], "--out"),
+    ],
+)
+def test_a_word_that_is_empty(gvc, workdir, words, name):
+    assert_one_line(gvc(*words), 2, f"what follows {name} is empty")
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("data prepare seed=1,2", "seed=1,2 gives several values: this command takes one"),
+        ("plan seed=1,2", "this command takes one"),
+        ("data prepare sweep=seeds", "this command takes one config, and a sweep describes 6"),
+        ("data order sweep=seeds", "this command takes one config"),
+        ("plan sweep=seeds", "this command takes one config"),
+        ("sweep seeds hydra.sweep.dir=", "hydra.sweep.dir is empty"),
+        ("bench steps steps.models=gpt2-1m", "steps.models takes a list: write steps.models=[gpt2-1m]"),
+        ("bench heads heads.n_tokens=8", "heads.n_tokens takes a list: write heads.n_tokens=[8]"),
+        ("sample . --temperature -1", "Input should be greater than or equal to 0, got '-1'"),
+    ],
+)
+def test_several_where_one_is_taken_and_the_reverse(gvc, workdir, words, message):
+    assert_one_line(gvc(*words.split()), 2, message)
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("train TINY hydra.run.dir=taken", "taken: File exists"),
+        ("train TINY hydra.run.dir=taken/x", "taken/x: Not a directory"),
+        ("train TINY hydra.run.dir=dangling", "dangling: File exists"),
+        ("train -m TINY seed=0,1 hydra.sweep.dir=taken/x", "taken/x: Not a directory"),
+        ("sweep seeds TINY hydra.sweep.dir=taken", "taken: File exists"),
+        ("data order TINY --out folder", "folder: Is a directory"),
+        ("data order TINY --out taken/x.csv", "taken: File exists"),
+        ("bench vocab --dir taken", "taken: File exists"),
+    ],
+)
+def test_a_place_that_cannot_be_written(gvc, tiny, workdir, words, place):
+    Path("taken").write_text("mine")
+    Path("dangling").symlink_to("nowhere/x")
+    Path("folder").mkdir()
+    outcome = gvc(*(part for word in words.split() for part in (tiny if word == "TINY" else [word])))
+    assert_one_line(outcome, 4, f"cannot read or write {place}; give another place")
+    assert sorted(p.name for p in workdir.rglob("*")) == ["dangling", "folder", "taken"]
+    assert Path("taken").read_text() == "mine"
+
+
+def test_help_shows_brackets(gvc):
+    assert "steps.models=[gpt2-1m] competitors=[grouped,adaptive]" in " ".join(gvc("bench", "--help").out.split())
+
+
+def test_a_prompt_from_a_closed_stdin(monkeypatch):
+    from grouped_lm.cli.sample import read_prompt
+
+    from grouped_lm.errors import DataError
+
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="reads stdin, and it is closed"):
+        read_prompt("-", None)
+
+
+def test_output_that_nobody_takes(workdir):
+    words = [sys.executable, "-c", "from grouped_lm.cli.main import main; main()", "train", "--cfg", "job"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    full_disk = (
+        "gvc: error: cannot read or write the output: the disk is full; make room and run the same command again\n"
+    )
+    assert (done.returncode, done.stderr) == (4, full_disk)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_cuda_graphs_in_processes_that_torchrun_has_started(gvc, tiny, monkeypatch):
