@@ -436,8 +436,9 @@ def _from_saved(kind: Any, value: Any) -> Any:
     if is_dataclass(kind):
         types = {f.name: f.type for f in fields(kind)}
         for key, part in value.items():
-            if key in types:
-                _check_type(key, types[key], part)
+            if key not in types:
+                raise TypeError(f"unknown key {key}")
+            _check_type(key, types[key], part)
         return kind(**value)  # type: ignore[operator]
     _check_type("value", kind, value)
     return value
