@@ -45,7 +45,7 @@ def evaluate_run(
     Of two runs or more, the first is the one that the others are compared with: these checkpoints by paired tests over
     stories, these methods by an equivalence test over seeds. Every run folder gets an eval.json.
     """
-    from grouped_lm.assess import assess, compare, record
+    from grouped_lm.assess import assess, compare, import_harness, record
     from grouped_lm.assess_tables import print_comparison, print_run
     from grouped_lm.judge import grade_run
     from grouped_lm.run_folder import RunFolder
@@ -58,6 +58,8 @@ def evaluate_run(
     say = functools.partial(typer.echo, err=True)
     configs = [override_saved(RunFolder(run).read_config(), overrides) for run in runs]
     names = tasks.split(",") if tasks else None
+    if names:
+        import_harness().check_tasks(names)
     grades = [grade_run(run, config, say) if judge else {} for run, config in zip(runs, configs, strict=True)]
     found = []
     for run, config in zip(runs, configs, strict=True):
