@@ -4,7 +4,9 @@ Typer declares Hydra's flags, `run` rebuilds the command line from them, and the
 overrides, multirun, config groups, launchers and sweepers stay its own.
 """
 
+import contextlib
 import difflib
+import io
 import os
 import re
 import secrets
@@ -99,7 +101,13 @@ class HydraFlags:
 
 @contextmanager
 def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
-    """Give a function that composes overrides outside of a run, from the same places as the run itself."""
+    """Give a function that composes overrides outside of a run, from the same places as the run itself.
+
+    Raises:
+        ConfigError: --config-dir is no folder, or one with files that nobody needs to be that large.
+    """
+    if flags.config_dir:
+        check_config_files(Path(flags.config_dir))
 
     def compose_with(overrides: list[str], **kwargs: Any) -> DictConfig:
         return compose(config_name=flags.config_name, overrides=overrides, **kwargs)
@@ -200,7 +208,7 @@ def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], 
     from grouped_lm.world import started_as
 
     rank, size = started_as()
-    if flags.config_dir:
+    if flags.only_prints and flags.config_dir:
         check_config_files(Path(flags.config_dir))
     if not flags.only_prints:
         with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)):
@@ -233,7 +241,12 @@ def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     previous, sys.argv = sys.argv, ["gvc", *flags.argv(), *overrides]
     try:
-        hydra.main(config_path=f"pkg://{CONF}", config_name=flags.config_name, version_base="1.3")(job)()
+        with contextlib.redirect_stderr(io.StringIO()) if flags.package else contextlib.nullcontext():
+            hydra.main(config_path=f"pkg://{CONF}", config_name=flags.config_name, version_base="1.3")(job)()
+    except SystemExit as stop:
+        if flags.package and stop.code == 1:  # Hydra's answer, after a line of its own
+            raise ConfigError(f"--package {flags.package} is no part of the config: --cfg alone shows all") from None
+        raise
     finally:
         sys.argv = previous
     if raised:
@@ -280,7 +293,7 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
         quotes = f'; a value with spaces, =, quotes or brackets goes in quotes: "{key}={quoted(value.strip(QUOTES))}"'
         return f"{wrong} is no override: write KEY=VALUE{quotes if key and value else ''}"
     parsed = parse(overrides)
-    groups = config_groups()
+    groups = config_groups(flags.config_dir)
     for override in parsed:
         group, choice = override.key_or_group, override.value()
         if group in groups and isinstance(choice, str) and choice not in groups[group]:
@@ -297,7 +310,7 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
             where = (
                 "grouped_lm/bench/settings.py has" if flags.config_name == "bench" else "`gvc train --cfg job` lists"
             )
-            return f"unknown key {key}{nearest(key, keys)}; {where} them all"
+            return f"unknown key {key}{nearest_key(key, keys)}; {where} them all"
         if override.is_sweep_override() and not flags.multirun:
             to_do = "add -m to run a job for each" if flags.may_sweep else "this command takes one"
             return f"{override.input_line} gives several values: {to_do}"
@@ -337,12 +350,27 @@ def nearest(word: str, allowed: list[str]) -> str:
     return f"; did you mean {names[found[0]]}?" if found else ""
 
 
-def config_groups() -> dict[str, list[str]]:
-    """Return the config groups and their choices."""
-    groups = {}
-    for folder in files(CONF).iterdir():
-        if folder.is_dir() and folder.name != "__pycache__" and folder.name != "hydra":
-            groups[folder.name] = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if ".yaml" in f.name)
+def nearest_key(key: str, keys: list[str]) -> str:
+    """Return what `nearest` does; where a part of the config is named, only from there, or else what it has."""
+    part, _, last = key.rpartition(".")
+    own = [name.removeprefix(f"{part}.") for name in keys if part and name.startswith(f"{part}.")]
+    if not own:
+        return nearest(key, keys)
+    near = difflib.get_close_matches(last, own, n=1, cutoff=0.6)
+    if near and last not in COMMON_NAMES:
+        return f"; did you mean {part}.{near[0]}?"
+    same = [name for name in keys if name == COMMON_NAMES.get(last) or name.endswith(f".{last}")]
+    return f"; did you mean {same[0]}?" if len(same) == 1 else f"; {part} has {', '.join(own)}"
+
+
+def config_groups(config_dir: str | None = None) -> dict[str, list[str]]:
+    """Return the config groups and their choices, with those of the user's own folder."""
+    groups: dict[str, list[str]] = {}
+    for root in (files(CONF), *([Path(config_dir)] if config_dir and Path(config_dir).is_dir() else [])):
+        for folder in root.iterdir():
+            if folder.is_dir() and folder.name not in ("__pycache__", "hydra"):
+                names = {f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")}
+                groups[folder.name] = sorted(names.union(groups.get(folder.name, [])))
     return groups
 
 

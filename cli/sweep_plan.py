@@ -14,6 +14,7 @@ from grouped_lm.config import Config
 from grouped_lm.errors import ConfigError
 from grouped_lm.preflight import preflight
 
+from .config_files import check_config_files
 from .hydra_entry import (
     CONF,
     HydraFlags,
@@ -88,7 +89,9 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
     Raises:
         ConfigError, DataError: a preset that does not exist, a bad value in any job, bad data.
     """
-    presets = config_groups()["sweep"]
+    if flags.config_dir:
+        check_config_files(Path(flags.config_dir))
+    presets = config_groups(flags.config_dir)["sweep"]
     if name not in presets:
         raise ConfigError(f"sweep {name} is not known{nearest(name, presets)}; there are {', '.join(presets)}")
     with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with:

@@ -1,5 +1,6 @@
 """A user's mistake: one line on stderr that helps, the right exit code, no run folder, no traceback."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,9 @@ MISTAKES = [
     ("optim.learning_rate=1", "did you mean optim.lr?"),
     ("train.max_step=5", "did you mean train.max_steps?"),
     ("modle=gpt2-1m", "did you mean model?"),
+    ("model.batch_size=3", "did you mean train.micro_batch_size?"),
+    ("train.n_embd=3", "did you mean model.n_embd?"),
+    ("grouping.nothing=3", "unknown key grouping.nothing; grouping has name, seed"),
     ("head.group_sise=3", "did you mean head.group_size?"),
     ("+typo=1", "unknown key typo"),
     ("+train.typo=1", "unknown key train.typo"),
@@ -157,6 +161,67 @@ def test_a_place_that_cannot_be_written(gvc, tiny, workdir, words, place):
     assert_one_line(outcome, 4, f"cannot read or write {place}; give another place")
     assert sorted(p.name for p in workdir.rglob("*")) == ["dangling", "folder", "taken"]
     assert Path("taken").read_text() == "mine"
+
+
+def test_a_key_of_another_head(gvc, tiny):
+    message = "unknown key head.group_size; head has name, tied, bias"
+    assert_one_line(gvc("train", *tiny, "head=dense", "head.group_size=3"), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--cfg nosuch", "--cfg must be one of job, hydra, all, got 'nosuch'"),
+        ("--info nosuch", "--info must be one of all, config"),
+        ("--cfg job --package nosuch", "--package nosuch is no part of the config"),
+        ("--resolve", "--resolve and --package say how --cfg prints: add --cfg job"),
+        ("--package train", "--resolve and --package say how --cfg prints: add --cfg job"),
+        ("--cfg job --info all", "--cfg and --info exclude each other"),
+        ("--multirun --cfg job", "--multirun and --cfg exclude each other"),
+    ],
+)
+def test_what_is_printed_instead_of_training(gvc, words, message):
+    assert_one_line(gvc("train", *words.split()), 2, message)
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "bench heads", "sweep seeds"])
+def test_a_folder_of_configs_that_is_not_there(gvc, workdir, command):
+    assert_one_line(gvc(*command.split(), "--config-dir", "nosuch"), 2, "--config-dir nosuch is not a folder")
+    assert list(workdir.iterdir()) == []
+
+
+def test_choices_in_a_folder_of_configs_are_known(gvc, tiny):
+    Path("own/model").mkdir(parents=True)
+    Path("own/model/mine.yaml").write_text("name: mine\nn_layer: 1\nn_head: 2\nn_embd: 16\nblock_size: 32\n")
+    words = ["train", *tiny, "--config-dir", "own"]
+    assert_one_line(gvc(*words, "model=mine", "train.max_steps=abc"), 2, "train.max_steps: Value 'abc'")
+    assert_one_line(gvc(*words, "model=mime"), 2, "model=mime is not known; did you mean mine?")
+
+
+def test_a_report_of_nothing_and_a_place_without_marks(gvc, workdir):
+    Path("empty").mkdir()
+    Path("page.md").write_text("No marks.")
+    assert_one_line(gvc("report", "empty", "--into", "page.md"), 2, "page.md has no lines")
+    assert list(Path("empty").iterdir()) == []
+    outcome = gvc("report", "empty")
+    assert (outcome.code, outcome.out) == (0, "empty/report/report.html\n")
+    assert "gvc: no run and no bench in empty: nothing speaks for any claim" in outcome.err
+
+
+def test_only_failed_where_none_has_failed(gvc, tiny):
+    outcome = gvc("sweep", "seeds", *tiny, "head=dense", "seed=0", "--only-failed")
+    assert outcome.code == 0
+    assert "gvc: --only-failed: no job in runs/seeds has failed, and none is run" in outcome.err
+
+
+def test_a_config_of_another_version(gvc, tiny):
+    run = gvc("train", *tiny, "train.max_steps=1", "hydra.run.dir=run").run_dir
+    values = json.loads((run / "config.json").read_text())
+    values["train"]["newthing"] = 1
+    (run / "config.json").write_text(json.dumps(values))
+    assert_one_line(
+        gvc("eval", "run"), 3, "run/config.json is damaged, or of another gvc: train in a saved config: unk"
+    )
 
 
 def test_help_shows_brackets(gvc):
