@@ -29,7 +29,8 @@ def bench(
 ) -> None:
     """Measure output layers side by side. A bench that was stopped goes on where it was.
 
-    Overrides: heads.n_embd=[128] steps.models=[gpt2-1m] competitors=[grouped,adaptive] threads=2 data=text data.train=F
+    Overrides: heads.n_embd=[128] steps.models=\\[gpt2-1m] competitors=\\[grouped,adaptive] threads=2
+    data=text data.train=FILE
     """
     from .bench_entry import compose_bench
 

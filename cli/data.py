@@ -26,11 +26,9 @@ def prepare(
     from grouped_lm.data import prepare_data
     from grouped_lm.display import PrepareDisplay
 
-    from .hydra_entry import HydraFlags, compose_jobs, explained
+    from .hydra_entry import HydraFlags, compose_one
 
-    flags = HydraFlags()
-    with explained(overrides or [], flags):
-        ((config, _),) = compose_jobs(overrides or [], flags)
+    config = compose_one(overrides or [], HydraFlags())
     started = time.perf_counter()
     with PrepareDisplay() as display:
         corpus = prepare_data(config.data, config.tokenizer, display.progress)
@@ -59,11 +57,9 @@ def order(
     from grouped_lm.reproduction.evidence import table_csv
     from grouped_lm.runtime import write_text
 
-    from .hydra_entry import HydraFlags, compose_jobs, explained
+    from .hydra_entry import HydraFlags, compose_one
 
-    flags = HydraFlags()
-    with explained(overrides or [], flags):
-        ((config, _),) = compose_jobs(overrides or [], flags)
+    config = compose_one(overrides or [], HydraFlags())
     counts = prepare_split(config.data, config.tokenizer, "train").counts()
     counts[build_tokenizer(config.tokenizer, config.data).eot_id] = 0
     figures = {"data": config.data.name, "tokenizer": config.tokenizer.label} | measure_merge_order(counts)

@@ -12,9 +12,12 @@ def doctor(
 ) -> None:
     """Say what this machine has: versions, devices, tokenizer files, W&B state, disk. Exit 1 if a run would fail."""
     if gpu:
-        from grouped_lm.runtime import resolve_device
+        import torch
 
-        resolve_device("cuda", "device")
+        from grouped_lm.errors import ConfigError
+
+        if not torch.cuda.is_available():
+            raise ConfigError("torch sees no CUDA device here: `gvc doctor` says what this machine has")
         return
 
     from grouped_lm.display import print_checks

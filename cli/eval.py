@@ -45,19 +45,21 @@ def evaluate_run(
     Of two runs or more, the first is the one that the others are compared with: these checkpoints by paired tests over
     stories, these methods by an equivalence test over seeds. Every run folder gets an eval.json.
     """
-    from grouped_lm.assess import assess, compare, record
+    from grouped_lm.assess import assess, compare, import_harness, record
     from grouped_lm.assess_tables import print_comparison, print_run
     from grouped_lm.judge import grade_run
     from grouped_lm.run_folder import RunFolder
 
-    from .hydra_entry import override_saved
+    from .hydra_entry import override_saved, quoted
 
     runs, overrides = split_words(words)
     if data is not None:
-        overrides = ["data=text", f"data.train='{data}'", f"data.valid='{data}'", *overrides]
+        overrides = ["data=text", *(f"data.{split}={quoted(str(data))}" for split in ("train", "valid")), *overrides]
     say = functools.partial(typer.echo, err=True)
     configs = [override_saved(RunFolder(run).read_config(), overrides) for run in runs]
     names = tasks.split(",") if tasks else None
+    if names:
+        import_harness().check_tasks(names)
     grades = [grade_run(run, config, say) if judge else {} for run, config in zip(runs, configs, strict=True)]
     found = []
     for run, config in zip(runs, configs, strict=True):
@@ -66,15 +68,16 @@ def evaluate_run(
     comparisons = compare(found) if len(found) > 1 else {}
     for assessment, graded in zip(found, grades, strict=True):
         assessment.figures |= graded
-        record(assessment, comparisons)
     if as_json:
         figures = [assessment.figures for assessment in found]
         print(json.dumps({"runs": figures, **comparisons} if comparisons else figures[0], indent=2))
-        return
-    for assessment in found:
-        print_run(assessment.figures)
-    if comparisons:
-        print_comparison(comparisons)
+    else:
+        for assessment in found:
+            print_run(assessment.figures)
+        if comparisons:
+            print_comparison(comparisons)
+    for assessment in found:  # last: the figures are said even where a run folder cannot be written
+        record(assessment, comparisons)
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:

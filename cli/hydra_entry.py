@@ -4,7 +4,9 @@ Typer declares Hydra's flags, `run` rebuilds the command line from them, and the
 overrides, multirun, config groups, launchers and sweepers stay its own.
 """
 
+import contextlib
 import difflib
+import io
 import os
 import re
 import secrets
@@ -24,7 +26,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -52,6 +54,7 @@ COMMON_NAMES = {
     "wandb_project": "tracking.project",
 }
 """What other trainers call our keys: a misspelt one is looked up here too."""
+QUOTES = "'\""
 RAISED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 RAISED_COMPOSING = (ValueError, TypeError, AssertionError, RecursionError)
 """What else Hydra raises over odd overrides and files; only while it composes, when none of our own code runs."""
@@ -78,6 +81,8 @@ class HydraFlags:
     info: str | None = None
     config_dir: str | None = None
     config_name: str = "config"
+    may_sweep: bool = False
+    """Whether the command has -m."""
 
     @property
     def only_prints(self) -> bool:
@@ -96,7 +101,13 @@ class HydraFlags:
 
 @contextmanager
 def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
-    """Give a function that composes overrides outside of a run, from the same places as the run itself."""
+    """Give a function that composes overrides outside of a run, from the same places as the run itself.
+
+    Raises:
+        ConfigError: --config-dir is no folder, or one with files that nobody needs to be that large.
+    """
+    if flags.config_dir:
+        check_config_files(Path(flags.config_dir))
 
     def compose_with(overrides: list[str], **kwargs: Any) -> DictConfig:
         return compose(config_name=flags.config_name, overrides=overrides, **kwargs)
@@ -130,11 +141,27 @@ def parse(overrides: list[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(overrides)
 
 
+def quoted(text: str) -> str:
+    """Return `text` as a value that Hydra reads as it is."""
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
 def expand_jobs(overrides: list[str], params: dict[str, Any]) -> list[list[str]]:
     """Return the overrides of every job of a multirun; ranges that only a sweeper can fill are left out."""
     parsed = parse([f"{key}={value}" for key, value in params.items()] + overrides)
     discrete = [o for o in parsed if not o.is_sweep_override() or o.is_discrete_sweep()]
     return [job for batch in BasicSweeper.split_arguments(discrete, None) for job in batch]
+
+
+def check_folders(overrides: list[Override]) -> None:
+    """Refuse an empty name of a folder, such as an unset variable's, which would mean the current one.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for override in overrides:
+        if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not str(override.value() or "").strip():
+            raise ConfigError(f"{override.key_or_group} is empty: name a folder, or leave it out")
 
 
 def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, Path | None]]:
@@ -143,6 +170,7 @@ def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, 
     Returns:
         Each job's config, and its run folder where the user named one.
     """
+    check_folders(parse(overrides))
     with composing(flags) as compose_with:
         sweeps = [o.input_line or "" for o in parse(overrides) if o.is_sweep_override()] if flags.multirun else []
         plain = [o for o in overrides if o not in sweeps]
@@ -155,6 +183,21 @@ def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, 
         return [(to_config(compose_with(job)), None) for job in jobs]
 
 
+def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
+    """Compose and validate the one config of a command that runs no jobs.
+
+    Raises:
+        ConfigError: an override is wrong, or there would be several jobs.
+    """
+    with explained(overrides, flags):
+        (config, _), *others = compose_jobs(overrides, flags)
+    if others:
+        raise ConfigError(
+            f"this command takes one config, and a sweep describes {len(others) + 1}: leave sweep=... out"
+        )
+    return config
+
+
 def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], Any]) -> None:
     """Compose, validate, then let Hydra run `task(config, run_folder)`, once or once per job.
 
@@ -165,7 +208,7 @@ def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], 
     from grouped_lm.world import started_as
 
     rank, size = started_as()
-    if flags.config_dir:
+    if flags.only_prints and flags.config_dir:
         check_config_files(Path(flags.config_dir))
     if not flags.only_prints:
         with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)):
@@ -198,7 +241,12 @@ def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     previous, sys.argv = sys.argv, ["gvc", *flags.argv(), *overrides]
     try:
-        hydra.main(config_path=f"pkg://{CONF}", config_name=flags.config_name, version_base="1.3")(job)()
+        with contextlib.redirect_stderr(io.StringIO()) if flags.package else contextlib.nullcontext():
+            hydra.main(config_path=f"pkg://{CONF}", config_name=flags.config_name, version_base="1.3")(job)()
+    except SystemExit as stop:
+        if flags.package and stop.code == 1:  # Hydra's answer, after a line of its own
+            raise ConfigError(f"--package {flags.package} is no part of the config: --cfg alone shows all") from None
+        raise
     finally:
         sys.argv = previous
     if raised:
@@ -239,11 +287,13 @@ def explained(overrides: list[str], flags: HydraFlags, raised: tuple[type[Except
 
 def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
     """Return one line for an error of Hydra's: which override, what is allowed, the nearest name."""
-    try:
-        parsed = parse(overrides)
-    except HydraException as wrong:
-        return f"cannot read the override: {first_line(wrong)}"
-    groups = config_groups()
+    wrong = next((word for word in overrides if not is_override(word)), None)
+    if wrong is not None:
+        key, _, value = wrong.partition("=")
+        quotes = f'; a value with spaces, =, quotes or brackets goes in quotes: "{key}={quoted(value.strip(QUOTES))}"'
+        return f"{wrong} is no override: write KEY=VALUE{quotes if key and value else ''}"
+    parsed = parse(overrides)
+    groups = config_groups(flags.config_dir)
     for override in parsed:
         group, choice = override.key_or_group, override.value()
         if group in groups and isinstance(choice, str) and choice not in groups[group]:
@@ -260,15 +310,27 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
             where = (
                 "grouped_lm/bench/settings.py has" if flags.config_name == "bench" else "`gvc train --cfg job` lists"
             )
-            return f"unknown key {key}{nearest(key, keys)}; {where} them all"
+            return f"unknown key {key}{nearest_key(key, keys)}; {where} them all"
         if override.is_sweep_override() and not flags.multirun:
-            return f"{override.input_line} gives several values: add -m to run a job for each"
+            to_do = "add -m to run a job for each" if flags.may_sweep else "this command takes one"
+            return f"{override.input_line} gives several values: {to_do}"
     missing = missing_plugin(str(error))
     if missing:
         return missing
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     full_key = getattr(cause, "full_key", None)
+    if "is not a ListConfig" in str(cause):
+        value = next((o.input_line or "" for o in parsed if o.key_or_group == full_key), "").partition("=")[2]
+        return f"{full_key} takes a list: write {full_key}=[{value}]"
     return f"{full_key}: {first_line(cause)}" if full_key else first_line(cause)
+
+
+def is_override(word: str) -> bool:
+    """Return whether Hydra can read `word`, and it names a key."""
+    try:
+        return bool(parse([word])[0].key_or_group)
+    except HydraException:
+        return False
 
 
 def first_line(error: BaseException) -> str:
@@ -288,12 +350,27 @@ def nearest(word: str, allowed: list[str]) -> str:
     return f"; did you mean {names[found[0]]}?" if found else ""
 
 
-def config_groups() -> dict[str, list[str]]:
-    """Return the config groups and their choices."""
-    groups = {}
-    for folder in files(CONF).iterdir():
-        if folder.is_dir() and folder.name != "__pycache__" and folder.name != "hydra":
-            groups[folder.name] = sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if ".yaml" in f.name)
+def nearest_key(key: str, keys: list[str]) -> str:
+    """Return what `nearest` does; where a part of the config is named, only from there, or else what it has."""
+    part, _, last = key.rpartition(".")
+    own = [name.removeprefix(f"{part}.") for name in keys if part and name.startswith(f"{part}.")]
+    if not own:
+        return nearest(key, keys)
+    near = difflib.get_close_matches(last, own, n=1, cutoff=0.6)
+    if near and last not in COMMON_NAMES:
+        return f"; did you mean {part}.{near[0]}?"
+    same = [name for name in keys if name == COMMON_NAMES.get(last) or name.endswith(f".{last}")]
+    return f"; did you mean {same[0]}?" if len(same) == 1 else f"; {part} has {', '.join(own)}"
+
+
+def config_groups(config_dir: str | None = None) -> dict[str, list[str]]:
+    """Return the config groups and their choices, with those of the user's own folder."""
+    groups: dict[str, list[str]] = {}
+    for root in (files(CONF), *([Path(config_dir)] if config_dir and Path(config_dir).is_dir() else [])):
+        for folder in root.iterdir():
+            if folder.is_dir() and folder.name not in ("__pycache__", "hydra"):
+                names = {f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")}
+                groups[folder.name] = sorted(names.union(groups.get(folder.name, [])))
     return groups
 
 

@@ -1,5 +1,7 @@
 """`gvc`: one file per command; heavy imports wait inside the commands, so that `gvc --help` is quick."""
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -67,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         *([w] for w in words if "=" in w),
     ):
         words[words.index("--info")] = "--info=all"  # Hydra's --info may stand alone, Typer's options may not
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="replace")  # a story is worth more than the characters that a terminal lacks
     from grouped_lm.signals import exit_on_sigterm
 
     with exit_on_sigterm():  # a training takes the signals over, to save first
@@ -76,14 +80,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(words: list[str]) -> int:
     try:
-        return app(words, standalone_mode=False) or 0
+        refuse_empty(words)
+        code = app(words, standalone_mode=False) or 0
+        _flush()
+        return code
     except KeyboardInterrupt:
         print("gvc: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        return 1  # who read our output has seen enough
     except typer.Exit as error:
         return error.exit_code
     except UsageError as error:
-        return _fail(error.format_message(), 2)  # `message` is empty where an argument is missing
+        return _fail(_usage_line(error), 2)
     except typer.Abort:
         return _fail("aborted", 2)
     except Exception as error:
@@ -93,7 +102,56 @@ def _run(words: list[str]) -> int:
 
         if isinstance(error, GvcError):
             return _fail(str(error), error.exit_code)
+        if isinstance(error, OSError) and (line := _disk_line(error)):
+            return _fail(line, 4)
         return _fail(f"{type(error).__name__}: {error} (a defect of gvc; --debug shows where)", 1)
+
+
+def refuse_empty(words: Sequence[str]) -> None:
+    """Refuse words that are empty, as those of an unset variable are: as a path one would mean the current folder.
+
+    Raises:
+        ConfigError: there is one where no text is asked for.
+    """
+    from grouped_lm.errors import ConfigError
+
+    for before, word in zip(("gvc", *words), words, strict=False):
+        name = word[:-1] if word.startswith("--") and word.endswith("=") else before
+        if (not word or name != before) and name not in ("--prompt", "--stop"):
+            raise ConfigError(f"what follows {name} is empty: give it a value, or leave it out")
+
+
+def _usage_line(error: Any) -> str:
+    """Return what is wrong with the words, and which value it is about where Typer leaves that out."""
+    message = error.format_message()  # `message` is empty where an argument is missing
+    if not message:
+        return f"name a command of {error.ctx.command_path}, one of those above"
+    given = [found["input"] for found in getattr(error.__cause__, "errors", list)()]
+    return f"{message}, got {given[0]!r}" if given else message
+
+
+def _disk_line(error: OSError) -> str | None:
+    """Return what the file system refused where nobody expected it; None for errors of anything else."""
+    from grouped_lm.errors import is_full, why_refused
+
+    place = error.filename2 or error.filename
+    if place is None and not is_full(error):
+        return None
+    if place is None:
+        with contextlib.suppress(OSError):
+            _flush()
+    why, advice = why_refused(error)
+    return f"cannot read or write {place or 'the output'}: {why}; {advice}"
+
+
+def _flush() -> None:
+    """Print what is left; where that fails it goes nowhere, or Python would fail over it again at its end."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
 
 
 def _fail(message: str, code: int) -> int:

@@ -49,15 +49,13 @@ def plan(
     from grouped_lm.config import check_range
     from grouped_lm.devices import find_device, parse_bytes
 
-    from .hydra_entry import HydraFlags, compose_jobs, explained
+    from .hydra_entry import HydraFlags, compose_one
 
     check_range("--tokens", tokens, 1, 10**18)
     check_range("--devices", devices, 1, 10**6)
     check_range("--nodes", nodes, 1, 10**6)
     memory_bytes = None if memory is None else parse_bytes(memory)
-    flags = HydraFlags(config_dir=config_dir, config_name=config_name)
-    with explained(overrides or [], flags):
-        config, _ = compose_jobs(overrides or [], flags)[0]
+    config = compose_one(overrides or [], HydraFlags(config_dir=config_dir, config_name=config_name))
     chosen = find_device(device, config.train.dtype)
     if device == "cpu" and devices > 1:
         chosen = chosen.shared_by(devices)

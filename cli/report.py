@@ -32,7 +32,8 @@ def report(
 
     The same runs give the same bytes. A claim that nothing speaks for reads "not shown at this scale".
     """
-    from grouped_lm.reproduction.check import check_table, write_table
+    from grouped_lm.reproduction.check import check_marks, check_table, write_table
+    from grouped_lm.reproduction.evidence import DATA
     from grouped_lm.reproduction.page import default_place, write_report
 
     say = functools.partial(typer.echo, err=True)
@@ -40,7 +41,12 @@ def report(
         check_table(check, folders)
         print(f"{check}: its verdicts are those of {', '.join(map(str, folders))}")
         return
-    page = write_report(folders, out or default_place(folders[0]), say)
+    if into is not None:
+        check_marks(into)
+    place = out or default_place(folders[0])
+    page = write_report(folders, place, say)
+    if not any((place / DATA).iterdir()):
+        say(f"gvc: no run and no bench in {', '.join(map(str, folders))}: nothing speaks for any claim")
     if into is not None:
         write_table(into, folders)
     print(page)

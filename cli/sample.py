@@ -81,12 +81,14 @@ def read_prompt(prompt: str, file: Path | None) -> str:
 
     Raises:
         ConfigError: both are given.
-        DataError: it cannot be read as UTF-8.
+        DataError: it cannot be read as UTF-8, or stdin is closed.
     """
     from grouped_lm.errors import ConfigError, DataError
 
     if prompt and file is not None:
         raise ConfigError("--prompt or --prompt-file, not both")
+    if prompt == "-" and sys.stdin is None:
+        raise DataError("--prompt - reads stdin, and it is closed: give the text, or --prompt-file FILE")
     try:
         if file is not None:
             return file.read_text(encoding="utf-8")

@@ -32,6 +32,7 @@ def sweep(
     """
     from grouped_lm.errors import ConfigError
     from grouped_lm.report import to_csv, write_results
+    from grouped_lm.sweep import failures
     from grouped_lm.tracking import log_sweep
     from grouped_lm.world import started_as
 
@@ -52,6 +53,8 @@ def sweep(
         return
     if plan.n_trials is not None and (fail_fast or only_failed):
         raise ConfigError("--fail-fast and --only-failed need a list of jobs, and Optuna chooses them as it goes")
+    if only_failed and not failures(plan.jobs):
+        typer.echo(f"gvc: --only-failed: no job in {plan.folder} has failed, and none is run", err=True)
     try:
         drive(plan, flags, max_jobs, fail_fast, only_failed)
     finally:

@@ -14,7 +14,19 @@ from grouped_lm.config import Config
 from grouped_lm.errors import ConfigError
 from grouped_lm.preflight import preflight
 
-from .hydra_entry import CONF, HydraFlags, composing, config_groups, expand_jobs, explained, nearest, parse, to_config
+from .config_files import check_config_files
+from .hydra_entry import (
+    CONF,
+    HydraFlags,
+    check_folders,
+    composing,
+    config_groups,
+    expand_jobs,
+    explained,
+    nearest,
+    parse,
+    to_config,
+)
 from .launchers import LONGEST_MINUTES, check_launcher, launcher_kind, missing_plugin, share_of_job
 from .search import is_search
 
@@ -77,11 +89,14 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
     Raises:
         ConfigError, DataError: a preset that does not exist, a bad value in any job, bad data.
     """
-    presets = config_groups()["sweep"]
+    if flags.config_dir:
+        check_config_files(Path(flags.config_dir))
+    presets = config_groups(flags.config_dir)["sweep"]
     if name not in presets:
         raise ConfigError(f"sweep {name} is not known{nearest(name, presets)}; there are {', '.join(presets)}")
     with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with:
         base = compose_with([f"sweep={name}"], return_hydra_config=True)
+        check_folders(parse(overrides))
         given = {o.key_or_group for o in parse(overrides)}
         params = {key: value for key, value in (base.hydra.sweeper.get("params") or {}).items() if key not in given}
         swept = sorted({*params, *(o.key_or_group for o in parse(overrides) if o.is_sweep_override())})

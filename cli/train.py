@@ -8,6 +8,8 @@ import typer
 if TYPE_CHECKING:
     from grouped_lm.config import Config
 
+    from .hydra_entry import HydraFlags
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[OVERRIDES]...", help="Hydra overrides: head=dense train.max_steps=100 ..."),
@@ -45,8 +47,31 @@ def train(
         info=info,
         config_dir=config_dir,
         config_name=config_name,
+        may_sweep=True,
     )
+    check_prints(flags)
     run(overrides or [], flags, train_job)
+
+
+def check_prints(flags: "HydraFlags") -> None:
+    """Refuse what Hydra would answer with its own usage, or not at all.
+
+    Raises:
+        ConfigError: --cfg, --info or what belongs to them.
+    """
+    from grouped_lm.config import check_choice
+    from grouped_lm.errors import ConfigError
+
+    if flags.cfg is not None:
+        check_choice("--cfg", flags.cfg, ("job", "hydra", "all"))
+    if flags.info is not None:
+        check_choice("--info", flags.info, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"))
+    given = {"--multirun": flags.multirun, "--cfg": flags.cfg, "--info": flags.info}
+    asked = [name for name, value in given.items() if value]
+    if len(asked) > 1:
+        raise ConfigError(f"{' and '.join(asked)} exclude each other: leave one out")
+    if flags.cfg is None and (flags.resolve or flags.package is not None):
+        raise ConfigError("--resolve and --package say how --cfg prints: add --cfg job")
 
 
 def train_job(config: "Config", run_dir: Path) -> Any:

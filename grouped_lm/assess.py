@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,19 @@ def assess(
     )
 
 
+def import_harness() -> ModuleType:
+    """Return `grouped_lm.harness`.
+
+    Raises:
+        ConfigError: lm-evaluation-harness is not installed.
+    """
+    try:
+        from grouped_lm import harness
+    except ImportError as error:
+        raise ConfigError(f"--tasks needs lm-evaluation-harness ({error}): pip install 'grouped-lm[eval]'") from error
+    return harness
+
+
 def ask_harness(
     model: LanguageModel, config: Config, tasks: list[str], stories: list[str], folder: Path, batch_size: int
 ) -> dict[str, Any]:
@@ -104,12 +118,9 @@ def ask_harness(
     Raises:
         ConfigError: it is not installed, or a task is not known.
     """
-    try:
-        from grouped_lm.harness import run_harness, write_story_tasks
-    except ImportError as error:
-        raise ConfigError(f"--tasks needs lm-evaluation-harness ({error}): pip install 'grouped-lm[eval]'") from error
-    write_story_tasks(stories, folder)
-    return run_harness(model, build_tokenizer(config.tokenizer), tasks, folder, batch_size)
+    harness = import_harness()
+    harness.write_story_tasks(stories, folder)
+    return harness.run_harness(model, build_tokenizer(config.tokenizer), tasks, folder, batch_size)
 
 
 def count_words(config: Config, tokens: np.ndarray, starts: np.ndarray) -> int:

@@ -135,14 +135,20 @@ class DataConfig:
         for key in ("train", "valid"):
             if self.source != "text" and (value := getattr(self, key)) is not None:
                 raise ConfigError(f"data.{key} belongs to data=text, got {value!r} for data.source={self.source}")
+        if not self.cache_dir.strip():
+            raise ConfigError("data.cache_dir ($GVC_CACHE_DIR) must name a folder, got ''")
         if self.source == "text":
             for key in ("train", "valid"):
                 value = getattr(self, key)
                 paths = [value] if isinstance(value, str) else value
-                if not paths or not isinstance(paths, list | tuple) or not all(isinstance(p, str) and p for p in paths):
+                if not isinstance(paths, list | tuple) or not paths or not all(map(_is_name, paths)):
                     raise ConfigError(
                         f"data.{key} must be a file, folder, glob or list of them when data=text, got {value!r}"
                     )
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def tokenizer_label(values: dict[str, Any]) -> str:
@@ -433,8 +439,9 @@ def _from_saved(kind: Any, value: Any) -> Any:
     if is_dataclass(kind):
         types = {f.name: f.type for f in fields(kind)}
         for key, part in value.items():
-            if key in types:
-                _check_type(key, types[key], part)
+            if key not in types:
+                raise TypeError(f"unknown key {key}")
+            _check_type(key, types[key], part)
         return kind(**value)  # type: ignore[operator]
     _check_type("value", kind, value)
     return value

@@ -89,8 +89,8 @@ EXIT_INTERRUPTED = 130
 
 
 @contextlib.contextmanager
-def disk_errors(folder: Path, advice: str = "make room and run the same command again") -> Iterator[None]:
-    """Turn what the file system refuses into one line: the place, why, the room there, and what to do.
+def disk_errors(folder: Path, advice: str | None = None) -> Iterator[None]:
+    """Turn what the file system refuses into one line: the place, why, the room there if it is full, and what to do.
 
     Raises:
         DiskError: it refused.
@@ -98,6 +98,20 @@ def disk_errors(folder: Path, advice: str = "make room and run the same command 
     try:
         yield
     except OSError as error:
-        what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        free = shutil.disk_usage(next(p for p in (folder, *folder.resolve().parents) if p.exists())).free
-        raise DiskError(f"cannot write {folder}: {what} ({free / 2**20:,.0f} MiB free); {advice}") from error
+        what, to_do = why_refused(error)
+        if is_full(error):
+            free = shutil.disk_usage(next(p for p in (folder, *folder.resolve().parents) if p.exists())).free
+            what += f" ({free / 2**20:,.0f} MiB free)"
+        raise DiskError(f"cannot write {folder}: {what}; {advice or to_do}") from error
+
+
+def is_full(error: OSError) -> bool:
+    """Return whether room is what lacks."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def why_refused(error: OSError) -> tuple[str, str]:
+    """Return why the file system refused, and what to do about it."""
+    if is_full(error):
+        return "the disk is full", "make room and run the same command again"
+    return error.strerror or str(error), "give another place"

@@ -118,6 +118,21 @@ def write_story_tasks(stories: Iterable[str], folder: Path) -> Path:
     return folder
 
 
+def check_tasks(tasks: list[str], known: Iterable[str] | None = None) -> None:
+    """Refuse tasks that are not known; without `known`, before there is a text, the local ones may turn out to be.
+
+    Raises:
+        ConfigError: there are any.
+    """
+    known = {*TASKS, *TaskManager().all_tasks} if known is None else set(known)
+    unknown = [task for task in tasks if task not in known]
+    if unknown:
+        raise ConfigError(
+            f"unknown task {', '.join(unknown)}: there are {', '.join(TASKS)}, where stories of this text fit them, "
+            "and those of `lm_eval ls tasks`"
+        )
+
+
 def run_harness(
     model: LanguageModel, tokenizer: Tokenizer, tasks: list[str], folder: Path, batch_size: int
 ) -> dict[str, Any]:
@@ -134,12 +149,7 @@ def run_harness(
         ConfigError: a task that is not known.
     """
     manager = TaskManager(include_path=str(folder))
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown:
-        raise ConfigError(
-            f"unknown task {', '.join(unknown)}: there are {', '.join(TASKS)}, where stories of this text fit them, "
-            "and those of `lm_eval ls tasks`"
-        )
+    check_tasks(tasks, manager.all_tasks)
     found = simple_evaluate(
         HarnessModel(model, tokenizer, batch_size), tasks=tasks, task_manager=manager, bootstrap_iters=0
     )

@@ -49,9 +49,6 @@ def draw_trends(axes: Any, found: Sequence[Standing], reference: str, where: str
     far = [
         f"{name} {entry.trend[-1][1]:+.2f}" for entry in found if entry not in near for name in [entry.settings["name"]]
     ]
-    write_title(
-        axes,
-        f"Validation loss beside {reference}, along training",
-        "; outside the frame: ".join([where, *([", ".join(far)] if far else [])]),
-    )
+    subtitle = "; outside the frame: ".join(filter(None, [where, ", ".join(far)]))
+    write_title(axes, f"Validation loss beside {reference}, along training", subtitle)
     label_ends(axes, labels)

@@ -12,11 +12,12 @@ from grouped_lm.data.tokenizer import VOCAB_SIZES
 from grouped_lm.display import peak_memory_gib
 from grouped_lm.errors import RunFolderError
 from grouped_lm.grouping import default_group_size
+from grouped_lm.ranking import COLUMNS, PARETO_KEYS
 from grouped_lm.run_folder import COMPLETE, RunFolder
 
 Row = dict[str, Any]
 
-RUNNING, UNFINISHED = "running", "unfinished"
+RUNNING, UNFINISHED, DAMAGED = "running", "unfinished", "damaged"
 CONFIG_KEYS = (
     "model.body",
     "model.n_embd",
@@ -27,6 +28,9 @@ CONFIG_KEYS = (
     "train.grad_accum_steps",
 )
 """Settings that a row carries under the name that commands use."""
+NUMBERS = {key for _, key, form in COLUMNS if form != "{}"} | {key for key, _ in PARETO_KEYS}
+WORDS = {key for _, key, form in COLUMNS if form == "{}"} | {"data", "tokenizer", "reason", "trainer/tokens"}
+"""What tables compute with, and what they compare."""
 TAIL_BYTES = 65_536
 """How much of the end of metrics.jsonl is read: over a hundred rows, whatever the file's length."""
 
@@ -90,8 +94,26 @@ def read_row(path: Path) -> Row:
     """Return what one run folder says.
 
     `state` is result.json's once complete; before that `running` while a process holds the folder, then what the last
-    one left (`failed` with its `reason`, `interrupted`), and `unfinished` where it left nothing.
+    one left (`failed` with its `reason`, `interrupted`), and `unfinished` where it left nothing. A folder with values
+    of another kind than ours reads `damaged`: it must not hide the others.
     """
+    try:
+        row = _read_row(path)
+        _check_kinds(row)
+    except (TypeError, AttributeError, ValueError) as error:
+        reason = f"config.json, metrics.jsonl or result.json holds a value of another kind than gvc writes ({error})"
+        return {"run": str(path), "sweep": sweep_of(path)} | _labels({}) | {"state": DAMAGED, "reason": reason}
+    return row
+
+
+def _check_kinds(row: Row) -> None:
+    for key in sorted((NUMBERS | WORDS) & row.keys()):
+        value, kinds = row[key], int | float if key in NUMBERS else int | float | str
+        if value is not None and not isinstance(value, kinds):
+            raise TypeError(f"{key}: {value!r:.50}")
+
+
+def _read_row(path: Path) -> Row:
     figures, result = last_metrics(path), RunFolder(path).read_result() or {}
     state = result.get("state", UNFINISHED)
     if state != COMPLETE and is_held(path / ".lock"):
@@ -116,6 +138,7 @@ def read_tasks(path: Path) -> Row:
 
 def _labels(config: Row) -> Row:
     """Return what tells runs apart, and the sizes that theory needs."""
+    config = {key: value for key, value in config.items() if value is not None}
     head, tokenizer = config.get("head", {}), config.get("tokenizer", {})
     vocab_size = tokenizer.get("vocab_size") or VOCAB_SIZES.get(str(tokenizer.get("name")))
     group_size = head.get("group_size")

@@ -18,7 +18,7 @@ from grouped_lm.checkpoint import load_latest
 from grouped_lm.config import Config, TokenizerConfig, config_from_dict, config_to_dict
 from grouped_lm.data.bpe import BPETokenizer
 from grouped_lm.data.tokenizer import EOT_TEXT, build_tokenizer, vocab_size_of
-from grouped_lm.errors import BusyError, CheckpointError, DriftError, RunFolderError
+from grouped_lm.errors import BusyError, CheckpointError, ConfigError, DriftError, RunFolderError
 from grouped_lm.grouping import describe_groups
 from grouped_lm.heads import Head, parse_head_config
 from grouped_lm.identity import changed_fields, config_identity
@@ -70,14 +70,17 @@ class RunFolder:
         """Return the saved config.
 
         Raises:
-            RunFolderError: this is no run folder.
+            RunFolderError: this is no run folder, or its config is none that this gvc can read.
         """
         try:
             values = json.loads(self.config.read_text(encoding="utf-8"))
             head = dict(values["head"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunFolderError(f"{self.path} is not a run folder: no readable {self.config.name}") from error
-        return config_from_dict(values, parse_head_config(head))
+        try:
+            return config_from_dict(values, parse_head_config(head))
+        except ConfigError as error:
+            raise RunFolderError(f"{self.config} is damaged, or of another gvc: {error}") from error
 
     def read_result(self) -> dict[str, Any] | None:
         """Return result.json, None where there is none that can be read."""

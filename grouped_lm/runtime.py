@@ -125,8 +125,13 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` is always the old file or the new one, never half of it."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # machines share folders
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -68,3 +68,4 @@ def test_unknown_tasks(gvc, tiny):
     outcome = gvc("eval", str(run), "--tasks", "nonsense", "--samples", "0")
     assert outcome.code == 2
     assert "unknown task nonsense" in outcome.err
+    assert "reading" not in outcome.err

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from grouped_lm.checkpoint import write_checkpoint
 from grouped_lm.config import Config, ModelConfig, TokenizerConfig
@@ -131,6 +132,13 @@ def test_a_checkpoint_of_transformers_becomes_a_run(tmp_path, kind, tied):
     torch.testing.assert_close(ours.head.log_prob(ours.hidden(ids)), expected, atol=1e-5, rtol=0)
     again, _ = load(export_run(run, tmp_path / "again"))
     torch.testing.assert_close(again(ids).logits, theirs(ids).logits)
+
+
+def test_a_config_that_is_no_object(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    (tmp_path / "model.safetensors").write_bytes(save({"x": torch.zeros(1)}))
+    with pytest.raises(DataError, match="must hold an object, got list"):
+        import_checkpoint(tmp_path, tmp_path / "run")
 
 
 def test_what_cannot_be_imported(tmp_path):

@@ -96,6 +96,35 @@ def test_a_half_written_line_and_old_or_foreign_configs_stop_nothing(tmp_path):
         collect_runs([tmp_path / "foreign"])
 
 
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("result.json", "val/perplexity", "low"),
+        ("result.json", "seed", [1]),
+        ("config.json", "tokenizer", []),
+        ("config.json", "optim", 3),
+    ],
+)
+def test_a_damaged_run_hides_no_other(gvc, tmp_path, file, key, value):
+    for name in ("a", "b"):
+        make_run(tmp_path / name, **complete(5.0, 10.0, 1.0))
+    path = tmp_path / "a" / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    rows = {Path(row["run"]).name: row for row in collect_runs([tmp_path])}
+    assert [rows[name]["state"] for name in ("a", "b")] == ["damaged", "complete"]
+    assert "another kind than gvc writes" in rows["a"]["reason"]
+    for words in ([], ["--csv"], ["--json"], ["--sort", "perplexity"]):
+        assert gvc("ls", str(tmp_path), *words).code == 0
+    assert len(write_results(tmp_path)) == 2
+
+
+def test_a_part_of_a_config_that_is_null(tmp_path):
+    make_run(tmp_path / "a", **complete(5.0, 10.0, 1.0))
+    path = tmp_path / "a" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": None}))
+    assert [row["state"] for row in collect_runs([tmp_path])] == ["complete"]
+
+
 HOLD = "import filelock, sys\nwith filelock.FileLock(sys.argv[1]): print(flush=True); sys.stdin.read()"
 
 

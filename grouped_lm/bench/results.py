@@ -1,5 +1,6 @@
 """Where cells go: appended one by one, so that a killed bench keeps what it has; then CSV for people and programs."""
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -15,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from grouped_lm.bench.place import Place
-from grouped_lm.errors import BusyError
+from grouped_lm.errors import BusyError, DataError
 from grouped_lm.runtime import cpu_model, git_commit, library_versions, write_text
 
 Row = dict[str, Any]
@@ -33,15 +34,19 @@ class CellStore:
         self.folder, self._file = folder, folder / "cells.jsonl"
 
     def read(self) -> dict[str, list[Row]]:
-        """Return the rows of every whole line by the cell's key."""
+        """Return the rows of every whole line by the cell's key.
+
+        Raises:
+            DataError: the file is not a bench's.
+        """
         cells: dict[str, list[Row]] = {}
-        if self._file.exists():
-            for line in self._file.read_text(encoding="utf-8").splitlines():
-                try:
+        try:
+            for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []:
+                with contextlib.suppress(json.JSONDecodeError):  # cut short
                     cell = json.loads(line)
-                except ValueError:
-                    continue
-                cells[cell["key"]] = cell["rows"]
+                    cells[cell["key"]] = cell["rows"]
+        except (UnicodeDecodeError, KeyError, TypeError) as error:
+            raise DataError(f"{self._file} holds no cells of a bench: give another --dir") from error
         return cells
 
     def append(self, key: str, rows: list[Row]) -> None:
@@ -92,6 +97,7 @@ def run_cells(
 
     Raises:
         BusyError: another process measures into this folder.
+        DataError: it holds cells that are not a bench's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")

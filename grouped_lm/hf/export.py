@@ -148,6 +148,8 @@ def import_checkpoint(source: Path, run: Path) -> Path:
         state = load_file(source / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise DataError(f"{source} has no readable {CONFIG} and {WEIGHTS}: {error}") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{source / CONFIG} must hold an object, got {type(values).__name__}")
     tokenizer = TokenizerConfig(name="bytes" if values.get("vocab_size") == 257 else "gpt2")
     tied = "lm_head.weight" not in state or bool(values.get("tie_word_embeddings", True))
     config = Config(

@@ -52,6 +52,15 @@ def write_table(document: Path, folders: list[Path]) -> None:
     write_text(document, before + BEGIN + expected_table(folders) + END + after)
 
 
+def check_marks(document: Path) -> None:
+    """Refuse a document that has no place for the table.
+
+    Raises:
+        ConfigError, DataError: see `check_table`.
+    """
+    _split(document)
+
+
 def _split(document: Path) -> tuple[str, str, str]:
     try:
         text = document.read_text(encoding="utf-8")

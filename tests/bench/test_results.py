@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from grouped_lm.bench.results import CellStore, cell_key, run_cells
-from grouped_lm.errors import BusyError
+from grouped_lm.errors import BusyError, DataError
 
 
 def cells(log, names):
@@ -39,6 +39,14 @@ def test_a_line_cut_short_is_measured_again(tmp_path):
     assert list(store.read()) == [key]
     store.append("next", [])
     assert list(store.read()) == [key, "next"]
+
+
+@pytest.mark.parametrize("content", [b'{"a": 1}\n', b"[]\n", b"\xff\xfe\x00"])
+def test_a_file_that_is_not_a_benchs_stays_as_it_is(tmp_path, content):
+    (tmp_path / "cells.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match="holds no cells of a bench: give another --dir"):
+        run_cells(tmp_path, cells([], [1]), "s", {}, {})
+    assert (tmp_path / "cells.jsonl").read_bytes() == content
 
 
 def test_two_benches_of_one_folder(tmp_path):

@@ -48,12 +48,17 @@ def test_steps_beside_the_cap(bench):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and this would measure on it")
 @pytest.mark.parametrize(
-    "words", [["bench", "heads", "--grid", "gpu"], ["bench", "steps", "device=cuda"], ["doctor", "--gpu"]]
+    ("words", "message"),
+    [
+        ("bench heads --grid gpu", "device=cuda, but torch sees no CUDA device here: device=cpu will run"),
+        ("bench steps device=cuda", "device=cuda, but torch sees no CUDA device here: device=cpu will run"),
+        ("doctor --gpu", "torch sees no CUDA device here: `gvc doctor` says what this machine has"),
+    ],
 )
-def test_without_a_gpu_one_line_says_so(gvc, words, workdir):
-    done = gvc(*words)
+def test_without_a_gpu_one_line_says_so(gvc, words, message, workdir):
+    done = gvc(*words.split())
     assert (done.code, done.out) == (2, "")
-    assert done.err == "gvc: error: device=cuda, but torch sees no CUDA device here: device=cpu will run\n"
+    assert done.err == f"gvc: error: {message}\n"
     assert list(workdir.iterdir()) == []
 
 

@@ -80,6 +80,26 @@ def test_eval_agrees_with_training_and_takes_another_text(gvc, trained, texts):
     assert gvc("eval", str(trained), "--stride", "65").code == 2
 
 
+def test_eval_says_its_figures_where_it_cannot_record_them(gvc, trained, texts, monkeypatch):
+    def refuse(path, value):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("grouped_lm.assess.write_json", refuse)
+    Path("it's.txt").write_text(Path(texts["valid"]).read_text())
+    outcome = gvc("eval", str(trained), "--data", "it's.txt", "--samples", "0")
+    assert outcome.code == 4
+    assert f"cannot read or write {trained}/eval.json: Permission denied; give another place" in outcome.err
+    assert "validation perplexity" in outcome.out
+
+
+def test_a_terminal_without_the_characters_of_a_story(gvc, trained, monkeypatch):
+    bare = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", bare)
+    assert gvc("sample", str(trained), "--prompt", "Caf\xe9", "--max-new-tokens", "1").code == 0
+    bare.flush()
+    assert bare.buffer.getvalue().startswith(b"Caf?")  # type: ignore[attr-defined]
+
+
 def test_eval_in_other_windows_than_trained(gvc, trained):
     assert gvc("eval", str(trained), "train.eval_batch_size=5").code == 0
 

@@ -1,5 +1,9 @@
 """A user's mistake: one line on stderr that helps, the right exit code, no run folder, no traceback."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,9 @@ MISTAKES = [
     ("optim.learning_rate=1", "did you mean optim.lr?"),
     ("train.max_step=5", "did you mean train.max_steps?"),
     ("modle=gpt2-1m", "did you mean model?"),
+    ("model.batch_size=3", "did you mean train.micro_batch_size?"),
+    ("train.n_embd=3", "did you mean model.n_embd?"),
+    ("grouping.nothing=3", "unknown key grouping.nothing; grouping has name, seed"),
     ("head.group_sise=3", "did you mean head.group_size?"),
     ("+typo=1", "unknown key typo"),
     ("+train.typo=1", "unknown key train.typo"),
@@ -44,6 +51,14 @@ MISTAKES = [
     ("train.nodes=2", "train.nodes=2 needs a SLURM job with as many machines"),
     ("seed=-1", "seed must be in"),
     ("seed=1,2", "add -m"),
+    ("=", "= is no override: write KEY=VALUE"),
+    ("a.txt", "a.txt is no override: write KEY=VALUE"),
+    ("data.valid=a b=c,d.txt", "goes in quotes: \"data.valid='a b=c,d.txt'\""),
+    ("data.valid=it's.txt", "goes in quotes: \"data.valid='it\\'s.txt'\""),
+    ("hydra.run.dir=", "hydra.run.dir is empty: name a folder"),
+    ("hydra.sweep.dir=null", "hydra.sweep.dir is empty: name a folder"),
+    ("data.cache_dir=", "data.cache_dir ($GVC_CACHE_DIR) must name a folder"),
+    ("data.train=' '", "data.train must be a file"),
     ("train.max_steps", "train.max_steps"),
     ("train.max_steps=[1", "override"),
     ("data.train=[]", "data.train must be a file"),
@@ -79,6 +94,163 @@ def test_mistakes_end_in_one_line(gvc, tiny, workdir, override, message):
 )
 def test_missing_and_unknown_words(gvc, workdir, words, message):
     assert_one_line(gvc(*words.split()), 2, message)
+
+
+@pytest.mark.parametrize("words", [[], ["data"], ["--debug"]])
+def test_no_command_shows_those_there_are(gvc, words):
+    outcome = gvc(*words)
+    os.environ.pop("GVC_DEBUG", None)
+    assert outcome.code == 2
+    assert "Commands" in outcome.out
+    assert outcome.err.startswith("gvc: error: name a command of ")
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["train", ""], "train"),
+        (["eval", "RUN", "--data", ""], "--data"),
+        (["eval", "RUN", "--data="], "--data"),
+        (["data", "order", "--out", ""], "--out"),
+        (["dashboard", "--offline", "--out", ""], "--out"),
+    ],
+)
+def test_a_word_that_is_empty(gvc, workdir, words, name):
+    assert_one_line(gvc(*words), 2, f"what follows {name} is empty")
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("data prepare seed=1,2", "seed=1,2 gives several values: this command takes one"),
+        ("plan seed=1,2", "this command takes one"),
+        ("data prepare sweep=seeds", "this command takes one config, and a sweep describes 6"),
+        ("data order sweep=seeds", "this command takes one config"),
+        ("plan sweep=seeds", "this command takes one config"),
+        ("sweep seeds hydra.sweep.dir=", "hydra.sweep.dir is empty"),
+        ("bench steps steps.models=gpt2-1m", "steps.models takes a list: write steps.models=[gpt2-1m]"),
+        ("bench heads heads.n_tokens=8", "heads.n_tokens takes a list: write heads.n_tokens=[8]"),
+        ("sample . --temperature -1", "Input should be greater than or equal to 0, got '-1'"),
+    ],
+)
+def test_several_where_one_is_taken_and_the_reverse(gvc, workdir, words, message):
+    assert_one_line(gvc(*words.split()), 2, message)
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("train TINY hydra.run.dir=taken", "taken: File exists"),
+        ("train TINY hydra.run.dir=taken/x", "taken/x: Not a directory"),
+        ("train TINY hydra.run.dir=dangling", "dangling: File exists"),
+        ("train -m TINY seed=0,1 hydra.sweep.dir=taken/x", "taken/x: Not a directory"),
+        ("sweep seeds TINY hydra.sweep.dir=taken", "taken: File exists"),
+        ("data order TINY --out folder", "folder: Is a directory"),
+        ("data order TINY --out taken/x.csv", "taken: File exists"),
+        ("bench vocab --dir taken", "taken: File exists"),
+    ],
+)
+def test_a_place_that_cannot_be_written(gvc, tiny, workdir, words, place):
+    Path("taken").write_text("mine")
+    Path("dangling").symlink_to("nowhere/x")
+    Path("folder").mkdir()
+    outcome = gvc(*(part for word in words.split() for part in (tiny if word == "TINY" else [word])))
+    assert_one_line(outcome, 4, f"cannot read or write {place}; give another place")
+    assert sorted(p.name for p in workdir.rglob("*")) == ["dangling", "folder", "taken"]
+    assert Path("taken").read_text() == "mine"
+
+
+def test_a_key_of_another_head(gvc, tiny):
+    message = "unknown key head.group_size; head has name, tied, bias"
+    assert_one_line(gvc("train", *tiny, "head=dense", "head.group_size=3"), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--cfg nosuch", "--cfg must be one of job, hydra, all, got 'nosuch'"),
+        ("--info nosuch", "--info must be one of all, config"),
+        ("--cfg job --package nosuch", "--package nosuch is no part of the config"),
+        ("--resolve", "--resolve and --package say how --cfg prints: add --cfg job"),
+        ("--package train", "--resolve and --package say how --cfg prints: add --cfg job"),
+        ("--cfg job --info all", "--cfg and --info exclude each other"),
+        ("--multirun --cfg job", "--multirun and --cfg exclude each other"),
+    ],
+)
+def test_what_is_printed_instead_of_training(gvc, words, message):
+    assert_one_line(gvc("train", *words.split()), 2, message)
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "bench heads", "sweep seeds"])
+def test_a_folder_of_configs_that_is_not_there(gvc, workdir, command):
+    assert_one_line(gvc(*command.split(), "--config-dir", "nosuch"), 2, "--config-dir nosuch is not a folder")
+    assert list(workdir.iterdir()) == []
+
+
+def test_choices_in_a_folder_of_configs_are_known(gvc, tiny):
+    Path("own/model").mkdir(parents=True)
+    Path("own/model/mine.yaml").write_text("name: mine\nn_layer: 1\nn_head: 2\nn_embd: 16\nblock_size: 32\n")
+    words = ["train", *tiny, "--config-dir", "own"]
+    assert_one_line(gvc(*words, "model=mine", "train.max_steps=abc"), 2, "train.max_steps: Value 'abc'")
+    assert_one_line(gvc(*words, "model=mime"), 2, "model=mime is not known; did you mean mine?")
+
+
+def test_a_report_of_nothing_and_a_place_without_marks(gvc, workdir):
+    Path("empty").mkdir()
+    Path("page.md").write_text("No marks.")
+    assert_one_line(gvc("report", "empty", "--into", "page.md"), 2, "page.md has no lines")
+    assert list(Path("empty").iterdir()) == []
+    outcome = gvc("report", "empty")
+    assert (outcome.code, outcome.out) == (0, "empty/report/report.html\n")
+    assert "gvc: no run and no bench in empty: nothing speaks for any claim" in outcome.err
+
+
+def test_only_failed_where_none_has_failed(gvc, tiny):
+    outcome = gvc("sweep", "seeds", *tiny, "head=dense", "seed=0", "--only-failed")
+    assert outcome.code == 0
+    assert "gvc: --only-failed: no job in runs/seeds has failed, and none is run" in outcome.err
+
+
+def test_a_config_of_another_version(gvc, tiny):
+    run = gvc("train", *tiny, "train.max_steps=1", "hydra.run.dir=run").run_dir
+    values = json.loads((run / "config.json").read_text())
+    values["train"]["newthing"] = 1
+    (run / "config.json").write_text(json.dumps(values))
+    assert_one_line(
+        gvc("eval", "run"), 3, "run/config.json is damaged, or of another gvc: train in a saved config: unk"
+    )
+
+
+def test_help_shows_brackets(gvc):
+    assert "steps.models=[gpt2-1m] competitors=[grouped,adaptive]" in " ".join(gvc("bench", "--help").out.split())
+
+
+def test_a_prompt_from_a_closed_stdin(monkeypatch):
+    from grouped_lm.cli.sample import read_prompt
+
+    from grouped_lm.errors import DataError
+
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="reads stdin, and it is closed"):
+        read_prompt("-", None)
+
+
+def test_output_that_nobody_takes(workdir):
+    words = [sys.executable, "-c", "from grouped_lm.cli.main import main; main()", "train", "--cfg", "job"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    full_disk = (
+        "gvc: error: cannot read or write the output: the disk is full; make room and run the same command again\n"
+    )
+    assert (done.returncode, done.stderr) == (4, full_disk)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_cuda_graphs_in_processes_that_torchrun_has_started(gvc, tiny, monkeypatch):

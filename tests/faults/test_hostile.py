@@ -238,15 +238,15 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], tuple[int, ...]]] = {
     "a config nested 100,000 deep": (lambda run: (run / "config.json").write_text("[" * 100_000) and None, (3,)),
     "a config that is a list": (lambda run: (run / "config.json").write_text("[1]") and None, (3,)),
     "a config without a head": (with_config(head=None), (3,)),
-    "a head of nobody": (with_config(head={"name": "os.system"}), (2,)),
-    "a target to instantiate": (with_config(head={"_target_": "os.mkdir", "name": "grouped"}), (2,)),
-    "a word for a count": (with_config(model__n_layer="3"), (2,)),
-    "a list for a count": (with_config(model__n_layer=[3]), (2,)),
+    "a head of nobody": (with_config(head={"name": "os.system"}), (3,)),
+    "a target to instantiate": (with_config(head={"_target_": "os.mkdir", "name": "grouped"}), (3,)),
+    "a word for a count": (with_config(model__n_layer="3"), (3,)),
+    "a list for a count": (with_config(model__n_layer=[3]), (3,)),
     "a model of 10^18 weights": (with_config(model__n_layer=10**6, model__n_embd=2 * 10**5), (5,)),
-    "a name that leads elsewhere": (with_config(name="../../outside/x"), (2,)),
-    "a seed that is text": (with_config(seed="0; rm"), (2,)),
-    "a key of nobody": (with_config(surprise=1), (2,)),
-    "a source of nobody": (with_config(data__source="exec"), (2,)),
+    "a name that leads elsewhere": (with_config(name="../../outside/x"), (3,)),
+    "a seed that is text": (with_config(seed="0; rm"), (3,)),
+    "a key of nobody": (with_config(surprise=1), (3,)),
+    "a source of nobody": (with_config(data__source="exec"), (3,)),
 }
 
 
