@@ -10,8 +10,7 @@ from grouped_lm.cli.hydra_entry import HydraFlags, compose_jobs
 from grouped_lm.devices import DEVICES, find_device, parse_bytes
 from grouped_lm.errors import ConfigError
 from grouped_lm.fake_step import fake_step, with_shape
-from grouped_lm.heads import HEAD_CONFIGS
-from grouped_lm.heads.table_rows import TableRows
+from grouped_lm.heads import HEAD_CONFIGS, shortlist
 from grouped_lm.live_bytes import KINDS, LiveBytes
 from grouped_lm.measure import GIB
 from grouped_lm.models.gpt_neo import local_causal_mask
@@ -74,7 +73,7 @@ def test_settings_that_change_what_is_kept(words, tiny, workdir):
 def test_the_default_head_is_planned_for_a_text_of_all_tokens(tiny, workdir, monkeypatch):
     config = compose([*tiny, "train.max_steps=3", "head=shortlist", "tokenizer=gpt2"])
     planned, few = peak_bytes(config), trained_peak_bytes(config, workdir / "few")
-    monkeypatch.setattr(TableRows, "fits", lambda *_: False)
+    monkeypatch.setattr(shortlist, "at_once", lambda *_: False)
     assert planned == pytest.approx(trained_peak_bytes(config, workdir / "all"), rel=0.05)
     assert few < planned
 

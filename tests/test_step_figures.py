@@ -15,6 +15,7 @@ import grouped_lm.step_figures
 from grouped_lm.config import OptimConfig
 from grouped_lm.data.feed import Feed
 from grouped_lm.errors import DivergedError
+from grouped_lm.heads import base, shortlist
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.measure import StepMemory
 from grouped_lm.models.lm import LanguageModel
@@ -152,6 +153,8 @@ def nothing_read(monkeypatch, late):
                 steps.append(steps_before)
 
     monkeypatch.setattr(StepMemory, "watch", watching)
+    monkeypatch.setattr(base, "may_look", lambda targets: False)  # as on a GPU, and so below
+    monkeypatch.setattr(shortlist, "at_once", lambda *_: False)
     return steps
 
 

@@ -271,16 +271,24 @@ def _derive_anew(head: Any, _: Any) -> None:
     head.after_load()
 
 
+def may_look(targets: Tensor) -> bool:
+    """Return whether ids may be read before they are used: on a GPU the step would wait for them."""
+    return targets.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(targets)
+
+
 def flatten(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Return (N, D) states and (N,) targets.
 
     Raises:
-        ValueError: the leading shapes differ, or a target is below 0 and not IGNORE_INDEX (looked for on a CPU alone).
+        ValueError: the leading shapes differ, or a target is below 0 and not IGNORE_INDEX (where it `may_look`).
     """
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(f"hidden {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not match")
-    looks = targets.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(targets)
-    if looks and targets.numel() and (lowest := int(targets.masked_fill(targets == IGNORE_INDEX, 0).min())) < 0:
+    if (
+        may_look(targets)
+        and targets.numel()
+        and (lowest := int(targets.masked_fill(targets == IGNORE_INDEX, 0).min())) < 0
+    ):
         raise ValueError(f"a target is {lowest}: ids are 0 and above, and what counts nowhere is {IGNORE_INDEX}")
     return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
 
