@@ -1,6 +1,7 @@
 """Clocks and allocators: tokens per second, peak memory, share of the machine's own matrix-multiply speed."""
 
 import contextlib
+import gc
 import os
 import statistics
 import time
@@ -245,6 +246,7 @@ class StepMemory:
             yield
             self._figures["memory/peak_rss_gib"] = self._rss.gib()
         elif steps_before == 2:
+            gc.collect()  # tensors that lay about from before would be taken off the peak when they go
             baseline = tensor_bytes(live_state(self._model, self._optimizer)) + self._held_bytes
             with PeakTensorMemory(baseline) as peak:
                 yield
