@@ -41,7 +41,7 @@ def ladder(
     """
     from grouped_lm.display import print_table
     from grouped_lm.errors import ConfigError, disk_errors
-    from grouped_lm.ladder import ladder_rows, merge_rows, standings, text_row
+    from grouped_lm.ladder import ladder_rows, merge_rows, read_rows, standings, text_row
     from grouped_lm.plots_ladder import write_ladder_plot
 
     if folders:
@@ -53,7 +53,7 @@ def ladder(
             raise ConfigError(f"--csv: there is no file {csv}, and no run folder is named")
         if report is not None or data is not None:
             raise ConfigError("--report and --data are for runs: name their folders")
-        rows = merge_rows(csv, [])
+        rows = read_rows(csv)
     heads = sorted({row["head"] for row in rows})
     if reference not in ("dense", *heads):  # without a dense head there are no differences
         raise ConfigError(f"--reference: no run has the head {reference}; there are {', '.join(heads)}")

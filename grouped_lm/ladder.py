@@ -137,8 +137,6 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
         DataError: there is something else at `path`.
         DiskError: it cannot be written.
     """
-    if not rows:
-        return read_rows(path)
     with disk_errors(path.parent), FileLock(path.with_suffix(".lock")):
         found = {key_of(row): row for row in read_rows(path)}
         for row in rows:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import linear_cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -132,8 +131,6 @@ class LiveBytes(TorchDispatchMode):
         backward, module = torch._C._current_graph_task_id() != -1, self._place.now()
         kind = "temporary" if backward else module.split(".")[0]
         kind = kind if kind in KINDS else "temporary"
-        if func in INSIDE:
-            self._events.append((self._new(bytes_inside(INSIDE[func], args, kwargs or {}), kind, module), -1))
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._alive:
@@ -164,22 +161,3 @@ class LiveBytes(TorchDispatchMode):
                 if not waiting:
                     rows.append(live.copy())
         return Moments(np.array(rows), modules, sum(self._sizes[self._held :]))
-
-
-def bytes_inside(body: Any, args: Any, kwargs: Any) -> int:
-    """Return the peak bytes of what an operator's `body` makes, its arguments left out."""
-    inside = LiveBytes(nn.Module())
-    inside.hold((leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)), "weights")
-    with inside.watching():
-        body(*args, **kwargs)
-    live = inside.moments().live.sum(1)
-    return int(live.max() - inside.held_bytes())
-
-
-def _bodies() -> dict[Any, Any]:
-    custom = linear_cross_entropy._linear_cross_entropy_batch_chunked
-    return {custom._opoverload: custom._init_fn}
-
-
-INSIDE: dict[Any, Any] = _bodies()
-"""Operators written in Python whose insides a mode does not see, and the function that each one is."""

@@ -55,7 +55,7 @@ class StopSignals:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if number == signal.SIGINT:
-            os.write(2, b"\ngvc: saving after this step; Ctrl-C again stops at once, without saving\n")
+            os.write(2, b"\ngvc: stopping after a save; Ctrl-C again stops at once, without one\n")
         self.received = number
 
     def between(

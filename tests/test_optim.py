@@ -83,6 +83,26 @@ def test_rows_that_are_not_touched_neither_decay_nor_move():
     assert optimizer.state[table]["step"] == 3
 
 
+def test_a_closure_gives_the_gradients_that_are_applied():
+    found = []
+    for closed in (False, True):
+        model, optimizer = table_model(sparse=True)
+        table = model["wte"].weight
+
+        def closure(table=table, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = table[:3].square().sum()
+            loss.backward()
+            return loss
+
+        table.grad = torch.ones_like(table)  # an older one, which a closure replaces
+        first = optimizer.step(closure) if closed else closure()
+        if not closed:
+            optimizer.step()
+        found.append((first.detach(), table.detach().clone()))
+    torch.testing.assert_close(*found)
+
+
 def test_tables_are_those_with_a_row_per_token():
     model, optimizer = table_model(sparse=True)
     assert isinstance(optimizer, SparseRowsAdamW)

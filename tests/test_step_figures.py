@@ -153,7 +153,7 @@ def nothing_read(monkeypatch, late):
                 steps.append(steps_before)
 
     monkeypatch.setattr(StepMemory, "watch", watching)
-    monkeypatch.setattr(base, "may_look", lambda targets: False)  # as on a GPU, and so below
+    monkeypatch.setattr(base, "may_look", lambda values: False)  # as on a GPU, and so below
     monkeypatch.setattr(shortlist, "at_once", lambda *_: False)
     return steps
 

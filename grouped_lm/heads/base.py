@@ -182,7 +182,7 @@ class Head(nn.Module, ABC):
         """Return a freshly initialised head of this kind from its own config."""
 
     def after_load(self) -> None:
-        """Derive anew what follows from the grouping, which `load_state_dict`, that calls this, may have brought."""
+        """Derive anew what follows from buffers that were overwritten; `load_state_dict` calls it by itself."""
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -271,9 +271,9 @@ def _derive_anew(head: Any, _: Any) -> None:
     head.after_load()
 
 
-def may_look(targets: Tensor) -> bool:
-    """Return whether ids may be read before they are used: on a GPU the step would wait for them."""
-    return targets.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(targets)
+def may_look(values: Tensor) -> bool:
+    """Return whether numbers may be read here and now: on a CPU that nobody traces; a GPU's step would wait."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(values)
 
 
 def flatten(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -284,12 +284,10 @@ def flatten(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """
     if hidden.shape[:-1] != targets.shape:
         raise ValueError(f"hidden {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not match")
-    if (
-        may_look(targets)
-        and targets.numel()
-        and (lowest := int(targets.masked_fill(targets == IGNORE_INDEX, 0).min())) < 0
-    ):
-        raise ValueError(f"a target is {lowest}: ids are 0 and above, and what counts nowhere is {IGNORE_INDEX}")
+    if may_look(targets) and targets.numel():
+        lowest = int(targets.masked_fill(targets == IGNORE_INDEX, 0).min())
+        if lowest < 0:
+            raise ValueError(f"a target is {lowest}: ids are 0 and above, and what counts nowhere is {IGNORE_INDEX}")
     return hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
 
 

@@ -13,16 +13,16 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
-from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadLoss, at_least_fp32, reduce_nll
+from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadLoss, at_least_fp32, may_look, reduce_nll
 
 DEFAULT_CHUNK_ROWS = 256
 """Rows of logits at once where nothing else is asked for; `gvc bench heads` tries 64 to 1,024."""
 
-PLACE_NUMBERS = 2**20
-"""Logits of which a CPU may hold the probabilities beside them, 4 MiB in fp32; those of a full vocabulary are 50."""
-
 DEVICE_CHUNK_ROWS = 4096
 """The same on a GPU, which 256 rows do not fill: for 2,948 classes 48 MB of logits."""
+
+BESIDE_NUMBERS = 2**20
+"""Logits, 4 MiB in fp32, whose probabilities stand beside them on a CPU; those of more overwrite them."""
 
 
 def default_chunk_rows(device: torch.device) -> int:
@@ -65,23 +65,22 @@ def scaled(saved: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
 
 
 def at_once(states: Tensor, weight: Tensor) -> bool:
-    """Return whether a loss may read numbers as it goes: on a CPU, in fp32 or fp64, nobody tracing, nothing fake."""
-    kind = states.device.type, weight.dtype in (torch.float32, torch.float64)
-    return kind == ("cpu", True) and not torch.compiler.is_compiling() and not is_fake(states)
+    """Return whether a loss may make both steps at once, reading numbers as it goes: those of fp32 or fp64 weights."""
+    return may_look(states) and weight.dtype in (torch.float32, torch.float64)
 
 
 def softmax_loss(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the (n, 1) -log p(target) and all (n, C) probabilities, from one exponential a logit on a CPU.
 
     Args:
-        logits: (n, C), which many probabilities of their type overwrite.
+        logits: (n, C), overwritten where there are more than `BESIDE_NUMBERS`, of the type of the softmax.
         target: (n, 1) int64 in [0, C).
         dtype: of the softmax.
     """
-    if logits.device.type != "cpu" or logits.dtype != dtype or logits.numel() <= PLACE_NUMBERS:
+    if logits.device.type != "cpu" or logits.dtype != dtype or logits.numel() <= BESIDE_NUMBERS:
         return _softmax_loss(logits, target, dtype)
     losses = []
-    step = max(1, PLACE_NUMBERS // logits.shape[1])
+    step = max(1, BESIDE_NUMBERS // logits.shape[1])
     for part, own in zip(logits.split(step), target.split(step), strict=True):
         nll, p = _softmax_loss(part, own, dtype)
         part.copy_(p)

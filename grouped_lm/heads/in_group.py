@@ -177,28 +177,16 @@ def backward_by_pieces(
         found: what is added to: gradients of hidden (N, D), weight (V, D) and bias (V,).
     """
     hidden, weight, bias, *where = inputs
+    d_hidden, d_weight, d_bias = found
     for own, rows, target, other in _pieces(*where):
         states, table = hidden[rows], weight.index_select(0, own)
         error = _log_softmax(states, table, bias.index_select(0, own), other, dtype).exp_()
         error.scatter_add_(1, target, error.new_full((1, 1), -1.0).expand_as(target)).mul_(d_nll[rows, None])
-        _add_gradients(error, (own, rows), states, table, dtype, found)
+        d_bias.index_add_(0, own, error.sum(0).to(d_bias.dtype))
+        error = error.to(dtype)
+        d_hidden.index_add_(0, rows, (error @ table.to(dtype)).to(d_hidden.dtype))
+        d_weight.index_add_(0, own, (error.T @ states.to(dtype)).to(d_weight.dtype))
         del states, table, error  # else they would live while the next are made
-
-
-def _add_gradients(
-    error: Tensor,
-    places: tuple[Tensor, Tensor],
-    states: Tensor,
-    table: Tensor,
-    dtype: torch.dtype,
-    found: tuple[Tensor, Tensor, Tensor],
-) -> None:
-    own, rows = places
-    d_hidden, d_weight, d_bias = found
-    d_bias.index_add_(0, own, error.sum(0).to(d_bias.dtype))
-    error = error.to(dtype)
-    d_hidden.index_add_(0, rows, (error @ table.to(dtype)).to(d_hidden.dtype))
-    d_weight.index_add_(0, own, (error.T @ states.to(dtype)).to(d_weight.dtype))
 
 
 @_in_group_backward.register_fake

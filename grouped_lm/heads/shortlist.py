@@ -266,24 +266,21 @@ class ShortlistHead(BestFirstHead):
         token = flat.clamp_min(0)
         groups, slots = self.places(token)
         per_token = reduction == "none" or accuracy or self.adds_extra
-        if not per_token and self.table_rows is not None and at_once(states, self.weight):
+        if not per_token and (self.table_rows is not None or self.tied) and at_once(states, self.weight):
             first_sum, inside_sum = self.summed(states, groups, slots, counted)
             return two_step_loss(targets, reduction, (first_sum, None), (inside_sum, None))
         inside = groups.masked_fill(~counted, -1)
-        if not per_token and self.tied and at_once(states, self.weight):
-            first_sum, inside_sum = self.both_summed(states, groups, inside, slots, counted)
-            return two_step_loss(targets, reduction, (first_sum, None), (inside_sum, None))
         nll, hits, shared = in_group_loss(
             states, self.weight, self.bias, self.group_members(), inside, slots, self.picked(), accuracy
         )
         columns = self.columns(shared)
-        classes = torch.where(groups < 0, slots, groups + self.shortlist_size)
         fixed, learned = self.fixed_nll(groups, counted)
+        classes = self.classes_of(groups, slots, learned)
         if not per_token:
             first_sum = class_nll(
                 states,
                 *columns,
-                classes.masked_fill(~learned, -1),
+                classes,
                 self.shortlist_size,
                 self.group_bias.shape[1],
                 default_chunk_rows(states.device),
@@ -291,23 +288,30 @@ class ShortlistHead(BestFirstHead):
             return two_step_loss(targets, reduction, (first_sum + fixed.sum(), None), (nll.sum(), None))
         first_logits = self.first_logits(states, *columns)
         first, right = classify(first_logits, classes, learned, accuracy)
-        extra = self.logits_extra(first_logits, classes.masked_fill(~learned, 0), first, learned)
+        extra = self.logits_extra(first_logits, classes, first, learned)
         alone = counted & (groups < 0)  # a shortlisted token is the only one of its class
         return two_step_loss(
             targets, reduction, (first + fixed, right), (nll, hits | alone if accuracy else None), extra
         )
 
     def summed(self, states: Tensor, groups: Tensor, slots: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sums of both steps from the rows of `table_rows`; the gradient of both comes with the second.
+        """Return the sums of both steps, with one gradient of the states; that of both comes with the second.
 
         Args:
-            states: (N, D), on a CPU.
+            states: (N, D), where `at_once` holds.
             groups, slots: (N,), of the targets.
             counted: (N,) bool.
         """
-        assert self.table_rows is not None
         fixed, learned = self.fixed_nll(groups, counted)
-        classes = torch.where(groups < 0, slots, groups + self.shortlist_size).masked_fill(~learned, -1)
+        classes = self.classes_of(groups, slots, learned)
+        if self.table_rows is None:
+            shared, weight = pick_rows(self.weight, self.picked())
+            columns = self.columns(shared)
+            del shared  # the columns have copies
+            layout = self.shortlist_size, self.group_bias.shape[1]
+            places = self.group_members(), groups.masked_fill(~counted, -1), slots
+            total, first = two_steps_nll(states, columns, classes, layout, (weight, self.bias), places)
+            return first + fixed.sum(), total - first
         table = self.weight, self.bias
         total, first = self.table_rows.nll(states, *table, self.group_bias.squeeze(1), classes, slots, self.tied)
         rare = (counted & ~learned).nonzero().squeeze(1)  # tokens that the training text never had
@@ -316,23 +320,9 @@ class ShortlistHead(BestFirstHead):
             total = total + in_group_loss(*one, accuracy=False)[0].sum()
         return first + fixed.sum(), total - first
 
-    def both_summed(
-        self, states: Tensor, groups: Tensor, inside: Tensor, slots: Tensor, counted: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the sums of both steps, with one gradient of the states; that of both comes with the second.
-
-        Args:
-            states, groups, slots, counted: see `summed`.
-            inside: (N,) groups, -1 where there is none or the target is ignored.
-        """
-        shared, weight = pick_rows(self.weight, self.picked())
-        columns = self.columns(shared)
-        del shared  # the columns have copies
-        fixed, learned = self.fixed_nll(groups, counted)
-        classes = torch.where(groups < 0, slots, groups + self.shortlist_size).masked_fill(~learned, -1)
-        layout, places = (self.shortlist_size, self.group_bias.shape[1]), (self.group_members(), inside, slots)
-        total, first = two_steps_nll(states, columns, classes, layout, (weight, self.bias), places)
-        return first + fixed.sum(), total - first
+    def classes_of(self, groups: Tensor, slots: Tensor, learned: Tensor) -> Tensor:
+        """Return the (N,) classes of targets in the first softmax, -1 where it has none; `learned` of `fixed_nll`."""
+        return torch.where(groups < 0, slots, groups + self.shortlist_size).masked_fill(~learned, -1)
 
     def fixed_nll(self, groups: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is fixed of each (N,) -log p(class), and the (N,) targets whose class the first softmax has.

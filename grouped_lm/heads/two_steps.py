@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, add_chunk, exact_dtype, scaled, working_dtype
 from grouped_lm.heads.in_group import backward_by_pieces, forward_by_pieces
@@ -57,7 +56,6 @@ class _PickRows(torch.autograd.Function):
         return weight.index_select(0, picked), weight.view_as(weight)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_rows: Tensor, d_weight: Tensor) -> tuple[Tensor, None]:
         (picked,) = ctx.saved_tensors
         return d_weight.index_add_(0, picked, d_rows), None  # nobody else has it
@@ -97,7 +95,6 @@ class _TwoSteps(torch.autograd.Function):
         return total, first
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_total: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if d_total is None:
             return (None,) * 9

@@ -169,9 +169,9 @@ def write_report(folders: list[Path], out: Path, say: Callable[[str], None]) -> 
         report = make_report(read_evidence(out) or collected, say)
         for row in report.tables["broken"].rows if "broken" in report.tables else []:
             say(f"gvc: {row['run']}: {row['state']}" + (f", {row['reason']}" if row.get("reason") else ""))
+        write_text(out / "report.md", report_markdown(report))  # first: it says whose folder this is
         write_files(out / "tables", {f"{t.name}.csv": table_csv(t.rows) for t in report.tables.values()})
         write_files(out / "figures", {f"{p.name}.svg": p.svg for p in report.pictures})
-        write_text(out / "report.md", report_markdown(report))
         page = render_page(report, say)
         if page is None:
             (out / "report.html").unlink(missing_ok=True)
