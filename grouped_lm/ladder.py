@@ -23,6 +23,7 @@ from grouped_lm.config import Config
 from grouped_lm.data import prepare_split
 from grouped_lm.data.loader import ValidWindows
 from grouped_lm.data.text_files import file_sha256
+from grouped_lm.display import peak_memory_gib
 from grouped_lm.errors import DataError, RunFolderError, disk_errors
 from grouped_lm.evaluate import evaluate
 from grouped_lm.ranking import Row
@@ -33,9 +34,10 @@ from grouped_lm.runtime import resolve_device, set_threads, write_text
 COLUMNS = (
     *("data", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr", "steps", "tokens"),
     *("val_loss_nats", "val_bits_per_byte", "report_loss_nats", "report_bits_per_byte", "tokens_per_sec"),
-    *("peak_tensor_gib", "params_head", "commit", "curve"),
+    *("peak_tensor_gib", "params_head", "commit", "device", "curve"),
 )
-"""`val`: the text of the run's own evaluations. `report`: the text given to the ladder. `curve`: step:nats of `val`."""
+"""`val`: the text of the run's own evaluations. `report`: the text given to the ladder. `peak_tensor_gib`: on a GPU, of
+its allocator. `curve`: step:nats of `val`."""
 KEY = ("data", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr", "steps")
 """What tells runs apart: a second run of the same replaces the first."""
 JUDGED = ("val/loss", "val/bits_per_byte")
@@ -82,11 +84,19 @@ def ladder_row(row: Row, report: Path | None, data: str | None) -> Row:
         "report_loss_nats": judged.get("val/loss"),
         "report_bits_per_byte": judged.get("val/bits_per_byte"),
         "tokens_per_sec": row.get("throughput/tokens_per_sec"),
-        "peak_tensor_gib": row.get("memory/peak_tensor_gib"),
+        "peak_tensor_gib": peak_memory_gib(row),
         "params_head": row.get("params/head"),
         "commit": str(row.get("commit") or "")[:7],
+        "device": device(run),
         "curve": curve(run),
     }
+
+
+def device(run: Path) -> str:
+    """Return the GPU that a run was on, "cpu" where it was on none."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(RunFolder(run).environment.read_text(encoding="utf-8")).get("gpu") or "cpu"
+    return ""
 
 
 def vocabulary(config: Config) -> str:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import LinearCrossEntropyOptions
 
 from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
@@ -36,7 +35,7 @@ class AutoChunkedHead(DenseHead):
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """See `Head.loss`."""
         states, flat = flatten(hidden, targets)
-        dtype, options = working_dtype(states), LinearCrossEntropyOptions()
+        dtype, options = working_dtype(states), nn.LinearCrossEntropyOptions()
         given = states.to(dtype), self.weight.to(dtype), flat
         return HeadLoss(nll=F.linear_cross_entropy(*given, ignore_index=IGNORE_INDEX, options=options))
 
@@ -81,6 +80,7 @@ class Competitor:
     gpu_only: takes part on a GPU alone.
     gpu_options: overrides tried there instead.
     package: has to be installed.
+    needs_torch: of this torch's `torch.nn.functional`; older ones lack it.
     """
 
     name: str
@@ -94,6 +94,7 @@ class Competitor:
     gpu_only: bool = False
     gpu_options: tuple[Option, ...] | None = None
     package: str | None = None
+    needs_torch: str | None = None
 
     def options_on(self, device: str) -> tuple[Option, ...]:
         """Return the options that are tried on `cpu` or `cuda`."""
@@ -109,8 +110,18 @@ class Competitor:
 
     @property
     def missing(self) -> bool:
-        """Whether its package is not installed."""
+        """Whether its package is not installed, or torch too old."""
+        if self.needs_torch is not None and not hasattr(F, self.needs_torch):
+            return True
         return self.package is not None and find_spec(self.package) is None
+
+    @property
+    def why_missing(self) -> str:
+        """What one that is `missing` lacks."""
+        if self.package is None:
+            return f"torch {torch.__version__} has no {self.needs_torch}"
+        extra = "gpu" if self.gpu_only else "bench"
+        return f"{self.package.replace('_', '-')} is not installed (pip install 'grouped-lm[{extra}]')"
 
     def config(self, option: Option | None = None) -> Any:
         """Return the head's config with an option on top."""
@@ -152,7 +163,12 @@ CUTOFFS = ([1000, 5000], [2000, 10_000], [4000, 20_000], [2000], [8000])
 VARIANTS = (
     Competitor("dense, untied", {"name": "dense", "tied": False}),
     Competitor("dense, compiled", {"name": "dense"}, compiled=True),
-    Competitor("dense, chunked, torch's default", {"name": "dense"}, kind=AutoChunkedHead),
+    Competitor(
+        "dense, chunked, torch's default",
+        {"name": "dense"},
+        kind=AutoChunkedHead,
+        needs_torch="linear_cross_entropy",
+    ),
     Competitor("dense, compiled, CUDA graphs", {"name": "dense"}, compiled=True, graphs=True, gpu_only=True),
     Competitor(
         "dense, chunked, tuned",
@@ -219,8 +235,7 @@ def choose(names: list[str], say: Callable[[str], None], device: str = "cpu") ->
     wanted = [c for c in everybody if c.name == BASELINE or not names or any(c.name.startswith(name) for name in names)]
     for competitor in wanted:
         if competitor.missing:
-            package, extra = str(competitor.package).replace("_", "-"), "gpu" if competitor.gpu_only else "bench"
-            say(f"{competitor.name} is left out: {package} is not installed (pip install 'grouped-lm[{extra}]')")
+            say(f"{competitor.name} is left out: {competitor.why_missing}")
     return [c for c in wanted if not c.missing]
 
 
