@@ -185,13 +185,20 @@ VARIANTS = (
     Competitor("class_full, by count", {"name": "class_full"}, grouping="frequency"),
     Competitor("class_full, untied", {"name": "class_full", "tied": False}),
     Competitor("shortlist, mean rows", MEAN_ROWS, grouping="brown"),
+    Competitor("shortlist, mean rows, no kernel", MEAN_ROWS, grouping="brown", kernels=False, gpu_only=True),
+    Competitor("shortlist, mean rows, compiled", MEAN_ROWS, grouping="brown", compiled=True, gpu_only=True),
+    Competitor(
+        "shortlist, mean rows, compiled, CUDA graphs",
+        MEAN_ROWS,
+        grouping="brown",
+        compiled=True,
+        graphs=True,
+        gpu_only=True,
+    ),
     Competitor("shortlist, untied", {"name": "shortlist", "tied": False}),
     Competitor("shortlist, 4 directions", {"name": "shortlist", "directions": 4}),
     Competitor("shortlist, 16 directions", {"name": "shortlist", "directions": 16}),
     Competitor("shortlist, own 2,048, 4 directions", OWN_SHORTLIST),
-    Competitor("shortlist, own 2,048, no kernel", OWN_SHORTLIST, kernels=False, gpu_only=True),
-    Competitor("shortlist, own 2,048, compiled", OWN_SHORTLIST, compiled=True, gpu_only=True),
-    Competitor("shortlist, own 2,048, CUDA graphs", OWN_SHORTLIST, compiled=True, graphs=True, gpu_only=True),
 )
 """Settings of heads beside their defaults. A new one is an entry here."""
 

@@ -102,7 +102,7 @@ def _in_group(
 
 
 def forward_by_pieces(inputs: tuple[Tensor, ...], dtype: torch.dtype, nll: Tensor, hits: Tensor | None) -> None:
-    """Write the losses and the hits of the rows that have a group, on a CPU.
+    """Write the losses and the hits of the rows that have a group, group after group.
 
     Args:
         inputs: hidden, weight, bias, members, groups and slots of `in_group_loss`.
@@ -169,7 +169,7 @@ def _in_group_backward(
 def backward_by_pieces(
     d_nll: Tensor, inputs: tuple[Tensor, ...], dtype: torch.dtype, found: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    """Add the gradients of the losses inside groups, on a CPU.
+    """Add the gradients of the losses inside groups, group after group.
 
     Args:
         d_nll: (N,), of each loss.
@@ -223,12 +223,16 @@ _in_group.register_autograd(_backward, setup_context=_keep_for_backward)
 
 
 def _device_passes(hidden: Tensor, members: Tensor, dtype: torch.dtype) -> tuple[Callable[..., Any], ...] | None:
-    """Return the forward and the backward pass that read the groups' borders on the device; None for the loops here."""
+    """Return the forward and the backward pass that read the groups' borders on the device; None for the loops here.
+
+    Those take fp64 too, which waits for the device at every group there.
+    """
     if chosen(hidden.device, dtype, members.shape[1], repeats=True):
         from grouped_lm.heads.kernels import own_rows
 
         return own_rows.forward, own_rows.backward
-    return None if hidden.device.type == "cpu" else (forward_by_borders, backward_by_borders)
+    loops = hidden.device.type == "cpu" or dtype is torch.float64
+    return None if loops else (forward_by_borders, backward_by_borders)
 
 
 def _pieces(members: Tensor, groups: Tensor, slots: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
@@ -248,10 +252,10 @@ def _pieces(members: Tensor, groups: Tensor, slots: Tensor) -> Iterator[tuple[Te
         for rows in order[start:stop].split(n_rows):
             target, other = slots[rows], None
             if len(some) > 1:
-                width = torch.tensor([sizes[group] for group in some])
-                which = torch.bucketize(groups[rows], torch.tensor(some))
+                width = torch.tensor([sizes[group] for group in some], device=groups.device)
+                which = torch.bucketize(groups[rows], torch.tensor(some, device=groups.device))
                 target = target + (width.cumsum(0) - width)[which]
-                other = which.unsqueeze(1) != torch.arange(len(some)).repeat_interleave(width)
+                other = which.unsqueeze(1) != torch.arange(len(some), device=groups.device).repeat_interleave(width)
             yield own, rows, target.unsqueeze(1), other
 
 
