@@ -46,8 +46,11 @@ def draw_trends(axes: Any, found: Sequence[Standing], reference: str, where: str
         labels.append(Label(gaps[-1], shorten(names[entry.head], LONGEST, placeholder=" ..."), color))
     axes.set_xlabel("million tokens of training")
     axes.set_ylabel(f"nats over the best {reference}")
+    whole = short_names(found)
     far = [
-        f"{name} {entry.trend[-1][1]:+.2f}" for entry in found if entry not in near for name in [entry.settings["name"]]
+        f"{shorten(whole[entry.head], LONGEST, placeholder=' ...')} {entry.trend[-1][1]:+.2f}"
+        for entry in found
+        if entry not in near
     ]
     subtitle = "; outside the frame: ".join(filter(None, [where, ", ".join(far)]))
     write_title(axes, f"Validation loss beside {reference}, along training", subtitle)

@@ -81,7 +81,8 @@ def test_slots_equal_the_plain_line(n_tokens, width, n_group, n_slot, dtype):
     to = SlotGradients(*(torch.zeros_like(leaf) for leaf in leaves))
     nll = slot_loss(*leaves, groups, slots, dtype, to)
     assert_as_near([nll, to.states, to.weight, to.scale, to.shift], eager, truth, factor(dtype))
-    assert torch.equal(slot_loss(*leaves, groups, slots, dtype, None), nll)
+    without = slot_loss(*leaves, groups, slots, dtype, None)  # compiled anew, and on a GPU summed in another order
+    torch.testing.assert_close(without, nll, rtol=1e-5, atol=1e-6)
 
 
 def own_case(n_tokens, width, vocab_size, group_size, n_outside, dtype):
