@@ -43,7 +43,8 @@ def evaluate_run(
     """Judge runs' last checkpoints on their whole validation set, or on another text.
 
     Of two runs or more, the first is the one that the others are compared with: these checkpoints by paired tests over
-    stories, these methods by an equivalence test over seeds. Every run folder gets an eval.json.
+    stories, these methods by an equivalence test over seeds. Every run folder gets an eval.json, with --data an
+    eval-NAME.json after the text.
     """
     from grouped_lm.assess import assess, compare, import_harness, record
     from grouped_lm.assess_tables import print_comparison, print_run
@@ -77,7 +78,7 @@ def evaluate_run(
         if comparisons:
             print_comparison(comparisons)
     for assessment in found:  # last: the figures are said even where a run folder cannot be written
-        record(assessment, comparisons)
+        record(assessment, comparisons, "eval" if data is None else f"eval-{data.stem}")
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:

@@ -50,7 +50,7 @@ class Assessment:
 def assess(
     run: Path, config: Config, stride: int | None = None, samples: int = SAMPLES, tasks: list[str] | None = None
 ) -> Assessment:
-    """Measure the newest checkpoint of a run, and write `eval.json` beside it.
+    """Measure the newest checkpoint of a run.
 
     Args:
         run: the run folder.
@@ -75,6 +75,7 @@ def assess(
         for reading in readings
     )
     figures: dict[str, Any] = {"run": str(run), "trainer/step": step, "val/tokens": len(packed.nll)}
+    figures["text"] = {"data": config.data.name, "valid": config.data.valid, "sha256": valid.manifest["sha256"]}
     words, is_text = count_words(config, tokens, starts), packed.targets != build_tokenizer(config.tokenizer).eot_id
     figures |= summarise(packed, valid.text_bytes, words, is_text)
     story = summarise(alone, valid.text_bytes, words, is_text)
@@ -167,17 +168,22 @@ def write_samples(model: LanguageModel, config: Config, samples: int, device: to
     return text_measures([text.tokens for text in texts], tokenizer.eot_id)
 
 
-def record(assessment: Assessment, comparisons: dict[str, Any]) -> None:
-    """Write `eval.json` into the run folder and the scalars into W&B's summary, as `eval/...`.
+def record(assessment: Assessment, comparisons: dict[str, Any], name: str = "eval") -> None:
+    """Write `NAME.json` into the run folder and the scalars into W&B's summary, as `NAME/...`.
+
+    Args:
+        assessment: of a run.
+        comparisons: with others, see `compare`.
+        name: `eval` for the run's own validation text, which `gvc ls` and reports read.
 
     Raises:
         DiskError: the folder cannot be written.
     """
-    write_json(assessment.run / "eval.json", assessment.figures | comparisons)
+    write_json(assessment.run / f"{name}.json", assessment.figures | comparisons)
     trained = RunFolder(assessment.run).read_config()
     kept = dataclasses.replace(trained, tracking=assessment.config.tracking)
     scalars = {key: value for key, value in assessment.figures.items() if isinstance(value, int | float)}
-    WandbRun(kept, assessment.run).finish({f"eval/{key.removeprefix('val/')}": v for key, v in scalars.items()})
+    WandbRun(kept, assessment.run).finish({f"{name}/{key.removeprefix('val/')}": v for key, v in scalars.items()})
 
 
 def compare(assessments: list[Assessment]) -> dict[str, Any]:

@@ -74,9 +74,12 @@ def test_eval_agrees_with_training_and_takes_another_text(gvc, trained, texts):
     assert other["val/tokens"] > figures["val/tokens"]
     assert "validation perplexity" in gvc("eval", str(trained)).out
     assert gvc("eval", str(trained), "optim.lrr=3").code == 2
-    assert json.loads((trained / "eval.json").read_text())["val/loss"] == pytest.approx(result["val/loss"], abs=1e-7)
     by_flag = json.loads(gvc("eval", str(trained), "--data", texts["train"], "--json", "--samples", "0").out)
     assert by_flag["val/loss"] == pytest.approx(other["val/loss"])
+    own, theirs = (json.loads((trained / name).read_text()) for name in ("eval.json", "eval-train.json"))
+    assert own["val/loss"] == pytest.approx(result["val/loss"], abs=1e-7)
+    assert theirs["val/loss"] == by_flag["val/loss"]
+    assert theirs["text"]["valid"] == texts["train"]
     assert gvc("eval", str(trained), "--stride", "65").code == 2
 
 
@@ -88,7 +91,7 @@ def test_eval_says_its_figures_where_it_cannot_record_them(gvc, trained, texts, 
     Path("it's.txt").write_text(Path(texts["valid"]).read_text())
     outcome = gvc("eval", str(trained), "--data", "it's.txt", "--samples", "0")
     assert outcome.code == 4
-    assert f"cannot read or write {trained}/eval.json: Permission denied; give another place" in outcome.err
+    assert f"cannot read or write {trained}/eval-it's.json: Permission denied; give another place" in outcome.err
     assert "validation perplexity" in outcome.out
 
 
