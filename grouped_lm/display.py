@@ -1,10 +1,13 @@
 """What a person sees of a run: a live line on a terminal, plain lines elsewhere, a closing table. All on stderr."""
 
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
+
+Part = TypeVar("Part")
 
 CLOSING_ROWS = (
     ("validation perplexity", "val/perplexity", "{:,.2f}"),
@@ -82,6 +85,13 @@ class TrainDisplay:
             self._progress.update(self._task, completed=step, line=self._line)
         else:
             self._console.print(f"{self._title}  step {step}/{self._max_steps}  {self._line}", soft_wrap=True)
+
+    def validating(self, parts: Iterable[Part], total: int) -> Iterator[Part]:
+        """Yield `parts`, and show how many of `total` are done, on a terminal."""
+        for done, part in enumerate(parts):
+            self._progress.update(self._task, line=f"validating {done}/{total}")
+            yield part
+        self._progress.update(self._task, line=self._line)
 
     def say(self, text: str) -> None:
         """Print a line above the progress."""

@@ -156,6 +156,7 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
 
     def judge() -> dict[str, Any]:
         part = watchdog.between(stop.between(windows.part(world.rank, world.size), world.any))
+        part = display.validating(part, -(-len(windows) // world.size))
         figures = evaluate(model, part, corpus.valid.text_bytes, device, cfg.dtype, world).metrics()
         spread.rest()
         where = {"trainer/step": progress.step, "trainer/tokens": progress.step * step_tokens}

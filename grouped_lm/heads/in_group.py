@@ -57,7 +57,7 @@ class GroupRows(nn.Module):
 
     @torch.inference_mode(False)  # made once, for training too
     def members(self, token_to_group: Tensor, token_to_slot: Tensor) -> Tensor:
-        """Return (G, S) int64 ids of every group, -1 where it has no more; made when first asked for after `assign`.
+        """Return (G, S) int32 ids of every group, -1 where it has no more; made when first asked for after `assign`.
 
         S is rounded up to a multiple of 8, which the grouped matrix products of a GPU ask for.
 
@@ -65,7 +65,7 @@ class GroupRows(nn.Module):
             token_to_group, token_to_slot: those that were assigned.
         """
         if self._members is None:
-            self._members = group_members(token_to_group, token_to_slot, self.n_group, self._width)
+            self._members = group_members(token_to_group, token_to_slot, self.n_group, self._width).int()
         return self._members
 
 
@@ -92,7 +92,7 @@ def _in_group(
     """
     picked_rows = weight.index_select(0, picked)
     if (on_device := _device_passes(hidden, members, dtype)) is not None:
-        nll, hits = on_device[0](hidden, weight, bias, members, groups, slots, dtype)
+        nll, hits = on_device[0](hidden, weight, bias, members.long(), groups, slots, dtype)
         return nll, hits if accuracy else hits[:0].clone(), picked_rows
     nll, hits, _ = _shapes(hidden, weight, bias, members, groups, slots, dtype, picked, accuracy)
     nll.zero_()
@@ -157,7 +157,7 @@ def _in_group_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of `_in_group` with respect to hidden, weight and bias; logits are computed again."""
     if (on_device := _device_passes(hidden, members, dtype)) is not None:
-        found = on_device[1](d_nll, hidden, weight, bias, members, groups, slots, dtype)
+        found = on_device[1](d_nll, hidden, weight, bias, members.long(), groups, slots, dtype)
     else:
         found = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
         backward_by_pieces(d_nll, (hidden, weight, bias, members, groups, slots), dtype, found)

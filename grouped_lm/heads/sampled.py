@@ -12,10 +12,18 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.config import check_choice, check_range
 from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, classify, flatten, reduce_nll
-from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, linear_loss
+from grouped_lm.heads.chunked import (
+    DEFAULT_CHUNK_ROWS,
+    default_chunk_rows,
+    exact_dtype,
+    linear_loss,
+    scaled,
+    working_dtype,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -88,13 +96,16 @@ class SampledHead(Head):
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """See `Head.loss`: exact under `eval()`, an estimate under `train()`; there are no parts."""
         states, flat = flatten(hidden, targets)
+        if self.training and (reduction == "none" or torch.compiler.is_compiling()):
+            nll = self.sampled_nll(states, flat, self.draw()).view(targets.shape)
+            return HeadLoss(nll=reduce_nll(nll, targets, reduction))
         if self.training:
-            return HeadLoss(nll=reduce_nll(self.sampled_nll(states, flat).view(targets.shape), targets, reduction))
+            return HeadLoss(nll=reduce_nll(self.sampled_sum(states, flat, self.draw()), targets, reduction))
         return linear_loss(self, states, self.weight, self.bias, flat, self.chunk_rows, targets.shape, reduction)
 
-    def sampled_nll(self, states: Tensor, targets: Tensor) -> Tensor:
+    def sampled_nll(self, states: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
         """Return (N,) estimated losses, zero at ignored targets; K + 1 logits per token."""
-        counted, token, drawn = targets >= 0, targets.clamp_min(0), self.draw()
+        counted, token = targets >= 0, targets.clamp_min(0)
         ids = torch.cat([token, drawn])
         rows = F.embedding(ids, self.weight)  # one gather, so that backward makes one V x D gradient
         n_token = token.numel()
@@ -102,10 +113,21 @@ class SampledHead(Head):
         others = at_least_fp32(F.linear(states, rows[n_token:]))
         if self.bias is not None:
             own, others = own + self.bias[token], others + self.bias[drawn]
-        others = others - (self.log_q[drawn] + math.log(self.samples))
+        others = others - self.log_expected(drawn)
         others = others.masked_fill(token[:, None] == drawn, -torch.inf)
         logits = torch.cat([own[:, None], others], dim=1)
         return classify(logits, torch.zeros_like(token), counted, accuracy=False)[0]
+
+    def sampled_sum(self, states: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
+        """Return the sum of `sampled_nll`, the slow line that it equals, a chunk of rows at a time."""
+        found: Tensor = _SampledSum.apply(
+            states, self.weight, self.bias, targets, drawn, self.log_expected(drawn), torch.is_grad_enabled()
+        )
+        return found
+
+    def log_expected(self, drawn: Tensor) -> Tensor:
+        """Return the (K,) log(K q) of drawn tokens, how often each is drawn on average."""
+        return self.log_q[drawn] + math.log(self.samples)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`."""
@@ -114,3 +136,74 @@ class SampledHead(Head):
     def flops_per_token(self) -> float:
         """Return 2 D (K + 1), as in training."""
         return 2.0 * self.n_embd * (self.samples + 1)
+
+
+def chunks(states: Tensor) -> list[slice]:
+    """Return which rows of (N, D) states are taken at once: fake ones, of which only sizes matter, the first alone."""
+    rows = default_chunk_rows(states.device)
+    found = [slice(start, start + rows) for start in range(0, len(states), rows)]
+    return found[:1] if is_fake(states) else found
+
+
+class _SampledSum(torch.autograd.Function):
+    """See `SampledHead.sampled_sum`: what the gradients need is computed with the loss, no (N, K) tensor is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        drawn: Tensor,
+        log_expected: Tensor,
+        keep: bool,
+    ) -> Tensor:
+        dtype = working_dtype(states)
+        table = weight.index_select(0, drawn)
+        offset = -log_expected if bias is None else bias[drawn] - log_expected
+        own_bias = None if bias is None else bias[targets.clamp_min(0)]
+        total = states.new_zeros((), dtype=exact_dtype(dtype))
+        d_own = states.new_zeros(len(states) if keep else 0, dtype=total.dtype)
+        d_states, d_table = (t.new_zeros(t.shape if keep else 0) for t in (states, table))
+        d_offset = offset.new_zeros(len(offset) if keep else 0)
+        for some in chunks(states):
+            part, token, counted = states[some], targets[some].clamp_min(0), (targets[some] >= 0)[:, None]
+            row = weight.index_select(0, token)
+            own = (part * row).sum(1, keepdim=True, dtype=total.dtype)
+            own = own if own_bias is None else own + own_bias[some, None]
+            others = F.linear(part.to(dtype), table.to(dtype)).to(total.dtype).add_(offset)
+            others.masked_fill_(token[:, None] == drawn, -torch.inf)
+            norm = torch.logaddexp(others.logsumexp(1, keepdim=True), own)
+            total += (norm - own).masked_fill(~counted, 0).sum()
+            if not keep:
+                continue
+            share = (own - norm).expm1().mul_(counted)  # p - 1 of the target
+            error = others.sub_(norm).exp_().mul_(counted)
+            d_own[some] = share.squeeze(1)
+            d_offset += error.sum(0)
+            error = error.to(dtype)
+            d_states[some] = (
+                (error @ table.to(dtype)).to(states.dtype).addcmul_(share.to(states.dtype), row.to(states.dtype))
+            )
+            d_table += error.T @ part.to(dtype)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(states, targets, drawn, d_states, d_table, d_own, d_offset)
+        ctx.shape, ctx.has_bias = weight.shape, bias is not None
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor | None) -> tuple[Tensor | None, ...]:
+        if d_total is None:
+            return (None,) * 7
+        states, targets, drawn, *found = ctx.saved_tensors
+        d_states, d_table, d_own, d_offset = scaled(found, d_total)
+        token = targets.clamp_min(0)
+        d_weight = d_table.new_zeros(ctx.shape).index_add_(0, drawn, d_table)
+        for some in chunks(states):
+            d_weight.index_add_(0, token[some], (states[some] * d_own[some, None]).to(d_weight.dtype))
+        d_bias = None
+        if ctx.has_bias:
+            d_bias = d_offset.new_zeros(ctx.shape[0]).index_add_(0, drawn, d_offset)
+            d_bias.index_add_(0, token, d_own.to(d_bias.dtype))
+        return d_states, d_weight, d_bias, None, None, None, None

@@ -106,6 +106,7 @@ class ShortlistHead(BestFirstHead):
         self.register_buffer("reserved", places.reserved, persistent=len(places.reserved) > 0)
         self._frozen = False
         self._kept: tuple[Tensor, Tensor] | None = None
+        self._group_members: Tensor | None = None
         self.shortlist_size, self.n_group = places.n_alone, places.n_group
         self.group_size = places.group_size or None
         self.rows = GroupRows(
@@ -171,6 +172,7 @@ class ShortlistHead(BestFirstHead):
     def after_load(self) -> None:
         """See `Head.after_load`."""
         self.rows.assign(self.token_to_group, self.token_to_slot)
+        self._group_members = None
         self.find_table_rows()
 
     def find_table_rows(self) -> None:
@@ -271,7 +273,7 @@ class ShortlistHead(BestFirstHead):
             return two_step_loss(targets, reduction, (first_sum, None), (inside_sum, None))
         inside = groups.masked_fill(~counted, -1)
         nll, hits, shared = in_group_loss(
-            states, self.weight, self.bias, self.group_members(), inside, slots, self.picked(), accuracy
+            states, self.weight, self.bias, self.members(), inside, slots, self.picked(), accuracy
         )
         columns = self.columns(shared)
         fixed, learned = self.fixed_nll(groups, counted)
@@ -309,14 +311,14 @@ class ShortlistHead(BestFirstHead):
             columns = self.columns(shared)
             del shared  # the columns have copies
             layout = self.shortlist_size, self.group_bias.shape[1]
-            places = self.group_members(), groups.masked_fill(~counted, -1), slots
+            places = self.members(), groups.masked_fill(~counted, -1), slots
             total, first = two_steps_nll(states, columns, classes, layout, (weight, self.bias), places)
             return first + fixed.sum(), total - first
         table = self.weight, self.bias
         total, first = self.table_rows.nll(states, *table, self.group_bias.squeeze(1), classes, slots, self.tied)
         rare = (counted & ~learned).nonzero().squeeze(1)  # tokens that the training text never had
         if rare.numel():
-            one = states[rare], *table, self.group_members(), groups[rare], slots[rare], self.rows.outside[:0]
+            one = states[rare], *table, self.members(), groups[rare], slots[rare], self.rows.outside[:0]
             total = total + in_group_loss(*one, accuracy=False)[0].sum()
         return first + fixed.sum(), total - first
 
@@ -343,9 +345,16 @@ class ShortlistHead(BestFirstHead):
         """See `BestFirstHead.alone`: the shortlist."""
         return self.rows.outside
 
-    def group_members(self) -> Tensor:
-        """See `BestFirstHead.group_members`; what is trained by `table_rows` alone never asks for them."""
+    def members(self) -> Tensor:
+        """Return `GroupRows.members`; what is trained by `table_rows` alone never asks for them."""
         return self.rows.members(self.token_to_group, self.token_to_slot)
+
+    @torch.inference_mode(False)  # made once, for gradients too
+    def group_members(self) -> Tensor:
+        """See `BestFirstHead.group_members`; made when first asked for, which training never does."""
+        if self._group_members is None or self._group_members.device != self.token_to_group.device:
+            self._group_members = self.members().long()
+        return self._group_members
 
     def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """See `BestFirstHead.places`."""

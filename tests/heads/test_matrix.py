@@ -176,6 +176,47 @@ def test_sampled_loss_and_gradient_are_the_exact_ones_in_the_mean(proposal):
     torch.testing.assert_close(torch.stack(partition).mean(0), torch.ones(30).double(), atol=0.25, rtol=0)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 7, 256])
+def test_sampled_sum_equals_the_line_per_token(rows, bias, monkeypatch):
+    monkeypatch.setattr("grouped_lm.heads.sampled.default_chunk_rows", lambda _: rows)
+    head = head_of("sampled", samples=40, bias=bias).train()
+    hidden, targets = batch_of(103, 5, 6)
+    drawn = head.draw()
+    assert drawn.unique().numel() < drawn.numel()  # and some of them are targets
+    assert torch.isin(targets, drawn).any()
+    flat = hidden.flatten(0, 1), targets.flatten(), drawn
+    slow = with_gradients(head, 3 * head.sampled_nll(*flat).sum(), hidden)
+    fast = with_gradients(head, 3 * head.sampled_sum(*flat), hidden)
+    torch.testing.assert_close(fast, slow, rtol=1e-12, atol=1e-12)
+    for reduction in ("sum", "mean"):
+        torch.manual_seed(0)
+        whole = head.loss(hidden, targets, reduction=reduction).nll
+        torch.manual_seed(0)
+        per_token = head.loss(hidden, targets, reduction="none").nll
+        count = 1 if reduction == "sum" else (targets >= 0).sum()
+        torch.testing.assert_close(whole, per_token.sum() / count)
+    ignored = torch.full_like(targets, IGNORE_INDEX)
+    assert head.loss(hidden, ignored).nll == 0
+    assert all(g.abs().max() == 0 for g in with_gradients(head, head.loss(hidden, ignored).nll, hidden)[1:])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_sampled_sum_is_as_near_to_fp64_as_the_line_per_token(autocast):
+    head = head_of("sampled", samples=40, bias=True, dtype=torch.float32, width=24).train()
+    hidden, targets = batch_of(103, 30, dtype=torch.float32, width=24)
+    drawn = head.draw()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = [
+            with_gradients(head, loss, hidden)
+            for loss in (head.sampled_sum(hidden, targets, drawn), head.sampled_nll(hidden, targets, drawn).sum())
+        ]
+    exact = hidden.detach().double().requires_grad_()
+    truth = with_gradients(head.double(), head.double().sampled_nll(exact, targets, drawn).sum(), exact)
+    for ours, plain, true in zip(*found, truth, strict=True):
+        assert (ours - true).abs().max() <= 2 * (plain - true).abs().max() + 1e-6 * true.abs().max() + 1e-6
+
+
 @pytest.mark.parametrize("proposal", ["log_uniform", "frequency"])
 def test_draws_follow_their_proposal(proposal):
     head = head_of("sampled", 11, samples=200_000, proposal=proposal)
