@@ -185,8 +185,9 @@ def backward_by_pieces(
         d_bias.index_add_(0, own, error.sum(0).to(d_bias.dtype))
         error = error.to(dtype)
         d_hidden.index_add_(0, rows, (error @ table.to(dtype)).to(d_hidden.dtype))
+        del table
         d_weight.index_add_(0, own, (error.T @ states.to(dtype)).to(d_weight.dtype))
-        del states, table, error  # else they would live while the next are made
+        del states, error  # else they would live while the next are made
 
 
 @_in_group_backward.register_fake
@@ -242,7 +243,7 @@ def _pieces(members: Tensor, groups: Tensor, slots: Tensor) -> Iterator[tuple[Te
         (c,) ids of the groups' tokens; (n,) rows; (n, 1) where the rows' targets stand among the ids; (n, c) true at
         tokens of groups that are not the row's own, None where there is but one group.
     """
-    sizes = (members >= 0).sum(1).tolist()
+    sizes = [size for some in members.split(32) for size in (some >= 0).sum(1).tolist()]  # a sum is of an int64 copy
     order = torch.argsort(groups)
     stop, *counts = torch.bincount(groups + 1, minlength=len(sizes) + 1).tolist()
     n_rows = min(max(len(groups) // 16, PIECE_ROWS[0]), PIECE_ROWS[1])
