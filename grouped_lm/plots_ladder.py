@@ -14,6 +14,8 @@ FARTHEST = 0.4
 """Nats at the end beyond which a head is named under the title instead of drawn, where that is the lesser part."""
 LONGEST = 40
 """Letters of a name beside its line."""
+MOST = 14
+"""Lines of a picture: of more, each head keeps its best ones."""
 
 
 def write_ladder_plot(where: str, found: Sequence[Standing], reference: str, stem: Path) -> list[Path]:
@@ -33,10 +35,11 @@ def write_ladder_plot(where: str, found: Sequence[Standing], reference: str, ste
 
 def draw_trends(axes: Any, found: Sequence[Standing], reference: str, where: str) -> None:
     """Draw mean differences in nats, over the seeds that both have, against tokens; who is too far is named."""
-    near = [entry for entry in found if abs(entry.trend[-1][1]) <= FARTHEST]
-    near = near if 2 * len(near) > len(found) else list(found)
-    names = short_names(near)
-    styles = styles_by_head(list(names.values()))
+    shown = best_of_each(found)
+    near = [entry for entry in shown if abs(entry.trend[-1][1]) <= FARTHEST]
+    near = near if 2 * len(near) > len(shown) else shown
+    names = short_names(shown)
+    styles = styles_by_head([names[entry.head] for entry in near])
     labels = []
     for entry in near:
         color, mark, dashes = styles[names[entry.head]]
@@ -46,12 +49,27 @@ def draw_trends(axes: Any, found: Sequence[Standing], reference: str, where: str
         labels.append(Label(gaps[-1], shorten(names[entry.head], LONGEST, placeholder=" ..."), color))
     axes.set_xlabel("million tokens of training")
     axes.set_ylabel(f"nats over the best {reference}")
-    whole = short_names(found)
     far = [
-        f"{shorten(whole[entry.head], LONGEST, placeholder=' ...')} {entry.trend[-1][1]:+.2f}"
-        for entry in found
+        f"{shorten(names[entry.head], LONGEST, placeholder=' ...')} {entry.trend[-1][1]:+.2f}"
+        for entry in shown
         if entry not in near
     ]
-    subtitle = "; outside the frame: ".join(filter(None, [where, ", ".join(far)]))
+    hidden = f"; {len(found) - len(shown)} more are in the table" if len(found) > len(shown) else ""
+    subtitle = "; outside the frame: ".join(filter(None, [where, ", ".join(far)])) + hidden
     write_title(axes, f"Validation loss beside {reference}, along training", subtitle)
     label_ends(axes, labels)
+
+
+def best_of_each(found: Sequence[Standing]) -> list[Standing]:
+    """Return at most `MOST` standings, in their order: of every head the same number, its best, one at least."""
+    for count in range(len(found), 0, -1):
+        taken: dict[str, int] = {}
+        shown = []
+        for entry in found:
+            name = entry.settings["name"]
+            taken[name] = taken.get(name, 0) + 1
+            if taken[name] <= count:
+                shown.append(entry)
+        if len(shown) <= MOST:
+            return shown
+    return shown

@@ -80,6 +80,18 @@ def test_the_picture_names_who_is_too_far_to_be_drawn(tmp_path):
     assert png.stat().st_size > 10_000
 
 
+def test_a_crowded_picture_has_the_best_of_every_head(tmp_path):
+    rows = [row("dense", 3, curve="100:4.0 200:3.0")]
+    rows += [row("film", 3 + i / 100, options=f"rank={i}", curve=f"100:4.1 200:{3 + i / 100}") for i in range(1, 20)]
+    rows.append(row("low_rank", 3.3, curve="100:4.1 200:3.3"))
+    svg, _ = write_ladder_plot("here", standings(rows), "dense", tmp_path / "ladder")
+    text = svg.read_text()
+    assert "here; 7 more are in the table" in text
+    assert "film rank=12" in text
+    assert "film rank=13" not in text
+    assert "low_rank" in text
+
+
 def test_the_same_run_replaces_its_row(tmp_path):
     path = tmp_path / "ladder.csv"
     base = dict.fromkeys(KEY, "x")
