@@ -37,7 +37,7 @@ COLUMNS = (
     *("peak_tensor_gib", "params_head", "commit", "device", "curve"),
 )
 """`val`: the text of the run's own evaluations. `report`: the text given to the ladder. `peak_tensor_gib`: on a GPU, of
-its allocator. `curve`: step:nats of `val`."""
+its allocator. `device`: the GPU, or cpu. `curve`: step:nats of `val`."""
 KEY = ("data", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr", "steps")
 """What tells runs apart: a second run of the same replaces the first."""
 JUDGED = ("val/loss", "val/bits_per_byte")
@@ -87,16 +87,9 @@ def ladder_row(row: Row, report: Path | None, data: str | None) -> Row:
         "peak_tensor_gib": peak_memory_gib(row),
         "params_head": row.get("params/head"),
         "commit": str(row.get("commit") or "")[:7],
-        "device": device(run),
+        "device": RunFolder(run).read_environment().get("gpu") or "cpu",
         "curve": curve(run),
     }
-
-
-def device(run: Path) -> str:
-    """Return the GPU that a run was on, "cpu" where it was on none."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(RunFolder(run).environment.read_text(encoding="utf-8")).get("gpu") or "cpu"
-    return ""
 
 
 def vocabulary(config: Config) -> str:

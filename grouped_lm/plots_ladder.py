@@ -1,5 +1,6 @@
 """The ladder as a picture: how far heads are from the best dense one, along training."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -61,15 +62,11 @@ def draw_trends(axes: Any, found: Sequence[Standing], reference: str, where: str
 
 
 def best_of_each(found: Sequence[Standing]) -> list[Standing]:
-    """Return at most `MOST` standings, in their order: of every head the same number, its best, one at least."""
-    for count in range(len(found), 0, -1):
-        taken: dict[str, int] = {}
-        shown = []
-        for entry in found:
-            name = entry.settings["name"]
-            taken[name] = taken.get(name, 0) + 1
-            if taken[name] <= count:
-                shown.append(entry)
-        if len(shown) <= MOST:
-            return shown
-    return shown
+    """Return as many of each head's best standings, one at least, as make `MOST` or fewer, in their order."""
+    before: Counter[str] = Counter()
+    places = []
+    for entry in found:
+        places.append(before[entry.settings["name"]])
+        before[entry.settings["name"]] += 1
+    count = max((n for n in range(1, len(found) + 1) if sum(place < n for place in places) <= MOST), default=1)
+    return [entry for entry, place in zip(found, places, strict=True) if place < count]

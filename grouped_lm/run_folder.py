@@ -90,6 +90,14 @@ class RunFolder:
             return None
         return result if isinstance(result, dict) and isinstance(result.get("state"), str) else None
 
+    def read_environment(self) -> dict[str, Any]:
+        """Return environment.json, nothing where there is none that can be read."""
+        try:
+            found = json.loads(self.environment.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def check_same_run(self, config: Config, restarts: int = 0) -> None:
         """Refuse a folder that holds something else than `config`.
 

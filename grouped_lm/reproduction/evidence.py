@@ -204,7 +204,7 @@ def read_stories(path: Path, name: str) -> list[Row]:
 
 def read_environment(path: Path, name: str) -> list[Row]:
     """Return code, libraries and hardware of a run."""
-    values = _read_json(path / "environment.json")
+    values = RunFolder(path).read_environment()
     if not values:
         return []
     libraries = values.get("libraries")

@@ -28,6 +28,16 @@ def test_choice_by_beginnings_of_names_always_with_dense():
         choose(["nobody"], print)
 
 
+def test_an_older_torch_leaves_out_what_it_lacks(monkeypatch):
+    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy")
+    said: list[str] = []
+    names = [c.name for c in choose(["dense, chunked"], said.append)]
+    assert names == ["dense", "dense, chunked, tuned"]
+    assert said == [
+        f"dense, chunked, torch's default is left out: torch {torch.__version__} has no linear_cross_entropy"
+    ]
+
+
 def test_a_package_that_is_missing_is_said_in_one_line(monkeypatch):
     absent = Competitor("dense, absent", {"name": "dense"}, package="no_such_package")
     monkeypatch.setattr("grouped_lm.bench.competitors.VARIANTS", (absent,))
