@@ -182,6 +182,7 @@ VARIANTS = (
     Competitor("grouped, compiled", {"name": "grouped"}, compiled=True, gpu_only=True),
     Competitor("grouped, compiled, CUDA graphs", {"name": "grouped"}, compiled=True, graphs=True, gpu_only=True),
     Competitor("adaptive, tuned", {"name": "adaptive"}, options=_tuned("cutoffs", CUTOFFS)),
+    Competitor("adaptive, chunked, tuned", {"name": "adaptive", "chunk_rows": 256}, options=_tuned("cutoffs", CUTOFFS)),
     Competitor("class_full, by count", {"name": "class_full"}, grouping="frequency"),
     Competitor("class_full, untied", {"name": "class_full", "tied": False}),
     Competitor("shortlist, mean rows", MEAN_ROWS, grouping="brown"),
