@@ -114,11 +114,53 @@ def figures_table(title: str, figures: dict[str, Any]) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout, as wide as it needs to be where nobody's terminal sets a width."""
+    """Print a table on stdout, in blocks of columns that the terminal has room for; else as wide as it needs to be."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=200)
-    console.print(table)
+        console = Console(highlight=False, width=natural_width(table))
+    for block in column_blocks(table, console.width):
+        console.print(block)
+
+
+def natural_width(table: Table) -> int:
+    """Return how many characters wide a table is where nothing has to be wrapped."""
+    endless = Console(width=10_000)
+    return endless.measure(table).maximum
+
+
+def column_blocks(table: Table, width: int) -> list[Table]:
+    """Return a table as several, each with the first column and as many of the others as `width` has room for.
+
+    The first column then takes a third of the width at most. Another that has no room even so stands alone beside it,
+    and its cells are wrapped.
+    """
+    if natural_width(table) <= width or len(table.columns) < 3:
+        return [table]
+    table = with_columns(table, table.columns[1:], width // 3)
+    blocks: list[list[Column]] = []
+    for column in table.columns[1:]:
+        wider = [*blocks[-1], column] if blocks else [column]
+        if blocks and natural_width(with_columns(table, wider)) <= width:
+            blocks[-1] = wider
+        else:
+            blocks.append([column])
+    found = [with_columns(table, block) for block in blocks]
+    for block in found:
+        block.title, block.caption = None, None
+    found[0].title, found[-1].caption = table.title, table.caption
+    return found
+
+
+def with_columns(table: Table, columns: list[Column], first_width: int | None = None) -> Table:
+    """Return a table of the first column of `table`, which may be narrowed, and of these."""
+    kept = [table.columns[0], *columns]
+    bare = [c.copy() for c in kept]
+    bare[0].max_width = first_width or kept[0].max_width
+    found = Table(*bare, title=table.title, title_justify=table.title_justify)
+    found.caption, found.caption_justify = table.caption, table.caption_justify
+    for row, cells in zip(table.rows, zip(*(column.cells for column in kept), strict=True), strict=True):
+        found.add_row(*cells, style=row.style, end_section=row.end_section)
+    return found
 
 
 class PrepareDisplay:
