@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import HEADS, DenseConfig, Head, HeadLoss, build_head, kernels, parse_head_config
+from grouped_lm.heads import HEADS, AdaptiveHead, Head, HeadContext, HeadLoss, kernels, parse_head_config
 from grouped_lm.heads.base import IGNORE_INDEX, flatten
 from grouped_lm.heads.chunked import working_dtype
 from grouped_lm.heads.dense import DenseHead
@@ -65,6 +65,12 @@ class LigerHead(DenseHead):
         return HeadLoss(nll=loss(self.weight.to(dtype), states.to(dtype), flat))
 
 
+class TorchAdaptiveHead(AdaptiveHead):
+    """Adaptive softmax as torch's module computes it, all logits kept."""
+
+    in_chunks: ClassVar[bool] = False
+
+
 @dataclass(frozen=True)
 class Competitor:
     """One way to get from states to a loss.
@@ -87,7 +93,7 @@ class Competitor:
     head: Option
     options: tuple[Option, ...] = ({},)
     grouping: str = "merge_rank"
-    kind: type[DenseHead] | None = None
+    kind: type[Head] | None = None
     compiled: bool = False
     graphs: bool = False
     kernels: bool = True
@@ -134,11 +140,11 @@ class Competitor:
 
         Where there is no text, groups by company are groups by frequency.
         """
-        if self.kind is not None:
-            return self.kind(DenseConfig(), wte)
         by_company = self.grouping in ("brown", "kmeans")
         grouping = GroupingConfig(name="frequency" if by_company and tokens is None else self.grouping)
-        return build_head(self.config(option), n_embd, vocab_size, grouping, counts, wte, tokens).to(wte.device)
+        context = HeadContext(n_embd, vocab_size, grouping, counts, wte, tokens)
+        kind = self.kind or HEADS[self.head["name"]][1]
+        return kind.build(self.config(option), context).to(wte.device)
 
 
 def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
@@ -182,7 +188,10 @@ VARIANTS = (
     Competitor("grouped, compiled", {"name": "grouped"}, compiled=True, gpu_only=True),
     Competitor("grouped, compiled, CUDA graphs", {"name": "grouped"}, compiled=True, graphs=True, gpu_only=True),
     Competitor("adaptive, tuned", {"name": "adaptive"}, options=_tuned("cutoffs", CUTOFFS)),
-    Competitor("adaptive, chunked, tuned", {"name": "adaptive", "chunk_rows": 256}, options=_tuned("cutoffs", CUTOFFS)),
+    Competitor("adaptive, torch's own", {"name": "adaptive"}, kind=TorchAdaptiveHead),
+    Competitor(
+        "adaptive, torch's own, tuned", {"name": "adaptive"}, options=_tuned("cutoffs", CUTOFFS), kind=TorchAdaptiveHead
+    ),
     Competitor("class_full, by count", {"name": "class_full"}, grouping="frequency"),
     Competitor("class_full, untied", {"name": "class_full", "tied": False}),
     Competitor("shortlist, mean rows", MEAN_ROWS, grouping="brown"),

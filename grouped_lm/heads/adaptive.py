@@ -25,7 +25,7 @@ from grouped_lm.heads.base import (
     two_step_loss,
 )
 from grouped_lm.heads.best_first import BestFirstHead
-from grouped_lm.heads.chunked import class_nll
+from grouped_lm.heads.chunked import class_nll, default_chunk_rows
 
 
 @dataclass(kw_only=True, slots=True)
@@ -37,16 +37,12 @@ class AdaptiveConfig:
     """Ranks at which clusters begin, rising, >= 1; those from V on are left out, and V - 1 stands in for none."""
     div_value: float | int = 4.0
     """Cluster i of 1, 2, ... has D // div_value^i dimensions, >= 1."""
-    chunk_rows: int | None = None
-    """Rows of the first softmax whose logits exist at once, >= 1; null keeps all logits, as torch does. 256 is a good
-    start."""
 
     def __post_init__(self) -> None:
         whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= 1 for c in self.cutoffs)
         if not (self.cutoffs and whole and self.cutoffs == sorted(set(self.cutoffs))):
             raise ConfigError(f"head.cutoffs must be rising whole numbers from 1 on, got {self.cutoffs}")
         check_range("head.div_value", self.div_value, 1, 1e6)
-        check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
 def clip_cutoffs(cutoffs: list[int], vocab_size: int) -> list[int]:
@@ -64,18 +60,19 @@ class AdaptiveHead(BestFirstHead):
     """A softmax over the K most frequent tokens and C clusters, then one in the target's cluster, of lower rank.
 
     The modules are torch's, so `log_prob` and the parameters are too; `loss` is rewritten, since torch's own takes no
-    ignored targets, has no reduction but the mean, and fails under bf16 autocast on fp32 states. With `chunk_rows`, a
-    summed loss makes its exact gradients chunk by chunk, and keeps no logits.
+    ignored targets, has no reduction but the mean, and fails under bf16 autocast on fp32 states. A summed loss makes
+    its exact gradients chunk by chunk, and keeps no logits.
     """
 
     needs_counts: ClassVar[bool] = True
     regularised: ClassVar[bool] = True
+    in_chunks: ClassVar[bool] = True
+    """Whether summed losses keep no logits; else they are torch's own line, which the bench holds them against."""
 
     rank: Tensor
 
     def __init__(self, config: AdaptiveConfig, n_embd: int, by_frequency: Tensor) -> None:
         super().__init__(n_embd, vocab_size=by_frequency.numel())
-        self.chunk_rows = config.chunk_rows
         cutoffs = clip_cutoffs(config.cutoffs, self.vocab_size)
         self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(n_embd, self.vocab_size, cutoffs, config.div_value)
         self.register_buffer("rank", torch.argsort(by_frequency))
@@ -92,8 +89,8 @@ class AdaptiveHead(BestFirstHead):
         counted = flat != IGNORE_INDEX
         cluster, slots = self.places(flat.clamp_min(0))  # -1 for the first K
         classes = torch.where(cluster < 0, slots, self.adaptive.shortlist_size + cluster)
-        if self.chunk_rows is not None and reduction != "none" and not accuracy and not self.adds_extra:
-            sums = self.chunked(states, classes.masked_fill(~counted, -1), cluster, slots, self.chunk_rows)
+        if self.in_chunks and reduction != "none" and not accuracy and not self.adds_extra:
+            sums = self.chunked(states, classes.masked_fill(~counted, -1), cluster, slots)
             return two_step_loss(targets, reduction, (sums[0], None), (sums[1], None))
         first_logits = at_least_fp32(self.adaptive.head(states))
         first = classify(first_logits, classes, counted, accuracy)
@@ -107,19 +104,18 @@ class AdaptiveHead(BestFirstHead):
             hits = hits if right is None else hits.index_copy(0, rows, right)
         return two_step_loss(targets, reduction, first, (inside, hits if accuracy else None), extra)
 
-    def chunked(
-        self, states: Tensor, classes: Tensor, cluster: Tensor, slots: Tensor, chunk_rows: int
-    ) -> tuple[Tensor, Tensor]:
+    def chunked(self, states: Tensor, classes: Tensor, cluster: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed losses of the first softmax and of those inside clusters.
+
+        A chunk of a cluster has as many logits as one of the first softmax, if that is a row or more.
 
         Args:
             states: (N, D).
             classes: (N,) int64 of the first softmax, -1 where ignored.
             cluster: (N,) int64, -1 for the K first.
             slots: (N,) int64, ranks inside the cluster.
-            chunk_rows: rows of the first softmax at once; of a cluster, as many as have no more logits.
         """
-        columns = self.adaptive.head.weight
+        columns, chunk_rows = self.adaptive.head.weight, default_chunk_rows(states.device)
         first = class_nll(states, columns, None, classes, len(columns), 1, chunk_rows)
         inside = torch.zeros_like(first)
         for index, tail in enumerate(self.adaptive.tail):

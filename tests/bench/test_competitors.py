@@ -23,7 +23,7 @@ def test_every_registered_head_takes_part():
 
 
 def test_choice_by_beginnings_of_names_always_with_dense():
-    assert [c.name for c in choose(["grouped", "adaptive, t"], print)] == ["dense", "grouped", "adaptive, tuned"]
+    assert [c.name for c in choose(["grouped", "adaptive, tu"], print)] == ["dense", "grouped", "adaptive, tuned"]
     with pytest.raises(ConfigError, match="no competitor begins with 'nobody'; there are dense, "):
         choose(["nobody"], print)
 

@@ -48,15 +48,19 @@ def test_ignored_targets_leave_no_trace():
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 7, 256])
+@pytest.fixture(params=[1, 7, 256])
+def chunk_rows(request, monkeypatch):
+    monkeypatch.setattr("grouped_lm.heads.adaptive.default_chunk_rows", lambda _: request.param)
+    return request.param
+
+
 @pytest.mark.parametrize("cutoffs", [(5, 20), (90,), (1, 2, 3)])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_in_chunks_it_is_the_same_loss_with_the_same_gradients(reduction, cutoffs, chunk_rows):
+def test_in_chunks_it_is_the_same_loss_with_the_same_gradients(chunk_rows, reduction, cutoffs):
     head, hidden, targets, _ = head_and_batch(cutoffs=cutoffs)
     targets[::3] = IGNORE_INDEX
     inputs, found = [hidden, *head.parameters()], []
-    for rows in (None, chunk_rows):
-        head.chunk_rows = rows
+    for head.in_chunks in (False, True):
         loss = head.loss(hidden, targets, reduction=reduction)
         parts = loss.nll, loss.group_nll, loss.token_nll
         found.append([*parts, *torch.autograd.grad(1.7 * loss.nll, inputs)])
@@ -64,11 +68,15 @@ def test_in_chunks_it_is_the_same_loss_with_the_same_gradients(reduction, cutoff
         torch.testing.assert_close(ours, theirs)
 
 
-def test_in_chunks_bf16_errors_are_at_most_twice_those_of_the_slow_line():
+def test_in_chunks_bf16_errors_are_at_most_twice_those_of_the_slow_line(chunk_rows):
     exact, hidden, targets, _ = head_and_batch()
     narrow, found = copy.deepcopy(exact).float(), []
-    for head, rows, states in ((exact, None, hidden), (narrow, None, hidden.float()), (narrow, 7, hidden.float())):
-        head.chunk_rows, states = rows, states.detach().requires_grad_()
+    for head, chunks, states in (
+        (exact, False, hidden),
+        (narrow, False, hidden.float()),
+        (narrow, True, hidden.float()),
+    ):
+        head.in_chunks, states = chunks, states.detach().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=head is narrow):
             loss = head.loss(states, targets).nll
         assert loss.dtype == (torch.float32 if head is narrow else torch.float64)
@@ -79,13 +87,12 @@ def test_in_chunks_bf16_errors_are_at_most_twice_those_of_the_slow_line():
 
 def test_in_chunks_no_logits_are_kept():
     torch.manual_seed(0)
-    peaks = []
-    for rows in (None, 16):
-        head = build_head(AdaptiveConfig(cutoffs=[500, 1_000], chunk_rows=rows), D, 5_000)
-        peaks.append(measure_head_peak_gib(head, 2_048, D, 5_000, torch.device("cpu")) * 2**30)
-    plain, chunked = peaks
-    assert plain > 2 * 2_048 * 502 * 4  # bytes of the first softmax's logits and of their gradient
-    assert chunked < plain / 8
+    head, peaks = build_head(AdaptiveConfig(cutoffs=[500, 1_000]), D, 5_000), []
+    for head.in_chunks in (False, True):
+        peaks.append(measure_head_peak_gib(head, 4_096, D, 5_000, torch.device("cpu")) * 2**30)
+    torchs, chunked = peaks
+    assert torchs > 2 * 4_096 * 502 * 4  # bytes of the first softmax's logits and of their gradient
+    assert chunked < torchs / 8
 
 
 def test_ranks_follow_the_counts():
