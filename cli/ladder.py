@@ -1,6 +1,7 @@
 """`gvc ladder`."""
 
 import itertools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,12 +37,12 @@ def ladder(
 ) -> None:
     """Put complete runs on the ladder of heads, and show how far each is from the best dense one.
 
-    Rows of the same run are replaced. Each head stands at the learning rate that is best on its runs' own validation
-    text.
+    Rows of the same run are replaced. Each head stands at the learning rate with the most seeds, and of these at the
+    one that is best on its runs' own validation text.
     """
     from grouped_lm.display import print_table
     from grouped_lm.errors import ConfigError, disk_errors
-    from grouped_lm.ladder import ladder_rows, merge_rows, read_rows, standings, text_row
+    from grouped_lm.ladder import PLACE, ladder_rows, merge_rows, read_rows, standings, text_row
     from grouped_lm.plots_ladder import write_ladder_plot
 
     if folders:
@@ -57,14 +58,13 @@ def ladder(
     heads = sorted({row["head"] for row in rows})
     if reference not in ("dense", *heads):  # without a dense head there are no differences
         raise ConfigError(f"--reference: no run has the head {reference}; there are {', '.join(heads)}")
-    places = ("data", "n_embd", "n_layer", "steps")
-    ordered = sorted(rows, key=lambda row: [row[key] for key in places])
-    for place, own in itertools.groupby(ordered, key=lambda row: [row[key] for key in places]):
-        title = "{}, width {}, {} layers, {} steps".format(*place)
+    ordered = sorted(rows, key=lambda row: [row[key] for key in PLACE])
+    for place, own in itertools.groupby(ordered, key=lambda row: [row[key] for key in PLACE]):
+        title = "{}, {} of width {}, {} layers, {} steps, {} tokens".format(*place)
         found = standings(list(own), reference)
         print_table(table(title, found, reference))
         if plots is not None:
-            name = "ladder-{}-{}x{}-{}".format(*place).replace("/", "-")
+            name = "ladder-{}-{}-{}x{}-{}-{}".format(*place).replace("/", "-")
             with disk_errors(plots):
                 drawn = write_ladder_plot(title, found, reference, plots / name)
             if not drawn:
@@ -83,15 +83,20 @@ def table(title: str, found: "list[Standing]", reference: str) -> "Table":
     shown = Table(
         "head", "lr", "seeds", "nats", "bits/byte", f"minus best {reference}", "95 %", "along training", title=title
     )
-    shown.caption = "of the --report text, where runs were judged on one; along training: of the runs' validation text"
+    partly = len({entry.judged for entry in found}) == 2
+    own_text = "; *: of the runs' own validation text" if partly else ""
+    shown.caption = (
+        f"of the --report text, where runs were judged on one{own_text}; b: bits per byte; along training: of "
+    )
+    shown.caption += "the runs' validation text"
     names = short_names(found)
     for entry in found:
-        gap = "" if entry.difference is None else f"{entry.difference:+.3f}"
-        interval = "" if entry.low is None or entry.high is None else f"{entry.low:+.3f} to {entry.high:+.3f}"
+        unit = "" if entry.unit == "loss_nats" else " b"
+        gap = "" if entry.difference is None else f"{entry.difference:+.3f}{unit}"
+        interval = "" if entry.low is None or entry.high is None else f"{entry.low:+.3f} to {entry.high:+.3f}{unit}"
         points = entry.trend[:: -max(1, len(entry.trend) // 4)][::-1]  # the last one among them
         along = " ".join(f"{gap:+.3f}" for _, gap in points)
-        shown.add_row(
-            *(names[entry.head], entry.lr, str(entry.seeds), f"{entry.loss:.4f}", f"{entry.bits_per_byte:.4f}"),
-            *(gap, interval, along),
-        )
+        bits = "" if math.isnan(entry.bits_per_byte) else f"{entry.bits_per_byte:.4f}"
+        nats = f"{entry.loss:.4f}" + ("*" if partly and not entry.judged else "")
+        shown.add_row(names[entry.head], entry.lr, str(entry.seeds), nats, bits, gap, interval, along)
     return shown

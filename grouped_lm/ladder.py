@@ -32,13 +32,28 @@ from grouped_lm.run_folder import COMPLETE, RunFolder
 from grouped_lm.runtime import resolve_device, set_threads, write_text
 
 COLUMNS = (
-    *("data", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr", "steps", "tokens"),
+    *(
+        "data",
+        "body",
+        "n_embd",
+        "n_layer",
+        "head",
+        "options",
+        "grouping",
+        "group_size",
+        "seed",
+        "lr",
+        "steps",
+        "tokens",
+    ),
     *("val_loss_nats", "val_bits_per_byte", "report_loss_nats", "report_bits_per_byte", "tokens_per_sec"),
     *("peak_tensor_gib", "params_head", "commit", "device", "curve"),
 )
 """`val`: the text of the run's own evaluations. `report`: the text given to the ladder. `peak_tensor_gib`: on a GPU, of
 its allocator. `device`: the GPU, or cpu. `curve`: step:nats of `val`."""
-KEY = ("data", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr", "steps")
+PLACE = ("data", "body", "n_embd", "n_layer", "steps", "tokens")
+"""What heads must have alike to be held against each other."""
+KEY = (*PLACE, "head", "options", "grouping", "group_size", "seed", "lr")
 """What tells runs apart: a second run of the same replaces the first."""
 JUDGED = ("val/loss", "val/bits_per_byte")
 REPORT = ("report_loss_nats", "report_bits_per_byte")
@@ -69,6 +84,7 @@ def ladder_row(row: Row, report: Path | None, data: str | None) -> Row:
     judged = judge_on(run, config, report, row["trainer/step"]) if report else {}
     return {
         "data": data or row["data"],
+        "body": config.model.body,
         "n_embd": config.model.n_embd,
         "n_layer": config.model.n_layer,
         "head": row["head"],
@@ -93,8 +109,15 @@ def ladder_row(row: Row, report: Path | None, data: str | None) -> Row:
 
 
 def vocabulary(config: Config) -> str:
-    """Return the vocabulary's size where it is an own one."""
-    return f"bpe={config.tokenizer.vocab_size}" if config.tokenizer.name == "bpe" else ""
+    """Return the vocabulary where it is not GPT-2's: losses per token compare only where it is the same."""
+    name = config.tokenizer.name
+    return {"gpt2": "", "bpe": f"bpe={config.tokenizer.vocab_size}"}.get(name, f"tokenizer={name}")
+
+
+def vocabulary_of(row: Row) -> str:
+    """Return the `vocabulary` that a row's options name."""
+    found = re.search(r"\b(bpe|tokenizer)=\S+", row["options"])
+    return found[0] if found else ""
 
 
 def judge_on(run: Path, config: Config, report: Path, step: int) -> dict[str, float]:
@@ -174,8 +197,10 @@ def read_rows(path: Path) -> list[Row]:
         raise DataError(f"{path} cannot be read as a ladder: {error}") from error
     for number, row in enumerate(rows, 2):
         try:
-            for key in ("val_loss_nats", "val_bits_per_byte", *REPORT, "tokens"):
+            float(row["val_loss_nats"])
+            for key in ("val_bits_per_byte", *REPORT):
                 float(row[key] or 0)
+            int(row["tokens"] or 0)
             for point in row["curve"].split():
                 step, nats = point.split(":")
                 int(step), float(nats)
@@ -217,11 +242,16 @@ class Standing:
     """The same by name, the head's name as `name`."""
     lr: str
     seeds: int
+    judged: bool
+    """Whether its figures, and those that it is held against, are of the report text; else of `val`."""
     loss: float
-    """Mean nats per token of the report text, of `val` where there is none."""
+    """Mean nats per token."""
     bits_per_byte: float
+    """NaN where an older file does not say."""
     difference: float | None
-    """Mean difference to the reference over the seeds that both have; bits per byte where vocabularies differ."""
+    """Mean difference to the reference over the seeds that both have."""
+    unit: str
+    """Of the difference: `loss_nats`, or `bits_per_byte` where vocabularies differ."""
     low: float | None
     """95 % interval (paired t test over seeds); None with one seed."""
     high: float | None
@@ -232,18 +262,22 @@ class Standing:
 
 
 def standings(rows: list[Row], reference: str = "dense") -> list[Standing]:
-    """Return heads of one body, text and length, best first, each at the learning rate that is best by `val`.
+    """Return heads of one body, text and length, best first, each at its `best_lr`.
 
     Args:
-        rows: of `merge_rows`, all of one body, text and length.
-        reference: the head of which the best row of options is what others are held against.
+        rows: of `merge_rows`, all of one `PLACE`.
+        reference: the head of which the best row of options is what others are held against, one with GPT-2's
+            vocabulary and judged on the report text where there is one.
     """
     chosen = {name: best_lr(own) for name, own in by_head(rows).items()}
-    loss = {name: float(np.mean([of(row, "loss_nats") for row in own])) for name, own in chosen.items()}
-    peers = [n for n, own in chosen.items() if own[0]["head"] == reference and "bpe=" not in own[0]["options"]]
-    base = min(peers, key=lambda name: loss[name], default=None)
+
+    def rank(name: str) -> tuple[str, bool, float]:
+        own = chosen[name]
+        return vocabulary_of(own[0]), not are_judged(own), mean_of(own, "loss_nats", are_judged(own))
+
+    base = min((name for name, own in chosen.items() if own[0]["head"] == reference), key=rank, default=None)
     found = [standing(name, own, chosen[base] if base else []) for name, own in chosen.items()]
-    return sorted(found, key=lambda entry: entry.bits_per_byte)
+    return sorted(found, key=lambda entry: (math.isnan(entry.bits_per_byte), entry.bits_per_byte, entry.loss))
 
 
 def short_names(found: Sequence[Standing]) -> dict[str, str]:
@@ -286,17 +320,29 @@ def best_lr(rows: list[Row]) -> list[Row]:
     return min(rates.values(), key=lambda own: (-len(own), np.mean([float(row["val_loss_nats"]) for row in own])))
 
 
-def of(row: Row, unit: str) -> float:
-    """Return the figure of the report text, of the run's own validation text where there is none."""
-    return float(row[f"report_{unit}"] or row[f"val_{unit}"])
+def are_judged(rows: Sequence[Row]) -> bool:
+    """Return whether all rows have figures of the report text."""
+    return all(row["report_loss_nats"] for row in rows)
+
+
+def of(row: Row, unit: str, judged: bool) -> float:
+    """Return the figure of the report text, or of the run's own validation text; NaN where it has none."""
+    return float(row[f"{'report' if judged else 'val'}_{unit}"] or math.nan)
+
+
+def mean_of(rows: Sequence[Row], unit: str, judged: bool) -> float:
+    """Return the mean of `of` over rows."""
+    return float(np.mean([of(row, unit, judged) for row in rows]))
 
 
 def standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
-    """Return where one head stands against the reference's rows."""
-    unit = "bits_per_byte" if "bpe=" in rows[0]["options"] else "loss_nats"
+    """Return where one head stands against the reference's rows, on a text that all of them were judged on."""
     theirs = {row["seed"]: row for row in base}
     pairs = [(row, theirs[row["seed"]]) for row in rows if row["seed"] in theirs]
-    gaps = np.array([of(row, unit) - of(other, unit) for row, other in pairs])
+    judged = are_judged([*rows, *(other for _, other in pairs)])
+    alike = not base or vocabulary_of(rows[0]) == vocabulary_of(base[0])
+    unit = "loss_nats" if alike else "bits_per_byte"
+    gaps = np.array([of(row, unit, judged) - of(other, unit, judged) for row, other in pairs])
     reach = None
     if len(gaps) > 1:
         reach = float(stats.t.ppf((1 + LEVEL) / 2, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
@@ -306,13 +352,15 @@ def standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
         settings=settings_of(rows[0]),
         lr=rows[0]["lr"],
         seeds=len(rows),
-        loss=float(np.mean([of(row, "loss_nats") for row in rows])),
-        bits_per_byte=float(np.mean([of(row, "bits_per_byte") for row in rows])),
+        judged=judged,
+        loss=mean_of(rows, "loss_nats", judged),
+        bits_per_byte=mean_of(rows, "bits_per_byte", judged),
         difference=mean,
+        unit=unit,
         low=None if mean is None or reach is None else mean - reach,
         high=None if mean is None or reach is None else mean + reach,
-        trend=trend(pairs) if unit == "loss_nats" else [],
-        tokens=int(rows[0]["tokens"]),
+        trend=trend(pairs) if alike else [],
+        tokens=int(rows[0]["tokens"] or 0),
     )
 
 

@@ -50,6 +50,32 @@ def test_the_best_dense_is_the_reference_and_own_vocabularies_are_held_by_bits()
     assert found["dense bias=true bpe=4096"].difference == pytest.approx(0.1)
 
 
+def test_two_runs_are_compared_on_a_text_that_both_were_judged_on():
+    rows = [row("dense", 3.0, report=3.3), row("dense", 2.5, options="bias=true"), row("film", 3.1)]
+    rows += [row("grouped", 3.2, report=3.4), row("grouped", 3.3, seed=1)]
+    rows.append(row("dense", 3.05, report=3.31, seed=1))
+    found = {entry.head: entry for entry in standings(rows)}
+    assert (found["dense"].difference, found["dense"].judged) == (0.0, True)  # before one that was not judged
+    assert (found["film"].difference, found["film"].judged) == (pytest.approx(0.1), False)
+    assert found["film"].loss == 3.1
+    assert found["grouped"].difference == pytest.approx((0.2 + 0.25) / 2)  # one of its seeds was not
+    assert not found["grouped"].judged
+
+
+def test_a_ladder_of_one_own_vocabulary_has_differences_in_nats():
+    rows = [row("dense", 3.0, options="bias=true bpe=512"), row("film", 3.1, options="bpe=512")]
+    film = {entry.settings["name"]: entry for entry in standings(rows)}["film"]
+    assert (film.difference, film.unit) == (pytest.approx(0.1), "loss_nats")
+    others = [row("dense", 3.0), row("film", 1.1, options="tokenizer=bytes", bits=1.5)]
+    film = {entry.settings["name"]: entry for entry in standings(others)}["film"]
+    assert (film.difference, film.unit) == (pytest.approx(0.5), "bits_per_byte")
+
+
+def test_other_bodies_and_batches_are_other_runs(tmp_path):
+    rows = [row("dense", 3.0) | {"body": body, "tokens": n} for body in ("gpt2", "gpt_neo") for n in ("100", "200")]
+    assert len(merge_rows(tmp_path / "ladder.csv", rows)) == 4
+
+
 def test_the_trend_is_that_of_shared_steps():
     rows = [row("dense", 3, curve="100:4.0 200:3.5 400:3.0"), row("film", 3, curve="100:4.1 400:3.3")]
     film = {entry.head: entry for entry in standings(rows)}["film"]
@@ -94,7 +120,7 @@ def test_a_crowded_picture_has_the_best_of_every_head(tmp_path):
 
 def test_the_same_run_replaces_its_row(tmp_path):
     path = tmp_path / "ladder.csv"
-    base = dict.fromkeys(KEY, "x")
+    base = dict.fromkeys(KEY, "x") | {"tokens": "7"}
     merge_rows(path, [base | {"seed": 0, "val_loss_nats": 3.0}, base | {"seed": 1, "val_loss_nats": 3.5}])
     merged = merge_rows(path, [base | {"seed": 1, "val_loss_nats": 2.5}])
     assert [entry["val_loss_nats"] for entry in merged] == ["3", "2.5"]
@@ -114,10 +140,10 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     assert [point.split(":")[0] for point in first["curve"].split()] == ["4", "8"]
     assert first["report_loss_nats"] != first["val_loss_nats"]
     assert float(first["report_loss_nats"]) == pytest.approx(float(second["report_loss_nats"]), abs=1e-4)
-    assert "small, width" in out.out
+    assert "small, gpt2 of width 32" in out.out
     assert "ladder.csv" in out.out
     before = (workdir / "ladder.csv").read_text()
-    assert "3, width" not in gvc("ladder", "ladder-runs").out  # looking at runs keeps nothing
+    assert "small, gpt2" not in gvc("ladder", "ladder-runs").out  # looking at runs keeps nothing
     assert [path.name for path in workdir.rglob("*.csv")] == ["ladder.csv"]
     assert (workdir / "ladder.csv").read_text() == before
     assert len(list((workdir / "pictures").glob("ladder-small-*.svg"))) == 1
@@ -130,11 +156,15 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     assert float(again["report_loss_nats"]) == pytest.approx(float(again["val_loss_nats"]), abs=1e-4)
 
 
-def test_a_file_of_fewer_columns_is_read(tmp_path):
+def test_a_file_of_fewer_columns_is_read(gvc, tmp_path):
     path = tmp_path / "ladder.csv"
     path.write_text("head,seed,val_loss_nats\ndense,0,3.5\n")
     merged = merge_rows(path, [row("grouped", 3.6)])
     assert {entry["head"]: entry["report_loss_nats"] for entry in merged} == {"dense": "", "grouped": ""}
+    out = gvc("ladder", "--csv", str(path), "--plots", str(tmp_path / "plots"))
+    assert out.code == 0
+    assert "3.5000" in out.out
+    assert "nan" not in out.out
 
 
 @pytest.mark.parametrize(
@@ -143,6 +173,7 @@ def test_a_file_of_fewer_columns_is_read(tmp_path):
         ("date,note\n2026,mine\n", "is no ladder: it has no column head, seed, val_loss_nats"),
         ("head;seed;val_loss_nats\ndense;0;3\n", "is no ladder"),
         ("head,seed,val_loss_nats,tokens\ndense,0,3.5,7\nfilm,1,many,7\n", "row 3 is damaged"),
+        ("head,seed,val_loss_nats\ndense,0,\n", "row 2 is damaged"),
         ("head,seed,val_loss_nats,curve\ndense,0,3.5,100:4\nfilm,1\n", "row 3 is damaged"),
         ("", "is no ladder"),
     ],
