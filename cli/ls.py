@@ -14,7 +14,8 @@ def list_runs(
     where: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CONDITION", help="Only runs with head=grouped, state!=complete, 'seed<3' ...; may be repeated."
+            metavar="CONDITION",
+            help="Only runs with head=grouped,dense, state!=complete, 'seed<3' ...; may be repeated.",
         ),
     ] = None,
     sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Sort by a column, smallest first.")] = None,

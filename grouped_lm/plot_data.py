@@ -1,11 +1,13 @@
 """What plots show: runs that differ in their seed alone as one point, points of one kind as a series."""
 
+import re
 import statistics
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_lm.ranking import Row, pareto_rows
+from grouped_lm.ranking import Row, pareto_rows, text_of
 
 STEP_TOKENS = "step_tokens"
 KINDS: tuple[tuple[str, str], ...] = (
@@ -20,7 +22,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     (STEP_TOKENS, "{:,} tokens a step"),
     ("optim.lr", "lr {:g}"),
 )
-"""What makes two runs of one group size different kinds of runs, and how a label says it."""
+"""What a label says of runs of one group size where they differ in it; other settings only where it must."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Point:
     series: str
     head: str
     group_size: int | None
-    text: tuple[Any, Any]
-    """Data and tokenizer: losses on different ones do not compare."""
+    text: tuple[Any, ...]
+    """What tells text and tokenizer: losses on different ones do not compare."""
     rows: tuple[Row, ...]
 
     def values(self, key: str) -> list[float]:
@@ -57,19 +59,52 @@ class Point:
 
 
 def collect_points(rows: list[Row]) -> list[Point]:
-    """Return the points of all complete runs, by series and group size."""
-    complete = [row | {STEP_TOKENS: step_tokens(row)} for row in rows if row.get("state") == "complete"]
-    differing = [kind for kind in KINDS if kind[0] == "head" or _differs(complete, kind[0])]
-    grouped: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in complete:
-        grouped[*(row.get(key) for key, _ in KINDS), row.get("group_size")].append(row)
-    points = []
-    for same in grouped.values():
-        row = same[0]
-        series = " ".join(form.format(row[key]) for key, form in differing if row.get(key) is not None)
-        text = row.get("data"), row.get("tokenizer")
-        points.append(Point(series, str(row.get("head")), row.get("group_size"), text, tuple(same)))
+    """Return the points of all complete runs, by series and group size; of runs of one seed the first alone."""
+    seeds: dict[tuple[Any, ...], dict[Any, Row]] = defaultdict(dict)
+    for row in rows:
+        if row.get("state") == "complete":
+            whole = row | {STEP_TOKENS: step_tokens(row)}
+            seeds[_kind(whole)].setdefault(row.get("seed"), whole)
+    found = [tuple(same.values()) for same in seeds.values()]
+    points = [
+        Point(series, str(same[0].get("head")), same[0].get("group_size"), text_of(same[0]), same)
+        for series, same in zip(_name_series([same[0] for same in found]), found, strict=True)
+    ]
     return sorted(points, key=lambda point: (point.series, point.group_size or 0))
+
+
+def _kind(row: Row) -> tuple[Any, ...]:
+    """Return what runs of one point share: all but the seed."""
+    labels = (row.get(key) for key, _ in KINDS)
+    return row.get("group_size"), text_of(row), *labels, *sorted(settings_of(row).items())
+
+
+def settings_of(row: Row) -> Row:
+    """Return the settings that a row carries under the names that commands use, and what it ran on."""
+    return {key: value for key, value in row.items() if re.fullmatch(r"[a-z]+\.\w+|device", key) and value is not None}
+
+
+def _name_series(rows: list[Row]) -> list[str]:
+    """Return names by `KINDS`, longer by settings where two rows of one group size would otherwise have the same."""
+    kinds = [kind for kind in KINDS if kind[0] == "head" or _differs(rows, kind[0])]
+    names = [" ".join(form.format(row[key]) for key, form in kinds if row.get(key) is not None) for row in rows]
+    known: Callable[[Row], Row]
+    for known in (settings_of, lambda row: {"text": row.get("text")}):  # the hash of a text tells least: last
+        apart = _differing(rows, names, known)
+        names = [
+            " ".join([name, *(f"{key}={known(row)[key]}" for key in apart if known(row).get(key) is not None)])
+            for row, name in zip(rows, names, strict=True)
+        ]
+    return names
+
+
+def _differing(rows: list[Row], names: list[str], known: Callable[[Row], Row]) -> list[str]:
+    """Return what differs between rows of the same name and group size."""
+    alike: dict[tuple[str, Any], list[Row]] = defaultdict(list)
+    for row, name in zip(rows, names, strict=True):
+        alike[name, row.get("group_size")].append(known(row))
+    pairs = [(same[0], other) for same in alike.values() for other in same[1:]]
+    return sorted({key for one, other in pairs for key in one | other if one.get(key) != other.get(key)})
 
 
 def _differs(rows: list[Row], key: str) -> bool:

@@ -94,6 +94,11 @@ def select_rows(rows: list[Row], conditions: Iterable[str]) -> list[Row]:
 
 
 def _parse(condition: str, rows: list[Row]) -> Callable[[Row], bool]:
+    """Return the test that a condition stands for.
+
+    `seed=0,1` means either of the two, as it does for `gvc sweep`, unless a row has `0,1` as it stands: tables show
+    1024 as 1,024.
+    """
     parts = re.fullmatch(r"([^<>=!]+)(<=|>=|!=|==|=|<|>)(.*)", condition.strip())
     if parts is None:
         raise ConfigError(f"{condition!r} is no condition: write COLUMN=VALUE, or != < > <= >= for =")
@@ -103,19 +108,23 @@ def _parse(condition: str, rows: list[Row]) -> Callable[[Row], bool]:
         if number is None:
             raise ConfigError(f"{condition!r}: {sign} needs a number, got {text!r}")
         return lambda row: _number(row.get(key)) is not None and OPERATORS[sign](_number(row[key]), number)
-    return lambda row: _same(row.get(key), text, number) == (sign != "!=")
+    whole = any(_same(row.get(key), text) for row in rows)
+    accepted = [text] if whole else [part.strip() for part in text.split(",")]
+    return lambda row: any(_same(row.get(key), one) for one in accepted) == (sign != "!=")
 
 
 def _number(value: Any) -> float | None:
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?", value.strip()):
+        value = value.replace(",", "")
     try:
-        return float(value.replace(",", "").replace("_", "") if isinstance(value, str) else value)
+        return float(value)
     except (TypeError, ValueError):
         return None
 
 
-def _same(value: Any, text: str, number: float | None) -> bool:
+def _same(value: Any, text: str) -> bool:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return number is not None and float(value) == number
+        return float(value) == _number(text)
     return ("-" if value is None else str(value)).lower() == text.lower() or (value is None and text.lower() == "none")
 
 
@@ -143,12 +152,17 @@ def pareto_rows(rows: list[Row], keys: Iterable[tuple[str, int]] = PARETO_KEYS) 
     return [row for row, mine in entries if not beaten(mine)]
 
 
+def text_of(row: Row) -> tuple[Any, ...]:
+    """Return what tells the text and tokenizer of a run; labels alone where its row comes from an old table."""
+    return (row["text"],) if row.get("text") else (row.get("data"), row.get("tokenizer"))
+
+
 def mark_front(rows: list[Row]) -> None:
     """Set `front` to "yes" in the runs that none on the same text beats, "no" in other complete ones, else None."""
-    texts: dict[tuple[Any, Any], list[Row]] = {}
+    texts: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         row["front"] = "no" if row.get("state") == "complete" else None
-        texts.setdefault((row.get("data"), row.get("tokenizer")), []).append(row)
+        texts.setdefault(text_of(row), []).append(row)
     for alike in texts.values():
         for row in pareto_rows(alike):
             row["front"] = "yes"

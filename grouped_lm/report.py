@@ -140,6 +140,8 @@ def comparison_table(rows: list[Row]) -> Table:
     same = [c for c in filled if c[1] in LABELS and len(rows) > 1 and len({row.get(c[1]) for row in rows}) == 1]
     columns = [c for c in filled if c not in same]
     paths = [Path(row["run"]) for row in rows]
+    if len({path.is_absolute() for path in paths}) > 1:
+        paths = [path.absolute() for path in paths]  # there is no common folder otherwise
     parent = Path(os.path.commonpath([path.parent for path in paths]))
     names = [str(path.relative_to(parent)) for path in paths]
     title = ", ".join([str(parent), *(f"{label} {cell(rows[0][key], form)}" for label, key, form in same)])

@@ -1,5 +1,6 @@
 """Runs as rows: what their folders say about each, finished or not. Reads only; never takes a run's lock."""
 
+import hashlib
 import json
 import os
 import re
@@ -12,24 +13,36 @@ from grouped_lm.data.tokenizer import VOCAB_SIZES
 from grouped_lm.display import peak_memory_gib
 from grouped_lm.errors import RunFolderError
 from grouped_lm.grouping import default_group_size
-from grouped_lm.ranking import COLUMNS, PARETO_KEYS
+from grouped_lm.identity import first_identity
+from grouped_lm.ranking import COLUMNS, PARETO_KEYS, text_of
 from grouped_lm.run_folder import COMPLETE, RunFolder
 
 Row = dict[str, Any]
 
 RUNNING, UNFINISHED, DAMAGED = "running", "unfinished", "damaged"
-CONFIG_KEYS = (
-    "model.body",
-    "model.n_embd",
-    "model.block_size",
-    "optim.lr",
-    "train.max_steps",
-    "train.micro_batch_size",
-    "train.grad_accum_steps",
+PARTS = ("model", "grouping", "data", "tokenizer", "optim", "train")
+"""Parts of a config whose settings a row carries under the names that commands use."""
+COSTS = {
+    "model.attention": "fused",
+    "model.activation_checkpointing": False,
+    "train.cuda_graphs": False,
+    "train.devices": 1,
+    "train.nodes": 1,
+    "train.strategy": "ddp",
+    "train.vocab_parallel": False,
+}
+"""Settings that change a run's speed and memory and not what it computes, and what they were before they were there:
+of that value they are left out of a row, as `identity.first_identity` leaves out others."""
+PATHS = ("data.train", "data.valid", "tokenizer.file")
+"""Settings of which a row has the last part alone: tables are shown to others."""
+ALIKE = (
+    *("model", "trainer/tokens", "device", "model.body", "model.n_layer", "model.n_head", "model.n_embd"),
+    *("model.block_size", "model.window_size", "model.dropout", "train.micro_batch_size", "train.grad_accum_steps"),
+    *("train.dtype", "train.compile", "train.threads", *COSTS),
 )
-"""Settings that a row carries under the name that commands use."""
+"""What runs on one text must share for their speed and memory to compare."""
 NUMBERS = {key for _, key, form in COLUMNS if form != "{}"} | {key for key, _ in PARETO_KEYS}
-WORDS = {key for _, key, form in COLUMNS if form == "{}"} | {"data", "tokenizer", "reason", "trainer/tokens"}
+WORDS = {key for _, key, form in COLUMNS if form == "{}"} | {"data", "tokenizer", "device", "reason", "trainer/tokens"}
 """What tables compute with, and what they compare."""
 TAIL_BYTES = 65_536
 """How much of the end of metrics.jsonl is read: over a hundred rows, whatever the file's length."""
@@ -121,7 +134,10 @@ def _read_row(path: Path) -> Row:
         known.pop("reason", None)
     else:
         known = figures | result
-    row = {"run": str(path), "sweep": sweep_of(path)} | _labels(read_config(path) or {}) | known | {"state": state}
+    labels = _labels(read_config(path) or {})
+    environment = RunFolder(path).read_environment()
+    labels["device"] = environment.get("gpu") or environment.get("device") or labels["device"]
+    row = {"run": str(path), "sweep": sweep_of(path)} | labels | known | {"state": state}
     return row | read_tasks(path) | {"memory/peak": peak_memory_gib(row)}
 
 
@@ -155,11 +171,32 @@ def _labels(config: Row) -> Row:
         "tokenizer": tokenizer_label(tokenizer) or None,
         "vocab_size": vocab_size,
         "seed": config.get("seed"),
+        "device": config.get("train", {}).get("device"),
     }
-    for key in CONFIG_KEYS:
+    return labels | _settings(config, grouped=group_size is not None)
+
+
+def _settings(config: Row, grouped: bool) -> Row:
+    """Return what a run computes and how, flat, without head and seed; `text` is a hash of what tells its text."""
+    parts = {part: dict(config.get(part, {})) for part in PARTS}
+    settings = {key: value for key, value in first_identity(parts).items() if value is not None}
+    if not grouped:
+        settings = {key: value for key, value in settings.items() if not key.startswith("grouping.")}
+    for key, usual in COSTS.items():
         part, name = key.split(".")
-        labels[key] = config.get(part, {}).get(name)
-    return labels
+        if parts[part].get(name, usual) != usual:
+            settings[key] = parts[part][name]
+    text = {key: value for key, value in settings.items() if key.startswith(("data.", "tokenizer."))}
+    row = {key: _cell(key, value) for key, value in settings.items()}
+    if parts["data"]:
+        row["text"] = hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:12]
+    return row
+
+
+def _cell(key: str, value: Any) -> Any:
+    if key in PATHS:
+        return " ".join(Path(str(path)).name for path in (value if isinstance(value, list) else [value]))
+    return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
 def last_metrics(path: Path) -> Row:
@@ -212,10 +249,17 @@ def sweep_of(path: Path) -> str | None:
 
 
 def add_ratios(rows: list[Row]) -> None:
-    """Add speed and memory over those of the first dense run of the same body, text and budget, where there is one."""
-    alike = ("model", "data", "tokenizer", "trainer/tokens")
+    """Add speed and memory over those of the first dense run on the same text that is `ALIKE`, where there is one."""
+    dense: dict[Any, Row] = {}
     for row in rows:
-        dense = [r for r in rows if r["head"] == "dense" and all(r.get(key) == row.get(key) for key in alike)]
+        if row["head"] == "dense":
+            dense.setdefault(_conditions(row), row)
+    for row in rows:
+        other = dense.get(_conditions(row), {})
         for ratio, key in (("throughput/vs_dense", "throughput/tokens_per_sec"), ("memory/vs_dense", "memory/peak")):
-            if dense and dense[0].get(key) and row.get(key):
-                row[ratio] = row[key] / dense[0][key]
+            if other.get(key) and row.get(key):
+                row[ratio] = row[key] / other[key]
+
+
+def _conditions(row: Row) -> tuple[Any, ...]:
+    return text_of(row), *(row.get(key) for key in ALIKE)

@@ -102,6 +102,28 @@ def test_seeds_are_one_point_and_kinds_are_series():
     }
 
 
+def test_only_runs_that_differ_in_their_seed_alone_are_one_point():
+    rows = [
+        make_row(head, size, seed, **{"model.dropout": dropout, "train.z_loss": 0.0})
+        for head, size in (("dense", None), ("grouped", 64))
+        for dropout in (0.0, 0.1)
+        for seed in (0, 1, 2)
+    ]
+    twice = make_row("dense", None, 0, **{"model.dropout": 0.0, "train.z_loss": 0.0, "run": "again"})
+    points = collect_points([*rows, twice])
+    assert {point.label(): [row["seed"] for row in point.rows] for point in points} == {
+        f"{head} model.dropout={dropout}{size}": [0, 1, 2]
+        for head, size in (("dense", ""), ("grouped", " S=64"))
+        for dropout in (0.0, 0.1)
+    }
+    assert "again" not in {row["run"] for point in points for row in point.rows}
+    same_files = [make_row(**{"text": text, "data.train": "train.txt"}) for text in ("3f", "a7")]
+    assert [point.series for point in collect_points(same_files)] == ["grouped text=3f", "grouped text=a7"]
+    assert len({point.text for point in collect_points(same_files)}) == 2
+    device = [make_row(device=device) for device in ("cpu", "H100")]
+    assert [point.series for point in collect_points(device)] == ["grouped device=H100", "grouped device=cpu"]
+
+
 def test_theory_by_hand():
     # N 2, D 3, V 4, S 2, so G 2 and C 2. Twice states and weights: 2 * (6 + 12 + 2) = 40 floats; tables 5 * 4 = 20 and,
     # of ids, 2 * 4; a chunk: 2 * 4 * 2 = 16. Integers: 5 * 2 = 10 of 8 bytes. Mask: 4 bytes.

@@ -32,11 +32,14 @@ def names(rows):
     return "".join(row["run"][-1] for row in rows)
 
 
-def make_run(path: Path, head=None, metrics=(TRAIN,), **result) -> Path:
+def make_run(path: Path, head=None, metrics=(TRAIN,), settings=None, **result) -> Path:
     """Write a run folder as training leaves it; without `result` one that was broken off."""
     path.mkdir(parents=True)
-    config = Config(head=head or GroupedConfig(group_size=64))
-    (path / "config.json").write_text(json.dumps(config_to_dict(config)))
+    config = config_to_dict(Config(head=head or GroupedConfig(group_size=64)))
+    for key, value in (settings or {}).items():
+        part, name = key.split(".")
+        config[part][name] = value
+    (path / "config.json").write_text(json.dumps(config))
     (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     if result:
         (path / "result.json").write_text(json.dumps(result))
@@ -159,13 +162,19 @@ def test_a_run_in_training_is_seen_without_touching_its_lock(tmp_path, monkeypat
         (["perplexity<=64"], "a"),
         (["perplexity=none"], "c"),
         (["head=nothing"], ""),
+        (["seed=0,10"], "abc"),
+        (["seed=0,1"], "ab"),
+        (["seed!=0,1"], "c"),
+        (["head=dense, film"], "a"),
+        (["tokens/s=1,000"], "a"),
+        (["tokens/s=1_000,11000"], "ac"),
     ],
 )
 def test_conditions(conditions, left):
     assert names(select_rows(ROWS, conditions)) == left
 
 
-@pytest.mark.parametrize("condition", ["head", "hed=dense", "perplexity<low"])
+@pytest.mark.parametrize("condition", ["head", "hed=dense", "perplexity<low", "seed<0,1", "seed<1,00"])
 def test_conditions_that_cannot_be_met_or_read(condition):
     with pytest.raises(ConfigError):
         select_rows(ROWS, [condition])
@@ -259,11 +268,76 @@ def test_ratios_compare_like_with_like():
     assert [row.get("throughput/vs_dense") for row in rows] == [1.0, 12.0, 11.0, None]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model.block_size": 128},
+        {"model.n_layer": 2},
+        {"train.micro_batch_size": 4},
+        {"train.dtype": "bfloat16"},
+        {"train.compile": True},
+        {"train.threads": 1},
+        {"train.device": "cuda"},
+        {"train.devices": 2},
+        {"data.seed": 1},
+        {"data.source": "text", "data.train": "a/x.txt"},
+    ],
+)
+def test_ratios_only_to_a_dense_run_alike(tmp_path, other):
+    judged = complete(4.0, 100.0, 2.0) | {"trainer/tokens": 10}
+    make_run(tmp_path / "a", DenseConfig(), settings=other, **judged)
+    make_run(tmp_path / "b", **judged | {"throughput/tokens_per_sec": 300.0})
+    assert "throughput/vs_dense" not in collect_runs([tmp_path])[1]
+    make_run(tmp_path / "c", DenseConfig(), settings={"optim.lr": 0.5, "model.name": "gpt2-1m"}, **judged)
+    assert [row.get("throughput/vs_dense") for row in collect_runs([tmp_path])] == [1.0, 3.0, 1.0]
+
+
+def test_ratios_where_the_machine_was_another(tmp_path):
+    judged = complete(4.0, 100.0, 2.0) | {"trainer/tokens": 10}
+    for name, head, environment in (
+        ("a", DenseConfig(), {"device": "cuda", "gpu": "H100"}),
+        ("b", None, {"device": "cpu", "gpu": None}),
+        ("c", None, {"device": "cuda", "gpu": "H100"}),
+    ):
+        run = make_run(tmp_path / name, head, **judged)
+        (run / "environment.json").write_text(json.dumps(environment))
+    assert [row.get("memory/vs_dense") for row in collect_runs([tmp_path])] == [1.0, None, 1.0]
+
+
+def test_old_runs_compare_with_new_ones(tmp_path):
+    judged = complete(4.0, 100.0, 2.0) | {"trainer/tokens": 10}
+    path = make_run(tmp_path / "a", DenseConfig(), **judged) / "config.json"
+    config = json.loads(path.read_text())
+    for part, name in (("model", "embedding"), ("model", "attention"), ("train", "devices"), ("train", "z_loss")):
+        del config[part][name]
+    path.write_text(json.dumps(config))
+    make_run(tmp_path / "b", **judged)
+    assert [row["memory/vs_dense"] for row in collect_runs([tmp_path])] == [1.0, 1.0]
+
+
+def test_texts_are_told_by_their_settings_not_by_their_name(tmp_path):
+    for name, train, loss in (("a", "/x/one.txt", 4.0), ("b", "/x/one.txt", 5.0), ("c", "/y/one.txt", 6.0)):
+        text = {"data.name": "text", "data.source": "text", "data.train": train, "data.valid": ["v.txt", "w.txt"]}
+        make_run(tmp_path / name, settings=text, **complete(loss, 100.0, 2.0))
+    rows = collect_runs([tmp_path])
+    mark_front(rows)
+    assert [row["front"] for row in rows] == ["yes", "no", "yes"]
+    assert {(row["data.train"], row["data.valid"]) for row in rows} == {("one.txt", "v.txt w.txt")}
+    assert "/x" not in to_csv(rows)  # tables are shown to others
+
+
 def test_what_is_the_same_in_all_runs_stands_in_the_title():
     table = comparison_table([row | {"model": "gpt2-1m"} for row in ROWS])
     assert "model gpt2-1m" in str(table.title)
     assert [column.header for column in table.columns] == ["", "a", "b", "c"]
     assert len(comparison_table([*ROWS, *ROWS]).rows) == 6
+
+
+def test_relative_and_absolute_folders_together(gvc, tmp_path):
+    make_run(tmp_path / "runs/a", **complete(4.0, 100.0, 2.0))
+    make_run(tmp_path / "other/b", **complete(5.0, 100.0, 2.0))
+    assert "runs/a" in gvc("ls", "runs", str(tmp_path / "other")).out
+    assert str(comparison_table(collect_runs([Path("runs")])).title) == "runs"
 
 
 def test_ls(gvc, sweep):

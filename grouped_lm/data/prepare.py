@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.data.encode import Encoded, encode_fragments
 from grouped_lm.data.sources import Source, open_source
+from grouped_lm.data.text_files import check_splits_apart
 from grouped_lm.data.token_file import FORMAT_VERSION, TokenFile, read_token_file
 from grouped_lm.data.token_writer import FolderWriter
 from grouped_lm.data.tokenizer import Tokenizer, build_tokenizer
@@ -44,7 +45,8 @@ class Corpus:
 def prepare_data(
     data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None = None, workers: int | None = None
 ) -> Corpus:
-    """Prepare both splits; see `prepare_split`."""
+    """Prepare both splits; see `prepare_split`, and `check_splits_apart` for what is refused before."""
+    check_splits_apart(data)
     train, valid = (prepare_split(data, tokenizer, split, progress, workers) for split in ("train", "valid"))
     return Corpus(train=train, valid=valid)
 

@@ -5,16 +5,17 @@ import contextlib
 import glob
 import hashlib
 import json
+import logging
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from grouped_lm.config import DataConfig
 from grouped_lm.data.tokenizer import EOT_TEXT, Fragment, valid_unicode
-from grouped_lm.errors import DataError
+from grouped_lm.errors import ConfigError, DataError
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BLOCK_BYTES = 1 << 20
@@ -27,6 +28,8 @@ FRAGMENT_CHARS = 1 << 20
 # of the two sides of such a border are those of the whole. \S is Python's, narrower than Rust's.
 _CUT = re.compile(r"\S(?=[ \n\r\t])")
 _CUT_SEARCH_CHARS = 1 << 16
+
+log = logging.getLogger(__name__)
 
 
 class TextSource:
@@ -78,7 +81,7 @@ class TextSource:
 
 
 def find_files(patterns: str | Iterable[str], key: str = "data.train") -> list[Path]:
-    """List the files that paths, folders and globs stand for, absolute, each pattern's files sorted.
+    """List the files that paths, folders and globs stand for, absolute, each pattern's files sorted, no file twice.
 
     Raises:
         DataError: nothing there, or a file whose suffix is not .txt, .jsonl or .parquet.
@@ -100,7 +103,41 @@ def find_files(patterns: str | Iterable[str], key: str = "data.train") -> list[P
     for path in found:
         if path.suffix.lower() not in SUFFIXES:
             raise DataError(f"{key}: {path} must end in one of {', '.join(SUFFIXES)}")
-    return found
+    once: dict[Path, Path] = {}
+    for path in found:
+        once.setdefault(path.resolve(), path)
+    return list(once.values())
+
+
+def check_splits_apart(config: DataConfig) -> None:
+    """Refuse files of folders or globs that both splits would read; warn of those that both name one by one.
+
+    Raises:
+        ConfigError: there is one.
+        DataError: see `find_files`.
+    """
+    if config.source != "text":
+        return
+    found = [{path.resolve() for path in find_files(getattr(config, key), f"data.{key}")} for key in ("train", "valid")]
+    named = [_named(patterns) for patterns in (config.train, config.valid)]
+    for path in sorted(found[0] & found[1]):
+        if path not in named[0] & named[1]:
+            raise ConfigError(
+                f"{path} is in data.train={config.train} and in data.valid={config.valid}: move it out of the folder, "
+                "or name the files of each"
+            )
+        _warn_once(f"{path} is both data.train and data.valid: the validation loss is that of text trained on")
+
+
+def _named(patterns: str | Iterable[str]) -> set[Path]:
+    """Return the files that are named one by one, not by a folder or glob."""
+    paths = [Path(pattern).expanduser() for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+    return {path.resolve() for path in paths if path.is_file()}
+
+
+@lru_cache
+def _warn_once(text: str) -> None:
+    log.warning(text)
 
 
 def file_sha256(path: Path) -> str:

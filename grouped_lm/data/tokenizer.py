@@ -39,6 +39,7 @@ Fragment = tuple[str, bool]
 """A piece of a document, and whether the document ends with it. Cut so that tokens do not change."""
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONG_BLANK = re.compile(r"\s{100000,}")  # tiktoken's limit is ten times that
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +119,11 @@ class GPT2Tokenizer:
         return digest.hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        return self._encoding.encode_ordinary(text)
+        try:
+            return self._encoding.encode(text, disallowed_special=())  # encode_ordinary ends in Rust's panic instead
+        except ValueError:
+            _refuse_long_blank([text])
+            raise
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._encoding.decode([int(i) for i in ids], errors="replace")
@@ -134,7 +139,11 @@ class GPT2Tokenizer:
         if any(EOT_TEXT in text for text, _ in fragments):  # the border as a document's own text: stays text
             return self._encode_one_by_one(fragments)
         joined = valid_unicode("".join(text + EOT_TEXT if last else text for text, last in fragments))
-        ids = self._encoding.encode_to_numpy(joined, allowed_special={EOT_TEXT}, disallowed_special=())
+        try:
+            ids = self._encoding.encode_to_numpy(joined, allowed_special={EOT_TEXT}, disallowed_special=())
+        except ValueError:
+            _refuse_long_blank([text for text, _ in fragments])
+            raise
         return ids.astype(np.uint16)
 
     def _encode_one_by_one(self, fragments: Sequence[Fragment]) -> np.ndarray:
@@ -144,6 +153,18 @@ class GPT2Tokenizer:
             if last:
                 ids.append(self.eot_id)
         return np.array(ids, np.uint16)
+
+
+def _refuse_long_blank(texts: list[str]) -> None:
+    """Raise `DataError` where a text has more whitespace in a row than tiktoken's pattern can take."""
+    blanks = [(len(blank), text) for text in texts for blank in _LONG_BLANK.findall(text)]
+    if blanks:
+        length, text = max(blanks)
+        words = " ".join(text.split(maxsplit=8)[:8])
+        raise DataError(
+            f"tokenizer gpt2 cannot take {length:,} spaces or line ends in a row, in the text that begins "
+            f"{words[:60]!r}: shorten them there, or set tokenizer=bytes"
+        )
 
 
 def valid_unicode(text: str) -> str:

@@ -284,6 +284,21 @@ def test_missing_text(gvc, tiny, workdir, field):
     assert list(workdir.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [["train"], ["data", "prepare"]])
+def test_validation_text_among_the_training_text(gvc, tiny, words):
+    Path("texts").mkdir()
+    for name in ("train", "valid"):
+        Path(f"texts/{name}.txt").write_text("a story")
+    outcome = gvc(*words, *tiny, "data.train=texts", "data.valid=texts/valid.txt")
+    assert_one_line(outcome, 2, "texts/valid.txt is in data.train=texts and in data.valid=texts/valid.txt")
+
+
+def test_more_spaces_than_the_tokenizer_takes(gvc, tiny):
+    Path("blank.txt").write_text("Once" + " " * 1_100_000 + "upon")
+    outcome = gvc("data", "prepare", *tiny, "tokenizer=gpt2", "data.train=blank.txt")
+    assert_one_line(outcome, 3, "1,100,000 spaces or line ends in a row, in the text that begins 'Once upon'")
+
+
 def test_text_that_is_not_utf8(gvc, tiny, workdir):
     Path("latin.txt").write_bytes("un caf\xe9 noir".encode("latin-1"))
     assert_one_line(gvc("train", *tiny, "data.train=latin.txt"), 3, "latin.txt")

@@ -9,7 +9,7 @@ import pytest
 from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.data import build_tokenizer, describe_source, iter_documents, text_files
 from grouped_lm.data.hub import HubSource
-from grouped_lm.data.text_files import decode_blocks, split_documents
+from grouped_lm.data.text_files import check_splits_apart, decode_blocks, split_documents
 from grouped_lm.errors import ConfigError, DataError
 
 
@@ -82,6 +82,34 @@ def test_files_folders_globs_and_lists(files, monkeypatch):
     assert documents("~/b/d.parquet") == ["four"]
     both = text_config([str(files / "b" / "d.parquet"), str(files / "a.txt")])
     assert list(iter_documents(both, "valid")) == ["four", "one", "two"]
+
+
+def test_a_file_that_several_patterns_name_is_read_once(files):
+    (files / "link.txt").symlink_to(files / "a.txt")
+    twice = [str(files / "b" / "d.parquet"), str(files / "*.txt"), str(files / "b"), str(files / "a.txt")]
+    assert list(iter_documents(text_config(twice), "train")) == ["four", "one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("train", "valid"),
+    [(".", "b/c.jsonl"), ("**/*.jsonl", "b/c.jsonl"), (["a.txt", "b"], "./b/c.jsonl"), ("b/c.jsonl", "b"), ("b", "b")],
+)
+def test_a_file_of_a_folder_in_both_splits_is_refused(files, monkeypatch, train, valid):
+    monkeypatch.chdir(files)
+    with pytest.raises(
+        ConfigError, match=rf"/b/c\.jsonl is in data\.train=.* and in data\.valid={re.escape(valid)}: move"
+    ):
+        check_splits_apart(DataConfig(source="text", train=train, valid=valid))
+
+
+def test_splits_that_are_apart_or_both_name_a_file(files, caplog):
+    for train, valid in (("b", "a.txt"), ("*.txt", "b"), ("a.txt", "b/c.jsonl")):
+        check_splits_apart(DataConfig(source="text", train=str(files / train), valid=str(files / valid)))
+    check_splits_apart(DataConfig())
+    assert caplog.text == ""
+    for _ in range(2):
+        check_splits_apart(text_config(str(files / "a.txt")))
+    assert caplog.text.count("a.txt is both data.train and data.valid") == 1
 
 
 def test_columns(tmp_path):

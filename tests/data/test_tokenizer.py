@@ -98,6 +98,17 @@ def test_lone_surrogates_become_the_replacement_character(any_tokenizer):
     assert any_tokenizer.encode_document("\udfff").tolist()[:-1] == any_tokenizer.encode("\ufffd")
 
 
+@pytest.mark.parametrize("blank", [" ", "\n"])
+def test_more_whitespace_than_tiktoken_takes_is_one_line(blank):
+    gpt2 = build_tokenizer(TokenizerConfig())
+    text = "Once upon" + blank * 1_100_000 + "a time"
+    wanted = "cannot take 1,100,000 spaces or line ends in a row, in the text that begins 'Once upon a time'"
+    for call in (gpt2.encode, gpt2.encode_document, lambda text: gpt2.encode_document("<|endoftext|>" + text)):
+        with pytest.raises(DataError, match=wanted.replace("'Once", "'.*Once")):
+            call(text)
+    assert len(gpt2.encode("a" + blank * 150_000 + "b")) > 3
+
+
 def test_package_files_are_placed_where_tiktoken_looks(fresh_gpt2):
     assert build_tokenizer(TokenizerConfig()).encode("hello world") == [31373, 995]
     for name, sha256 in GPT2_SHA256.items():
