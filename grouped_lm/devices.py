@@ -10,6 +10,7 @@ import os
 import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,8 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.measure import GIB, measure_gemm_flops_per_sec, synchronize
 
 CPU = torch.device("cpu")
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container's own limit stands."""
 UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": GIB, "TIB": 2**40}
 UNITS |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
@@ -102,6 +105,26 @@ def measure_copy_bytes_per_sec(n_bytes: int = 2**26, device: torch.device = CPU)
     return 2 * n_bytes / best
 
 
+def container_memory() -> tuple[int, int] | None:
+    """Return the bytes that this container may hold and those it holds, by cgroup v2; None where it has no limit.
+
+    File pages that the kernel takes back first (`inactive_file`) are not counted: a corpus that was read leaves them.
+    """
+    try:
+        limit = int((CGROUP / "memory.max").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        held = int((CGROUP / "memory.current").read_text()) - int(stat["inactive_file"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return limit, max(0, held)
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory of this machine, or what its container may have of them."""
+    physical, container = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), container_memory()
+    return physical if container is None else min(physical, container[0])
+
+
 def find_device(name: str, dtype: str) -> Device:
     """Return the device of that name, the CPU measured for `dtype`.
 
@@ -115,9 +138,8 @@ def find_device(name: str, dtype: str) -> Device:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"--device must be one of {', '.join(DEVICES)}, cpu, got {name!r}{hint}")
     flops = measure_gemm_flops_per_sec(torch.device("cpu"), getattr(torch, dtype))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     source = f"measured here: a matrix product and a copy with {torch.get_num_threads()} threads"
-    return Device("cpu", flops, flops, measure_copy_bytes_per_sec(), memory, source)
+    return Device("cpu", flops, flops, measure_copy_bytes_per_sec(), machine_memory(), source)
 
 
 def parse_bytes(text: str) -> int:

@@ -15,6 +15,7 @@ from grouped_lm.config import Config
 from grouped_lm.devices import Device
 from grouped_lm.fake_step import fake_model, fake_step, fake_steps, with_shape, with_train
 from grouped_lm.heads import HEAD_CONFIGS, HEADS
+from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS
 from grouped_lm.live_bytes import KINDS, Moments
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.vocab_parallel import SplitDenseHead
@@ -71,7 +72,8 @@ def interpolate(steps: dict[int, Moments], x: int) -> np.ndarray | None:
     """Return the (moments, kinds) bytes at `x`, by the polynomial through the steps; None if they do not match.
 
     Sizes grow as polynomials of B (degree 1) and T (1, or 2 with attention scores or masks), so enough steps give
-    every x exactly. The peak itself is none: it is the greatest of the moments.
+    every x exactly, where all are from `least_batch` or `least_context` on. The peak itself is none: it is the greatest
+    of the moments.
     """
     first, *others = steps.values()
     if any(step.modules != first.modules for step in others):
@@ -92,12 +94,27 @@ def largest(fits: Callable[[int], bool], high: int) -> int:
     return low
 
 
-def peak_function(steps: dict[int, Moments], config_at: Callable[[int], Config]) -> Callable[[int], float]:
-    """Return x -> peak bytes: interpolated, or by a fake step at x where the steps do not match."""
+def least_batch(config: Config) -> int:
+    """Return the B from which on sizes are polynomials at the config's T: one sequence is laid out differently."""
+    return max(2, math.ceil(least_states(config) / config.model.block_size))
+
+
+def least_context(config: Config) -> int:
+    """Return the T from which on sizes are polynomials at the config's B."""
+    return max(2, math.ceil(least_states(config) / config.train.micro_batch_size))
+
+
+def least_states(config: Config) -> int:
+    """Return the B T that fill a head's chunk of logits: fewer make a smaller one."""
+    return max(DEFAULT_CHUNK_ROWS, getattr(config.head, "chunk_rows", None) or 0)
+
+
+def peak_function(steps: dict[int, Moments], least: int, step_at: Callable[[int], Moments]) -> Callable[[int], float]:
+    """Return x -> peak bytes: interpolated from `least` on, if the steps match; else what is live in `step_at(x)`."""
 
     def peak(x: int) -> float:
-        live = interpolate(steps, x)
-        return float((fake_step(config_at(x)).live if live is None else live).sum(1).max())
+        live = interpolate(steps, x) if x >= least else None
+        return float((step_at(x).live if live is None else live).sum(1).max())
 
     return peak
 
@@ -108,15 +125,16 @@ def measure_points(config: Config) -> tuple[Moments, dict[int, Moments], dict[in
     Where GPT-Neo's window cuts nothing off at the config's T, lengths below it are charged for masks they do not make.
     """
     batch, context = config.train.micro_batch_size, config.model.block_size
-    batches = sorted({batch, max(2, batch), 2 * max(2, batch)})
+    start = max(batch, least_batch(config))
+    batches = sorted({batch, start, 2 * start})
     by_batch = dict(zip(batches, fake_steps(config, batches), strict=True))
     step = by_batch[batch]
-    if batch == 1:
-        del by_batch[1]  # one row is laid out differently
+    if batch < start:
+        del by_batch[batch]
     cut = config.model.body == "gpt_neo" and context <= config.model.window_size  # a longer text needs a mask
     # masks, and attention without its kernel
     square = config.model.body == "gpt_neo" or config.model.dropout > 0 or config.model.attention == "unfused"
-    start = 2 * config.model.window_size if cut else context
+    start = max(2 * config.model.window_size if cut else context, least_context(config))
     lengths = range(start, start * (4 if square else 3), start)
     by_context = {x: step if x == context else fake_step(with_shape(config, context=x)) for x in lengths}
     return step, by_batch, by_context
@@ -151,8 +169,8 @@ def step_flops_per_token(config: Config, model: LanguageModel) -> float:
 def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) -> HeadPlan:
     """Plan the run of `config`; see `HeadPlan`. The ratios are set by `plan_heads`."""
     step, by_batch, by_context = measure_points(config)
-    batch_peak = peak_function(by_batch, lambda x: with_shape(config, batch=x))
-    context_peak = peak_function(by_context, lambda x: with_shape(config, context=x))
+    batch_peak = peak_function(by_batch, least_batch(config), lambda x: fake_step(with_shape(config, batch=x)))
+    context_peak = peak_function(by_context, least_context(config), lambda x: fake_step(with_shape(config, context=x)))
     with FakeTensorMode():
         model = fake_model(config)
     head, body = model.head.flops_per_token(), estimate_body_flops_per_token(config.model, config.model.block_size)

@@ -9,12 +9,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from grouped_lm.config import Config
 from grouped_lm.data.tokenizer import vocab_size_of
+from grouped_lm.devices import container_memory
 from grouped_lm.errors import MemoryShortError
 from grouped_lm.fake_step import fake_steps, with_shape
 from grouped_lm.plan import largest
-
-CGROUP = Path("/sys/fs/cgroup")
-"""Where a container's own limit stands."""
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -26,9 +24,9 @@ def available_bytes(device: torch.device) -> int | None:
     with contextlib.suppress(OSError, StopIteration, ValueError):
         meminfo = Path("/proc/meminfo").read_text().splitlines()
         limits.append(1024 * int(next(line for line in meminfo if line.startswith("MemAvailable:")).split()[1]))
-    with contextlib.suppress(OSError, ValueError):
-        used = int((CGROUP / "memory.current").read_text())
-        limits.append(int((CGROUP / "memory.max").read_text()) - used)
+    container = container_memory()
+    if container is not None:
+        limits.append(container[0] - container[1])
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
         with contextlib.suppress(OSError, ValueError):

@@ -7,14 +7,23 @@ import pytest
 import torch
 from grouped_lm.cli.hydra_entry import HydraFlags, compose_jobs
 
+from grouped_lm.config import Config, ModelConfig, TokenizerConfig, TrainConfig
 from grouped_lm.devices import DEVICES, find_device, parse_bytes
 from grouped_lm.errors import ConfigError
 from grouped_lm.fake_step import fake_step, with_shape
-from grouped_lm.heads import HEAD_CONFIGS, shortlist
+from grouped_lm.heads import HEAD_CONFIGS, parse_head_config, shortlist
 from grouped_lm.live_bytes import KINDS, LiveBytes
 from grouped_lm.measure import GIB
 from grouped_lm.models.gpt_neo import local_causal_mask
-from grouped_lm.plan import interpolate, largest, plan_heads
+from grouped_lm.plan import (
+    interpolate,
+    largest,
+    least_batch,
+    least_context,
+    measure_points,
+    peak_function,
+    plan_heads,
+)
 from grouped_lm.train import train
 
 BODIES = {
@@ -91,6 +100,21 @@ def test_interpolation_finds_the_border_exactly(body):
         batch, context = plan.largest_micro_batch_size, plan.longest_block_size
         assert peak_bytes(with_shape(own, batch=batch)) <= 2**25 < peak_bytes(with_shape(own, batch=batch + 1))
         assert peak_bytes(with_shape(own, context=context)) <= 2**25 < peak_bytes(with_shape(own, context=context + 1))
+
+
+@pytest.mark.parametrize(
+    ("head", "batch", "context"), [({"name": "grouped"}, 1, 128), ({"name": "dense", "chunk_rows": 512}, 3, 64)]
+)
+def test_borders_are_exact_below_a_whole_chunk_of_logits_and_above(head, batch, context):
+    body = ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=context)
+    made, tokenizer = TrainConfig(micro_batch_size=batch), TokenizerConfig(name="bytes")
+    own = Config(model=body, head=parse_head_config(head), train=made, tokenizer=tokenizer)
+    _, by_batch, by_context = measure_points(own)
+    batch_peak = peak_function(by_batch, least_batch(own), lambda x: fake_step(with_shape(own, batch=x)))
+    context_peak = peak_function(by_context, least_context(own), lambda x: fake_step(with_shape(own, context=x)))
+    for x in (1, 12):
+        assert batch_peak(x) == peak_bytes(with_shape(own, batch=x))
+        assert context_peak(40 * x) == peak_bytes(with_shape(own, context=40 * x))
 
 
 def test_steps_that_do_not_match_are_not_interpolated():

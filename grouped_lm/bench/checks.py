@@ -4,6 +4,7 @@ Letters: N tokens, D width, V vocabulary.
 """
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -13,9 +14,12 @@ from grouped_lm.bench.place import Place
 from grouped_lm.bench.results import Row
 from grouped_lm.errors import InexactError
 from grouped_lm.heads import Head
+from grouped_lm.heads.base import IGNORE_INDEX
+from grouped_lm.heads.sampled import SampledHead
 
-ROWS = 64
-"""States that are compared: the definition makes V numbers for each, in fp64."""
+ROWS, ROWS_AT_ONCE = 300, 50
+"""States that are compared, more than a chunk has on a CPU, and how many at once: the definition makes V numbers for
+each, in fp64."""
 TOLERANCE = {"float32": (2e-5, 1e-4), "bfloat16": (0.01, 0.06)}
 """Nats of the mean loss, and the largest error of a gradient over its own norm, by the type of matrix products."""
 
@@ -23,33 +27,59 @@ TOLERANCE = {"float32": (2e-5, 1e-4), "bfloat16": (0.01, 0.06)}
 def check_columns(competitor: Competitor, head: Head, targets: Tensor, place: Place) -> Row:
     """Return how far loss and gradients are from those of the log-probabilities of all V tokens in fp64.
 
-    `exact` says whether both are within `TOLERANCE`. Heads that are trained by a draw are judged as in evaluation.
+    The head is run as when it is timed, compiled too, on N states. `ROWS` of them, evenly spread, count; the targets of
+    the others are ignored. `exact` says whether both errors are within `TOLERANCE`; what is not finite is infinitely
+    far. Heads that are trained by a draw are judged as in evaluation.
     """
-    training, targets = head.training, targets[:ROWS]
+    n_tokens, n_rows = targets.numel(), min(ROWS, targets.numel())
+    rows = torch.arange(n_rows, device=targets.device) * n_tokens // n_rows
+    given = torch.full_like(targets, IGNORE_INDEX).index_copy(0, rows, targets[rows])
     draw = torch.Generator().manual_seed(0)
-    states = torch.randn(targets.numel(), head.n_embd, generator=draw).to(targets.device).requires_grad_()
-    exact, exact_states = copy.deepcopy(head).double().eval(), states.detach().double().requires_grad_()
-    truth = -exact.log_prob(exact_states).gather(1, targets[:, None]).mean()
+    states = torch.randn(n_tokens, head.n_embd, generator=draw).to(targets.device).requires_grad_()
+    training = head.training
+    if isinstance(head, SampledHead):
+        head.eval()
     with competitor.running():
         with place.autocast():
-            loss = head.eval()(states, targets).nll
+            loss = competitor.forward(head)(states, given).nll
         found = torch.autograd.grad(loss, [states, *head.parameters()], allow_unused=True)
     head.train(training)
-    wanted = torch.autograd.grad(truth, [exact_states, *exact.parameters()], allow_unused=True)
-    nll_error = (loss - truth).abs().item()
+    truth, wanted = loss_by_definition(head, states.detach(), targets, rows)
+    nll_error = finite_or_inf((loss - truth).abs().item())
     grad_error = max(error_of(a, b) for a, b in zip(found, wanted, strict=True))
     nll_bound, grad_bound = TOLERANCE[place.dtype]
     within = nll_error <= nll_bound and grad_error <= grad_bound
     return {"nll_error": nll_error, "grad_error": grad_error, "exact": within}
 
 
+def loss_by_definition(head: Head, states: Tensor, targets: Tensor, rows: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    """Return the mean -log p(target) of some rows in fp64, and its gradients by all states and the head's parameters.
+
+    Args:
+        head: whose `log_prob` is the definition.
+        states: (N, D).
+        targets: (N,).
+        rows: those that count.
+    """
+    exact, exact_states = copy.deepcopy(head).double().eval(), states.double().requires_grad_()
+    total = exact_states.new_zeros(())
+    for some in rows.split(ROWS_AT_ONCE):
+        loss = -exact.log_prob(exact_states[some]).gather(1, targets[some, None]).sum() / len(rows)
+        loss.backward()
+        total += loss.detach()
+    return total, [exact_states.grad, *(parameter.grad for parameter in exact.parameters())]
+
+
 def error_of(found: Tensor | None, wanted: Tensor | None) -> float:
-    """Return the norm of the difference over the norm of `wanted`; absent is zero."""
-    if found is None or wanted is None:
-        there = found if wanted is None else wanted
-        return 0.0 if there is None or not there.any() else 1.0
-    found, norm = found.to_dense() if found.is_sparse else found, wanted.norm().item()
-    return ((found - wanted).norm() / norm).item() if norm else float(found.norm() > 0)
+    """Return the norm of the difference over that of `wanted`, 1 where that is zero; absent is zero too."""
+    one, other = (torch.zeros(()) if tensor is None else tensor.to_dense() for tensor in (found, wanted))
+    off, norm = (one - other).norm().item(), other.norm().item()
+    return finite_or_inf(off / (norm or off or 1.0))
+
+
+def finite_or_inf(error: float) -> float:
+    """Return the error, infinite where it is no number: NaN is neither above a bound nor the largest of several."""
+    return error if math.isfinite(error) else math.inf
 
 
 def refuse_inexact(rows: list[Row], ours: set[str]) -> None:

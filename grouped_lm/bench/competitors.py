@@ -102,6 +102,16 @@ class Competitor:
     package: str | None = None
     needs_torch: str | None = None
 
+    @property
+    def as_configured(self) -> bool:
+        """Whether its config says all of it: nothing to tune, nothing compiled, our own class and kernels."""
+        return self.options == ({},) and not self.compiled and self.kind is None and self.kernels
+
+    def grouped_by(self, has_text: bool) -> GroupingConfig:
+        """Return which tokens share a group; where there is no text, groups by company are groups by frequency."""
+        by_company = self.grouping in ("brown", "kmeans")
+        return GroupingConfig(name="frequency" if by_company and not has_text else self.grouping)
+
     def options_on(self, device: str) -> tuple[Option, ...]:
         """Return the options that are tried on `cpu` or `cuda`."""
         return self.gpu_options if device == "cuda" and self.gpu_options is not None else self.options
@@ -136,13 +146,8 @@ class Competitor:
     def build(
         self, option: Option, n_embd: int, vocab_size: int, counts: Tensor, wte: nn.Parameter, tokens: Tokens = None
     ) -> Head:
-        """Build the head on the device of `wte`, freshly initialised; see `build_head` for the arguments.
-
-        Where there is no text, groups by company are groups by frequency.
-        """
-        by_company = self.grouping in ("brown", "kmeans")
-        grouping = GroupingConfig(name="frequency" if by_company and tokens is None else self.grouping)
-        context = HeadContext(n_embd, vocab_size, grouping, counts, wte, tokens)
+        """Build the head on the device of `wte`, freshly initialised; see `build_head` for the arguments."""
+        context = HeadContext(n_embd, vocab_size, self.grouped_by(tokens is not None), counts, wte, tokens)
         kind = self.kind or HEADS[self.head["name"]][1]
         return kind.build(self.config(option), context).to(wte.device)
 
@@ -223,14 +228,16 @@ def all_competitors() -> list[Competitor]:
 
 
 def find_competitor(path: str, name: str) -> Competitor:
-    """Return the competitor of exactly that name.
+    """Return the competitor of exactly that name, one that is as configured.
 
     Raises:
-        ConfigError: there is none; `path` is the setting that names it.
+        ConfigError: there is none, or its config alone makes another one; `path` is the setting that names it.
     """
     known = {c.name: c for c in all_competitors()}
-    if name not in known:
-        raise ConfigError(f"{path} must be of {', '.join(known)}, got {name!r}")
+    allowed = [c.name for c in known.values() if c.as_configured]
+    if name not in allowed:
+        why = ": tuned, compiled and others' heads are in the suites heads and steps" if name in known else ""
+        raise ConfigError(f"{path} must be of {', '.join(allowed)}, got {name!r}{why}")
     return known[name]
 
 

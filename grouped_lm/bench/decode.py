@@ -40,16 +40,17 @@ def ways_to_pick(top_p: float) -> dict[str, Picker]:
 
 
 def decode_cells(work: Workload) -> list[Cell]:
-    """Return a cell per B; all heads and ways are measured in the same rounds of it."""
+    """Return a cell per B, in which all heads and ways take turns; see `interleave`."""
     grid = work.settings.decode
     label = {"model": grid.model, "context": grid.context, "runs": grid.runs}
     return [({**label, "batch_size": batch}, partial(measure_cell, work, batch)) for batch in grid.batches]
 
 
 def contenders(work: Workload) -> dict[str, LanguageModel]:
-    """Return the runs' models by folder, or fresh ones of every competitor with its first option, on one body.
+    """Return the runs' models by folder, or fresh ones of every competitor that is as configured, on one body.
 
-    Compiled and chunked variants are left out: without a loss they are the plain dense head.
+    Others are left out: compiled, tuned, and of another's code, they differ in how a loss is computed or chosen, and
+    here there is none.
     """
     grid = work.settings.decode
     torch.manual_seed(work.settings.seed)
@@ -61,8 +62,8 @@ def contenders(work: Workload) -> dict[str, LanguageModel]:
     wte = body.wte.weight
     found = {}
     for c in work.competitors:
-        if not c.name.startswith("dense,") or c.name == "dense, untied":
-            head = c.build(c.options[0], config.n_embd, work.vocab_size, work.counts, wte, work.train_file.tokens)  # type: ignore[arg-type]
+        if c.as_configured:
+            head = c.build({}, config.n_embd, work.vocab_size, work.counts, wte, work.train_file.tokens)  # type: ignore[arg-type]
             found[c.name] = LanguageModel(body, head).eval()
     return found
 

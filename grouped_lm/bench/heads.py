@@ -26,7 +26,7 @@ Cell = tuple[Row, Callable[[], list[Row]]]
 
 
 def heads_cells(work: Workload) -> list[Cell]:
-    """Return a cell per N and D; all competitors are measured in the same rounds of it."""
+    """Return a cell per N and D, in which all competitors take turns; see `interleave`."""
     grid = work.settings.heads
     return [
         ({"n_tokens": n, "n_embd": d, "vocab_size": work.vocab_size}, partial(measure_cell, work, n, d))

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from grouped_lm.bench.competitors import BASELINE, Competitor, find_competitor
+from grouped_lm.bench.competitors import BASELINE, Competitor, Tokens, find_competitor
 from grouped_lm.bench.heads import Cell
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.steps import Batch
 from grouped_lm.bench.workload import Workload, say
 from grouped_lm.config import Config, ModelConfig, TrainConfig
+from grouped_lm.errors import ConfigError
 from grouped_lm.fake_step import fake_model, fake_passes, fake_steps, faking, make_state, watch_step, with_shape
 from grouped_lm.heads import HEADS
 from grouped_lm.live_bytes import KINDS, Moments
@@ -27,10 +28,10 @@ from grouped_lm.measure import GIB, PeakTensorMemory, live_state, tensor_bytes
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer
-from grouped_lm.plan import MAX_BATCH, largest, peak_function
+from grouped_lm.plan import MAX_BATCH, largest, least_batch, peak_function
 from grouped_lm.train import clip_gradients
 
-PAIR = (BASELINE, "grouped")
+PAIR = find_competitor("memory", BASELINE), find_competitor("memory", "grouped")
 """The claim is the paper's head against the full softmax."""
 
 
@@ -38,6 +39,7 @@ def memory_cells(work: Workload) -> list[Cell]:
     """Return the cells of all four parts."""
     grid = work.settings.memory
     rivals = [find_competitor("memory.claim_heads", name) for name in grid.claim_heads]
+    refuse_unpredictable(work, rivals)
     watched = [c for c in work.competitors if c.name in HEADS]
     watched += [rival for rival in rivals if rival.name not in HEADS]  # what is predicted is held against real steps
     cells: list[Cell] = []
@@ -45,11 +47,11 @@ def memory_cells(work: Workload) -> list[Cell]:
         for batch in grid.truth_batches:
             label = {"micro_batch_size": batch, "block_size": grid.truth_block_size}
             for rival in watched:
-                config = config_of(work, work.models[name], rival.name, batch, grid.truth_block_size)
+                config = config_of(work, work.models[name], rival, batch, grid.truth_block_size)
                 cell = {"part": "truth", "model": name, **label, "head": rival.name}
                 cells.append((cell, partial(measure_truth, work, config)))
     for rival in rivals:
-        own = {} if rival.name == PAIR[1] else {"head": rival.name}
+        own = {} if rival == PAIR[1] else {"head": rival.name}
         for name in grid.claim_models:
             for attention in ("fused", "unfused"):
                 cell = {"part": "claim", "model": name, "attention": attention, "block_size": grid.claim_block_size}
@@ -60,17 +62,36 @@ def memory_cells(work: Workload) -> list[Cell]:
         cells.append((cell, partial(measure_fit, work, name)))
     for context in grid.grid_block_sizes:
         for head in PAIR:
-            cell = {"part": "grid", "model": grid.grid_model, "block_size": context, "head": head}
+            cell = {"part": "grid", "model": grid.grid_model, "block_size": context, "head": head.name}
             cells.append((cell | {"batches": grid.grid_batches}, partial(measure_grid, work, head, context)))
     return cells
 
 
-def config_of(work: Workload, model: ModelConfig, head: str, batch: int, context: int) -> Config:
-    """Return the run of one competitor's head at B and T."""
+def refuse_unpredictable(work: Workload, rivals: list[Competitor]) -> None:
+    """Refuse heads whose sizes shapes alone do not tell, before anything is measured.
+
+    Raises:
+        ConfigError: one of `memory.claim_heads` depends on the tokens of a batch or of the text.
+    """
+    grid = work.settings.memory
+    for rival in rivals if grid.claim_models else []:
+        config = config_of(work, work.models[grid.claim_models[0]], rival, 1, grid.claim_block_size)
+        if HEADS[config.head.name][1].sizes_follow_text or predicted_peak(config) is None:
+            raise ConfigError(
+                "memory.claim_heads must be of heads whose sizes do not depend on the tokens of a batch or of the "
+                f"text, got {rival.name!r}"
+            )
+
+
+def config_of(
+    work: Workload, model: ModelConfig, head: Competitor, batch: int, context: int, has_text: bool = True
+) -> Config:
+    """Return the run of one competitor's head at B and T; without a text, see `Competitor.grouped_by`."""
     return Config(
         seed=work.settings.seed,
         model=dataclasses.replace(model, block_size=context),
-        head=find_competitor("memory", head).config(),
+        head=head.config(),
+        grouping=head.grouped_by(has_text),
         tokenizer=work.settings.tokenizer,
         train=TrainConfig(micro_batch_size=batch),
     )
@@ -89,11 +110,18 @@ def parts_of(moments: Moments) -> Row:
 
 
 def real_model(
-    config: Config, counts: Tensor, vocab_size: int | None = None
+    config: Config, counts: Tensor, tokens: Tokens = None, vocab_size: int | None = None
 ) -> tuple[LanguageModel, torch.optim.Optimizer]:
-    """Build what a run would train, its optimizer as after a first step; V is the tokenizer's where none is given."""
+    """Build what a run would train, its optimizer as after a first step.
+
+    Args:
+        config: the run.
+        counts: (V,) occurrences of the tokens.
+        tokens: gives the text, for groups by company.
+        vocab_size: V; None means the tokenizer's.
+    """
     torch.manual_seed(config.seed)
-    model = build_lm(config, counts.numpy, vocab_size=vocab_size).train()
+    model = build_lm(config, counts.numpy, tokens, vocab_size=vocab_size).train()
     optimizer = build_optimizer(config.optim, model)
     make_state(model, optimizer)
     return model, optimizer
@@ -130,7 +158,7 @@ def measure_truth(work: Workload, config: Config) -> list[Row]:
 
     `embedding_bytes` (the input table and its two Adam averages) is a share of weights and optimizer state.
     """
-    model, optimizer = real_model(config, work.counts)
+    model, optimizer = real_model(config, work.counts, work.train_file.tokens)
     make_batch = batch_maker(work, config)
     measured = allocator_peak(config, model, optimizer, make_batch)
     watched = watch_step(config, model, optimizer, make_batch)
@@ -147,11 +175,10 @@ def measure_truth(work: Workload, config: Config) -> list[Row]:
 
 
 def predicted_by_batch(config: Config, steps: Callable[[Config, list[int]], list[Moments]]) -> Callable[[int], float]:
-    """Return B -> predicted peak bytes, from two fake steps; a batch of 1 is laid out differently and run as it is."""
-    peak = peak_function(
-        dict(zip([2, 4], steps(config, [2, 4]), strict=True)), lambda batch: with_shape(config, batch=batch)
-    )
-    return lambda batch: float(peak_of(steps(config, [1])[0])) if batch == 1 else peak(batch)
+    """Return B -> predicted peak bytes, from two fake steps; see `peak_function`."""
+    batches = [n * least_batch(config) for n in (1, 2)]
+    found = dict(zip(batches, steps(config, batches), strict=True))
+    return peak_function(found, batches[0], lambda batch: steps(config, [batch])[0])
 
 
 def flops_of(config: Config) -> tuple[float, float]:
@@ -168,7 +195,7 @@ def predict_claim(work: Workload, head: Competitor, name: str, attention: str) -
     """
     grid = work.settings.memory
     model = dataclasses.replace(work.models[name], attention=attention)
-    configs = [config_of(work, model, name, 2, grid.claim_block_size) for name in (BASELINE, head.name)]
+    configs = [config_of(work, model, rival, 2, grid.claim_block_size) for rival in (PAIR[0], head)]
     dense, own = (predicted_by_batch(config, fake_steps) for config in configs)
 
     def ratio(batch: int) -> float:
@@ -181,7 +208,7 @@ def predict_claim(work: Workload, head: Competitor, name: str, attention: str) -
         {
             "micro_batch_size": batch,
             "dense_bytes": round(dense(batch)),
-            **({"grouped_bytes": round(own(batch))} if head.name == PAIR[1] else {}),
+            **({"grouped_bytes": round(own(batch))} if head == PAIR[1] else {}),
             "memory_ratio": ratio(batch),
             "claim_ratio": grid.claim_ratio,
             "batch_at_claim": reached,
@@ -197,7 +224,7 @@ def measure_fit(work: Workload, name: str) -> list[Row]:
     """Return measured dense over grouped at the largest B whose dense step is predicted to fit the limit."""
     grid = work.settings.memory
     limit = grid.limit_gib * GIB
-    dense = config_of(work, work.models[name], BASELINE, 2, grid.claim_block_size)
+    dense = config_of(work, work.models[name], PAIR[0], 2, grid.claim_block_size)
     peak = predicted_by_batch(dense, fake_steps)
     batch = largest(lambda b: b == 0 or peak(b) <= limit, MAX_BATCH)
     if batch == 0:
@@ -208,7 +235,7 @@ def measure_fit(work: Workload, name: str) -> list[Row]:
         config = config_of(work, work.models[name], head, batch, grid.claim_block_size)
         measured = allocator_peak(config, *real_model(config, work.counts), batch_maker(work, config))
         rows.append(
-            {"head": head, "micro_batch_size": batch, "measured_bytes": measured, "limit_gib": grid.limit_gib}
+            {"head": head.name, "micro_batch_size": batch, "measured_bytes": measured, "limit_gib": grid.limit_gib}
             | {"predicted_bytes": predicted_peak(config)}
         )
     for row in rows:
@@ -217,7 +244,7 @@ def measure_fit(work: Workload, name: str) -> list[Row]:
     return rows
 
 
-def measure_grid(work: Workload, head: str, context: int) -> list[Row]:
+def measure_grid(work: Workload, head: Competitor, context: int) -> list[Row]:
     """Return a row per B, for a training step and a forward pass; those predicted to fit the grid's limit are run."""
     grid = work.settings.memory
     config = config_of(work, work.models[grid.grid_model], head, 2, context)

@@ -24,7 +24,8 @@ class MeterConfig:
     budget_s: float = 5.0
     """Seconds of measuring for one competitor in one cell; beyond `min_rounds` it then stays out of further rounds."""
     max_drift: float = 0.10
-    """A round is dropped where the calibration after it differs from that before by more than this share."""
+    """A round is dropped where the calibration after it differs from that before, or one of them from the first of the
+    cell, by more than this share."""
     max_dropped: int = 4
     """Rounds of one cell that are dropped and done again; further ones are kept, and their drift is reported.
     Fewer where those took longer than all budgets together."""
@@ -110,7 +111,7 @@ class DecodeGrid:
     """Tokens in sight of the head, the last of them new and the others cached, >= 2."""
     top_p: float = 0.9
     runs: list[str] = field(default_factory=list)
-    """Run folders: their trained bodies and heads instead of fresh ones of every competitor."""
+    """Run folders: their trained bodies and heads instead of fresh ones of the competitors that need no tuning."""
 
     def __post_init__(self) -> None:
         _check_sizes("decode.batches", self.batches)

@@ -41,7 +41,7 @@ State = dict[Any, Any]
 
 
 def steps_cells(work: Workload) -> list[Cell]:
-    """Return a cell per body; all competitors are measured in the same rounds of it."""
+    """Return a cell per body, in which all competitors take turns; see `interleave`."""
     grid = work.settings.steps
     shape = {"micro_batch_size": grid.micro_batch_size, "block_size": grid.block_size, "vocab_size": work.vocab_size}
     return [({"model": name, **shape}, partial(measure_body, work, name)) for name in grid.models]
@@ -70,7 +70,7 @@ class Contender:
 
 
 def measure_body(work: Workload, name: str) -> list[Row]:
-    """Return a row per competitor and one for the cap, from the same rounds."""
+    """Return a row per competitor and one for the cap, which takes turns with them."""
     grid = work.settings.steps
     loader = work.batches(grid.micro_batch_size, grid.block_size)
     batches = [loader.batch(index) for index in range(4)]

@@ -1,7 +1,9 @@
-"""The meter: competitors take turns, A B B A, between calibrations; rounds in which the machine drifted go.
+"""The meter: competitors take turns, A B B A, between calibrations; rounds in which the machine drifted are done again.
 
 Small shared machines change speed by a factor of two within minutes. What is interleaved drifts together, so ratios
-hold where absolute figures do not; what drifted within a round is not used at all.
+hold where absolute figures do not. Slow competitors leave early, and are then held against rounds in which they had
+no part: those are done again too where the machine is not as it was in the first. How many are is bounded; how far the
+rounds of a figure drifted all the same stands in its row (`kept_drift`).
 """
 
 import statistics
@@ -47,7 +49,7 @@ class Timing:
 
     samples: list[dict[str, float]] = field(default_factory=list)
     drift: float = 0.0
-    """Largest of the rounds that were kept."""
+    """Largest of the rounds that were kept, each within itself and against the first of the cell."""
 
     def quartiles(self, key: str) -> tuple[float, float, float]:
         """Return first quartile, median and third quartile of a figure, in ms."""
@@ -102,9 +104,11 @@ def interleave(
     """Sample every competitor in rounds, forwards and then backwards, each round between two calibrations.
 
     A slow competitor leaves once it has had `min_rounds` and spent its budget; the fast ones go on among themselves
-    until their own is spent. The warm-up sample of each counts towards nothing, but that one which runs out of a
-    device's memory in it takes no part. Rounds are dropped only as long as those dropped took less than all budgets
-    together: where a round takes minutes, one is done again and no more.
+    until their own is spent. A round is dropped where its calibrations differ from each other, or from the first that
+    was kept, by more than `max_drift`: those who left and those who stayed are compared at one speed of the machine.
+    Rounds are dropped only as long as those dropped took less than all budgets together: where a round takes minutes,
+    one is done again and no more. What is kept beyond that has its drift said. The warm-up sample of each counts
+    towards nothing, but that one which runs out of a device's memory in it takes no part.
     """
     too_large = [name for name, sample in samplers.items() if not warm_up(sample)]
     samplers = {name: sample for name, sample in samplers.items() if name not in too_large}
@@ -127,7 +131,9 @@ def interleave(
             found[name].append(samplers[name]())
             spent[name] += clock() - started
         took, after = clock() - round_started, calibrate()
-        drift, may_drop = before.drift_to(after), wasted < config.budget_s * len(samplers)
+        first = session.calibrations[0] if session.calibrations else before
+        drift = max(before.drift_to(after), first.drift_to(before), first.drift_to(after))
+        may_drop = wasted < config.budget_s * len(samplers)
         if drift > config.max_drift and session.dropped < config.max_dropped and may_drop:
             session.dropped += 1
             wasted += took

@@ -57,8 +57,7 @@ def measure_steps(work: Workload, heads: list[Competitor], vocab_size: int) -> l
     rows: dict[str, Row] = {}
     fitting = []
     for head in heads:
-        config = config_of(work, work.models[grid.model], head.head["name"], grid.micro_batch_size, grid.block_size)
-        config.head = head.config()
+        config = config_of(work, work.models[grid.model], head, grid.micro_batch_size, grid.block_size, has_text=False)
         rows[head.name] = memory_row(config, counts, vocab_size, grid.limit_gib * GIB, batches[0])
         if rows[head.name]["measured_bytes"] is not None:
             fitting.append(head)
@@ -81,7 +80,7 @@ def memory_row(config: Config, counts: Tensor, vocab_size: int, limit: float, ba
     least = STATE_BYTES * estimate_body_params(config.model, vocab_size)
     measured = None
     if (predicted or least) <= limit:
-        model, optimizer = real_model(config, counts, vocab_size)
+        model, optimizer = real_model(config, counts, vocab_size=vocab_size)
         measured = allocator_peak(config, model, optimizer, lambda: batch)
     return {"predicted_bytes": predicted, "measured_bytes": measured, "state_bytes": least, "limit_gib": limit / GIB}
 

@@ -1,16 +1,18 @@
 """Who takes part, and that those who claim to be exact are."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from grouped_lm.bench.checks import check_columns, refuse_inexact
-from grouped_lm.bench.competitors import VARIANTS, Competitor, all_competitors, choose
+from grouped_lm.bench.checks import check_columns, error_of, refuse_inexact
+from grouped_lm.bench.competitors import VARIANTS, Competitor, all_competitors, choose, find_competitor
 from grouped_lm.bench.heads import floor_bytes, memory_columns
 from grouped_lm.bench.place import Place
 from grouped_lm.bench.workload import draw_ids, zipf_counts
 from grouped_lm.errors import ConfigError, InexactError
-from grouped_lm.heads import HEADS, kernels
+from grouped_lm.heads import HEADS, HeadLoss, kernels
 
 N, D, V = 48, 8, 700
 
@@ -97,6 +99,59 @@ def test_a_head_that_is_not_what_it_says_is_found(name, dtype, monkeypatch):
     refuse_inexact([row], set())
     with pytest.raises(InexactError, match=f"{name} is not exact at N 48, D 8, device=cpu dtype={dtype}: loss off by "):
         refuse_inexact([row], {name})
+
+
+def check(competitor, n_tokens=N, spoil=lambda head: None):
+    torch.manual_seed(0)
+    head = competitor.build({}, D, V, zipf_counts(V), nn.Parameter(0.1 * torch.randn(V, D)))
+    spoil(head)
+    targets = draw_ids(zipf_counts(V), n_tokens, torch.Generator().manual_seed(0))
+    return check_columns(competitor, head, targets, Place(torch.device("cpu"), "float32", 1))
+
+
+def test_gradients_that_are_not_finite_are_not_exact():
+    biased = Competitor("x", {"name": "dense", "bias": True})
+    row = check(biased, spoil=lambda head: head.bias.register_hook(lambda gradient: gradient * math.nan))
+    assert (row["grad_error"], row["exact"]) == (math.inf, False)
+    row = check(biased, spoil=lambda head: head.bias.data.fill_(math.nan))
+    assert (row["nll_error"], row["exact"]) == (math.inf, False)
+    nothing, ones, bad = torch.zeros(2), torch.ones(2), torch.tensor([0.0, math.nan])
+    assert [error_of(bad, nothing), error_of(bad, ones), error_of(bad, None)] == [math.inf] * 3
+    assert [error_of(None, ones), error_of(ones, None), error_of(ones, nothing)] == [1, 1, 1]
+    assert [error_of(None, None), error_of(nothing, None), error_of(ones.to_sparse(), ones)] == [0, 0, 0]
+
+
+def test_what_is_checked_is_what_is_run():
+    class Miscompiled(Competitor):
+        def forward(self, module):
+            return lambda *given: HeadLoss(nll=1.1 * module(*given).nll)
+
+    assert not check(Miscompiled("x", {"name": "dense"}))["exact"]
+
+
+@pytest.mark.parametrize("from_row", [256, 899])
+def test_rows_behind_the_first_chunk_are_checked(from_row, monkeypatch):
+    competitor, loss = Competitor("x", {"name": "grouped"}), HEADS["grouped"][1].loss
+    assert check(competitor, 1200)["exact"]
+    scale = torch.ones(1200, 1)
+    scale[from_row:] = 1.1
+    monkeypatch.setattr(HEADS["grouped"][1], "loss", lambda self, h, *args: loss(self, scale * h, *args))
+    assert not check(competitor, 1200)["exact"]
+
+
+def test_a_head_that_its_config_alone_does_not_make_is_refused():
+    allowed = [c.name for c in all_competitors() if c.as_configured]
+    assert set(HEADS) < set(allowed) < {c.name for c in all_competitors()}
+    assert find_competitor("vocab.heads", "class_full, by count").grouped_by(has_text=True).name == "frequency"
+    by_company = find_competitor("vocab.heads", "shortlist, mean rows")
+    assert [by_company.grouped_by(text).name for text in (True, False)] == ["brown", "frequency"]
+    for name in ("dense, chunked, tuned", "dense, compiled", "adaptive, torch's own", "grouped, no kernel"):
+        with pytest.raises(
+            ConfigError, match=f"vocab.heads must be of dense, .*, trim, got .*{name}.*: tuned, compiled"
+        ):
+            find_competitor("vocab.heads", name)
+    with pytest.raises(ConfigError, match=r"got 'nobody'$"):
+        find_competitor("vocab.heads", "nobody")
 
 
 def test_targets_are_as_frequent_as_the_text_says():

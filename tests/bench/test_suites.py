@@ -2,11 +2,18 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from grouped_lm.bench.competitors import find_competitor
+from grouped_lm.bench.decode import contenders
+from grouped_lm.bench.memory import config_of
+from grouped_lm.bench.settings import BenchConfig
 from grouped_lm.bench.steps import CAP, with_shares
+from grouped_lm.bench.workload import Workload, zipf_counts
+from grouped_lm.config import ModelConfig, TokenizerConfig
 
 
 @pytest.fixture
@@ -74,15 +81,15 @@ def test_shares_against_the_best_rival():
 def test_memory_parts(bench):
     words = ["truth_models=[debug]", "truth_batches=[2]", "truth_block_size=16", "claim_models=[debug]"]
     words += ["claim_block_size=64", "claim_ratio=1.1", "fit_models=[debug]", "limit_gib=0.01", "grid_model=debug"]
-    words += ["grid_batches=[1,3]", "grid_block_sizes=[32]", 'claim_heads=[grouped,"shortlist, 4 directions"]']
+    words += ["grid_batches=[1,3]", "grid_block_sizes=[32]", 'claim_heads=[grouped,"shortlist, mean rows"]']
     rows = rows_of(bench("memory", "competitors=[grouped]", *(f"memory.{word}" for word in words)))
     truth = [row for row in rows if row["part"] == "truth"]
-    assert [row["head"] for row in truth] == ["dense", "grouped", "shortlist, 4 directions"]
+    assert [row["head"] for row in truth] == ["dense", "grouped", "shortlist, mean rows"]
     compared = [row for row in rows if row.get("measured_bytes") and row.get("predicted_bytes")]
     assert len(compared) == 3 + 2 + 8
     assert all(abs(row["prediction_error"]) < 0.05 for row in compared)
     claims = [row for row in rows if row["part"] == "claim"]
-    others = [row for row in claims if row.get("head") == "shortlist, 4 directions"]
+    others = [row for row in claims if row.get("head") == "shortlist, mean rows"]
     claims = [row for row in claims if row.get("head") is None]
     assert len(others) == len(claims)
     assert all(a["dense_bytes"] == b["dense_bytes"] for a, b in zip(others, claims, strict=True))
@@ -108,6 +115,27 @@ def test_decode_of_fresh_heads_and_of_runs(bench, gvc, tiny):
     gvc("train", *tiny, "head=dense", "train.max_steps=1", "hydra.run.dir=one")
     rows = rows_of(bench("decode", *words, "decode.runs=[one]"))
     assert {(row["head"], row["head_speedup"]) for row in rows} == {("one", 1.0)}
+
+
+def test_decode_takes_each_head_once():
+    settings = BenchConfig(tokenizer=TokenizerConfig(name="bytes"), competitors=["adaptive", "class_full", "low_rank"])
+    work = Workload(settings, {settings.decode.model: ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8)})
+    work.counts = zipf_counts(work.vocab_size)
+    work.train_file = SimpleNamespace(tokens=None)
+    assert list(contenders(work)) == [
+        "dense",
+        "class_full",
+        "class_full, by count",
+        "class_full, untied",
+        "adaptive",
+        "low_rank",
+    ]
+
+
+@pytest.mark.parametrize(("has_text", "grouping"), [(True, "brown"), (False, "frequency")])
+def test_memory_is_that_of_the_competitors_own_groups(has_text, grouping):
+    head, body = find_competitor("memory.claim_heads", "shortlist, mean rows"), ModelConfig()
+    assert config_of(Workload(BenchConfig(), {}), body, head, 2, 16, has_text).grouping.name == grouping
 
 
 def test_vocab_steps_and_losses(bench):
@@ -143,6 +171,16 @@ def test_vocab_steps_and_losses(bench):
         (["heads", "repeats=0"], "repeats must be in [1"),
         (["heads", "threads=0"], "threads must be in [1"),
         (["vocab", "vocab.heads=[nobody]"], "vocab.heads must be of dense, "),
+        (
+            ["vocab", "vocab.heads=['dense, chunked, tuned']"],
+            "got 'dense, chunked, tuned': tuned, compiled and others'",
+        ),
+        (["memory", "memory.claim_heads=['dense, compiled']"], "got 'dense, compiled': tuned, compiled and others'"),
+        (
+            ["memory", "memory.claim_heads=[grouped,adaptive]", "memory.claim_models=[debug]"],
+            "tokens of a batch or of the text, got 'adaptive'",
+        ),
+        (["memory", "memory.claim_heads=[trim]"], "tokens of a batch or of the text, got 'trim'"),
         (["vocab", "vocab.excess_languages=[latin]"], "must be one of zipf, markov"),
     ],
 )

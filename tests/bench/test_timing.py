@@ -90,6 +90,34 @@ def test_rounds_in_which_the_machine_drifted_are_done_again():
     assert session.gemm_flops_per_sec() == pytest.approx(100.5)
 
 
+def test_fast_ones_are_not_measured_on_a_machine_that_has_slowed_down_since_the_slow_ones_left():
+    machine = FakeMachine()
+    rates = itertools.chain([100.0] * 4, [50.0] * 6, itertools.repeat(98.0))
+    session = interleave(
+        {"slow": machine.competitor("s", 10.0), "fast": machine.competitor("f", 1.0)},
+        meter(max_rounds=4, budget_s=12.0, max_dropped=3),
+        lambda: Calibration(next(rates), 10.0),
+        machine.clock,
+    )
+    assert session.dropped == 3
+    assert "".join(machine.calls) == "sf" + "sffs" + "ff" * (3 + 2)
+    assert session.gemm_flops_per_sec() > 97
+    assert session.columns("fast")["kept_drift"] == pytest.approx(0.02)
+
+
+def test_a_machine_that_stays_slow_has_its_drift_said_beside_those_who_went_on():
+    machine = FakeMachine()
+    rates = itertools.chain([100.0] * 2, itertools.repeat(50.0))
+    session = interleave(
+        {"slow": machine.competitor("s", 10.0), "fast": machine.competitor("f", 1.0)},
+        meter(max_rounds=3, budget_s=12.0, max_dropped=2),
+        lambda: Calibration(next(rates), 10.0),
+        machine.clock,
+    )
+    assert (session.dropped, session.columns("fast")["samples"]) == (2, 6)
+    assert [session.columns(name)["kept_drift"] for name in ("slow", "fast")] == [0, 0.5]
+
+
 def test_a_machine_that_never_settles_ends_with_its_drift_said():
     machine = FakeMachine()
     copies = itertools.cycle([10.0, 5.0])

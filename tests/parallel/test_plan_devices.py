@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from processes import together, with_head
 
 from grouped_lm.config import ModelConfig, TokenizerConfig
 from grouped_lm.data import prepare_data
-from grouped_lm.devices import DEVICES
+from grouped_lm.devices import DEVICES, machine_memory
 from grouped_lm.interconnects import find_interconnect
 from grouped_lm.measure import GIB
 from grouped_lm.models.lm import estimate_body_flops_per_token
@@ -147,7 +146,7 @@ def test_a_body_that_is_computed_again_takes_its_time(config):
 def test_processes_on_one_cpu_share_it(gvc):
     words = ["plan", "model=debug", "tokenizer=bytes", "--interconnect", "1GB", "--devices", "4", "--json"]
     values = json.loads(gvc(*words).out)
-    assert values["device"]["memory_bytes"] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    assert values["device"]["memory_bytes"] == machine_memory() // 4
     assert values["device"]["source"].endswith("shared by 4 processes")
     half = DEVICES["t4"].shared_by(2)
     assert (half.fp32_flops_per_sec, half.bytes_per_sec) == (4.05e12, 160e9)
