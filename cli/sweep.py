@@ -105,6 +105,11 @@ def judge(jobs: "list[tuple[Config, Path]]", may_stop_early: bool) -> None:
     failed = failures(jobs)
     if failed:
         raise GvcError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
-    left = [path.name for config, path in jobs if job_state(config, path) != COMPLETE]
+    states = [(path.name, job_state(config, path)) for config, path in jobs]
+    left = [name for name, state in states if state != COMPLETE]
+    taken = [name for name, state in states if state == "changed"]
+    advice = (
+        f"give another hydra.sweep.dir, another config has {', '.join(taken)}" if taken else "run the command again"
+    )
     if left and not may_stop_early:
-        raise GvcError(f"{len(left)} of {len(jobs)} jobs are not done ({', '.join(left)}): run the command again")
+        raise GvcError(f"{len(left)} of {len(jobs)} jobs are not done ({', '.join(left)}): {advice}")

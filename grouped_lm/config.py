@@ -267,7 +267,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Newest ones kept, >= 2, so that a bad one always has a predecessor."""
     mirror: str | None = None
-    """A folder for a verified copy of every checkpoint, in a folder named after the run; used when none is here."""
+    """A folder for a verified copy of every checkpoint, in a folder named after the run and a hash of it;
+    used when none is here."""
     on_nonfinite: str = "raise"
     """What a loss or gradient that is no finite number does: `raise` ends the run, `skip` leaves the update out,
     `rollback` goes back to the last checkpoint and on with the text after the one that did it."""

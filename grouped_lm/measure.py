@@ -55,6 +55,10 @@ class Throughput:
         self._rates.append((step - opened[0]) * step_tokens / (self._clock() - opened[1]))
         return self._rates[-1]
 
+    def drop(self) -> None:
+        """Close the window without a figure: its steps were taken back."""
+        self._opened = None
+
     def tokens_per_sec(self) -> float | None:
         """Return the median over windows, None before the first one."""
         return statistics.median(self._rates) if self._rates else None

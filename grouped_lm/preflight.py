@@ -30,7 +30,7 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True) ->
     Raises:
         ConfigError: a group size above V, devices or machines that are not there, a batch that they cannot share, CUDA
             graphs without a GPU, a head tied to nothing or without the losses asked for, too few rows
-            of V for all processes.
+            of V for all processes, a file that data.train and data.valid both read.
         DataError: text that is missing, unreadable or too short.
         DriftError, RunFolderError: `run_dir` already holds something else.
     """

@@ -1,7 +1,9 @@
 """Going on with a run: what its loop had counted, and what brings it all back."""
 
+import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from grouped_lm.errors import CheckpointError, DiskError, DivergedError, DriftEr
 from grouped_lm.identity import changed_fields, known_hashes, only_identity
 from grouped_lm.run_folder import RunFolder
 from grouped_lm.tracking import MetricsLog
-from grouped_lm.train_state import unpack
+from grouped_lm.train_state import STATE, unpack
 from grouped_lm.world import ALONE, World
 
 METRICS_COPY = "metrics.jsonl"
@@ -42,7 +44,7 @@ class Progress:
     steps_passed_over: int = 0
     """Steps' worth of text left out when going back: they are not read again."""
     row: dict[str, Any] = field(default_factory=dict)
-    """The last logged row."""
+    """The last logged row, but for its speed: that is the median so far of the last process that measured any."""
 
     def add(self, losses: dict[str, float]) -> None:
         """Add the mean losses of one step to the sums that the next row divides."""
@@ -67,9 +69,16 @@ class RunState:
     optimizer: torch.optim.Optimizer
     log: MetricsLog
     saved_with: dict[str, dict[str, Any]]
-    """What a checkpoint says of the run that it belongs to: hashes of config and tokens, config, machine."""
+    """What a checkpoint says of the run that it belongs to: hashes of config and tokens, config, machine and code."""
     world: World = ALONE
     """The processes that train; the first one reads and writes."""
+    commits: list[str | None] = field(default_factory=list)
+    """Of the code that made the steps so far, this process's last; None where that is not known."""
+
+    @property
+    def mirrors(self) -> list[Path]:
+        """Where copies of the run's checkpoints are, or may be; see `RunFolder.mirrors`."""
+        return self.folder.mirrors(self.config, self.saved_with["identity"])
 
     def resume(self) -> Progress:
         """Load the last checkpoint, here or in the mirror, if there is one, and cut the metrics back to it.
@@ -79,9 +88,10 @@ class RunState:
             CheckpointError: there are checkpoints, and none can be trusted.
         """
         path, files = self.folder.path, dict[str, bytes]()
+        commit = self.saved_with["environment"].get("commit")
 
         def find() -> int | None:
-            found = find_checkpoint(self.folder, self.folder.mirror(self.config))
+            found = find_checkpoint(self.folder, self.mirrors, self._is_same_run)
             if found is None:
                 self.log.cut(0)
                 return None
@@ -96,14 +106,24 @@ class RunState:
         step = self.world.first(find)
         if step is None:
             self.world.seed(self.config.seed, 0)
+            self.commits = [commit]
             return Progress()
         try:
             state = unpack(files, self.model, self.optimizer, accept, self.world, self.config.seed)
             progress = Progress(**state["progress"])
             self.world.first(self.log.cut, state["metrics_bytes"])
+            before = state.get("commits") or self.commits or [self.folder.read_environment().get("commit")]
+            self.commits = [*(earlier for earlier in before if earlier != commit), commit]
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"the checkpoint of step {step} in {path} lacks or adds {error}") from error
         return progress
+
+    def _is_same_run(self, files: dict[str, bytes]) -> bool:
+        try:
+            before = json.loads(files[STATE])["identity"]
+            return not other_parts(before, self.saved_with["identity"], self.config)
+        except (KeyError, ValueError, TypeError, RecursionError):
+            return False
 
     def go_back(self) -> Progress:
         """Return to the last checkpoint after a bad step.
@@ -119,46 +139,76 @@ class RunState:
         return self.resume()
 
 
-def find_checkpoint(folder: RunFolder, mirror: Path | None) -> tuple[int, dict[str, bytes]] | None:
-    """Return the newest good checkpoint of the run folder; of its mirror where the folder has none."""
+def find_checkpoint(
+    folder: RunFolder, mirrors: list[Path], is_same_run: Callable[[dict[str, bytes]], bool]
+) -> tuple[int, dict[str, bytes]] | None:
+    """Return the newest good checkpoint of the run folder; where that has none, of a mirror that is this run's.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be trusted.
+    """
     try:
         found = load_latest(folder.checkpoints)
     except CheckpointError:
-        if mirror is None:
+        found = find_copy(folder, mirrors, is_same_run)
+        if found is None:
             raise
-        found = None
-    if found is None and mirror is not None:
-        found = load_latest(mirror)
-        if found is not None:
+        return found
+    return found or find_copy(folder, mirrors, is_same_run)
+
+
+def find_copy(
+    folder: RunFolder, mirrors: list[Path], is_same_run: Callable[[dict[str, bytes]], bool]
+) -> tuple[int, dict[str, bytes]] | None:
+    """Return the newest good checkpoint of the first mirror that has this run's, and say so; None without one.
+
+    Raises:
+        CheckpointError: a mirror has checkpoints, and none can be trusted.
+    """
+    for mirror in mirrors:
+        found = load_latest(mirror, quarantine=False)  # another run may be writing there
+        if found is not None and is_same_run(found[1]):
             print(f"gvc: warning: no checkpoint in {folder.path}, going on from {mirror}", file=sys.stderr)
-    return found
+            return found
+        if found is not None:
+            print(f"gvc: warning: {mirror} has the checkpoints of another run, they are not used", file=sys.stderr)
+    return None
+
+
+def other_parts(before: dict[str, str], identity: dict[str, str], config: Config) -> list[str]:
+    """Return what differs between a saved identity and that of `config`: of config, train_tokens, valid_tokens."""
+    if before["config"] in known_hashes(config):
+        before = before | {"config": identity["config"]}
+    return [key for key in identity if before[key] != identity[key]]
 
 
 def refuse_drift(state: dict[str, Any], saved_with: dict[str, dict[str, Any]], config: Config, path: Path) -> None:
-    """Refuse a checkpoint of another run, field by field, and say where the machine differs: same run, other bits.
+    """Refuse a checkpoint of another run, field by field, and say where machine or code differ: same run, other bits.
 
     Raises:
         DriftError: another config or other tokens.
     """
     mend = "restore what it was made with, or give another hydra.run.dir"
-    identity, before = saved_with["identity"], dict(state["identity"])
-    if before["config"] in known_hashes(config):
-        before["config"] = identity["config"]
-    changed = [key for key in identity if before[key] != identity[key]]
+    changed = other_parts(state["identity"], saved_with["identity"], config)
     fields = changed_fields(only_identity(state.get("config", saved_with["config"])), saved_with["config"])
     if changed:
         named = ", ".join(changed) + (f" ({fields})" if fields else "")
         raise DriftError(f"the checkpoint in {path} was made with another {named}: {mend}")
-    machine = changed_fields(state.get("environment", saved_with["environment"]), saved_with["environment"])
+    here = saved_with["environment"]
+    there = {"commit": here.get("commit")} | state.get("environment", here)  # older checkpoints do not know theirs
+    machine = changed_fields(there, here)
     if machine:
-        print(f"gvc: warning: {path} goes on elsewhere, the bits may differ ({machine})", file=sys.stderr)
+        print(
+            f"gvc: warning: {path} goes on elsewhere, or with other code; the bits may differ ({machine})",
+            file=sys.stderr,
+        )
 
 
-def mirror_checkpoint(mirror: Path | None, step: int, files: dict[str, bytes], log: MetricsLog, keep: int) -> None:
-    """Write a copy, with the metrics so far, to another folder; that this fails is said and ends nothing."""
-    if mirror is None:
+def mirror_checkpoint(mirrors: list[Path], step: int, files: dict[str, bytes], log: MetricsLog, keep: int) -> None:
+    """Write a copy, with the metrics so far, to the first mirror, if any; that this fails is said and ends nothing."""
+    if not mirrors:
         return
     try:
-        write_checkpoint(mirror, step, files | {METRICS_COPY: log.read()}, keep)
+        write_checkpoint(mirrors[0], step, files | {METRICS_COPY: log.read()}, keep)
     except DiskError as error:
         print(f"gvc: warning: no copy: {error}", file=sys.stderr)

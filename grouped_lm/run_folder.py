@@ -3,6 +3,7 @@
 config.json  environment.json  grouping.json  tokenizer.json  metrics.jsonl  result.json  checkpoints/  wandb/  .hydra/
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,9 +122,16 @@ class RunFolder:
         if changed:
             raise DriftError(f"{self.path} holds another run ({changed}): give another hydra.run.dir")
 
-    def mirror(self, config: Config) -> Path | None:
-        """Return where the run's checkpoints are copied to, None where they are not."""
-        return Path(config.train.mirror).expanduser() / self.path.resolve().name if config.train.mirror else None
+    def mirrors(self, config: Config, identity: dict[str, str]) -> list[Path]:
+        """Return where the run's checkpoints are copied to, and the name by which older copies go; [] without copies.
+
+        Jobs of many sweeps are called `seed=0`: the hash keeps those of different runs apart.
+        """
+        if not config.train.mirror:
+            return []
+        place, name = Path(config.train.mirror).expanduser(), self.path.resolve().name
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return [place / f"{name}-{digest[:8]}", place / name]
 
     def load_model(self, config: Config, device: torch.device) -> tuple[LanguageModel, int]:
         """Return the model of the newest checkpoint, in evaluation mode, and its step.

@@ -1,8 +1,8 @@
 """The jobs of a sweep: each in a process of its own, in a folder of its own, ended exactly once.
 
-A job is its run folder. Its config hash says whether what lies there is what is asked for, the folder's lock says
-whether somebody works on it, and `result.json` how it ended; so a sweep that is run again, by the same driver or by
-several at once, does only what is left.
+A job is its run folder. Its config hash says whether what lies there is what is asked for, the folder's lock whether
+somebody trains in it, a lock beside the folder whether a driver has the job, and `result.json` how it ended; so a sweep
+that is run again, by the same driver or by several at once, does only what is left.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from grouped_lm.config import Config, config_from_dict, config_to_dict
-from grouped_lm.errors import GvcError, RunFolderError
+from grouped_lm.errors import BusyError, GvcError, RunFolderError
 from grouped_lm.heads import parse_head_config
 from grouped_lm.identity import config_hash
 from grouped_lm.run_folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
@@ -39,20 +39,27 @@ def job_state(config: Config, run_dir: Path) -> str:
     """Return `complete`, `failed`, `interrupted`, `unfinished`, `changed` or `new`: what a folder holds of this job."""
     folder = RunFolder(run_dir)
     result = folder.read_result() or {}
-    if not folder.config.exists():
-        return result.get("state", "new")  # it may have failed before it wrote its config
+    if not any(path.exists() for path in (folder.config, folder.job, folder.checkpoints)):
+        return result.get("state", "new")
+    started = folder.config.exists()  # a job may have failed before it wrote its config
     try:
-        same = config_hash(folder.read_config()) == config_hash(config)
+        found = folder.read_config() if started else read_job(folder.job)
+        same = config_hash(found) == config_hash(config)
     except GvcError:
         same = False
-    return result.get("state", "unfinished") if same else "changed"
+    return result.get("state", "unfinished" if started else "new") if same else "changed"
 
 
 def set_aside(run_dir: Path) -> Path:
-    """Move a run folder out of the sweep's sight, into `.replaced/` beside it, and return where it went."""
+    """Move a run folder out of the sweep's sight, into `.replaced/` beside it, and return where it went.
+
+    Raises:
+        BusyError: somebody trains there; it is left as it is.
+    """
     aside = run_dir.parent / ".replaced" / f"{run_dir.name}-{time.time_ns()}"
-    aside.parent.mkdir(parents=True, exist_ok=True)
-    return run_dir.rename(aside)
+    with RunFolder(run_dir).lock():
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        return run_dir.rename(aside)
 
 
 def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict[str, str] | None = None) -> str:
@@ -62,8 +69,9 @@ def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict
 
     Args:
         config: the job.
-        run_dir: its folder; one that holds another config is set aside, and that is said.
-        wait: wait for another process that trains here; otherwise return `running` at once.
+        run_dir: its folder; one that holds another config is set aside, and that is said. Where another gvc works on
+            that one, it is left alone, that is said, and the job counts as failed.
+        wait: wait for another process that has this job; otherwise return `running` at once.
         environment: variables of the child on top of this process's.
 
     Raises:
@@ -72,15 +80,39 @@ def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict
     state = job_state(config, run_dir)
     if state == COMPLETE:
         return state
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    beside = run_dir.parent / f".{run_dir.name}.lock"  # in the folder it would be set aside with it
+    try:
+        with FileLock(beside, timeout=-1 if wait else 0):
+            return _run_held(config, run_dir, wait, environment or {})
+    except (BusyError, Timeout):
+        if job_state(config, run_dir) != "changed":
+            return RUNNING
+    print(
+        f"gvc: {run_dir} is in use by another gvc with another config: it is left alone, and this job is not run; "
+        "give another hydra.sweep.dir",
+        file=sys.stderr,
+    )
+    return FAILED
+
+
+def _run_held(config: Config, run_dir: Path, wait: bool, environment: dict[str, str]) -> str:
+    """Do what `run_job` says, as the one driver that has the job.
+
+    Raises:
+        BusyError: the folder is, or was while this driver waited, another's with another config.
+    """
+    state = job_state(config, run_dir)
+    if state == COMPLETE:
+        return state
     if state == "changed":
+        if wait:
+            raise BusyError(f"{run_dir} was given another config in the meantime")
         aside = set_aside(run_dir)
         print(f"gvc: {run_dir.name} was made with another config: kept as {aside}, run anew", file=sys.stderr)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(RunFolder(run_dir).job, config_to_dict(config))
-    while True:
-        code = _run_child(run_dir, environment or {})
-        if code != BUSY_EXIT:
-            break
+    while (code := _run_child(run_dir, environment)) == BUSY_EXIT:
         if not wait:
             return RUNNING
         time.sleep(1.0)
@@ -149,9 +181,10 @@ def read_job(path: Path) -> Config:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        head = dict(values["head"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunFolderError(f"{path.parent} holds no job") from error
-    return config_from_dict(values, parse_head_config(values["head"]))
+    return config_from_dict(values, parse_head_config(head))
 
 
 def jobs_below(folder: Path) -> list[tuple[Config, Path]]:

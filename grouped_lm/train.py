@@ -44,7 +44,7 @@ from grouped_lm.train_state import finite_weights, pack
 from grouped_lm.watchdog import Watchdog
 from grouped_lm.world import World, join_world, started_as
 
-SAME_BITS = ("python", "libraries", "cpu", "threads", "device", "gpu", "processes")
+SAME_BITS = ("commit", "python", "libraries", "cpu", "threads", "device", "gpu", "processes")
 """Of the environment, what decides the last bits of a figure."""
 
 
@@ -118,7 +118,7 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
     }
     state = RunState(folder, config, model, optimizer, log, saved_with, world)
     progress = state.resume()
-    world.first(folder.write_start, config, environment)
+    world.first(folder.write_start, config, environment | {"commits": state.commits})
     world.first(folder.write_tokens, config, model.head)
     tracker = Tracker(config, folder.path, log, quiet=not world.is_first)
 
@@ -126,6 +126,14 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
     forward_flops = estimate_body_flops_per_token(config.model, block_size) + model.head.flops_per_token()
     roof = measure_gemm_flops_per_sec(device, getattr(torch, cfg.dtype))
     mfu_per_rate = 3.0 * forward_flops / roof / world.size  # backward takes twice the forward pass
+
+    def speeds(rate: float | None) -> dict[str, float | None]:
+        return {
+            "throughput/tokens_per_sec": rate,
+            "throughput/mfu": rate and rate * mfu_per_rate,
+            "time/step_ms": rate and 1000 * step_tokens / rate,
+        }
+
     head_peak = None  # shards are not whole outside of a step
     if not spread.shards:
         n_tokens, width, vocab_size = share * block_size, config.model.n_embd, model.head.vocab_size
@@ -144,11 +152,12 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
         if world.any(not finite_weights(model))[0]:
             raise DivergedError(f"diverged at step {progress.step}: weights are no finite numbers; nothing was saved")
         counted = vars(progress) | {"seconds": progress.seconds + begun - started}
-        files = pack(model, optimizer, saved_with | {"progress": counted, "metrics_bytes": log.size()}, world)
+        lately = {"progress": counted, "metrics_bytes": log.size(), "commits": state.commits}
+        files = pack(model, optimizer, saved_with | lately, world)
 
         def write() -> None:
             write_checkpoint(folder.checkpoints, progress.step, files, cfg.keep_checkpoints)
-            mirror_checkpoint(folder.mirror(config), progress.step, files, log, cfg.keep_checkpoints)
+            mirror_checkpoint(state.mirrors, progress.step, files, log, cfg.keep_checkpoints)
 
         world.first(write)
         saved_at, saved_step = time.monotonic(), progress.step
@@ -182,6 +191,11 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
     with StopSignals() as stop, hang as watchdog, shown as display:
         if world.restarts:
             display.say(f"a process was lost; restart {world.restarts}, going on from step {progress.step}")
+        if config.optim.warmup_steps >= cfg.max_steps:
+            display.say(
+                f"gvc: warning: optim.warmup_steps={config.optim.warmup_steps}, train.max_steps={cfg.max_steps}: "
+                "the learning rate rises to the end"
+            )
         model.train()
         while progress.step < cfg.max_steps or progress.eval_due:
             if progress.eval_due:
@@ -228,14 +242,20 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
                 done = unread.read()
                 bad = account(progress, done, cfg, display.say)
                 if bad is not None:
-                    passed, count = bad.step + progress.steps_passed_over + 1, progress.nonfinite + 1
+                    passed, before = bad.step + progress.steps_passed_over + 1, progress
+                    now = time.monotonic()
                     progress = state.go_back()
-                    progress.steps_passed_over = passed - progress.step
-                    progress.nonfinite, saved_step, first_step = count, progress.step, progress.step
+                    progress.steps_passed_over, progress.nonfinite = passed - progress.step, before.nonfinite + 1
+                    progress.seconds, started = before.seconds + now - started, now
+                    progress.checkpoint_seconds = before.checkpoint_seconds
+                    saved_step, first_step = progress.step, progress.step
+                    speed.drop()
                     continue
             log_now = log_due and progress.loss_steps > 0
             if log_now or eval_now or save_now:
                 rate = speed.stop(step, step_tokens, device)
+                if rate is not None:
+                    progress.row |= speeds(speed.tokens_per_sec())
                 progress.row |= {key: value for key, value in memory.read().items() if value is not None}
             if log_now:
                 progress.row |= {
@@ -244,14 +264,11 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
                     **progress.mean_losses(),
                     "train/grad_norm": done[-1].grad_norm if done[-1].finite else None,  # JSON has no NaN
                     "train/lr": lr,
-                    "throughput/tokens_per_sec": rate,
-                    "throughput/mfu": rate and rate * mfu_per_rate,
-                    "time/step_ms": rate and 1000 * step_tokens / rate,
                 }
                 if progress.nonfinite:
                     progress.row["train/nonfinite_steps"] = progress.nonfinite
-                world.first(tracker.log, progress.row)
-                display.row(step, progress.row)
+                world.first(tracker.log, progress.row | speeds(rate))
+                display.row(step, progress.row | speeds(rate))
             progress.eval_due = eval_now  # saved with the step, so that whoever goes on from it makes up for it
             if save_now:
                 save()
@@ -262,22 +279,19 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
             final = judge()
         except StopRequested:
             leave()
-        rate = speed.tokens_per_sec()
         result = {
             "state": COMPLETE,
             "config_hash": identity["config"],
             "commit": environment["commit"],
             "seed": config.seed,
             **describe_model(config, model),
+            **speeds(None),
             **progress.row,
             **final,
-            "throughput/tokens_per_sec": rate,
-            "throughput/mfu": rate and rate * mfu_per_rate,
             "time/total_s": progress.seconds + time.monotonic() - started,
             "time/checkpoint_s": progress.checkpoint_seconds,
             "memory/peak_head_gib": head_peak,
             "throughput/roof_tflops_per_sec": roof / 1e12,
-            "time/step_ms": rate and 1000 * step_tokens / rate,
         }
         if world.size > 1:
             result |= {"processes": world.size, "network/sent_bytes_per_step": traffic.sent}

@@ -48,6 +48,17 @@ def test_throughput_without_a_window_or_a_step_says_nothing():
     assert speed.tokens_per_sec() is None
 
 
+def test_throughput_leaves_out_a_window_whose_steps_were_taken_back():
+    clock = FakeClock()
+    speed = Throughput(clock)
+    speed.start(7, CPU)
+    clock.now += 1.0
+    speed.drop()
+    assert not speed.running
+    assert speed.stop(4, 50, CPU) is None
+    assert speed.tokens_per_sec() is None
+
+
 class FakeCuda:
     """Counters of `torch.cuda`, as far as the meter reads them."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import grouped_lm.step_figures
+from grouped_lm import train as loop
 from grouped_lm.config import OptimConfig
 from grouped_lm.data.feed import Feed
 from grouped_lm.errors import DivergedError
@@ -95,6 +97,26 @@ def test_figures_read_late_change_nothing(words, places, make_config, late, work
         for name, value in weights.items()
         if not any(word in name for word in ("rng", "token_to_", "sharing"))  # whole numbers
     )
+
+
+def test_going_back_counts_time_once_and_no_speed_below_zero(make_config, workdir, monkeypatch):
+    """On a clock of our own, a second a batch: 11 batches up to the bad one, then 4 from step 8 on."""
+    config = make_config("train.log_every_steps=1", "train.on_nonfinite=rollback", "train.max_steps=12")
+    load, now = Feed.batch, [0.0]
+
+    def batch(self, index):
+        now[0] += 1.0
+        return load(self, index)
+
+    monkeypatch.setattr(Feed, "batch", batch)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with poisoned(10):
+        result = train(config, workdir / "run")
+    assert result["time/total_s"] == now[0] == 15.0
+    rows = [json.loads(line) for line in (workdir / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [row["throughput/tokens_per_sec"] for row in rows if row.get("throughput/tokens_per_sec") is not None]
+    assert rates
+    assert min(rates) > 0
 
 
 @pytest.mark.parametrize("words", [[], ["train.on_nonfinite=skip", "train.max_nonfinite=0"]], ids=["raise", "limit"])

@@ -10,10 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from grouped_lm.cli.hydra_entry import HydraFlags, composing
 from grouped_lm.cli.launchers import missing_plugin
 
-from grouped_lm.sweep import SweepLimits, driver_ledger
+from grouped_lm import sweep
+from grouped_lm.config import Config, config_to_dict
+from grouped_lm.errors import BusyError
+from grouped_lm.heads import DenseConfig, GroupedConfig
+from grouped_lm.run_folder import COMPLETE, RunFolder
+from grouped_lm.runtime import write_json
+from grouped_lm.sweep import BUSY_EXIT, SweepLimits, driver_ledger, job_state, run_job
 
 GVC = str(Path(sys.executable).parent / "gvc")
 
@@ -82,6 +89,95 @@ def test_a_failing_job_stops_nobody(gvc, tiny):
     after = stamps(folder)
     assert before["lr=0.001"] == after["lr=0.001"]
     assert before["lr=1000000000.0"] != after["lr=1000000000.0"]
+
+
+DENSE, GROUPED = Config(head=DenseConfig()), Config(head=GroupedConfig())
+
+
+@pytest.fixture
+def child(monkeypatch):
+    """Let a job's process be a function: it leaves what a training leaves, and gives its exit code."""
+    started = []
+
+    def run(run_dir: Path, environment: dict[str, str]) -> int:
+        started.append(run_dir)
+        assert len(started) < 5, "it tries for ever"
+        try:
+            with RunFolder(run_dir).lock():
+                write_json(run_dir / "config.json", json.loads((run_dir / "job.json").read_text()))
+                write_json(run_dir / "result.json", {"state": COMPLETE, "val/loss": 1.0})
+        except BusyError:
+            return BUSY_EXIT
+        return 0
+
+    monkeypatch.setattr(sweep, "_run_child", run)
+    return started
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name[0] != "."}
+
+
+@pytest.mark.parametrize("known_by", ["config.json", "job.json"])
+@pytest.mark.parametrize("lock", ["seed=0/.lock", ".seed=0.lock"], ids=["trainer", "driver"])
+def test_a_folder_in_which_another_config_is_trained_is_left_alone(tmp_path, child, capsys, lock, known_by):
+    run_dir = tmp_path / "seed=0"
+    run_dir.mkdir()
+    write_json(run_dir / known_by, config_to_dict(DENSE))
+    before = files_below(tmp_path)
+    with FileLock(tmp_path / lock):
+        assert run_job(GROUPED, run_dir) == "failed"
+    assert files_below(tmp_path) == before
+    assert child == []
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{run_dir} is in use by another gvc with another config" in said
+    assert "give another hydra.sweep.dir" in said
+
+    assert run_job(GROUPED, run_dir) == "complete"  # nobody holds it now
+    assert len(list((tmp_path / ".replaced").iterdir())) == 1
+
+
+def test_a_job_of_another_driver_is_left_to_it(tmp_path, child):
+    write_json(tmp_path / "job.json", config_to_dict(DENSE))
+    with FileLock(tmp_path.parent / f".{tmp_path.name}.lock"):
+        assert run_job(DENSE, tmp_path) == "running"
+    assert child == []
+    with RunFolder(tmp_path).lock():
+        assert run_job(DENSE, tmp_path) == "running"
+    assert run_job(DENSE, tmp_path, wait=True) == "complete"
+
+
+def test_a_folder_that_lost_its_config_is_known_by_its_job(tmp_path, child):
+    run_dir = tmp_path / "seed=0"
+    assert job_state(DENSE, run_dir) == "new"
+    run_dir.mkdir()
+    write_json(run_dir / "job.json", config_to_dict(DENSE))
+    assert job_state(DENSE, run_dir) == "new"
+    write_json(run_dir / "result.json", {"state": "failed", "reason": "diverged"})
+    assert job_state(DENSE, run_dir) == "failed"
+    assert job_state(GROUPED, run_dir) == "changed"
+    (run_dir / "job.json").write_text("{}")
+    assert job_state(DENSE, run_dir) == "changed"
+    (run_dir / "job.json").unlink()
+    assert job_state(DENSE, run_dir) == "failed"
+    (run_dir / "checkpoints").mkdir()  # of who knows what
+    assert job_state(DENSE, run_dir) == "changed"
+    assert run_job(DENSE, run_dir) == "complete"
+
+
+def test_a_sweep_goes_on_past_a_folder_that_another_config_has(gvc, tiny, child):
+    folder = RunFolder(Path("s/seed=0"))
+    with folder.lock():
+        write_json(folder.job, config_to_dict(DENSE))
+        outcome = gvc("sweep", "seeds", *tiny, "seed=0,1", "head=grouped", "hydra.sweep.dir=s")
+    assert outcome.code == 1
+    assert "s/seed=0 is in use by another gvc with another config" in outcome.err
+    last = "gvc: error: 1 of 2 jobs are not done (seed=0): give another hydra.sweep.dir, another config has seed=0"
+    assert outcome.err.splitlines()[-1] == last
+    assert json.loads(folder.job.read_text()) == config_to_dict(DENSE)
+    assert job_state(DENSE, folder.path) == "new"
+    assert json.loads(Path("s/seed=1/result.json").read_text())["state"] == "complete"
 
 
 def test_fail_fast_starts_nothing_after_a_failure(gvc, tiny):

@@ -145,3 +145,10 @@ def test_loss_falls_on_text_that_repeats(gvc, tiny):
     run = gvc("train", *tiny, "train.max_steps=150", "optim.lr=5e-3").run_dir
     losses = [row["train/loss"] for row in rows(run) if "train/loss" in row]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_run_that_never_leaves_warm_up_is_told_so(gvc, tiny):
+    said = gvc("train", *tiny, "optim.warmup_steps=8").err
+    expected = "gvc: warning: optim.warmup_steps=8, train.max_steps=8: the learning rate rises to the end"
+    assert said.splitlines().count(expected) == 1
+    assert "warmup_steps" not in gvc("train", *tiny, "optim.warmup_steps=7").err

@@ -11,7 +11,7 @@ from fault_tools import assert_same, curve, final_state, fork_train, nothing_mea
 
 from grouped_lm.checkpoint import SCHEMA_VERSION, list_checkpoints, load_latest, write_checkpoint
 from grouped_lm.config import config_from_dict
-from grouped_lm.errors import DriftError, SchemaError
+from grouped_lm.errors import CheckpointError, DriftError, SchemaError
 from grouped_lm.generate import generate_texts
 from grouped_lm.heads import parse_head_config
 from grouped_lm.train import train
@@ -144,6 +144,111 @@ def test_another_machine_is_said(config, tmp_path, monkeypatch, capfd):
     with nothing_measured():
         train(made, tmp_path / "run")
     assert "the bits may differ (threads: 1 -> 64)" in capfd.readouterr().err
+
+
+SPEEDS = ("throughput/tokens_per_sec", "throughput/mfu", "time/step_ms")
+
+
+@pytest.mark.parametrize("steps_left", [0, 2])
+def test_a_run_that_goes_on_for_a_few_steps_keeps_its_speed(config, tmp_path, steps_left):
+    with nothing_measured():
+        before = train(config(), tmp_path / "run")
+        (tmp_path / "run" / "result.json").unlink()  # as if stopped in its final evaluation, or shortly before
+        if steps_left:
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000012")
+        after = train(config(), tmp_path / "run")
+    assert all(after[key] for key in SPEEDS)
+    if not steps_left:
+        assert [after[key] for key in SPEEDS] == [before[key] for key in SPEEDS]
+    last = [row for row in read_rows(tmp_path / "run") if "train/loss" in row][-1]
+    assert (last["throughput/tokens_per_sec"] is None) == bool(steps_left)  # a row has what was measured for it
+
+
+def read_rows(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_other_code_is_said_and_every_commit_is_kept(config, tmp_path, monkeypatch, capfd):
+    from grouped_lm import train as module
+
+    made, run, described = config(), tmp_path / "run", module.describe_environment
+    for commit, cut in (("one", 4), ("two", 8), ("two", 10), ("three", None)):
+        monkeypatch.setattr(module, "describe_environment", lambda device, c=commit: described(device) | {"commit": c})
+        if cut is not None:
+            assert wait(fork_train(made, run, lambda cut=cut: die_in_step(cut, None))) == -9
+    capfd.readouterr()
+    with nothing_measured():
+        result = train(made, run)
+    assert "the bits may differ (commit: two -> three)" in capfd.readouterr().err
+    assert result["commit"] == "three"
+    assert json.loads((run / "environment.json").read_text())["commits"] == ["one", "two", "three"]
+    said = (tmp_path / "run.log").read_text()
+    assert said.count("the bits may differ") == said.count("(commit: one -> two)") == 1
+
+
+def test_the_commit_of_a_checkpoint_that_names_none_is_the_folders(config, tmp_path, monkeypatch, capfd):
+    from grouped_lm import train as module
+
+    made, run, described = config(), tmp_path / "run", module.describe_environment
+    for commit in ("old", "new"):
+        monkeypatch.setattr(module, "describe_environment", lambda device, c=commit: described(device) | {"commit": c})
+        with nothing_measured():
+            train(made, run)
+        if commit == "old":
+            forget_commits(run)
+            (run / "result.json").unlink()
+    assert json.loads((run / "environment.json").read_text())["commits"] == ["old", "new"]
+    assert "the bits may differ" not in capfd.readouterr().err
+
+
+def forget_commits(run: Path) -> None:
+    """Make the newest checkpoint one of those that do not say which code wrote them."""
+    step, files = load_latest(run / "checkpoints")
+    state = json.loads(files["state.json"])
+    del state["commits"], state["environment"]["commit"]
+    write_checkpoint(run / "checkpoints", step, files | {"state.json": json.dumps(state).encode()}, keep=2)
+
+
+def test_runs_whose_folders_have_one_name_have_mirrors_of_their_own(config, tmp_path, capfd):
+    copies = tmp_path / "copies"
+    first, other = (config(mirror=str(copies), max_steps=steps) for steps in (12, 13))
+    with nothing_measured():
+        for name, made in (("a", first), ("b", other)):
+            result = train(made, tmp_path / name / "seed=0")
+            assert result["trainer/step"] == made.train.max_steps
+            assert "going on from" not in capfd.readouterr().err
+    assert sorted(len(list_checkpoints(path)) for path in copies.iterdir()) == [2, 2]
+    assert all(path.name.startswith("seed=0-") for path in copies.iterdir())
+
+
+def test_a_mirror_by_an_older_name_is_used_by_its_own_run_alone(config, tmp_path, capfd):
+    copies = tmp_path / "copies"
+    made, other = (config(mirror=str(copies), max_steps=steps) for steps in (12, 13))
+    with nothing_measured():
+        train(made, tmp_path / "a" / "seed=0")
+        (mirror,) = copies.iterdir()
+        old = mirror.rename(copies / "seed=0")
+        kept = {path: path.read_bytes() for path in old.rglob("*") if path.is_file()}
+        capfd.readouterr()
+
+        assert train(other, tmp_path / "b" / "seed=0")["trainer/step"] == 13
+        said = capfd.readouterr().err
+        assert f"gvc: warning: {old} has the checkpoints of another run, they are not used" in said
+        shutil.rmtree(tmp_path / "a" / "seed=0")
+        train(made, tmp_path / "a" / "seed=0")
+        assert f"going on from {old}" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in old.rglob("*") if path.is_file()} == kept
+
+
+def test_damaged_checkpoints_are_not_forgotten_for_an_empty_mirror(config, tmp_path):
+    made = config(mirror=str(tmp_path / "copies"))
+    train_to_end(made, tmp_path / "run")
+    shutil.rmtree(tmp_path / "copies")
+    (tmp_path / "run" / "result.json").unlink()
+    for folder in list_checkpoints(tmp_path / "run" / "checkpoints"):
+        (folder / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="all are damaged"), nothing_measured():
+        train(made, tmp_path / "run")
 
 
 def test_a_lost_run_folder_goes_on_from_its_mirror(config, tmp_path):
