@@ -66,7 +66,7 @@ def test_a_small_reproduction_is_killed_goes_on_and_repeats_its_page(gvc):
     assert snapshot(Path("r/report")) == before
 
     # one broken run among the runs: its line, and the page of the others
-    result = next(iter(Path("r/main-gpt2").glob("*dense*"))) / "result.json"
+    result = next(iter(Path("r/main-gpt2").glob("[!.]*dense*"))) / "result.json"
     result.write_text(json.dumps({"state": "failed", "reason": "diverged at step 5"}))
     outcome = gvc("report", "r")
     assert outcome.code == 0
