@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import HEADS, AdaptiveHead, Head, HeadContext, HeadLoss, kernels, parse_head_config
+from grouped_lm.heads import DEFAULT_HEAD, HEADS, AdaptiveHead, Head, HeadContext, HeadLoss, kernels, parse_head_config
 from grouped_lm.heads.base import IGNORE_INDEX, flatten
 from grouped_lm.heads.chunked import working_dtype
 from grouped_lm.heads.dense import DenseHead
@@ -158,15 +158,6 @@ def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
 
 CHUNK_ROWS = (64, 128, 256, 512, 1024)
 GPU_CHUNK_ROWS = (512, 1024, 2048, 4096, 8192)
-MEAN_ROWS = {
-    "name": "shortlist",
-    "shortlist_size": 256,
-    "directions": 0,
-    "shared_rows": 32768,
-    "reserve": True,
-    "start": "counts",
-}
-"""What conf/head/shortlist.yaml has, the default of `gvc train`."""
 OWN_SHORTLIST = {"name": "shortlist", "shortlist_size": 2048, "own_shortlist": True, "start": "counts", "directions": 4}
 CUTOFFS = ([1000, 5000], [2000, 10_000], [4000, 20_000], [2000], [8000])
 """Of adaptive softmax, chosen by time alone. No more than two clusters: a third has a rank of 1 or 2 at widths 64 and
@@ -199,12 +190,12 @@ VARIANTS = (
     ),
     Competitor("class_full, by count", {"name": "class_full"}, grouping="frequency"),
     Competitor("class_full, untied", {"name": "class_full", "tied": False}),
-    Competitor("shortlist, mean rows", MEAN_ROWS, grouping="brown"),
-    Competitor("shortlist, mean rows, no kernel", MEAN_ROWS, grouping="brown", kernels=False, gpu_only=True),
-    Competitor("shortlist, mean rows, compiled", MEAN_ROWS, grouping="brown", compiled=True, gpu_only=True),
+    Competitor("shortlist, mean rows", DEFAULT_HEAD, grouping="brown"),
+    Competitor("shortlist, mean rows, no kernel", DEFAULT_HEAD, grouping="brown", kernels=False, gpu_only=True),
+    Competitor("shortlist, mean rows, compiled", DEFAULT_HEAD, grouping="brown", compiled=True, gpu_only=True),
     Competitor(
         "shortlist, mean rows, compiled, CUDA graphs",
-        MEAN_ROWS,
+        DEFAULT_HEAD,
         grouping="brown",
         compiled=True,
         graphs=True,

@@ -36,6 +36,16 @@ HEADS: dict[str, tuple[type, type[Head]]] = {
 }
 """Every head, its schema and its class, by the name that commands and columns use."""
 HEAD_CONFIGS: dict[str, type] = {name: schema for name, (schema, _) in HEADS.items()}
+DEFAULT_HEAD = {
+    "name": "shortlist",
+    "shortlist_size": 256,
+    "directions": 0,
+    "shared_rows": 32768,
+    "reserve": True,
+    "start": "counts",
+}
+"""What `gvc train` takes, for `parse_head_config`, with `grouping=brown`. The defaults of `ShortlistConfig` are older:
+checkpoints leave out settings that they did not know."""
 
 
 def parse_head_config(values: dict[str, Any]) -> Any:
@@ -98,6 +108,7 @@ def build_head(
 
 
 __all__ = [
+    "DEFAULT_HEAD",
     "HEADS",
     "HEAD_CONFIGS",
     "IGNORE_INDEX",
