@@ -84,11 +84,9 @@ def table(title: str, found: "list[Standing]", reference: str) -> "Table":
         "head", "lr", "seeds", "nats", "bits/byte", f"minus best {reference}", "95 %", "along training", title=title
     )
     partly = len({entry.judged for entry in found}) == 2
-    own_text = "; *: of the runs' own validation text" if partly else ""
-    shown.caption = (
-        f"of the --report text, where runs were judged on one{own_text}; b: bits per byte; along training: of "
-    )
-    shown.caption += "the runs' validation text"
+    notes = ["of the --report text, where runs were judged on one", "b: bits per byte"]
+    notes += ["*: of the runs' own validation text"] if partly else []
+    shown.caption = "; ".join([*notes, "along training: of the runs' validation text"])
     names = short_names(found)
     for entry in found:
         unit = "" if entry.unit == "loss_nats" else " b"

@@ -32,20 +32,8 @@ from grouped_lm.run_folder import COMPLETE, RunFolder
 from grouped_lm.runtime import resolve_device, set_threads, write_text
 
 COLUMNS = (
-    *(
-        "data",
-        "body",
-        "n_embd",
-        "n_layer",
-        "head",
-        "options",
-        "grouping",
-        "group_size",
-        "seed",
-        "lr",
-        "steps",
-        "tokens",
-    ),
+    *("data", "body", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr"),
+    *("steps", "tokens"),
     *("val_loss_nats", "val_bits_per_byte", "report_loss_nats", "report_bits_per_byte", "tokens_per_sec"),
     *("peak_tensor_gib", "params_head", "commit", "device", "curve"),
 )
