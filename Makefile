@@ -60,8 +60,8 @@ bench-full: $(VENV)/.bench  ## The same on the full grid; run again after a stop
 
 test-faults: $(VENV)/.developers  ## All faults and the table of promises; TRIAL=kill-dense:123 replays one trial, SEED=1 starts there
 	FAULT_TRIAL='$(TRIAL)' $(if $(SEED),FAULT_SEED=$(SEED)) $(BIN)/pytest -m '' -n 2 --dist worksteal $(ARGS) \
-	  tests/faults tests/test_sweep.py::test_a_driver_killed_again_and_again_completes_every_job_once \
-	  tests/test_sweep.py::test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again
+	  tests/faults tests/integration/test_sweep.py::test_a_driver_killed_again_and_again_completes_every_job_once \
+	  tests/integration/test_sweep.py::test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again
 
 check: $(VENV)/.developers  ## Format, lint, import fences, types
 	$(BIN)/ruff format --check .

@@ -32,7 +32,7 @@ def bench(
     Overrides: heads.n_embd=[128] steps.models=\\[gpt2-1m] competitors=\\[grouped,adaptive] threads=2
     data=text data.train=FILE
     """
-    from .bench_entry import compose_bench
+    from .compose.bench import compose_bench
 
     settings, models = compose_bench(suite, grid, overrides or [], config_dir)
 

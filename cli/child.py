@@ -2,7 +2,7 @@
 
 import sys
 
-from grouped_lm.worker import stop_with_parent
+from grouped_lm.jobs.worker import stop_with_parent
 
 from .main import main
 

@@ -19,10 +19,10 @@ def dashboard(
 
     Without a login it is written as JSON. Offline runs are sent by `wandb sync RUN/wandb/offline-run-*`.
     """
-    from grouped_lm.dashboard import build_workspace, save_workspace, workspace_json
     from grouped_lm.errors import DiskError
-    from grouped_lm.runtime import write_text
-    from grouped_lm.tracking import has_key
+    from grouped_lm.report.dashboard import build_workspace, save_workspace, workspace_json
+    from grouped_lm.runs.tracking import has_key
+    from grouped_lm.system.runtime import write_text
 
     if not offline and has_key():
         print(save_workspace(entity, project, name))

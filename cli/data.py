@@ -24,9 +24,9 @@ def prepare(
 ) -> None:
     """Tokenize a corpus once into the cache: data=tinystories, or data=text data.train=... data.valid=..."""
     from grouped_lm.data import prepare_data
-    from grouped_lm.display import PrepareDisplay
+    from grouped_lm.system.console import PrepareDisplay
 
-    from .hydra_entry import HydraFlags, compose_one
+    from .compose.run import HydraFlags, compose_one
 
     config = compose_one(overrides or [], HydraFlags())
     started = time.perf_counter()
@@ -53,11 +53,11 @@ def order(
 ) -> None:
     """Say how well the tokenizer's ids are sorted by their frequency in the training text."""
     from grouped_lm.data import build_tokenizer, prepare_split
-    from grouped_lm.merge_order import measure_merge_order
+    from grouped_lm.grouping.merge_order import measure_merge_order
     from grouped_lm.reproduction.evidence import table_csv
-    from grouped_lm.runtime import write_text
+    from grouped_lm.system.runtime import write_text
 
-    from .hydra_entry import HydraFlags, compose_one
+    from .compose.run import HydraFlags, compose_one
 
     config = compose_one(overrides or [], HydraFlags())
     counts = prepare_split(config.data, config.tokenizer, "train").counts()

@@ -20,8 +20,8 @@ def doctor(
             raise ConfigError("torch sees no CUDA device here: `gvc doctor` says what this machine has")
         return
 
-    from grouped_lm.display import print_checks
-    from grouped_lm.doctor import examine
+    from grouped_lm.jobs.doctor import examine
+    from grouped_lm.system.console import print_checks
 
     checks = examine()
     if as_json:

@@ -46,12 +46,12 @@ def evaluate_run(
     stories, these methods by an equivalence test over seeds. Every run folder gets an eval.json, with --data an
     eval-NAME.json after the text.
     """
-    from grouped_lm.assess import assess, compare, import_harness, record
-    from grouped_lm.assess_tables import print_comparison, print_run
-    from grouped_lm.judge import grade_run
-    from grouped_lm.run_folder import RunFolder
+    from grouped_lm.evaluate.llm_judge import grade_run
+    from grouped_lm.evaluate.run import assess, compare, import_harness, record
+    from grouped_lm.evaluate.tables import print_comparison, print_run
+    from grouped_lm.runs.folder import RunFolder
 
-    from .hydra_entry import override_saved, quoted
+    from .compose.run import override_saved, quoted
 
     runs, overrides = split_words(words)
     if data is not None:

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from grouped_lm.ladder import Standing
+    from grouped_lm.report.leaderboard import Standing
 
 
 def ladder(
@@ -40,10 +40,10 @@ def ladder(
     Rows of the same run are replaced. Each head stands at the learning rate with the most seeds, and of these at the
     one that is best on its runs' own validation text.
     """
-    from grouped_lm.display import print_table
     from grouped_lm.errors import ConfigError, disk_errors
-    from grouped_lm.ladder import PLACE, ladder_rows, merge_rows, read_rows, standings, text_row
-    from grouped_lm.plots_ladder import write_ladder_plot
+    from grouped_lm.report.leaderboard import PLACE, ladder_rows, merge_rows, read_rows, standings, text_row
+    from grouped_lm.report.leaderboard_plot import write_ladder_plot
+    from grouped_lm.system.console import print_table
 
     if folders:
         new = ladder_rows(folders, report, data)
@@ -78,7 +78,7 @@ def table(title: str, found: "list[Standing]", reference: str) -> "Table":
     """Return the standings as a terminal shows them."""
     from rich.table import Table
 
-    from grouped_lm.ladder import short_names
+    from grouped_lm.report.leaderboard import short_names
 
     shown = Table(
         "head", "lr", "seeds", "nats", "bits/byte", f"minus best {reference}", "95 %", "along training", title=title

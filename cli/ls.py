@@ -28,11 +28,11 @@ def list_runs(
     A run in training reads `running`, one that nobody trains `unfinished`, with its last figures. `front` marks the
     runs shown that no other on the same text beats in loss, tokens/s and peak memory together.
     """
-    from grouped_lm.display import print_table
     from grouped_lm.errors import ConfigError
-    from grouped_lm.ranking import mark_front, select_rows, sort_rows
-    from grouped_lm.report import comparison_table, to_csv
-    from grouped_lm.rows import collect_runs
+    from grouped_lm.report.tables import comparison_table, to_csv
+    from grouped_lm.runs.query import mark_front, select_rows, sort_rows
+    from grouped_lm.runs.table import collect_runs
+    from grouped_lm.system.console import print_table
 
     if as_json and as_csv:
         raise ConfigError("--json or --csv, not both")

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         words[words.index("--info")] = "--info=all"  # Hydra's --info may stand alone, Typer's options may not
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # a story is worth more than the characters that a terminal lacks
-    from grouped_lm.signals import exit_on_sigterm
+    from grouped_lm.system.signals import exit_on_sigterm
 
     with exit_on_sigterm():  # a training takes the signals over, to save first
         code = _run(words)

@@ -9,8 +9,8 @@ from .train import ConfigDir, ConfigName, Overrides
 
 if TYPE_CHECKING:
     from grouped_lm.config import Config
-    from grouped_lm.devices import Device
-    from grouped_lm.interconnects import Interconnect
+    from grouped_lm.measure.devices import Device
+    from grouped_lm.measure.interconnects import Interconnect
 
 OWN_LINKS = {"h100": "nvlink4", "a100": "nvlink3"}
 """What connects the devices of one machine as its maker sells it."""
@@ -47,9 +47,9 @@ def plan(
     with train.vocab_parallel=true also by DDP with tables in rows.
     """
     from grouped_lm.config import check_range
-    from grouped_lm.devices import find_device, parse_bytes
+    from grouped_lm.measure.devices import find_device, parse_bytes
 
-    from .hydra_entry import HydraFlags, compose_one
+    from .compose.run import HydraFlags, compose_one
 
     check_range("--tokens", tokens, 1, 10**18)
     check_range("--devices", devices, 1, 10**6)
@@ -60,8 +60,8 @@ def plan(
     if device == "cpu" and devices > 1:
         chosen = chosen.shared_by(devices)
 
-    from grouped_lm.plan import plan_heads
-    from grouped_lm.plan_table import notes, plan_table, plan_values
+    from grouped_lm.plan.heads import plan_heads
+    from grouped_lm.plan.tables import notes, plan_table, plan_values
 
     memory_bytes = memory_bytes or chosen.memory_bytes
     if devices * nodes > 1:
@@ -73,7 +73,7 @@ def plan(
     if as_json:
         print(json.dumps(plan_values(config, plans, unplanned, memory_bytes, chosen), indent=2))
     else:
-        from grouped_lm.display import print_table
+        from grouped_lm.system.console import print_table
 
         print_table(plan_table(config, plans, memory_bytes, chosen))
         print("\n".join(notes(plans, unplanned, chosen)))
@@ -86,7 +86,7 @@ def link_of(name: str | None, device: str, nodes: int) -> "Interconnect":
         ConfigError: neither is known.
     """
     from grouped_lm.errors import ConfigError
-    from grouped_lm.interconnects import INTERCONNECTS, find_interconnect
+    from grouped_lm.measure.interconnects import INTERCONNECTS, find_interconnect
 
     name = name or (OWN_LINKS.get(device) if nodes == 1 else None)
     if name is None:
@@ -105,14 +105,14 @@ def plan_several(
     as_json: bool,
 ) -> None:
     """Print the plan for several devices."""
-    from grouped_lm.plan_devices import plan_heads_on_devices
-    from grouped_lm.plan_table import devices_notes, devices_table, devices_values
+    from grouped_lm.plan.devices import plan_heads_on_devices
+    from grouped_lm.plan.tables import devices_notes, devices_table, devices_values
 
     plans = plan_heads_on_devices(config, processes, device, link, tokens)
     if as_json:
         print(json.dumps(devices_values(config, plans, memory_bytes, device, link), indent=2))
         return
-    from grouped_lm.display import print_table
+    from grouped_lm.system.console import print_table
 
     print_table(devices_table(config, plans, memory_bytes, device, link))
     print("\n".join(devices_notes(device, link)))

@@ -41,10 +41,10 @@ def sample(
     Cuts (--top-k, --top-p, --min-p) go by the model's own probabilities; the temperature works on what they leave.
     """
     from grouped_lm.generate import Sampling, generate_texts
-    from grouped_lm.heads.cuts import Cut
-    from grouped_lm.run_folder import RunFolder
+    from grouped_lm.heads.decoding.truncation import Cut
+    from grouped_lm.runs.folder import RunFolder
 
-    from .hydra_entry import override_saved
+    from .compose.run import override_saved
 
     cut = Cut(top_k=top_k, top_p=top_p, min_p=min_p)
     sampling = Sampling(temperature=temperature, cut=cut, repetition_penalty=repetition_penalty)

@@ -10,8 +10,8 @@ from .train import ConfigDir, Overrides
 if TYPE_CHECKING:
     from grouped_lm.config import Config
 
-    from .hydra_entry import HydraFlags
-    from .sweep_plan import SweepPlan
+    from .compose.run import HydraFlags
+    from .compose.sweep_plan import SweepPlan
 
 
 def sweep(
@@ -30,14 +30,14 @@ def sweep(
 
     A job that fails does not stop the others: at the end the exit code is 1, and its reason is said.
     """
+    from grouped_lm.distributed.process_group import started_as
     from grouped_lm.errors import ConfigError
-    from grouped_lm.report import to_csv, write_results
-    from grouped_lm.sweep import failures
-    from grouped_lm.tracking import log_sweep
-    from grouped_lm.world import started_as
+    from grouped_lm.jobs.sweep import failures
+    from grouped_lm.report.tables import to_csv, write_results
+    from grouped_lm.runs.tracking import log_sweep
 
-    from .hydra_entry import HydraFlags
-    from .sweep_plan import describe_presets, plan_sweep
+    from .compose.run import HydraFlags
+    from .compose.sweep_plan import describe_presets, plan_sweep
 
     flags = HydraFlags(multirun=True, config_dir=config_dir)
     if show:
@@ -69,12 +69,12 @@ def drive(
     plan: "SweepPlan", flags: "HydraFlags", max_jobs: int | None, fail_fast: bool = False, only_failed: bool = False
 ) -> None:
     """Let Hydra run what is left of the jobs, or of the search."""
-    from grouped_lm.sweep import SweepLimits, driver_ledger
-    from grouped_lm.sweep_display import SweepDisplay
+    from grouped_lm.jobs.progress import SweepDisplay
+    from grouped_lm.jobs.sweep import SweepLimits, driver_ledger
 
-    from .hydra_entry import explained, launch
-    from .search import continued_study
-    from .sweep_plan import SweepTask
+    from .compose.run import explained, launch
+    from .compose.search import continued_study
+    from .compose.sweep_plan import SweepTask
 
     with (
         driver_ledger(plan.folder) as ledger,
@@ -99,8 +99,8 @@ def judge(jobs: "list[tuple[Config, Path]]", may_stop_early: bool) -> None:
         GvcError: there are any; exit code 1.
     """
     from grouped_lm.errors import GvcError
-    from grouped_lm.run_folder import COMPLETE
-    from grouped_lm.sweep import failures, job_state
+    from grouped_lm.jobs.sweep import failures, job_state
+    from grouped_lm.runs.folder import COMPLETE
 
     failed = failures(jobs)
     if failed:

@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from grouped_lm.config import Config
 
-    from .hydra_entry import HydraFlags
+    from .compose.run import HydraFlags
 
 Overrides = Annotated[
     list[str] | None,
@@ -37,7 +37,7 @@ def train(
 
     Config groups: model head grouping data tokenizer optim tracking experiment sweep, and Hydra's own.
     """
-    from .hydra_entry import HydraFlags, run
+    from .compose.run import HydraFlags, run
 
     flags = HydraFlags(
         multirun=multirun,
@@ -76,8 +76,8 @@ def check_prints(flags: "HydraFlags") -> None:
 
 def train_job(config: "Config", run_dir: Path) -> Any:
     """Train in `run_dir`, print it, and return the validation loss, which a sweeper may minimise."""
-    from grouped_lm.train import train as train_model
-    from grouped_lm.world import started_as
+    from grouped_lm.distributed.process_group import started_as
+    from grouped_lm.train.loop import train as train_model
 
     result = train_model(config, run_dir)
     if started_as()[0] == 0:

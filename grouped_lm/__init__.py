@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Import `compress` when it is asked for: it brings torch along, and `gvc --help` must not wait for that."""
     if name == "compress":
-        from grouped_lm.compression import compress
+        from grouped_lm.hf.compress import compress
 
         return compress
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

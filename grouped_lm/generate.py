@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from grouped_lm.config import Config, check_range
-from grouped_lm.data.tokenizer import Tokenizer, build_tokenizer
+from grouped_lm.data.tokenizers.base import Tokenizer, build_tokenizer
 from grouped_lm.heads.base import Head
-from grouped_lm.heads.cuts import Cut, draw_from
+from grouped_lm.heads.decoding.truncation import Cut, draw_from
 from grouped_lm.models.kv_cache import KVCache
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.run_folder import RunFolder
-from grouped_lm.runtime import resolve_device, set_threads
+from grouped_lm.runs.folder import RunFolder
+from grouped_lm.system.runtime import resolve_device, set_threads
 
 BATCH = 32
 """Most texts written at once."""

@@ -18,10 +18,10 @@ from grouped_lm.bench.timing import Sampler, interleave, timed
 from grouped_lm.bench.workload import Workload
 from grouped_lm.generate import Context
 from grouped_lm.heads import DenseHead, Head
-from grouped_lm.heads.cuts import Cut
+from grouped_lm.heads.decoding.truncation import Cut
 from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.run_folder import RunFolder
+from grouped_lm.runs.folder import RunFolder
 
 Picker = Callable[[Head, Tensor], Tensor]
 

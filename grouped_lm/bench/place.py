@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from grouped_lm.bench.timing import Calibration, calibrate, timed
-from grouped_lm.measure import synchronize
-from grouped_lm.scoring import autocast
+from grouped_lm.evaluate.scoring import autocast
+from grouped_lm.measure.throughput import synchronize
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from grouped_lm.bench.checks import refuse_inexact
 from grouped_lm.bench.decode import decode_cells
 from grouped_lm.bench.heads import Cell, heads_cells
 from grouped_lm.bench.memory import memory_cells
+from grouped_lm.bench.plots import PlotLibraryError, write_bench_plots
 from grouped_lm.bench.results import Row, environment_columns, run_cells, to_csv
 from grouped_lm.bench.settings import BenchConfig
 from grouped_lm.bench.steps import steps_cells
@@ -16,9 +17,8 @@ from grouped_lm.bench.tables import suite_tables
 from grouped_lm.bench.vocab import vocab_cells
 from grouped_lm.bench.workload import Workload, say
 from grouped_lm.config import ModelConfig
-from grouped_lm.display import print_table
-from grouped_lm.plots_bench import PlotLibraryError, write_bench_plots
-from grouped_lm.runtime import keep_freed_memory, set_threads, write_text
+from grouped_lm.system.console import print_table
+from grouped_lm.system.runtime import keep_freed_memory, set_threads, write_text
 
 SUITE_CELLS: dict[str, Callable[[Workload], list[Cell]]] = {
     "heads": heads_cells,

@@ -29,7 +29,7 @@ from grouped_lm.bench.workload import Workload, say_too_large
 from grouped_lm.config import ModelConfig, OptimConfig
 from grouped_lm.models import build_body, estimate_body_flops_per_token
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.optim import build_optimizer
+from grouped_lm.optim.adamw import build_optimizer
 
 CAP = "no head"
 """The step with `hidden.pow(2).mean()` for a loss: same body, embedding and optimizer."""

@@ -6,8 +6,8 @@ from typing import Any
 from rich.table import Table
 
 from grouped_lm.bench.results import Row
-from grouped_lm.live_bytes import KINDS
-from grouped_lm.measure import GIB
+from grouped_lm.measure.live_bytes import KINDS
+from grouped_lm.measure.throughput import GIB
 
 Column = tuple[str, str, str]
 """Label, key, format; a format of "bytes" prints MiB or GiB."""

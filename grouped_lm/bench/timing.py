@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 from grouped_lm.bench.settings import MeterConfig
-from grouped_lm.devices import CPU, measure_copy_bytes_per_sec
-from grouped_lm.measure import measure_gemm_flops_per_sec
+from grouped_lm.measure.devices import CPU, measure_copy_bytes_per_sec
+from grouped_lm.measure.throughput import measure_gemm_flops_per_sec
 
 Sampler = Callable[[], dict[str, float]]
 """Does a thing once and returns milliseconds by name ("ms", "forward_ms", ...)."""

@@ -16,14 +16,14 @@ from grouped_lm.bench.heads import Cell
 from grouped_lm.bench.memory import allocator_peak, config_of, predicted_peak, real_model
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.steps import CAP, Batch, compare_steps
+from grouped_lm.bench.synthetic import Language, build_language
 from grouped_lm.bench.workload import Workload, draw_ids, zipf_counts
 from grouped_lm.config import Config, OptimConfig
-from grouped_lm.measure import GIB
+from grouped_lm.measure.throughput import GIB
 from grouped_lm.models import build_body, estimate_body_params
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.optim import build_optimizer, learning_rate
-from grouped_lm.synthetic import Language, build_language
-from grouped_lm.train import clip_gradients
+from grouped_lm.optim.adamw import build_optimizer, learning_rate
+from grouped_lm.train.loop import clip_gradients
 
 STATE_BYTES = 16
 """fp32 weight, gradient and Adam's two averages: the least a trained weight needs."""

@@ -16,7 +16,7 @@ from grouped_lm.bench.timing import Session
 from grouped_lm.config import ModelConfig
 from grouped_lm.data import TokenFile, prepare_split, vocab_size_of
 from grouped_lm.data.loader import TrainBatches
-from grouped_lm.runtime import resolve_device
+from grouped_lm.system.runtime import resolve_device
 
 
 def say(text: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grouped_lm.data.tokenizer import Fragment, Tokenizer
+from grouped_lm.data.tokenizers.base import Fragment, Tokenizer
 
 BATCH_CHARS = 1 << 19
 """Text per call of the tokenizer: long enough to spend the time outside the GIL."""

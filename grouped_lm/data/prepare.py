@@ -17,10 +17,10 @@ from filelock import FileLock, Timeout
 from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.data.encode import Encoded, encode_fragments
 from grouped_lm.data.sources import Source, open_source
-from grouped_lm.data.text_files import check_splits_apart
+from grouped_lm.data.sources.text_files import check_splits_apart
 from grouped_lm.data.token_file import FORMAT_VERSION, TokenFile, read_token_file
 from grouped_lm.data.token_writer import FolderWriter
-from grouped_lm.data.tokenizer import Tokenizer, build_tokenizer
+from grouped_lm.data.tokenizers.base import Tokenizer, build_tokenizer
 from grouped_lm.errors import DiskError, disk_errors
 
 Progress = Callable[[int, int | None], None]

@@ -20,7 +20,7 @@ import numpy as np
 from grouped_lm.data import encode
 from grouped_lm.data.encode import Encoded
 from grouped_lm.data.token_file import DOCUMENTS, DTYPES, FORMAT_VERSION, MANIFEST, TOKENS
-from grouped_lm.data.tokenizer import Tokenizer
+from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.errors import DataError
 
 JOURNAL = "journal.json"

@@ -24,8 +24,8 @@ from grouped_lm.heads.base import (
     flatten,
     two_step_loss,
 )
-from grouped_lm.heads.best_first import BestFirstHead
-from grouped_lm.heads.chunked import class_nll, default_chunk_rows
+from grouped_lm.heads.decoding.best_first import BestFirstHead
+from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
 
 
 @dataclass(kw_only=True, slots=True)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.base import HeadContext
-from grouped_lm.heads.chunked import at_once, class_nll, default_chunk_rows
-from grouped_lm.heads.in_group import GroupRows, in_group_loss
+from grouped_lm.heads.losses.chunked import at_once, class_nll, default_chunk_rows
+from grouped_lm.heads.losses.in_group import GroupRows, in_group_loss
+from grouped_lm.heads.losses.two_steps import two_steps_nll
 from grouped_lm.heads.two_level import TwoLevelHead
-from grouped_lm.heads.two_steps import two_steps_nll
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import check_range
 from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, check_bias_start, flatten, log_shares
-from grouped_lm.heads.chunked import linear_loss
+from grouped_lm.heads.losses.chunked import linear_loss
 
 
 @dataclass(kw_only=True, slots=True)

@@ -13,8 +13,8 @@ from torch import nn
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.base import HeadContext, init_linear
+from grouped_lm.heads.losses.shared_nll import SharedLayer
 from grouped_lm.heads.shared_layer import SharedLayerHead
-from grouped_lm.heads.shared_nll import SharedLayer
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import check_range
 from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, flatten, init_linear
-from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, linear_loss
+from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, linear_loss
 
 
 @dataclass(kw_only=True, slots=True)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.config import check_choice, check_range
 from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, classify, flatten, reduce_nll
-from grouped_lm.heads.chunked import (
+from grouped_lm.heads.losses.chunked import (
     DEFAULT_CHUNK_ROWS,
     default_chunk_rows,
     exact_dtype,

@@ -8,7 +8,7 @@ from abc import abstractmethod
 import torch.nn.functional as F
 from torch import Tensor
 
-from grouped_lm.heads.shared_nll import SharedLayer, shared_nll
+from grouped_lm.heads.losses.shared_nll import SharedLayer, shared_nll
 from grouped_lm.heads.two_level import TwoLevelHead
 
 

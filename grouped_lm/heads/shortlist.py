@@ -31,12 +31,12 @@ from grouped_lm.heads.base import (
     log_shares,
     two_step_loss,
 )
-from grouped_lm.heads.best_first import BestFirstHead
-from grouped_lm.heads.chunked import at_once, class_nll, default_chunk_rows
-from grouped_lm.heads.in_group import GroupRows, in_group_loss
-from grouped_lm.heads.places import Places, place_tokens
-from grouped_lm.heads.table_rows import TableRows
-from grouped_lm.heads.two_steps import pick_rows, two_steps_nll
+from grouped_lm.heads.decoding.best_first import BestFirstHead
+from grouped_lm.heads.losses.chunked import at_once, class_nll, default_chunk_rows
+from grouped_lm.heads.losses.in_group import GroupRows, in_group_loss
+from grouped_lm.heads.losses.table_rows import TableRows
+from grouped_lm.heads.losses.two_steps import pick_rows, two_steps_nll
+from grouped_lm.heads.placement import Places, place_tokens
 
 
 @dataclass(kw_only=True, slots=True)

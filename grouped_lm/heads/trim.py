@@ -23,7 +23,7 @@ from grouped_lm.heads.base import (
     init_linear,
     log_shares,
 )
-from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS, exact_dtype, linear_loss
+from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, exact_dtype, linear_loss
 
 
 @dataclass(kw_only=True, slots=True)

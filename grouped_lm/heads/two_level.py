@@ -20,7 +20,7 @@ from grouped_lm.heads.base import (
     init_linear,
     two_step_loss,
 )
-from grouped_lm.heads.best_first import BestFirstHead
+from grouped_lm.heads.decoding.best_first import BestFirstHead
 
 
 class TwoLevelHead(BestFirstHead):

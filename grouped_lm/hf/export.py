@@ -12,19 +12,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grouped_lm.checkpoint import write_checkpoint
 from grouped_lm.config import Config, TokenizerConfig
-from grouped_lm.data.tokenizer import Tokenizer, build_tokenizer
+from grouped_lm.data.tokenizers.base import Tokenizer, build_tokenizer
 from grouped_lm.errors import ConfigError, DataError, DiskError, RunFolderError
 from grouped_lm.heads import AdaptiveHead, DenseConfig, DenseHead, ShortlistHead
 from grouped_lm.hf.names import body_from_hf, body_to_hf, config_from_hf, config_to_hf
 from grouped_lm.hf.tokenizer_files import write_tokenizer
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.optim import build_optimizer
-from grouped_lm.run_folder import COMPLETE, RunFolder
-from grouped_lm.runtime import describe_environment, write_json
-from grouped_lm.train_state import named_state, pack
+from grouped_lm.optim.adamw import build_optimizer
+from grouped_lm.runs.checkpoint import write_checkpoint
+from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.runs.train_state import named_state, pack
+from grouped_lm.system.runtime import describe_environment, write_json
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODELING = Path(__file__).with_name("modeling_gvc.py")

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.data.bpe import BPETokenizer
-from grouped_lm.data.tokenizer import EOT_TEXT, GPT2_URL, Tokenizer, gpt2_folder
+from grouped_lm.data.tokenizers.base import EOT_TEXT, GPT2_URL, Tokenizer, gpt2_folder
+from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.errors import DataError
-from grouped_lm.runtime import write_json
+from grouped_lm.system.runtime import write_json
 
 GPT2_NAMES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 """GPT-2's two files, and what transformers calls them."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from grouped_lm.config import Config
-from grouped_lm.data.tokenizer import vocab_size_of
+from grouped_lm.data.tokenizers.base import vocab_size_of
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import HEADS, build_head, needs_counts
 from grouped_lm.models import build_body

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from grouped_lm.plot_parts import Label, label_ends, styles_by_head, write_title
+from grouped_lm.report.style import Label, label_ends, styles_by_head, write_title
 from grouped_lm.reproduction.claims import Claims
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.tables import main_settings, runs_in

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from grouped_lm.errors import DataError, RunFolderError
-from grouped_lm.report import to_csv
-from grouped_lm.rows import collect_runs, natural_order
-from grouped_lm.run_folder import RunFolder
-from grouped_lm.runtime import write_text
+from grouped_lm.report.tables import to_csv
+from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.table import collect_runs, natural_order
+from grouped_lm.system.runtime import write_text
 
 Row = dict[str, Any]
 Evidence = dict[str, list[Row]]

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from grouped_lm.markdown import escape, markdown_table
+from grouped_lm.report.markdown import escape, markdown_table
 from grouped_lm.reproduction.table import Table
 from grouped_lm.reproduction.tables import verdicts_table
 from grouped_lm.reproduction.verdicts import Answer

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from grouped_lm.plot_data import Point, collect_points
-from grouped_lm.plot_parts import GREY, STYLES, Label, label_ends, styles_by_head, write_title
-from grouped_lm.plots import draw_by_group_size, draw_pareto, render_svg
-from grouped_lm.plots_bench import draw_by_vocab, draw_claim, draw_rates
-from grouped_lm.ranking import MEMORY, SPEED
+from grouped_lm.bench.plots import draw_by_vocab, draw_claim, draw_rates
+from grouped_lm.report.figures import draw_by_group_size, draw_pareto, render_svg
+from grouped_lm.report.series import Point, collect_points
+from grouped_lm.report.style import GREY, STYLES, Label, label_ends, styles_by_head, write_title
 from grouped_lm.reproduction.claims import Claims
 from grouped_lm.reproduction.cost_rules import in_chunks
 from grouped_lm.reproduction.curves import Job, curve_jobs, style
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.tables import main_settings, runs_in
 from grouped_lm.reproduction.verdicts import Setting, setting_of
+from grouped_lm.runs.query import MEMORY, SPEED
 
 SIZE = (5.4, 3.9)
 """Inches: letters stay legible where the picture is as wide as a phone."""

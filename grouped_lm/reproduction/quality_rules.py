@@ -1,12 +1,12 @@
 """Rules about what models know: losses over seeds, groups, rare tokens, tasks.
 
 Losses are nats per token. Differences are second less first, with 90 % intervals over seeds: the two one-sided tests of
-`grouped_lm.compare`. One seed decides nothing, and neither do models that lose as much as the frequencies of tokens.
+`evaluate.significance`. One seed decides nothing, and neither do models that lose as much as the frequencies of tokens.
 """
 
 from dataclasses import replace
 
-from grouped_lm.compare import MethodDifference, compare_methods, compare_paired
+from grouped_lm.evaluate.significance import MethodDifference, compare_methods, compare_paired
 from grouped_lm.reproduction.claims import Claim, Claims, Method
 from grouped_lm.reproduction.evidence import Evidence
 from grouped_lm.reproduction.verdicts import (

@@ -5,9 +5,9 @@ from itertools import groupby
 
 from scipy import stats
 
-from grouped_lm.compare import LEVEL, compare_methods
+from grouped_lm.evaluate.significance import LEVEL, compare_methods
 from grouped_lm.grouping import default_group_size
-from grouped_lm.heads.chunked import DEFAULT_CHUNK_ROWS
+from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS
 from grouped_lm.reproduction.claims import Claim, Claims, Method
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.quality_rules import place_of
@@ -34,7 +34,7 @@ def least_memory_size(claim: Claim, method: Method, claims: Claims, evidence: Ev
     """Is the head's peak memory least at sqrt V, among the sizes tried?
 
     Our loss keeps a chunk of rows at a time, so that it never holds but there: the logits of all rows, which the paper
-    keeps, weigh sizes differently (`grouped_lm.theory`).
+    keeps, weigh sizes differently (`grouped_lm.plan.theory`).
     """
     best: tuple[int, Setting, dict[int, float], int, list[str]] | None = None
     for setting, rows in settings_of(evidence, claims.methods[claim.options["method"]], ANY_TEXT, None).items():

@@ -3,7 +3,7 @@
 import statistics
 from typing import Any
 
-from grouped_lm.compare import compare_methods
+from grouped_lm.evaluate.significance import compare_methods
 from grouped_lm.reproduction.claims import Claims, Method
 from grouped_lm.reproduction.cost_rules import PAIRED, in_chunks
 from grouped_lm.reproduction.evidence import Evidence, Row

@@ -11,7 +11,7 @@ from grouped_lm.grouping import default_group_size
 from grouped_lm.reproduction.claims import Claim, Claims, Method
 from grouped_lm.reproduction.evidence import Evidence, Row, head_options
 from grouped_lm.reproduction.steps import STORIES
-from grouped_lm.run_folder import COMPLETE
+from grouped_lm.runs.folder import COMPLETE
 
 HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN = "holds", "holds where", "does not hold", "not shown at this scale"
 WORDS = (HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN)

@@ -97,7 +97,8 @@ def small_config(texts: dict[str, str], cache_dir: Path, head: str = "grouped", 
 @contextlib.contextmanager
 def nothing_measured() -> Iterator[None]:
     """Leave out what a clock or an allocator says, so that a training takes as long as its steps."""
-    from grouped_lm import measure, train
+    from grouped_lm.measure import throughput as measure
+    from grouped_lm.train import loop as train
 
     class NoPeak:
         def __init__(self, baseline: int) -> None: ...
@@ -156,8 +157,8 @@ def fork(action: Callable[[], Any], log: Path) -> int:
 
 def fork_train(config: Config, run_dir: Path, around: Callable[[], Any] = contextlib.nullcontext) -> int:
     """Fork a training; `around` gives a context that is entered in the child alone."""
-    from grouped_lm.signals import exit_on_sigterm
-    from grouped_lm.train import train
+    from grouped_lm.system.signals import exit_on_sigterm
+    from grouped_lm.train.loop import train
 
     def action() -> None:
         with nothing_measured(), around(), exit_on_sigterm():

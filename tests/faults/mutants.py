@@ -7,22 +7,22 @@ import importlib
 import os
 
 MUTANTS: dict[str, tuple[str, str, str, str]] = {
-    "fsync": ("checkpoint", "        os.fsync(descriptor)\n", "        pass\n", "test_save.py -k flushed"),
+    "fsync": ("runs.checkpoint", "        os.fsync(descriptor)\n", "        pass\n", "test_save.py -k flushed"),
     "rename": (
-        "checkpoint",
+        "runs.checkpoint",
         "os.rename(temporary, target)",
         "shutil.copytree(temporary, target)",
         "test_save.py -k flushed",
     ),
-    "hash check": ("checkpoint", 'digest.hexdigest() == entry["sha256"]', "True", "test_save.py -k some_damage"),
+    "hash check": ("runs.checkpoint", 'digest.hexdigest() == entry["sha256"]', "True", "test_save.py -k some_damage"),
     "RNG restore": (
-        "train_state",
+        "runs.train_state",
         'torch.set_rng_state(tensors["rng/cpu"])',
         'tensors["rng/cpu"]',
         "test_resume.py -k two_cells",
     ),
     "lock": (
-        "run_folder",
+        "runs.folder",
         'with FileLock(self.path / ".lock", timeout=LOCK_S):',
         "if True:",
         "test_stop.py -k dead_holder",
@@ -31,11 +31,11 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
         "heads.two_level",
         "table.masked_fill(self.phantom, -torch.inf)",
         "table",
-        "../heads/test_heads.py -k exact_distribution",
+        "../unit/heads/test_heads.py -k exact_distribution",
     ),
-    "two good ones kept": ("checkpoint", "good += 1\n", "good += 2\n", "test_save.py -k last_two"),
+    "two good ones kept": ("runs.checkpoint", "good += 1\n", "good += 2\n", "test_save.py -k last_two"),
     "check before the update": (
-        "train",
+        "train.loop",
         "if figures.finite:",
         "if True:",
         "test_stop.py -k nan",

@@ -4,8 +4,8 @@ import signal
 import sys
 from pathlib import Path
 
-from grouped_lm.checkpoint import write_checkpoint
 from grouped_lm.errors import DiskError
+from grouped_lm.runs.checkpoint import write_checkpoint
 
 FILES = {"state.safetensors": bytes(range(256)) * 64, "state.json": b'{"step": 3}'}
 

@@ -16,10 +16,10 @@ import pytest
 from fault_tools import replay, train_to_end, trials
 from safetensors.torch import save
 
-from grouped_lm.checkpoint import MANIFEST, list_checkpoints, write_checkpoint
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.heads import GroupedConfig
-from grouped_lm.identity import FREE_FIELDS, IDENTITY_FIELDS
+from grouped_lm.runs.checkpoint import MANIFEST, list_checkpoints, write_checkpoint
+from grouped_lm.runs.identity import FREE_FIELDS, IDENTITY_FIELDS
 
 INTS = ("train.max_steps", "train.micro_batch_size", "model.n_layer", "train.grad_accum_steps", "model.block_size")
 FLOATS = ("optim.lr", "optim.eps", "train.checkpoint_every_minutes", "tracking.init_timeout_s")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from fault_tools import assert_same, fork_train, replay, train_to_end, trials, wait
 
-from grouped_lm.checkpoint import verify
+from grouped_lm.runs.checkpoint import verify
 
 
 @contextlib.contextmanager
 def saves_reported(pipe: int):
     """Write `(` into a pipe when a save begins and `)` when it is over, in the child."""
-    from grouped_lm import train
+    from grouped_lm.train import loop as train
 
     original = train.write_checkpoint
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from fault_tools import assert_same, curve, final_state, fork_train, nothing_measured, train_to_end, wait
 
-from grouped_lm.checkpoint import SCHEMA_VERSION, list_checkpoints, load_latest, write_checkpoint
 from grouped_lm.config import config_from_dict
 from grouped_lm.errors import CheckpointError, DriftError, SchemaError
 from grouped_lm.generate import generate_texts
 from grouped_lm.heads import parse_head_config
-from grouped_lm.train import train
+from grouped_lm.runs.checkpoint import SCHEMA_VERSION, list_checkpoints, load_latest, write_checkpoint
+from grouped_lm.train.loop import train
 
 GOLDEN = Path(__file__).with_name("golden")
 HEADS = ("dense", "grouped")
@@ -33,8 +33,8 @@ def die_in_step(step: int, micro_step: int | None):
     """Save after every step, and die as `step` is done, or in the middle of the one after it."""
     import os
 
-    from grouped_lm import train as module
     from grouped_lm.data.loader import TrainBatches
+    from grouped_lm.train import loop as module
 
     original_save, original_batch = module.write_checkpoint, TrainBatches.batch
 
@@ -114,7 +114,7 @@ def test_a_checkpoint_of_every_schema_version_goes_on(tmp_path, monkeypatch, ver
 
 
 def test_a_checkpoint_of_the_future_is_refused_and_left_alone(tmp_path, monkeypatch):
-    from grouped_lm import checkpoint
+    from grouped_lm.runs import checkpoint
 
     monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", SCHEMA_VERSION + 1)
     folder = write_checkpoint(tmp_path, 1, {"state.json": b"{}"}, keep=2)
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_config_is_refused_field_by_field(config, tmp_pa
 def test_another_machine_is_said(config, tmp_path, monkeypatch, capfd):
     made = config()
     assert wait(fork_train(made, tmp_path / "run", lambda: die_in_step(4, None))) == -9
-    from grouped_lm import train as module
+    from grouped_lm.train import loop as module
 
     described = module.describe_environment
     monkeypatch.setattr(module, "describe_environment", lambda device: described(device) | {"threads": 64})
@@ -169,7 +169,7 @@ def read_rows(run_dir: Path) -> list[dict]:
 
 
 def test_other_code_is_said_and_every_commit_is_kept(config, tmp_path, monkeypatch, capfd):
-    from grouped_lm import train as module
+    from grouped_lm.train import loop as module
 
     made, run, described = config(), tmp_path / "run", module.describe_environment
     for commit, cut in (("one", 4), ("two", 8), ("two", 10), ("three", None)):
@@ -187,7 +187,7 @@ def test_other_code_is_said_and_every_commit_is_kept(config, tmp_path, monkeypat
 
 
 def test_the_commit_of_a_checkpoint_that_names_none_is_the_folders(config, tmp_path, monkeypatch, capfd):
-    from grouped_lm import train as module
+    from grouped_lm.train import loop as module
 
     made, run, described = config(), tmp_path / "run", module.describe_environment
     for commit in ("old", "new"):

@@ -17,9 +17,9 @@ import pytest
 from fault_tools import fork, replay, trials, wait
 from save_once import FILES
 
-from grouped_lm import checkpoint
-from grouped_lm.checkpoint import list_checkpoints, load_latest, verify, write_checkpoint
 from grouped_lm.errors import CheckpointError, DiskError
+from grouped_lm.runs import checkpoint
+from grouped_lm.runs.checkpoint import list_checkpoints, load_latest, verify, write_checkpoint
 
 OLD = {"state.safetensors": b"old" * 999, "state.json": b'{"step": 2}'}
 CALLS = ("mkdir", "open", "write", "fsync", "close", "rename", "read", "fstat")

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from fault_tools import assert_same, curve, fork, fork_train, nothing_measured, replay, train_to_end, trials, wait
 
-from grouped_lm.checkpoint import list_checkpoints, verify
 from grouped_lm.data import prepare_data
 from grouped_lm.errors import BusyError, DiskError
-from grouped_lm.run_folder import RunFolder
-from grouped_lm.train import train
-from grouped_lm.watchdog import STACKS
+from grouped_lm.runs.checkpoint import list_checkpoints, verify
+from grouped_lm.runs.folder import RunFolder
+from grouped_lm.system.watchdog import STACKS
+from grouped_lm.train.loop import train
 
 PHASES = ("training", "evaluation in training", "gvc eval", "gvc sample", "gvc data prepare")
 
@@ -59,7 +59,7 @@ def slow(pipe: int, phase: str):
 @contextlib.contextmanager
 def stories_reported(pipe: int):
     """Report when stories begin to be written."""
-    from grouped_lm.data import tinytales
+    from grouped_lm.data.sources import tinytales
 
     original = tinytales.generate_stories
 
@@ -167,7 +167,7 @@ def small_files(limit: int):
 @contextlib.contextmanager
 def full_from(step: int, limit: int):
     """A disk that is full from the save of `step` on."""
-    from grouped_lm import train as module
+    from grouped_lm.train import loop as module
 
     original = module.write_checkpoint
 
@@ -370,8 +370,8 @@ def test_weights_that_are_not_finite_are_not_saved(config, tmp_path):
 
 
 def test_a_step_that_will_not_fit_says_which_batch_would(config, tmp_path, monkeypatch, figure):
-    from grouped_lm import room
     from grouped_lm.errors import MemoryShortError
+    from grouped_lm.plan import memory_check as room
 
     made = config(micro_batch_size=64)
     needed = room.peak_bytes(made, [64, 16, 17])
@@ -384,7 +384,7 @@ def test_a_step_that_will_not_fit_says_which_batch_would(config, tmp_path, monke
 
 
 def test_an_allocator_that_says_no_in_the_middle(config, tmp_path, monkeypatch):
-    from grouped_lm import room
+    from grouped_lm.plan import memory_check as room
 
     @contextlib.contextmanager
     def no_memory():

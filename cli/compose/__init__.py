@@ -1,0 +1,1 @@
+"""The one folder that knows Hydra: compose, check and explain configs."""

@@ -1,0 +1,43 @@
+"""From the overrides of `gvc bench` to its typed settings and the bodies that its presets name."""
+
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from grouped_lm.bench.settings import SUITES, BenchConfig
+from grouped_lm.config import ModelConfig, check_choice
+
+from .run import HydraFlags, composing, explained, to_config
+
+ConfigStore.instance().store(name="gvc_bench_schema", node=BenchConfig)
+
+
+def compose_bench(
+    suite: str, grid: str, overrides: list[str], config_dir: str | None
+) -> tuple[BenchConfig, dict[str, ModelConfig]]:
+    """Compose and check everything before anything is measured.
+
+    Raises:
+        ConfigError: an unknown suite, grid, key or preset, a value out of range, or a device that is not there.
+    """
+    check_choice("SUITE", suite, SUITES)
+    flags = HydraFlags(config_name="bench", config_dir=config_dir)
+    words = [f"grid={grid}", *overrides]
+    with explained(words, flags), composing(flags) as compose_with:
+        plain: Any = OmegaConf.to_container(compose_with(words), resolve=True)
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchConfig), plain))
+    assert isinstance(settings, BenchConfig)
+    settings.check_suite(suite)
+    if settings.device == "cuda":
+        from grouped_lm.system.runtime import resolve_device  # imports torch
+
+        resolve_device("cuda", "device")
+    return settings, {name: compose_model(name, config_dir) for name in settings.model_names(suite)}
+
+
+def compose_model(name: str, config_dir: str | None) -> ModelConfig:
+    """Return the body that `model=NAME` is in `gvc train`."""
+    flags, words = HydraFlags(config_dir=config_dir), [f"model={name}"]
+    with explained(words, flags), composing(flags) as compose_with:
+        return to_config(compose_with(words)).model

@@ -1,0 +1,47 @@
+"""Two halves of a text, document by document: one to choose by, one to report on."""
+
+from pathlib import Path
+
+from grouped_lm.data.sources import join_fragments
+from grouped_lm.data.sources.text_files import TextSource, find_files
+from grouped_lm.data.tokenizers.base import EOT_TEXT, write_atomically
+from grouped_lm.errors import DataError, disk_errors
+
+HALVES = ("a", "b")
+
+
+def halve(text: str, out: Path, text_field: str = "text") -> list[tuple[Path, int]]:
+    """Write every other document of `text` into `out`/NAME-a.txt, from the first on, and the rest into NAME-b.txt.
+
+    Documents that are empty are left out; the others are stripped at both ends, as they are for training. The text
+    is held in memory.
+
+    Args:
+        text: a file, folder or glob of .txt, .jsonl, .parquet; NAME is its last part without a suffix.
+        out: a folder, which is made.
+        text_field: the column of .jsonl and .parquet.
+
+    Returns:
+        Both files, each with the number of its documents.
+
+    Raises:
+        DataError: nothing there or unreadable, fewer than two documents, a border of .txt inside a document, or a file
+            of that name with another content.
+        DiskError: `out` cannot be written.
+    """
+    source = TextSource(find_files(text, "TEXT"), text_field)
+    documents = [document for document in join_fragments(source.fragments()) if document]
+    if any(EOT_TEXT in document for document in documents):
+        raise DataError(f"{text}: a document has {EOT_TEXT} inside, and would be two in a .txt")
+    if len(documents) < 2:
+        raise DataError(f"{text} has {len(documents)} documents; two halves need two or more")
+    name = Path(text).stem.strip("*") or "text"
+    parts = {out / f"{name}-{letter}.txt": documents[first :: len(HALVES)] for first, letter in enumerate(HALVES)}
+    texts = {path: "".join(f"{document}\n{EOT_TEXT}\n" for document in own) for path, own in parts.items()}
+    for path, whole in texts.items():
+        if path.exists() and (not path.is_file() or path.read_bytes() != whole.encode()):
+            raise DataError(f"{path} is there and holds something else: give another --out, or remove it")
+    with disk_errors(out):
+        for path, whole in texts.items():
+            write_atomically(path, whole.encode())
+    return [(path, len(own)) for path, own in parts.items()]

@@ -1,0 +1,148 @@
+"""A byte-level BPE of one's own, trained on the training text: the small vocabulary that large ones compete with.
+
+Source: Sennrich et al. 2016 (arXiv 1508.07909), on bytes and with GPT-2's splitting, by the `tokenizers` library.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from grouped_lm.config import DataConfig, TokenizerConfig
+from grouped_lm.data.prepare import CACHE_ADVICE, build_lock
+from grouped_lm.data.sources import describe_source, iter_documents
+from grouped_lm.data.tokenizers.base import EOT_TEXT, Fragment, valid_unicode, write_atomically
+from grouped_lm.errors import DataError, disk_errors
+
+if TYPE_CHECKING:
+    import tokenizers
+
+RECIPE = "byte-level, GPT-2's splitting, end-of-text last, 1"
+"""Changes when the same text would give another vocabulary."""
+
+
+def byte_characters() -> dict[str, int]:
+    """Return which character stands for which byte in the library's files, as in GPT-2's vocabulary."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+class BPETokenizer:
+    """Ids 0-255 single bytes, then merges by rank, then one end-of-text; any text comes back byte for byte."""
+
+    name = "bpe"
+
+    def __init__(self, model: "tokenizers.Tokenizer") -> None:
+        self._model = model
+        self.eot_id = model.get_vocab_size()
+        self.vocab_size = self.eot_id + 1
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        known = byte_characters()
+        tokens = [str(self._model.id_to_token(i)) for i in range(self.eot_id)]
+        return [bytes(known[c] for c in token) for token in tokens] + [EOT_TEXT.encode()]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `Tokenizer.fingerprint`: over the library's whole description, merges and their order included."""
+        return hashlib.sha256(b"bpe\0" + self._model.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        return self._model.encode(valid_unicode(text), add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        return b"".join(self._bytes[int(i)] for i in ids).decode(errors="replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See `Tokenizer.token_bytes`."""
+        return self._bytes[token_id]
+
+    def encode_document(self, text: str) -> np.ndarray:
+        """See `Tokenizer.encode_document`."""
+        return self.encode_fragments([(text, True)])
+
+    def encode_fragments(self, fragments: Sequence[Fragment]) -> np.ndarray:
+        """See `Tokenizer.encode_fragments`; one call into Rust, which uses threads of its own."""
+        texts = [valid_unicode(text) for text, _ in fragments]
+        ids: list[int] = []
+        encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
+        for (_, last), one in zip(fragments, encoded, strict=True):
+            ids += one.ids
+            if last:
+                ids.append(self.eot_id)
+        return np.array(ids, np.uint16)
+
+    def save(self, path: Path) -> None:
+        """Write the library's own JSON, which `tokenizer.file` reads back."""
+        write_atomically(path, self._model.to_str(pretty=True).encode())
+
+
+def train_bpe(documents: Iterator[str], vocab_size: int) -> BPETokenizer:
+    """Train on documents; the same documents give the same merges.
+
+    Args:
+        documents: texts.
+        vocab_size: V, end-of-text included, in [258, 65536].
+
+    Raises:
+        DataError: the text has too few different words for so many merges.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    model.train_from_iterator((valid_unicode(text) for text in documents), trainer)
+    tokenizer = BPETokenizer(model)
+    if tokenizer.vocab_size != vocab_size:
+        raise DataError(
+            f"the training text gives {tokenizer.vocab_size} tokens at most, "
+            f"tokenizer.vocab_size asks for {vocab_size}: set it to that or less, or take more text"
+        )
+    return tokenizer
+
+
+def build_bpe(config: TokenizerConfig, data: DataConfig | None) -> BPETokenizer:
+    """Read the tokenizer that `config.file` names, or train one on the training text, once per text and size.
+
+    Raises:
+        DataError: the file is missing, broken or of another size; or there is no text to train on.
+        DiskError: the cache cannot be written.
+    """
+    assert config.vocab_size is not None  # the schema checks it
+    if config.file is not None:
+        return _read(Path(config.file), config.vocab_size)
+    if data is None:
+        raise DataError("tokenizer=bpe is trained on data.train, or read from tokenizer.file: give one of them")
+    parts = {"recipe": RECIPE, "source": describe_source(data, "train"), "vocab_size": config.vocab_size}
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    path = Path(data.cache_dir).expanduser() / f"bpe-{config.vocab_size}-{key[:16]}.json"
+    with disk_errors(path, CACHE_ADVICE):
+        if not path.exists():
+            with build_lock(path):
+                if not path.exists():  # another process may have been quicker
+                    train_bpe(iter_documents(data, "train"), config.vocab_size).save(path)
+    return _read(path, config.vocab_size)
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, vocab_size: int) -> BPETokenizer:
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = BPETokenizer(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+    except Exception as error:  # the library raises plain Exception for what it cannot parse
+        raise DataError(f"cannot read the tokenizer {path}: {str(error).splitlines()[0]}") from error
+    if tokenizer.vocab_size != vocab_size:
+        raise DataError(f"{path} has {tokenizer.vocab_size} tokens, tokenizer.vocab_size is {vocab_size}")
+    return tokenizer

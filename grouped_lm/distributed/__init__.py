@@ -1,0 +1,1 @@
+"""Several processes: the process group, data and vocabulary parallelism."""

@@ -1,0 +1,155 @@
+"""One model on several devices, by torch's own engines: whole on each (DDP) or in shards (FSDP2).
+
+Under DDP, tables with a row per token can be left to `vocab_parallel`.
+
+Source: Li et al. 2020 (arXiv 2006.15704) and Zhao et al. 2023 (arXiv 2304.11277), as `DistributedDataParallel` and
+`fully_shard`. Gradients are summed over the processes, not averaged: the loss of each is its part of a sum that was
+divided once, by the targets that count in all of them.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from grouped_lm.config import TrainConfig
+from grouped_lm.distributed.process_group import World, is_sharded, whole
+from grouped_lm.distributed.vocab_parallel import split_vocabulary
+from grouped_lm.heads.base import IGNORE_INDEX, HeadLoss
+from grouped_lm.models.lm import LanguageModel
+from grouped_lm.system.runtime import compile_mode
+
+
+@dataclass
+class Spread:
+    """A model as the processes of a world train it."""
+
+    model: LanguageModel
+    """The module itself, for its names, weights and evaluation; under FSDP2 its parameters are shards."""
+    world: World
+    forward: Callable[..., HeadLoss]
+    """To be called in training."""
+    ddp: DistributedDataParallel | None = None
+    shards: tuple[Any, ...] = ()
+    """Modules that FSDP2 gathers one after another, the whole model last."""
+
+    def micro_step(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Return the context of a micro-step.
+
+        DDP sends gradients in the last one of an optimizer step alone; FSDP2 in each, since what it is taken for, not
+        to hold a whole gradient, would be lost.
+        """
+        return contextlib.nullcontext() if self.ddp is None or last else self.ddp.no_sync()
+
+    def mean_loss(self, input_ids: Tensor, targets: Tensor, counted: Tensor) -> HeadLoss:
+        """Return this process's part of the mean over all targets that count in any process.
+
+        Args:
+            input_ids: (B, T) on the model's device.
+            targets: (B, T).
+            counted: (), how many targets count in all processes.
+        """
+        return self.forward(input_ids, targets, reduction="sum").over(counted)
+
+    def add_up(self, losses: list[HeadLoss]) -> list[HeadLoss]:
+        """Return the losses with every part summed over the processes, without gradients."""
+        if self.world.size == 1:
+            return losses
+        parts = [[part for part in (one.nll, one.group_nll, one.token_nll) if part is not None] for one in losses]
+        sums = self.world.sum(torch.stack([part.detach().double() for row in parts for part in row]))
+        return [HeadLoss(*row) for row in sums.view(len(losses), -1).unbind()]
+
+    def held_bytes(self) -> int:
+        """Return the bytes of DDP's buckets, which hold the gradients during a step and stay between steps."""
+        return sum(4 * p.numel() for p in self.model.parameters() if not is_sharded(p)) if self.ddp is not None else 0
+
+    def rest(self) -> None:
+        """Let go of what an evaluation gathered."""
+        for module in self.shards:
+            module.reshard()
+
+
+def count_targets(targets: Tensor, world: World) -> Tensor:
+    """Return how many targets count in all processes together, (), at least 1."""
+    return world.sum((targets != IGNORE_INDEX).sum()).clamp_min(1)
+
+
+def spread_model(model: LanguageModel, cfg: TrainConfig, world: World, device: torch.device) -> Spread:
+    """Put `model` on `device`, and its gradients or all of it under torch's engine where there are several processes.
+
+    Args:
+        model: on the CPU, the same in every process. FSDP2 moves and cuts it block by block.
+        cfg: strategy, and whether forward and backward run through `torch.compile`.
+        world: the processes.
+        device: this process's own.
+    """
+    made = Spread(model, world, model)
+    if world.size == 1:
+        model.to(device)
+    elif cfg.strategy == "ddp":
+        if cfg.vocab_parallel:
+            split_vocabulary(model, world, device)
+            cut = [name for name, p in model.named_parameters(remove_duplicate=False) if is_sharded(p)]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, cut)
+        model.to(device)
+        made.ddp = DistributedDataParallel(
+            model,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            forward_sync_buffers=False,  # groupings, the same everywhere
+            gradient_as_bucket_view=True,
+        )
+        made.ddp.register_comm_hook(None, sum_bucket)
+        made.forward = made.ddp
+    else:
+        made.shards = shard(model, device)
+    if cfg.compile:
+        made.forward = torch.compile(made.forward, mode=compile_mode(cfg, device))
+    return made
+
+
+def sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Sum a bucket of gradients over the processes."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None  # it is asynchronous
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def shard(model: LanguageModel, device: torch.device) -> tuple[Any, ...]:
+    """Cut every block, then all the rest, into a part for each process; return the modules that were cut.
+
+    A table that body and head share stands in the rest, which is gathered before the body's first layer and kept until
+    the end of the backward pass.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.utils import _pytree as pytree
+
+    if HeadLoss not in pytree.SUPPORTED_NODES:
+        pytree.register_dataclass(HeadLoss)  # FSDP2 looks for gradients to come in what a forward returns
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for block in model.body.h:  # type: ignore[union-attr]
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    found = tuple(module for module in model.modules() if isinstance(module, FSDPModule))
+    for module in found:
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+    return found
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradient down to `max_norm` (0 leaves it alone) and return its norm, over all shards, before that."""
+    parameters = list(model.parameters())
+    kinds = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]  # torch takes no mixture
+    grads = [[p.grad for p in kind if p.grad is not None] for kind in kinds]
+    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in grads if kind]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds:
+        torch.nn.utils.clip_grads_with_norm_(kind, max_norm or math.inf, norm)
+    return norm

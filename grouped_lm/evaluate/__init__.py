@@ -1,0 +1,1 @@
+"""Evaluation: validation during training, `gvc eval`, tasks, and statistics."""

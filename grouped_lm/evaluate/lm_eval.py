@@ -1,0 +1,157 @@
+"""lm-evaluation-harness (extra `eval`): a run as one of its models, and a text's stories as tasks of its own.
+
+`gvc eval RUN --tasks story_perplexity,story_choice,story_cloze,...` needs no network for the story tasks.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+
+from grouped_lm.data.tokenizers.base import Tokenizer
+from grouped_lm.errors import ConfigError
+from grouped_lm.evaluate.continuations import log_likelihoods
+from grouped_lm.evaluate.story_tasks import make_choices, make_clozes
+from grouped_lm.generate import Sampling, write_texts
+from grouped_lm.models.lm import LanguageModel
+from grouped_lm.system.runtime import write_json
+
+TASKS: dict[str, dict[str, Any]] = {
+    "story_perplexity": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+    },
+    "story_choice": {
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{context}}",
+        "doc_to_choice": "{{options}}",
+        "doc_to_target": "{{answer}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    },
+    "story_cloze_word": {
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{context}}",
+        "doc_to_target": "{{word}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}],
+    },
+}
+"""What the harness is told about each local task; the documents come from the text that is judged."""
+
+
+class HarnessModel(LM):
+    """A language model of ours behind the harness's three questions; every text is read after an end-of-text.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its tokenizer.
+        batch_size: texts per pass, >= 1.
+    """
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, batch_size: int = 8) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Return for (context, continuation) its log-probability and whether it is the greedy one."""
+        return log_likelihoods(self.model, [self._pair(*request.args) for request in requests], self.batch_size)
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        """Return the log-probability of whole texts, in windows that do not overlap, as `gvc eval` reads stories."""
+        pairs = [([self.tokenizer.eot_id], self.tokenizer.encode(request.args[0])) for request in requests]
+        return [total for total, _ in log_likelihoods(self.model, pairs, self.batch_size)]
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Return greedy (or sampled, where a task asks for it) continuations up to the task's stop texts."""
+        generator = torch.Generator(next(self.model.parameters()).device).manual_seed(0)
+        found = []
+        for request in requests:
+            context, options = request.args
+            stops = options.get("until") or []
+            temperature = float(options.get("temperature") or 0.0) if options.get("do_sample") else 0.0
+            (text,) = write_texts(
+                self.model,
+                self.tokenizer,
+                context,
+                max_new_tokens=int(options.get("max_gen_toks", 256)),
+                sampling=Sampling(temperature=temperature),
+                stops=[stops] if isinstance(stops, str) else stops,
+                generator=generator,
+            )
+            found.append(text.text)
+        return found
+
+    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Split the ids of both texts together where the context's end, as the harness does for its own models."""
+        rest = context[len(context.rstrip()) :]  # spaces belong to the word that follows
+        begin = self.tokenizer.encode(context[: len(context) - len(rest)])
+        whole = self.tokenizer.encode(context + continuation)
+        return [self.tokenizer.eot_id, *whole[: len(begin)]], whole[len(begin) :]
+
+
+def write_story_tasks(stories: Iterable[str], folder: Path) -> Path:
+    """Write the local tasks, documents and descriptions, into `folder` and return it."""
+    stories = [story for story in stories if story]
+    documents: dict[str, list[dict[str, Any]]] = {
+        "story_perplexity": [{"text": story} for story in stories],
+        "story_choice": [asdict(choice) for choice in make_choices(stories)],
+        "story_cloze_word": [asdict(cloze) for cloze in make_clozes(stories)],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in documents.items():
+        if not rows:
+            continue  # no story of this text fits the task; the harness fails on a task without documents
+        data = (folder / f"{name}.jsonl").resolve()
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+        write_json(folder / f"{name}.yaml", {"task": name, **source, **TASKS[name]})  # JSON is YAML
+    return folder
+
+
+def check_tasks(tasks: list[str], known: Iterable[str] | None = None) -> None:
+    """Refuse tasks that are not known; without `known`, before there is a text, the local ones may turn out to be.
+
+    Raises:
+        ConfigError: there are any.
+    """
+    known = {*TASKS, *TaskManager().all_tasks} if known is None else set(known)
+    unknown = [task for task in tasks if task not in known]
+    if unknown:
+        raise ConfigError(
+            f"unknown task {', '.join(unknown)}: there are {', '.join(TASKS)}, where stories of this text fit them, "
+            "and those of `lm_eval ls tasks`"
+        )
+
+
+def run_harness(
+    model: LanguageModel, tokenizer: Tokenizer, tasks: list[str], folder: Path, batch_size: int
+) -> dict[str, Any]:
+    """Return the harness's results by task.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: its tokenizer.
+        tasks: names of the harness's tasks, or of those in `folder`.
+        folder: of task files, see `write_story_tasks`.
+        batch_size: texts per pass, >= 1.
+
+    Raises:
+        ConfigError: a task that is not known.
+    """
+    manager = TaskManager(include_path=str(folder))
+    check_tasks(tasks, manager.all_tasks)
+    found = simple_evaluate(
+        HarnessModel(model, tokenizer, batch_size), tasks=tasks, task_manager=manager, bootstrap_iters=0
+    )
+    assert found is not None  # None is for the other ranks of a distributed evaluation
+    return {task: dict(figures) for task, figures in found["results"].items()}

@@ -1,0 +1,1 @@
+"""Processes of ours: sweeps, launched trainers, device slots."""

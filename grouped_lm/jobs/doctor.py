@@ -1,0 +1,67 @@
+"""What a machine has, and what a run would miss."""
+
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from grouped_lm.config import DataConfig, TokenizerConfig
+from grouped_lm.data.tokenizers.base import build_tokenizer
+from grouped_lm.errors import GvcError
+from grouped_lm.runs.tracking import login_state
+from grouped_lm.system.runtime import cpu_model, library_versions
+
+ENOUGH_DISK_GIB = 2.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; `ok` is False where a plain `gvc train` would fail."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def examine() -> list[Check]:
+    """Return every finding, in the order in which a person would ask."""
+    return [
+        Check("gvc", True, f"{metadata.version('grouped-lm')} on Python {platform.python_version()}"),
+        Check("libraries", True, ", ".join(f"{name} {version}" for name, version in library_versions().items())),
+        Check("cpu", True, f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"),
+        Check("gpu", True, describe_gpus()),
+        check_tokenizer(),
+        Check("W&B", True, login_state()),
+        check_disk("runs", Path.cwd()),
+        check_disk("prepared data", Path(os.environ.get("GVC_CACHE_DIR", DataConfig().cache_dir)).expanduser()),
+    ]
+
+
+def describe_gpus() -> str:
+    """Return the CUDA devices with their memory."""
+    if not torch.cuda.is_available():
+        return "none; runs use the CPU"
+    devices = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+    return ", ".join(f"{d.name} ({d.total_memory / 2**30:.0f} GiB)" for d in devices)
+
+
+def check_tokenizer() -> Check:
+    """Load GPT-2's tokenizer, whose files are checked by hash."""
+    try:
+        tokenizer = build_tokenizer(TokenizerConfig(name="gpt2"))
+    except GvcError as error:
+        return Check("tokenizer gpt2", False, str(error))
+    return Check("tokenizer gpt2", True, f"{tokenizer.vocab_size:,} tokens, files verified")
+
+
+def check_disk(what: str, path: Path) -> Check:
+    """Say how much room there is where `path` is or would be."""
+    there = next(p for p in (path, *path.parents) if p.exists())
+    free = shutil.disk_usage(there).free / 2**30
+    writable = os.access(there, os.W_OK)
+    note = "" if writable else ", not writable"
+    return Check(f"disk for {what}", writable and free > ENOUGH_DISK_GIB, f"{free:,.1f} GiB free at {path}{note}")

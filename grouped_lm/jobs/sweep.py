@@ -1,0 +1,268 @@
+"""The jobs of a sweep: each in a process of its own, in a folder of its own, ended exactly once.
+
+A job is its run folder. Its config hash says whether what lies there is what is asked for, the folder's lock whether
+somebody trains in it, a lock beside the folder whether a driver has the job, and `result.json` how it ended; so a sweep
+that is run again, by the same driver or by several at once, does only what is left.
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from grouped_lm.config import Config, config_from_dict, config_to_dict
+from grouped_lm.errors import BusyError, GvcError, RunFolderError
+from grouped_lm.heads import parse_head_config
+from grouped_lm.jobs.device_slots import Share
+from grouped_lm.runs.folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
+from grouped_lm.runs.identity import config_hash
+from grouped_lm.system.runtime import write_json
+
+LOG = "job.log"
+RUNNING = "running"
+BUSY_EXIT = 64
+"""A worker's exit code where another process trains in its folder."""
+
+
+def job_state(config: Config, run_dir: Path) -> str:
+    """Return `complete`, `failed`, `interrupted`, `unfinished`, `changed` or `new`: what a folder holds of this job."""
+    folder = RunFolder(run_dir)
+    result = folder.read_result() or {}
+    if not any(path.exists() for path in (folder.config, folder.job, folder.checkpoints)):
+        return result.get("state", "new")
+    started = folder.config.exists()  # a job may have failed before it wrote its config
+    try:
+        found = folder.read_config() if started else read_job(folder.job)
+        same = config_hash(found) == config_hash(config)
+    except GvcError:
+        same = False
+    return result.get("state", "unfinished" if started else "new") if same else "changed"
+
+
+def set_aside(run_dir: Path) -> Path:
+    """Move a run folder out of the sweep's sight, into `.replaced/` beside it, and return where it went.
+
+    Raises:
+        BusyError: somebody trains there; it is left as it is.
+    """
+    aside = run_dir.parent / ".replaced" / f"{run_dir.name}-{time.time_ns()}"
+    with RunFolder(run_dir).lock():
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        return run_dir.rename(aside)
+
+
+def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict[str, str] | None = None) -> str:
+    """Train `config` in `run_dir` in a child process, if that is not done yet, and return the state it ended in.
+
+    The child is asked to save and stop when this process dies, however it dies.
+
+    Args:
+        config: the job.
+        run_dir: its folder; one that holds another config is set aside, and that is said. Where another gvc works on
+            that one, it is left alone, that is said, and the job counts as failed.
+        wait: wait for another process that has this job; otherwise return `running` at once.
+        environment: variables of the child on top of this process's.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: this process was asked to stop; the child has saved.
+    """
+    state = job_state(config, run_dir)
+    if state == COMPLETE:
+        return state
+    run_dir.parent.mkdir(parents=True, exist_ok=True)
+    beside = run_dir.parent / f".{run_dir.name}.lock"  # in the folder it would be set aside with it
+    try:
+        with FileLock(beside, timeout=-1 if wait else 0):
+            return _run_held(config, run_dir, wait, environment or {})
+    except (BusyError, Timeout):
+        if job_state(config, run_dir) != "changed":
+            return RUNNING
+    print(
+        f"gvc: {run_dir} is in use by another gvc with another config: it is left alone, and this job is not run; "
+        "give another hydra.sweep.dir",
+        file=sys.stderr,
+    )
+    return FAILED
+
+
+def _run_held(config: Config, run_dir: Path, wait: bool, environment: dict[str, str]) -> str:
+    """Do what `run_job` says, as the one driver that has the job.
+
+    Raises:
+        BusyError: the folder is, or was while this driver waited, another's with another config.
+    """
+    state = job_state(config, run_dir)
+    if state == COMPLETE:
+        return state
+    if state == "changed":
+        if wait:
+            raise BusyError(f"{run_dir} was given another config in the meantime")
+        aside = set_aside(run_dir)
+        print(f"gvc: {run_dir.name} was made with another config: kept as {aside}, run anew", file=sys.stderr)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_json(RunFolder(run_dir).job, config_to_dict(config))
+    while (code := _run_child(run_dir, environment)) == BUSY_EXIT:
+        if not wait:
+            return RUNNING
+        time.sleep(1.0)
+    return _record_end(run_dir, code)
+
+
+def _run_child(run_dir: Path, environment: dict[str, str]) -> int:
+    command = [sys.executable, "-m", "grouped_lm.jobs.worker", str(run_dir), str(os.getpid())]
+    with (run_dir / LOG).open("ab") as log:
+        child = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | environment,
+        )
+        try:
+            return child.wait()
+        except BaseException:  # Ctrl-C or SIGTERM here: the child saves first
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+            raise
+
+
+def _record_end(run_dir: Path, code: int) -> str:
+    """Return the state that the child left, writing it where the child could not."""
+    folder = RunFolder(run_dir)
+    state = (folder.read_result() or {}).get("state")
+    if code == 0 and state == COMPLETE:
+        return COMPLETE
+    if state == INTERRUPTED and code > 0:
+        return INTERRUPTED
+    if state != FAILED or code < 0:
+        why = last_line(run_dir / LOG)
+        if code < 0:
+            why = f"killed by signal {-code} ({signal.Signals(-code).name})"
+        if code == -signal.SIGKILL:
+            why += ", from outside or by the system for want of memory"
+        write_json(folder.result, {"state": FAILED, "reason": why, "exit_code": code})
+    return FAILED
+
+
+def last_line(path: Path) -> str:
+    """Return the last line of a log that says something."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it ended without a word"
+
+
+def failures(jobs: list[tuple[Config, Path]]) -> list[str]:
+    """Return "folder: reason" of every job that failed."""
+    failed = (path for config, path in jobs if job_state(config, path) == FAILED)
+    return [f"{path.name}: {failure_reason(path)}" for path in failed]
+
+
+def failure_reason(run_dir: Path) -> str:
+    """Return why a job failed, as its folder says."""
+    return (RunFolder(run_dir).read_result() or {}).get("reason", "unknown")
+
+
+def read_job(path: Path) -> Config:
+    """Return the config that a driver left for its worker in a file.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        head = dict(values["head"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunFolderError(f"{path.parent} holds no job") from error
+    return config_from_dict(values, parse_head_config(head))
+
+
+def jobs_below(folder: Path) -> list[tuple[Config, Path]]:
+    """Return the jobs that lie in a sweep's folder: all there are where a sweeper chooses values as it goes."""
+    jobs = []
+    for path in sorted(folder.glob("*")):
+        with contextlib.suppress(GvcError):  # not a job's folder
+            jobs.append((read_job(RunFolder(path).job), path))
+    return jobs
+
+
+@contextlib.contextmanager
+def driver_ledger(sweep_dir: Path) -> Iterator[Path]:
+    """Make a folder for one call of a driver, beside its jobs, since these may run on other machines.
+
+    It is gone afterwards; what killed drivers left is removed by the next one.
+    """
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        with FileLock(sweep_dir / ".drivers.lock"):  # no driver may look at a ledger that is not locked yet
+            for stale in sweep_dir.glob(".driver-*"):
+                with contextlib.suppress(Timeout, OSError), FileLock(stale / ".lock", timeout=0):
+                    shutil.rmtree(stale)
+            made = tempfile.TemporaryDirectory(prefix=".driver-", dir=sweep_dir, ignore_cleanup_errors=True)
+            ledger = Path(stack.enter_context(made))
+            stack.enter_context(FileLock(ledger / ".lock"))
+        yield ledger
+
+
+@dataclass(frozen=True)
+class SweepLimits:
+    """What one call of a driver may start. `ledger` is a folder that its workers share, wherever they run."""
+
+    ledger: Path
+    max_jobs: int | None = None
+    fail_fast: bool = False
+    only_failed: bool = False
+
+    def allow(self, state: str) -> bool:
+        """Return whether a job in `state` may start now, and count it if so."""
+        if self.only_failed and state != FAILED:
+            return False
+        if self.fail_fast and (self.ledger / FAILED).exists():
+            return False
+        for number in range(self.max_jobs if self.max_jobs is not None else 0):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # no ledger: its driver was killed
+                (self.ledger / f"start-{number}").touch(exist_ok=False)
+                return True
+        return self.max_jobs is None
+
+    def note(self, state: str, run_dir: Path) -> None:
+        """Write down what became of a job, for the rest of this call."""
+        with contextlib.suppress(FileNotFoundError):  # a queued job may outlive its driver, and then nobody asks
+            (self.ledger / state).touch()
+            if state == RUNNING:
+                (self.ledger / f"{RUNNING}-{run_dir.name}").touch()
+
+    def left_to_others(self, run_dir: Path) -> bool:
+        """Return whether another driver had this job when it was this one's turn."""
+        return (self.ledger / f"{RUNNING}-{run_dir.name}").exists()
+
+    def any_left_to_others(self) -> bool:
+        """Return whether another driver had any job."""
+        return (self.ledger / RUNNING).exists()
+
+
+def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, share: Share) -> float:
+    """Run one job if the limits allow it, in its share of the machine; return its validation loss, else infinity.
+
+    With `wait`, only jobs that were left to another driver are looked at: they are waited for, or taken over.
+    """
+    state = job_state(config, run_dir)
+    if state != COMPLETE and (not wait or limits.left_to_others(run_dir)):
+        with share.environment(config.train.device, processes=config.train.devices) as environment:
+            state = job_state(config, run_dir)  # waiting for a slot can take hours
+            if state != COMPLETE and (wait or limits.allow(state)):
+                state = run_job(config, run_dir, wait=wait, environment=environment)
+                limits.note(state, run_dir)
+    if state != COMPLETE:
+        return math.inf
+    return (RunFolder(run_dir).read_result() or {})["val/loss"]

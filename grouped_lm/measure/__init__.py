@@ -1,0 +1,1 @@
+"""Clocks and allocators: throughput, peak memory, live bytes, and known devices."""

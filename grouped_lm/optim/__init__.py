@@ -1,0 +1,1 @@
+"""Optimizers, the learning rate, and metrics of a step that are read from the device only when due."""

@@ -1,0 +1,53 @@
+"""What the paper's head should need, counted tensor by tensor: the curve that measurements are held against.
+
+Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
+"""
+
+import math
+
+from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS
+
+FLOAT_BYTES, INT_BYTES = 4, 8
+
+
+def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, group_size: int) -> int:
+    """Return the peak bytes of one forward and backward pass of `head=grouped` alone, fp32, on a CPU.
+
+    Held throughout: states N D and their gradient; weights (G + S) D + G and their gradients; scale, shift and the
+    masked shift 3 G S, the gradients of the first two 2 G S; the two tables of token ids 2 V as int32, targets, groups
+    and slots of the tokens 5 N as int64, the phantom mask G S bytes. On top of it the greater of two moments of a chunk
+    of C rows:
+
+    - group softmax: logits and probabilities 2 C G;
+    - token softmax: products, scale, logits and probabilities 4 C S.
+
+    N stands before D alone, so the group size decides little but C (2 G or 4 S) and (G + S) D: least between
+    sqrt(V / 2) and sqrt V. Where the logits of all rows are kept, as in the paper, N (G + S) is what counts, and sqrt V
+    is best. Held against `measure_head_peak_gib` in tests: within 2 %.
+
+    Args:
+        n_tokens: N of one forward pass (micro_batch_size * block_size).
+        n_embd: D.
+        vocab_size: V.
+        group_size: S in [1, V].
+    """
+    n, d, s = n_tokens, n_embd, group_size
+    g, c = math.ceil(vocab_size / s), min(n, DEFAULT_CHUNK_ROWS)
+    weights = (g + s) * d + g
+    floats = 2 * (n * d + weights) + 5 * g * s + 2 * vocab_size + c * max(2 * g, 4 * s)
+    return FLOAT_BYTES * floats + INT_BYTES * 5 * n + g * s
+
+
+def best_group_size(n_tokens: int, n_embd: int, vocab_size: int) -> int:
+    """Return the S of least `estimate_grouped_head_bytes`, the smallest of equals.
+
+    Args:
+        n_tokens: N.
+        n_embd: D.
+        vocab_size: V.
+    """
+    root = math.isqrt(vocab_size)
+    sizes = range(
+        max(1, root // 16), min(vocab_size, 16 * root + 16) + 1
+    )  # far outside both ends, G or S alone is more
+    return min(sizes, key=lambda size: estimate_grouped_head_bytes(n_tokens, n_embd, vocab_size, size))

@@ -1,0 +1,1 @@
+"""The machine and the process: device, threads, signals, watchdog, files, terminal."""

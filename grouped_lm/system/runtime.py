@@ -1,0 +1,139 @@
+"""The machine and the process: device, threads, signals, what to write down about them."""
+
+import contextlib
+import ctypes
+import json
+import os
+import platform
+import secrets
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from grouped_lm.config import TrainConfig
+from grouped_lm.errors import ConfigError
+
+LIBRARIES = ("torch", "hydra-core", "datasets", "tiktoken", "wandb", "numpy", "safetensors")
+
+
+def resolve_device(name: str, key: str = "train.device") -> torch.device:
+    """Return the device that `key` of a config names; `auto` prefers CUDA.
+
+    Raises:
+        ConfigError: `cuda` where torch sees no CUDA device.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        other = "auto or cpu" if key == "train.device" else "cpu"
+        raise ConfigError(f"{key}=cuda, but torch sees no CUDA device here: {key}={other} will run")
+    return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
+
+
+def set_threads(threads: int | None, side_by_side: int = 1) -> int:
+    """Set the number of CPU threads and return it.
+
+    Args:
+        threads: None leaves torch's choice, of which each of several processes takes an equal part.
+        side_by_side: processes on this machine, which share its cores.
+    """
+    if threads is None and side_by_side > 1 and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, torch.get_num_threads() // side_by_side)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""What glibc's malloc.h calls the two parameters."""
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep large blocks that are freed, for the next ones; return whether there is a glibc to ask.
+
+    By default it gives every block above 32 MiB back to the system, and each step pays again for its gradients' pages
+    (51 MB of a V x D table at width 256): they are cleared and mapped one by one when they are first written. Source:
+    mallopt(3).
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def compile_mode(cfg: TrainConfig, device: torch.device) -> str | None:
+    """Return the mode of `torch.compile`: with `train.cuda_graphs` each pass is recorded and launched as one.
+
+    Raises:
+        ConfigError: CUDA graphs without a GPU.
+    """
+    if cfg.cuda_graphs and device.type != "cuda":
+        raise ConfigError(f"train.cuda_graphs=true needs a GPU, got train.device={cfg.device}, which is {device} here")
+    return "reduce-overhead" if cfg.cuda_graphs else None
+
+
+def git_commit() -> str | None:
+    """Return the commit of the source tree this package runs from, with "+" for local changes; None outside git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit, changes = (
+            subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=10, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit.strip() + ("+" if changes.strip() else "")
+
+
+def cpu_model() -> str:
+    """Return the processor's own name for itself."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed versions of the libraries that decide what a run computes."""
+    found = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return what else than the config decides a run's figures: code, libraries, hardware, threads."""
+    return {
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": library_versions(),
+        "cpu": cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that `path` is always the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # machines share folders
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")

@@ -1,0 +1,1 @@
+"""Training: the loop, and how a run continues from a checkpoint."""

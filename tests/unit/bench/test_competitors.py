@@ -1,0 +1,183 @@
+"""Who takes part, and that those who claim to be exact are."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from grouped_lm.bench.checks import check_columns, error_of, refuse_inexact
+from grouped_lm.bench.competitors import VARIANTS, Competitor, all_competitors, choose, find_competitor
+from grouped_lm.bench.heads import floor_bytes, memory_columns
+from grouped_lm.bench.place import Place
+from grouped_lm.bench.workload import draw_ids, zipf_counts
+from grouped_lm.errors import ConfigError, InexactError
+from grouped_lm.heads import HEADS, HeadLoss
+from grouped_lm.heads.losses import kernels
+
+N, D, V = 48, 8, 700
+
+
+def test_every_registered_head_takes_part():
+    names = [c.name for c in all_competitors()]
+    assert set(HEADS) <= set(names)
+    assert len(set(names)) == len(names) == len(HEADS) + len(VARIANTS)
+    assert all(variant.head["name"] in HEADS for variant in VARIANTS)
+
+
+def test_choice_by_beginnings_of_names_always_with_dense():
+    assert [c.name for c in choose(["grouped", "adaptive, tu"], print)] == ["dense", "grouped", "adaptive, tuned"]
+    with pytest.raises(ConfigError, match="no competitor begins with 'nobody'; there are dense, "):
+        choose(["nobody"], print)
+
+
+def test_an_older_torch_leaves_out_what_it_lacks(monkeypatch):
+    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy")
+    said: list[str] = []
+    names = [c.name for c in choose(["dense, chunked"], said.append)]
+    assert names == ["dense", "dense, chunked, tuned"]
+    assert said == [
+        f"dense, chunked, torch's default is left out: torch {torch.__version__} has no linear_cross_entropy"
+    ]
+
+
+def test_a_package_that_is_missing_is_said_in_one_line(monkeypatch):
+    absent = Competitor("dense, absent", {"name": "dense"}, package="no_such_package")
+    monkeypatch.setattr("grouped_lm.bench.competitors.VARIANTS", (absent,))
+    said = []
+    assert absent.name not in [c.name for c in choose([], said.append)]
+    assert said == ["dense, absent is left out: no-such-package is not installed (pip install 'grouped-lm[bench]')"]
+
+
+@pytest.mark.parametrize("competitor", [c for c in all_competitors() if not c.compiled], ids=lambda c: c.name)
+def test_every_option_builds_and_dense_ones_are_exact(competitor):
+    if competitor.package:
+        pytest.skip("compiles for ten seconds; `gvc bench` runs it")
+    torch.manual_seed(0)
+    wte = nn.Parameter(0.1 * torch.randn(V, D))
+    counts = zipf_counts(V)
+    hidden, targets = torch.randn(N, D), draw_ids(counts, N, torch.Generator().manual_seed(0))
+    exact = nn.functional.cross_entropy(hidden @ wte.T, targets).item()
+    for option in competitor.options:
+        loss = competitor.build(option, D, V, counts, wte)(hidden, targets).nll.item()
+        if competitor.head["name"] == "dense" and competitor.head.get("tied", True):
+            assert loss == pytest.approx(exact, abs=1e-5)
+        else:
+            assert 0 < loss < 30
+
+
+def test_some_take_part_on_a_gpu_alone():
+    everywhere, there = ({c.name for c in choose(["grouped", "dense, chunked, t"], print, d)} for d in ("cpu", "cuda"))
+    assert there - everywhere == {"grouped, no kernel", "grouped, compiled", "grouped, compiled, CUDA graphs"}
+    tuned = next(c for c in VARIANTS if c.name == "dense, chunked, tuned")
+    assert {"chunk_rows": 4096} in tuned.options_on("cuda")
+    assert {"chunk_rows": 4096} not in tuned.options_on("cpu")
+
+
+def test_a_competitor_may_leave_the_kernels_out(monkeypatch):
+    monkeypatch.setattr(kernels, "runs_on", lambda device: True)
+    given = torch.device("cpu"), torch.float32, 16
+    with Competitor("x", {"name": "grouped"}, kernels=False).running():
+        assert not kernels.chosen(*given, repeats=True)
+    assert kernels.chosen(*given, repeats=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["dense", "grouped", "shortlist", "sampled"])
+def test_a_head_that_is_not_what_it_says_is_found(name, dtype, monkeypatch):
+    torch.manual_seed(0)
+    competitor, place = Competitor(name, {"name": name}), Place(torch.device("cpu"), dtype, 1)
+    head = competitor.build({}, D, V, zipf_counts(V), nn.Parameter(0.1 * torch.randn(V, D)))
+    targets = draw_ids(zipf_counts(V), N, torch.Generator().manual_seed(0))
+    row = {"head": name, "n_tokens": N, "n_embd": D, "device": "cpu", "dtype": dtype}
+    row |= check_columns(competitor, head, targets, place)
+    assert row["exact"]
+    refuse_inexact([row], {name})
+    loss = type(head).loss
+    monkeypatch.setattr(type(head), "loss", lambda self, h, *args, **more: loss(self, 1.1 * h, *args, **more))
+    row |= check_columns(competitor, head, targets, place)
+    assert row["grad_error"] > 0.09
+    refuse_inexact([row], set())
+    with pytest.raises(InexactError, match=f"{name} is not exact at N 48, D 8, device=cpu dtype={dtype}: loss off by "):
+        refuse_inexact([row], {name})
+
+
+def check(competitor, n_tokens=N, spoil=lambda head: None):
+    torch.manual_seed(0)
+    head = competitor.build({}, D, V, zipf_counts(V), nn.Parameter(0.1 * torch.randn(V, D)))
+    spoil(head)
+    targets = draw_ids(zipf_counts(V), n_tokens, torch.Generator().manual_seed(0))
+    return check_columns(competitor, head, targets, Place(torch.device("cpu"), "float32", 1))
+
+
+def test_gradients_that_are_not_finite_are_not_exact():
+    biased = Competitor("x", {"name": "dense", "bias": True})
+    row = check(biased, spoil=lambda head: head.bias.register_hook(lambda gradient: gradient * math.nan))
+    assert (row["grad_error"], row["exact"]) == (math.inf, False)
+    row = check(biased, spoil=lambda head: head.bias.data.fill_(math.nan))
+    assert (row["nll_error"], row["exact"]) == (math.inf, False)
+    nothing, ones, bad = torch.zeros(2), torch.ones(2), torch.tensor([0.0, math.nan])
+    assert [error_of(bad, nothing), error_of(bad, ones), error_of(bad, None)] == [math.inf] * 3
+    assert [error_of(None, ones), error_of(ones, None), error_of(ones, nothing)] == [1, 1, 1]
+    assert [error_of(None, None), error_of(nothing, None), error_of(ones.to_sparse(), ones)] == [0, 0, 0]
+
+
+def test_what_is_checked_is_what_is_run():
+    class Miscompiled(Competitor):
+        def forward(self, module):
+            return lambda *given: HeadLoss(nll=1.1 * module(*given).nll)
+
+    assert not check(Miscompiled("x", {"name": "dense"}))["exact"]
+
+
+@pytest.mark.parametrize("from_row", [256, 899])
+def test_rows_behind_the_first_chunk_are_checked(from_row, monkeypatch):
+    competitor, loss = Competitor("x", {"name": "grouped"}), HEADS["grouped"][1].loss
+    assert check(competitor, 1200)["exact"]
+    scale = torch.ones(1200, 1)
+    scale[from_row:] = 1.1
+    monkeypatch.setattr(HEADS["grouped"][1], "loss", lambda self, h, *args: loss(self, scale * h, *args))
+    assert not check(competitor, 1200)["exact"]
+
+
+def test_a_head_that_its_config_alone_does_not_make_is_refused():
+    allowed = [c.name for c in all_competitors() if c.as_configured]
+    assert set(HEADS) < set(allowed) < {c.name for c in all_competitors()}
+    assert find_competitor("vocab.heads", "class_full, by count").grouped_by(has_text=True).name == "frequency"
+    by_company = find_competitor("vocab.heads", "shortlist, mean rows")
+    assert [by_company.grouped_by(text).name for text in (True, False)] == ["brown", "frequency"]
+    for name in ("dense, chunked, tuned", "dense, compiled", "adaptive, torch's own", "grouped, no kernel"):
+        with pytest.raises(
+            ConfigError, match=f"vocab.heads must be of dense, .*, trim, got .*{name}.*: tuned, compiled"
+        ):
+            find_competitor("vocab.heads", name)
+    with pytest.raises(ConfigError, match=r"got 'nobody'$"):
+        find_competitor("vocab.heads", "nobody")
+
+
+def test_targets_are_as_frequent_as_the_text_says():
+    counts = torch.tensor([0, 6, 3, 0, 1])
+    ids = draw_ids(counts, 20_000, torch.Generator().manual_seed(1))
+    assert (ids.bincount(minlength=5) / 20_000).tolist() == pytest.approx([0, 0.6, 0.3, 0, 0.1], abs=0.02)
+
+
+def test_peak_and_floor_of_a_dense_head_counted_by_hand():
+    wte = nn.Parameter(torch.randn(V, D))
+    tied, untied = (
+        Competitor("x", {"name": "dense", "tied": t}).build({}, D, V, zipf_counts(V), wte) for t in (True, False)
+    )
+    targets = torch.arange(N)
+    states, logits, table = 2 * N * D, N * V, 2 * V * D
+    one, two = (memory_columns(head, targets, wte) for head in (tied, untied))
+    assert one["floor_bytes"] == floor_bytes(N, D, 0, V) == 4 * (states + logits)
+    assert two["floor_bytes"] == 4 * (states + logits + table)
+    assert (one["tied_table_bytes"], two["tied_table_bytes"]) == (4 * table, 0)
+    assert one["peak_bytes"] == two["peak_bytes"]
+    assert two["params_own"] == V * D
+    assert one["peak_over_floor"] == (one["peak_bytes"] - 4 * table) / one["floor_bytes"] > 1.5
+    compiled = torch.compile(tied, backend="eager")
+    assert memory_columns(tied, targets, wte, compiled) == one
+
+
+def test_a_tied_and_an_untied_configuration_are_told_apart():
+    assert Competitor("x", {"name": "shortlist", "directions": 4}).config({"tied": False}).directions == 4

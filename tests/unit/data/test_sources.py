@@ -1,0 +1,291 @@
+import json
+import re
+from types import SimpleNamespace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from grouped_lm.config import DataConfig, TokenizerConfig
+from grouped_lm.data import build_tokenizer, describe_source, iter_documents
+from grouped_lm.data.sources import text_files
+from grouped_lm.data.sources.hub import HubSource
+from grouped_lm.data.sources.text_files import check_splits_apart, decode_blocks, split_documents
+from grouped_lm.errors import ConfigError, DataError
+
+
+def text_config(train, **changes):
+    return DataConfig(source="text", train=train, valid=train, **changes)
+
+
+def documents(train, **changes):
+    return list(iter_documents(text_config(str(train), **changes), "train"))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The documents "one" to "four", in three kinds of file."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.txt").write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n")
+    (tmp_path / "b" / "c.jsonl").write_text('{"text": " three\\n", "n": 1}\n\n')
+    pq.write_table(pa.table({"text": ["four"], "n": [1]}), tmp_path / "b" / "d.parquet")
+    (tmp_path / "README.md").write_text("not text to train on")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a story", ["a story"]),
+        ("\n a \n<|endoftext|>\n\tb\n", ["a", "b"]),
+        ("a<|endoftext|>b<|endoftext|>", ["a", "b"]),
+        ("a\n<|endoftext|>\n\n<|endoftext|>\nb", ["a", "", "b"]),
+        ("<|endoftext|>a", ["", "a"]),
+        ("two\r\nlines\n\nand  more", ["two\r\nlines\n\nand  more"]),
+        ("\ufeffbyte order mark", ["byte order mark"]),
+        ("é" * 5 + "<|endoftext|>" + "🙂", ["é" * 5, "🙂"]),
+    ],
+)
+@pytest.mark.parametrize("block_bytes", [1, 3, 1 << 20])
+def test_txt_borders(tmp_path, monkeypatch, content, expected, block_bytes):
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block_bytes)
+    (tmp_path / "x.txt").write_bytes(content.encode())
+    assert documents(tmp_path / "x.txt") == expected
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes"])
+def test_a_long_document_in_fragments_has_the_same_tokens(monkeypatch, name):
+    monkeypatch.setattr(text_files, "FRAGMENT_CHARS", 40)
+    text = ("It's  a dog.\n\n\tHe said:  'we'll \x1c go'!\u00a0 7 \u3000 " * 40 + "<|endoftext|>\n short \n") * 2
+    chunks = [text[i : i + 17] for i in range(0, len(text), 17)]
+    fragments = list(split_documents(chunks))
+    assert len(fragments) > 50
+    tokenizer = build_tokenizer(TokenizerConfig(name=name))
+    whole = [(part.strip(), True) for part in text.split("<|endoftext|>") if part.strip()]
+    assert "".join(part for part, _ in fragments) == "".join(part for part, _ in whole)
+    assert tokenizer.encode_fragments(fragments).tolist() == tokenizer.encode_fragments(whole).tolist()
+
+
+def test_whitespace_around_a_fragmented_document_is_stripped(monkeypatch):
+    monkeypatch.setattr(text_files, "FRAGMENT_CHARS", 8)
+    chunks = ["   ", "\n" * 20, "one two", " three four five", " " * 20, "\n" * 20, "<|endoftext|> \n"]
+    fragments = list(split_documents(chunks))
+    assert len(fragments) > 1
+    assert [last for _, last in fragments] == [False] * (len(fragments) - 1) + [True]
+    assert "".join(text for text, _ in fragments) == "one two three four five"
+
+
+def test_files_folders_globs_and_lists(files, monkeypatch):
+    monkeypatch.setenv("HOME", str(files))
+    assert documents(files) == ["one", "two", "three", "four"]
+    assert documents(files / "*.txt") == ["one", "two"]
+    assert documents(files / "**/*.[jp]*") == ["three", "four"]
+    assert documents("~/b/d.parquet") == ["four"]
+    both = text_config([str(files / "b" / "d.parquet"), str(files / "a.txt")])
+    assert list(iter_documents(both, "valid")) == ["four", "one", "two"]
+
+
+def test_a_file_that_several_patterns_name_is_read_once(files):
+    (files / "link.txt").symlink_to(files / "a.txt")
+    twice = [str(files / "b" / "d.parquet"), str(files / "*.txt"), str(files / "b"), str(files / "a.txt")]
+    assert list(iter_documents(text_config(twice), "train")) == ["four", "one", "two", "three"]
+
+
+@pytest.mark.parametrize(
+    ("train", "valid"),
+    [(".", "b/c.jsonl"), ("**/*.jsonl", "b/c.jsonl"), (["a.txt", "b"], "./b/c.jsonl"), ("b/c.jsonl", "b"), ("b", "b")],
+)
+def test_a_file_of_a_folder_in_both_splits_is_refused(files, monkeypatch, train, valid):
+    monkeypatch.chdir(files)
+    with pytest.raises(
+        ConfigError, match=rf"/b/c\.jsonl is in data\.train=.* and in data\.valid={re.escape(valid)}: move"
+    ):
+        check_splits_apart(DataConfig(source="text", train=train, valid=valid))
+
+
+def test_splits_that_are_apart_or_both_name_a_file(files, caplog):
+    for train, valid in (("b", "a.txt"), ("*.txt", "b"), ("a.txt", "b/c.jsonl")):
+        check_splits_apart(DataConfig(source="text", train=str(files / train), valid=str(files / valid)))
+    check_splits_apart(DataConfig())
+    assert caplog.text == ""
+    for _ in range(2):
+        check_splits_apart(text_config(str(files / "a.txt")))
+    assert caplog.text.count("a.txt is both data.train and data.valid") == 1
+
+
+def test_columns(tmp_path):
+    (tmp_path / "x.jsonl").write_text('\ufeff{"story": "a"}\n{"story": null}\n{"story": "\\ud800"}')
+    pq.write_table(pa.table({"n": [1, 2], "story": [None, "b "]}), tmp_path / "y.parquet")
+    assert documents(tmp_path, text_field="story") == ["a", "", "\ufffd", "", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", b"", "is empty"),
+        ("x.txt", b"good " * 3 + b"\xff bad", "is not UTF-8 at byte 15;"),
+        ("x.txt", b"cut \xe2\x82", "is not UTF-8 at byte 4;"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "is not UTF-8 at byte 24;"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+        ("x.jsonl", b'["a"]\n', "line 1 must be an object"),
+        ("x.jsonl", b'{"story": "a", "n": 1}\n', "line 1 has no column 'text', it has story, n;"),
+        ("x.jsonl", b'{"text": 7}\n', "line 1, column text must hold text, got int"),
+        ("x.parquet", b"no parquet here", "cannot be read"),
+        ("x.csv", b"a,b", r"must end in one of \.txt, \.jsonl, \.parquet"),
+    ],
+)
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_bad_files_end_in_one_line(tmp_path, monkeypatch, name, content, message, block_bytes):
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", block_bytes)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message) as raised:
+        documents(tmp_path / name)
+    assert "\n" not in str(raised.value)
+    assert name in str(raised.value)
+
+
+def test_bad_parquet_columns(tmp_path):
+    pq.write_table(pa.table({"story": ["a"], "n": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"has no column 'text', it has story, n; set data.text_field"):
+        documents(tmp_path / "x.parquet")
+    with pytest.raises(DataError, match="row 0, column n must hold text, got int"):
+        documents(tmp_path / "x.parquet", text_field="n")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("nothing.txt", "does not exist"), ("*.txt", "matches no file"), ("", "is a folder without .txt")],
+)
+def test_nothing_there(tmp_path, pattern, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        documents(tmp_path / pattern)
+
+
+def test_unreadable_and_changing_files(tmp_path, monkeypatch):
+    path = tmp_path / "x.txt"
+    path.write_text("one<|endoftext|>two")
+    reading = iter_documents(text_config(str(path)), "train")
+    assert next(reading) == "one"
+    path.write_text("one, but longer than before")
+    with pytest.raises(DataError, match="changed while it was read"):
+        list(reading)
+
+    def refuse(*_args, **_kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(text_files, "decode_blocks", refuse)
+    with pytest.raises(DataError, match="cannot be read: Permission denied"):
+        documents(path)
+
+
+def test_big_files_are_read_in_blocks(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"x" * (2 * text_files.BLOCK_BYTES + 1))
+    assert [len(block) for block in decode_blocks(path)] == [text_files.BLOCK_BYTES] * 2 + [1]
+
+
+def test_descriptions_follow_the_content(files):
+    config = text_config(str(files / "a.txt"))
+    first = describe_source(config, "train")
+    assert first == describe_source(config, "valid") == json.loads(json.dumps(first))
+    (files / "a.txt").write_text("ONE\n<|endoftext|>\ntwo\n<|endoftext|>\n")
+    assert describe_source(config, "train") != first
+    tales = describe_source(DataConfig(seed=1), "train")
+    assert tales == describe_source(DataConfig(seed=1), "train") == json.loads(json.dumps(tales))
+    assert tales != describe_source(DataConfig(seed=2), "train")
+    assert tales != describe_source(DataConfig(seed=1), "valid")
+
+
+def test_tinytales():
+    config = DataConfig(num_train_stories=5, num_valid_stories=2)
+    train, valid = (list(iter_documents(config, split)) for split in ("train", "valid"))
+    assert len(train) == 5
+    assert len(valid) == 2
+    assert train == list(iter_documents(config, "train"))
+    assert not set(train) & set(valid)
+    with pytest.raises(ConfigError, match="split must be one of train, valid"):
+        describe_source(config, "test")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A dataset's folder, with everything that would reach for the network switched off."""
+    import datasets.config
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": [" = A =\n", "", "one two\n"], "n": [1, 2, 3]}), folder / "train-0.parquet")
+    pq.write_table(pa.table({"text": ["valid"], "n": [1]}), folder / "validation-0.parquet")
+    (folder / "V2-train.txt").write_text("one\n<|endoftext|>\ntwo\n")
+    return folder
+
+
+def hub_config(hub, **changes):
+    return DataConfig(source="hub", hub_id=str(hub), **changes)
+
+
+def test_hub_rows(hub):
+    assert list(iter_documents(hub_config(hub), "train")) == ["= A =", "", "one two"]
+    assert list(iter_documents(hub_config(hub), "valid")) == ["valid"]
+    assert list(iter_documents(hub_config(hub, hub_join_rows=True), "train")) == ["= A =\none two"]
+    first = describe_source(hub_config(hub), "train")
+    assert first["fingerprint"]
+    assert first == describe_source(hub_config(hub), "train") == json.loads(json.dumps(first))
+    assert first != describe_source(hub_config(hub, hub_join_rows=True), "train")
+
+
+def test_hub_text_file(hub):
+    config = hub_config(hub, hub_train="V2-train.txt")
+    assert list(iter_documents(config, "train")) == ["one", "two"]
+    assert len(describe_source(config, "train")["fingerprint"]) == 64
+
+
+def test_the_commit_is_recorded(hub, tmp_path, monkeypatch):
+    """`huggingface_hub` keeps files under snapshots/COMMIT, `datasets` under ID/CONFIG/VERSION/COMMIT."""
+    import huggingface_hub
+
+    snapshot = tmp_path / "snapshots" / ("ab" * 20)
+    snapshot.mkdir(parents=True)
+    (hub / "V2-train.txt").rename(snapshot / "V2-train.txt")
+    asked = {}
+
+    def download(repo_id, filename, **options):
+        asked.update(options, repo_id=repo_id)
+        return str(snapshot / filename)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    config = DataConfig(source="hub", hub_id="own/tiny", hub_train="V2-train.txt", hub_revision="v1")
+    assert describe_source(config, "train")["commit"] == "ab" * 20
+    assert asked == {"repo_id": "own/tiny", "repo_type": "dataset", "revision": "v1"}
+    assert list(iter_documents(config, "train")) == ["one", "two"]
+
+
+@pytest.mark.parametrize("part", ["train", "V2-train.txt"])
+def test_hub_name_without_a_network(hub, part):
+    config = DataConfig(source="hub", hub_id="own/absent", hub_train=part)
+    with pytest.raises(DataError, match=r"own/absent.*use data=text .* or data=tinytales$") as raised:
+        next(iter_documents(config, "train"))
+    assert "\n" not in str(raised.value)
+
+
+def test_another_commit_than_the_pinned_one_is_refused(hub):
+    rows = SimpleNamespace(cache_files=[{"filename": f"/cache/own___tiny/default/0.0.0/{'ab' * 20}/tiny-train.arrow"}])
+    for revision in (None, "main", "ab" * 20, "cd" * 20):
+        source = HubSource(DataConfig(source="hub", hub_id="own/tiny", hub_revision=revision), "train")
+        source.__dict__["_rows"] = rows
+        if revision == "cd" * 20:
+            with pytest.raises(DataError, match=f"hub_revision={revision} is not cached, only {'ab' * 20} is"):
+                source.describe()
+        else:
+            assert source.describe()["commit"] == "ab" * 20
+
+
+def test_hub_names_that_are_not_there(hub):
+    with pytest.raises(DataError, match=r'Unknown split "test".*hub_train'):
+        next(iter_documents(hub_config(hub, hub_train="test"), "train"))
+    with pytest.raises(DataError, match=r"has no column 'story', it has text, n; set data.text_field"):
+        next(iter_documents(hub_config(hub, text_field="story"), "train"))

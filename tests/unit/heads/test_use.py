@@ -1,0 +1,185 @@
+"""What a library's user may do with any head: it works, or says why not; never another number than asked for."""
+
+import copy
+
+import pytest
+import torch
+from head_cases import D, batch_of, head_of
+from torch import Tensor
+
+from grouped_lm.config import GroupingConfig
+from grouped_lm.errors import DivergedError
+from grouped_lm.heads import HEADS, IGNORE_INDEX, DenseConfig, GroupedConfig, Head, ShortlistConfig, build_head
+from grouped_lm.heads.decoding.truncation import Cut
+
+DEFAULT = "the default"
+NAMES = [*HEADS, DEFAULT]
+
+
+def build(name: str) -> Head:
+    """Return a head of 103 tokens; the default one trains the rows of 33 of them, the text having no others."""
+    if name != DEFAULT:
+        return head_of(name)
+    torch.manual_seed(0)
+    wte = torch.nn.Parameter(torch.randn(103, D, dtype=torch.float64))
+    config = ShortlistConfig(shortlist_size=4, directions=0, shared_rows=99, reserve=True)
+    counts = (33 - torch.arange(103)).clamp_min(0)
+    return build_head(config, D, 103, GroupingConfig(name="frequency"), counts, wte).double().eval()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inference_mode_leaves_no_trace(name):
+    head, (hidden, targets) = build(name), batch_of(103, 5)
+    expected = head.loss(hidden, targets).nll
+    fresh = copy.deepcopy(head)
+    with torch.inference_mode():
+        for _ in range(2):
+            fresh.sample(hidden), fresh.topk(hidden, 3), fresh.log_prob(hidden), fresh.loss(hidden, targets)
+    with torch.no_grad():
+        torch.testing.assert_close(fresh.log_prob(hidden), head.log_prob(hidden))
+    for reduction in ("mean", "none"):
+        fresh.loss(hidden, targets, reduction).nll.sum().backward()
+    torch.testing.assert_close(fresh.loss(hidden, targets).nll, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_change_in_place_are_seen(name):
+    head, (hidden, targets) = build(name), batch_of(103, 5)
+    targets = targets.clamp_min(0)
+    with torch.no_grad():
+        for _ in range(2):
+            with head.frozen():
+                head.sample(hidden)
+                ours = head.target_log_prob(hidden, targets)
+                torch.testing.assert_close(ours, head.log_prob(hidden).gather(1, targets[:, None])[:, 0])
+            for parameter in head.parameters():
+                parameter.data.mul_(1.5)  # no version counter tells
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_state_needs_no_further_call(name):
+    head, (hidden, targets) = build(name), batch_of(103, 5)
+    other = build(name)
+    shuffled = torch.randperm(103, generator=torch.Generator().manual_seed(1))
+    for key, buffer in other.named_buffers():  # as of a text with other frequencies
+        if key in other.state_dict() and buffer.shape[:1] == (103,):
+            buffer.copy_(buffer[shuffled])
+    other.after_load()
+    with torch.no_grad():
+        other.topk(hidden, 3)  # makes what follows from the grouping it had
+        other.load_state_dict(head.state_dict())
+        torch.testing.assert_close(other.log_prob(hidden), head.log_prob(hidden))
+        torch.testing.assert_close(other.loss(hidden, targets).nll, head.loss(hidden, targets).nll)
+        assert torch.equal(other.topk(hidden, 3).ids, head.topk(hidden, 3).ids)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_targets_that_are_no_ids_are_refused(name):
+    hidden, targets = batch_of(103, 5)
+    targets[2] = -1
+    for reduction in ("mean", "none"):
+        with pytest.raises(ValueError, match=f"a target is -1.*{IGNORE_INDEX}"):
+            build(name).loss(hidden, targets, reduction)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parts_have_gradients_where_tokens_have(name):
+    head, (hidden, targets) = build(name), batch_of(103, 5)
+    if (parts := head.loss(hidden, targets, "none")).token_nll is None:
+        return
+    assert parts.token_nll.requires_grad
+    for accuracy in (False, True):
+        loss = head.loss(hidden, targets, accuracy=accuracy)
+        assert not loss.token_nll.requires_grad
+        assert not loss.group_nll.requires_grad
+        torch.testing.assert_close(loss.nll, loss.group_nll + loss.token_nll)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_second_derivatives_are_right_or_refused(name):
+    head, (hidden, targets) = build(name), batch_of(103, 5)
+    hidden = hidden.detach().requires_grad_()
+
+    def second(nll: Tensor) -> Tensor:
+        (first,) = torch.autograd.grad(nll, hidden, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), hidden)[0]
+
+    counted = (targets != IGNORE_INDEX).sum()
+    picked = head.log_prob(hidden).gather(1, targets.clamp_min(0)[:, None])[:, 0]
+    expected = second(-picked.masked_fill(targets == IGNORE_INDEX, 0).sum() / counted)
+    if name == "dense":  # plain autograd
+        torch.testing.assert_close(second(head.loss(hidden, targets).nll), expected)
+        return
+    with pytest.raises(RuntimeError, match="first derivatives alone"):
+        second(head.loss(hidden, targets).nll)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_in_bf16(name):
+    head, (hidden, targets) = build(name).to(torch.bfloat16), batch_of(103, 5, dtype=torch.bfloat16)
+    log_prob = head.log_prob(hidden)
+    assert log_prob.dtype == torch.float32
+    assert log_prob.exp().sum(-1).sub(1).abs().max() < 1e-5
+    none = head.loss(hidden, targets, "none").nll
+    total = head.loss(hidden, targets, "sum").nll
+    torch.testing.assert_close(total, none.sum(), rtol=2e-2, atol=0.1)
+    total.backward()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bf16_states_under_autocast(name):
+    head, (hidden, targets) = build(name).float(), batch_of(103, 5, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        head.loss(hidden, targets).nll.backward()
+    assert hidden.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("cut", [None, Cut(top_k=3), Cut(top_p=0.5)])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_states(name, cut):
+    head, none = build(name), torch.zeros(0, D, dtype=torch.float64)
+    with torch.no_grad():
+        assert head.sample(none, cut=cut, num_samples=2).shape == (0, 2)
+        assert head.sample(none, cut=cut, temperature=0.5).shape == (0, 1)
+        assert head.argmax(none).shape == (0,)
+        assert head.topk(none, 3).ids.shape[0] == 0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_that_is_no_number_is_said_and_spoils_no_other(name, temperature):
+    head, (hidden, _) = build(name), batch_of(103, 5)
+    hidden = hidden.detach()
+    hidden[2] = torch.nan
+    for draws in (1, 2):
+        with torch.no_grad(), pytest.raises(DivergedError, match="no finite numbers"):
+            head.sample(hidden, temperature=temperature, num_samples=draws)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_next_to_no_temperature_takes_the_likeliest(name):
+    head, (hidden, _) = build(name), batch_of(103, 5)
+    with torch.no_grad():
+        for temperature in (1e-3, 1e-310):
+            for cut in (None, Cut(top_k=5)):
+                drawn = head.sample(hidden, temperature=temperature, cut=cut, num_samples=2)
+                assert torch.equal(drawn, head.argmax(hidden)[:, None].expand(-1, 2))
+
+
+@pytest.mark.parametrize(("n_group", "group_size"), [(3, 7), (5, 13), (7, 3), (12, 7)])
+def test_groups_that_are_equally_likely_keep_to_the_cut(n_group, group_size):
+    number = n_group * group_size
+    head = build_head(GroupedConfig(group_size=group_size), D, number)
+    for parameter in head.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        drawn = head.sample(torch.zeros(5000, D), torch.Generator().manual_seed(0), cut=Cut(top_k=number - 1))
+    assert drawn.max() == number - 2  # of equals the lowest ids are kept
+
+
+def test_products_of_fp64_stay_so_under_autocast():
+    torch.manual_seed(0)
+    head = build_head(DenseConfig(chunk_rows=2), D, 103, wte=torch.nn.Parameter(torch.randn(103, D).double()))
+    hidden, targets = batch_of(103, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(head.loss(hidden, targets, "sum").nll, head.loss(hidden, targets, "none").nll.sum())
