@@ -63,13 +63,14 @@ test-faults: $(VENV)/.developers  ## All faults and the table of promises; TRIAL
 	  tests/faults tests/integration/test_sweep.py::test_a_driver_killed_again_and_again_completes_every_job_once \
 	  tests/integration/test_sweep.py::test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again
 
-check: $(VENV)/.developers  ## Format, lint, import fences, types
+check: $(VENV)/.developers  ## Format, lint, types, layers of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports
 
 clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
 .PHONY: help install demo reproduce-paper train test test-long test-faults bench bench-full bench-gpu check clean

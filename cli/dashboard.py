@@ -22,7 +22,7 @@ def dashboard(
     from grouped_lm.errors import DiskError
     from grouped_lm.report.dashboard import build_workspace, save_workspace, workspace_json
     from grouped_lm.runs.tracking import has_key
-    from grouped_lm.system.runtime import write_text
+    from grouped_lm.system.files import write_text
 
     if not offline and has_key():
         print(save_workspace(entity, project, name))

@@ -55,7 +55,7 @@ def order(
     from grouped_lm.data import build_tokenizer, prepare_split
     from grouped_lm.grouping.merge_order import measure_merge_order
     from grouped_lm.reproduction.evidence import table_csv
-    from grouped_lm.system.runtime import write_text
+    from grouped_lm.system.files import write_text
 
     from .compose.run import HydraFlags, compose_one
 

@@ -11,6 +11,9 @@ from typing import Any, get_origin
 
 from grouped_lm.errors import ConfigError
 
+IGNORE_INDEX = -100
+"""A target of this value is ignored: no loss, no gradient, not part of the mean."""
+
 
 def check_range(path: str, value: float | None, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
     """Raise `ConfigError` unless low <= value <= high (low < value if `open_low`); None passes."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from grouped_lm.bench.competitors import Competitor
 from grouped_lm.bench.place import Place
 from grouped_lm.bench.results import Row
+from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.errors import InexactError
 from grouped_lm.heads import Head
-from grouped_lm.heads.base import IGNORE_INDEX
 from grouped_lm.heads.sampled import SampledHead
 
 ROWS, ROWS_AT_ONCE = 300, 50

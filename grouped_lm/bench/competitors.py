@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import GroupingConfig
+from grouped_lm.config import IGNORE_INDEX, GroupingConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import DEFAULT_HEAD, HEADS, AdaptiveHead, Head, HeadContext, HeadLoss, parse_head_config
-from grouped_lm.heads.base import IGNORE_INDEX, flatten
+from grouped_lm.heads.base import flatten
 from grouped_lm.heads.dense import DenseHead
 from grouped_lm.heads.losses import kernels
 from grouped_lm.heads.losses.chunked import working_dtype

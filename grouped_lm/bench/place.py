@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from grouped_lm.bench.timing import Calibration, calibrate, timed
-from grouped_lm.evaluate.scoring import autocast
 from grouped_lm.measure.throughput import synchronize
+from grouped_lm.system.precision import autocast
 
 
 @dataclass(frozen=True)

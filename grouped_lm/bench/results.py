@@ -17,7 +17,8 @@ from filelock import FileLock, Timeout
 
 from grouped_lm.bench.place import Place
 from grouped_lm.errors import BusyError, DataError
-from grouped_lm.system.runtime import cpu_model, git_commit, library_versions, write_text
+from grouped_lm.system.files import write_text
+from grouped_lm.system.runtime import cpu_model, git_commit, library_versions
 
 Row = dict[str, Any]
 GPU_PACKAGES = ("triton", "cut-cross-entropy", "liger_kernel", "liger-kernel")

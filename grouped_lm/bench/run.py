@@ -18,7 +18,8 @@ from grouped_lm.bench.vocab import vocab_cells
 from grouped_lm.bench.workload import Workload, say
 from grouped_lm.config import ModelConfig
 from grouped_lm.system.console import print_table
-from grouped_lm.system.runtime import keep_freed_memory, set_threads, write_text
+from grouped_lm.system.files import write_text
+from grouped_lm.system.runtime import keep_freed_memory, set_threads
 
 SUITE_CELLS: dict[str, Callable[[Workload], list[Cell]]] = {
     "heads": heads_cells,

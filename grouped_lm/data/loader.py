@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.errors import DataError
-from grouped_lm.heads.base import IGNORE_INDEX
 
 
 class TrainBatches:

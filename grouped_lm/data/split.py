@@ -4,8 +4,9 @@ from pathlib import Path
 
 from grouped_lm.data.sources import join_fragments
 from grouped_lm.data.sources.text_files import TextSource, find_files
-from grouped_lm.data.tokenizers.base import EOT_TEXT, write_atomically
+from grouped_lm.data.tokenizers.base import EOT_TEXT
 from grouped_lm.errors import DataError, disk_errors
+from grouped_lm.system.files import write_bytes
 
 HALVES = ("a", "b")
 
@@ -42,6 +43,7 @@ def halve(text: str, out: Path, text_field: str = "text") -> list[tuple[Path, in
         if path.exists() and (not path.is_file() or path.read_bytes() != whole.encode()):
             raise DataError(f"{path} is there and holds something else: give another --out, or remove it")
     with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
         for path, whole in texts.items():
-            write_atomically(path, whole.encode())
+            write_bytes(path, whole.encode())
     return [(path, len(own)) for path, own in parts.items()]

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from grouped_lm.config import TrainConfig
+from grouped_lm.config import IGNORE_INDEX, TrainConfig
 from grouped_lm.distributed.process_group import World, is_sharded, whole
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
-from grouped_lm.heads.base import IGNORE_INDEX, HeadLoss
+from grouped_lm.heads.base import HeadLoss
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.system.runtime import compile_mode
 

@@ -18,9 +18,10 @@ import torch.distributed._functional_collectives  # derivatives of the operators
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.distributed.process_group import World, local, whole
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadLoss, at_least_fp32, flatten, reduce_nll
+from grouped_lm.heads.base import Head, HeadLoss, at_least_fp32, flatten, reduce_nll
 from grouped_lm.heads.dense import DenseHead
 from grouped_lm.heads.losses.chunked import default_chunk_rows, exact_dtype, working_dtype
 from grouped_lm.models.lm import LanguageModel

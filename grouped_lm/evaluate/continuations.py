@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grouped_lm.heads.base import IGNORE_INDEX
+from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.models.lm import LanguageModel
 
 Pair = tuple[list[int], list[int]]

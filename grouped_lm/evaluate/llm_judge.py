@@ -26,7 +26,8 @@ from grouped_lm.errors import ConfigError, GvcError
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.folder import RunFolder
-from grouped_lm.system.runtime import resolve_device, set_threads, write_json
+from grouped_lm.system.files import write_json
+from grouped_lm.system.runtime import resolve_device, set_threads
 from grouped_lm.system.secret_values import hide_secrets
 
 CRITERIA = ("grammar", "creativity", "consistency", "plot")

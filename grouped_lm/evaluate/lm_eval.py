@@ -21,7 +21,7 @@ from grouped_lm.evaluate.continuations import log_likelihoods
 from grouped_lm.evaluate.story_tasks import make_choices, make_clozes
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.system.runtime import write_json
+from grouped_lm.system.files import write_json
 
 TASKS: dict[str, dict[str, Any]] = {
     "story_perplexity": {

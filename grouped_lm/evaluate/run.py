@@ -23,7 +23,8 @@ from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.identity import config_identity
 from grouped_lm.runs.tracking import WandbRun
-from grouped_lm.system.runtime import resolve_device, set_threads, write_json
+from grouped_lm.system.files import write_json
+from grouped_lm.system.runtime import resolve_device, set_threads
 
 SAMPLES = 16
 """Texts that are written for the measures without a reference, at temperature 1 and without a cut."""

@@ -5,19 +5,18 @@ Letters: N targets, V vocabulary, T window.
 
 import itertools
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from grouped_lm.config import check_range
+from grouped_lm.config import IGNORE_INDEX, check_range
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads.base import IGNORE_INDEX, Head
+from grouped_lm.heads.base import Head
 from grouped_lm.heads.decoding.best_first import BestFirstHead
 from grouped_lm.models.lm import LanguageModel
+from grouped_lm.system.precision import autocast
 
 TOP = 5
 """Likeliest tokens among which a target is looked for."""
@@ -105,11 +104,6 @@ class Scores:
     token_correct: np.ndarray | None = None
     group_confidence: np.ndarray | None = None
     """(N,) probability of the likeliest entry of the first step."""
-
-
-def autocast(device: torch.device, dtype: str) -> Any:
-    """Return the context that runs matrix products in `dtype`; weights and losses stay fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
 @torch.no_grad()

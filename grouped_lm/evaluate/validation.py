@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.distributed.process_group import ALONE, World
-from grouped_lm.evaluate.scoring import autocast
-from grouped_lm.heads.base import IGNORE_INDEX
 from grouped_lm.models.lm import LanguageModel
+from grouped_lm.system.precision import autocast
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from grouped_lm.config import GroupingConfig
+from grouped_lm.config import IGNORE_INDEX, GroupingConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import BY_COUNT, Grouping
 from grouped_lm.heads.adaptive import AdaptiveConfig, AdaptiveHead
-from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadContext, HeadLoss
+from grouped_lm.heads.base import Head, HeadContext, HeadLoss
 from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
 from grouped_lm.heads.dense import DenseConfig, DenseHead
 from grouped_lm.heads.film import FilmConfig, FilmHead

@@ -15,13 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from grouped_lm.config import GroupingConfig, check_choice
+from grouped_lm.config import IGNORE_INDEX, GroupingConfig, check_choice
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import Grouping, build_grouping, order_by_frequency
 from grouped_lm.heads.decoding.truncation import Cut, Kept, draw_from, draw_kept, keep
-
-IGNORE_INDEX = -100
-"""Targets of this value count nowhere: no loss, no gradient, not in the mean."""
 
 
 @dataclass(slots=True)

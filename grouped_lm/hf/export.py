@@ -24,7 +24,8 @@ from grouped_lm.optim.adamw import build_optimizer
 from grouped_lm.runs.checkpoint import write_checkpoint
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.train_state import named_state, pack
-from grouped_lm.system.runtime import describe_environment, write_json
+from grouped_lm.system.files import write_json
+from grouped_lm.system.runtime import describe_environment
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 MODELING = Path(__file__).with_name("modeling_gvc.py")

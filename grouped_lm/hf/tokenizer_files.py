@@ -8,7 +8,7 @@ from typing import Any
 from grouped_lm.data.tokenizers.base import EOT_TEXT, GPT2_URL, Tokenizer, gpt2_folder
 from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.errors import DataError
-from grouped_lm.system.runtime import write_json
+from grouped_lm.system.files import write_json
 
 GPT2_NAMES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 """GPT-2's two files, and what transformers calls them."""

@@ -33,7 +33,8 @@ from grouped_lm.errors import (
     RunFolderError,
 )
 from grouped_lm.runs.folder import COMPLETE, RunFolder, failed
-from grouped_lm.system.runtime import resolve_device, write_json
+from grouped_lm.system.files import write_json
+from grouped_lm.system.runtime import resolve_device
 
 LOGS = "workers"
 """Folder in the run folder with what every process but the first of a machine said."""

@@ -27,7 +27,7 @@ from grouped_lm.heads import parse_head_config
 from grouped_lm.jobs.device_slots import Share
 from grouped_lm.runs.folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runs.identity import config_hash
-from grouped_lm.system.runtime import write_json
+from grouped_lm.system.files import write_json
 
 LOG = "job.log"
 RUNNING = "running"

@@ -17,7 +17,7 @@ from grouped_lm.errors import EXIT_FAILED, EXIT_INTERRUPTED, BusyError, GvcError
 from grouped_lm.jobs.launch import JOB, OUTCOME
 from grouped_lm.jobs.sweep import BUSY_EXIT, read_job
 from grouped_lm.runs.folder import RunFolder
-from grouped_lm.system.runtime import write_json
+from grouped_lm.system.files import write_json
 from grouped_lm.system.signals import exit_on_sigterm
 from grouped_lm.train.loop import train
 

@@ -21,7 +21,6 @@ from grouped_lm.config import Config, GroupingConfig
 from grouped_lm.distributed.parallel import count_targets
 from grouped_lm.distributed.process_group import ALONE, World
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
-from grouped_lm.evaluate.scoring import autocast
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.measure.live_bytes import LiveBytes, Moments
 from grouped_lm.models.build import build_lm
@@ -29,6 +28,7 @@ from grouped_lm.models.gpt_neo import forget_masks
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim.adamw import build_optimizer
 from grouped_lm.optim.step_metrics import Unread
+from grouped_lm.system.precision import autocast
 
 
 def fake_model(config: Config, vocab_size: int | None = None, processes: int = 1) -> LanguageModel:

@@ -29,7 +29,8 @@ from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.query import Row
 from grouped_lm.runs.table import collect_runs, whole_rows
 from grouped_lm.system.console import peak_memory_gib
-from grouped_lm.system.runtime import resolve_device, set_threads, write_text
+from grouped_lm.system.files import write_text
+from grouped_lm.system.runtime import resolve_device, set_threads
 
 COLUMNS = (
     *("data", "body", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr"),

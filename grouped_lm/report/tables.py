@@ -17,7 +17,7 @@ from grouped_lm.report.markdown import escape, markdown_table
 from grouped_lm.runs.folder import COMPLETE
 from grouped_lm.runs.query import COLUMNS, Row, mark_front
 from grouped_lm.runs.table import collect_runs
-from grouped_lm.system.runtime import write_text
+from grouped_lm.system.files import write_text
 
 CSV_FIRST = (
     *("run", "sweep", "state", "reason", "front", "model", "head", "head_options", "group_size", "n_group", "grouping"),

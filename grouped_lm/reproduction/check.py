@@ -7,7 +7,7 @@ from grouped_lm.reproduction.claims import load_claims
 from grouped_lm.reproduction.evidence import collect_evidence
 from grouped_lm.reproduction.markdown import verdicts_markdown
 from grouped_lm.reproduction.verdicts import judge
-from grouped_lm.system.runtime import write_text
+from grouped_lm.system.files import write_text
 
 BEGIN, END = "<!-- verdicts -->\n", "<!-- end of verdicts -->\n"
 """Marks around the table in a document."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from grouped_lm.errors import disk_errors
-from grouped_lm.system.runtime import write_text
+from grouped_lm.system.files import write_text
 
 CHILD = "grouped_lm.cli.child"
 """Runs the words of a command as `gvc` does, and ends with its parent."""

@@ -15,7 +15,7 @@ from grouped_lm.errors import DataError, RunFolderError
 from grouped_lm.report.tables import to_csv
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.table import collect_runs, natural_order
-from grouped_lm.system.runtime import write_text
+from grouped_lm.system.files import write_text
 
 Row = dict[str, Any]
 Evidence = dict[str, list[Row]]

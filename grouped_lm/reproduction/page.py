@@ -28,7 +28,7 @@ from grouped_lm.reproduction.pictures import Picture, all_pictures
 from grouped_lm.reproduction.table import Table
 from grouped_lm.reproduction.tables import all_tables
 from grouped_lm.reproduction.verdicts import WORDS, Answer, judge
-from grouped_lm.system.runtime import write_text
+from grouped_lm.system.files import write_text
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("families", "The two families beside the paper's figures", ("families", "methods")),

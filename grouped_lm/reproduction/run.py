@@ -21,7 +21,7 @@ from grouped_lm.reproduction.command import run_command
 from grouped_lm.reproduction.evidence import table_csv
 from grouped_lm.reproduction.steps import Scale, Step, Text, expand, find_text, text_overrides
 from grouped_lm.runs.folder import COMPLETE, RunFolder
-from grouped_lm.system.runtime import write_json, write_text
+from grouped_lm.system.files import write_json, write_text
 
 DONE, FAILED, LEFT_OUT, BEGUN, NEW = "done", "failed", "left out", "begun", "new"
 BEAT_S = 10.0

@@ -26,7 +26,7 @@ from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.checkpoint import load_latest
 from grouped_lm.runs.identity import changed_fields, config_identity
 from grouped_lm.runs.train_state import head_buffers, unpack_model
-from grouped_lm.system.runtime import write_json
+from grouped_lm.system.files import write_json
 
 COMPLETE, INTERRUPTED, FAILED = "complete", "interrupted", "failed"
 

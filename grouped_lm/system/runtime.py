@@ -2,10 +2,8 @@
 
 import contextlib
 import ctypes
-import json
 import os
 import platform
-import secrets
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -120,20 +118,3 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` so that `path` is always the old file or the new one, never half of it."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # machines share folders
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, as `write_text` does."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")

@@ -17,7 +17,6 @@ from grouped_lm.distributed.parallel import clip_gradients, count_targets, sprea
 from grouped_lm.distributed.process_group import World, join_world, started_as
 from grouped_lm.distributed.traffic import StepTraffic
 from grouped_lm.errors import DiskError, DivergedError, GvcError
-from grouped_lm.evaluate.scoring import autocast
 from grouped_lm.evaluate.validation import evaluate
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.jobs.launch import launch
@@ -39,7 +38,9 @@ from grouped_lm.runs.identity import config_hash, config_identity
 from grouped_lm.runs.tracking import MetricsLog, Tracker
 from grouped_lm.runs.train_state import finite_weights, pack
 from grouped_lm.system.console import TrainDisplay
-from grouped_lm.system.runtime import describe_environment, keep_freed_memory, resolve_device, set_threads, write_json
+from grouped_lm.system.files import write_json
+from grouped_lm.system.precision import autocast
+from grouped_lm.system.runtime import describe_environment, keep_freed_memory, resolve_device, set_threads
 from grouped_lm.system.signals import StopRequested, StopSignals
 from grouped_lm.system.watchdog import Watchdog
 from grouped_lm.train.resume import Progress, RunState, mirror_checkpoint

@@ -20,7 +20,7 @@ from grouped_lm.heads import DenseConfig, GroupedConfig
 from grouped_lm.jobs import sweep
 from grouped_lm.jobs.sweep import BUSY_EXIT, SweepLimits, driver_ledger, job_state, run_job
 from grouped_lm.runs.folder import COMPLETE, RunFolder
-from grouped_lm.system.runtime import write_json
+from grouped_lm.system.files import write_json
 
 GVC = str(Path(sys.executable).parent / "gvc")
 

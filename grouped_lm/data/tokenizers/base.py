@@ -20,6 +20,7 @@ import numpy as np
 
 from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.errors import DataError
+from grouped_lm.system.files import write_bytes
 
 if TYPE_CHECKING:
     import tiktoken
@@ -224,7 +225,8 @@ def place_gpt2_files() -> list[str]:
             log.warning(refused[-1])
             continue
         try:
-            write_atomically(target, (source / name).read_bytes())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(target, (source / name).read_bytes())
         except OSError as error:
             refused.append(f"cannot write {target}: {error.strerror}")
     return refused
@@ -268,17 +270,3 @@ def _sha256_of(path: Path) -> str | None:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return None
-
-
-def write_atomically(target: Path, content: bytes) -> None:
-    """Write a file so that other processes see the old one or the whole new one; makes its folder."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would lock other users out of a shared folder
-        Path(temporary).replace(target)  # other processes see the old file or the whole new one
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -15,8 +15,9 @@ import numpy as np
 from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.data.prepare import CACHE_ADVICE, build_lock
 from grouped_lm.data.sources import describe_source, iter_documents
-from grouped_lm.data.tokenizers.base import EOT_TEXT, Fragment, valid_unicode, write_atomically
+from grouped_lm.data.tokenizers.base import EOT_TEXT, Fragment, valid_unicode
 from grouped_lm.errors import DataError, disk_errors
+from grouped_lm.system.files import write_bytes
 
 if TYPE_CHECKING:
     import tokenizers
@@ -82,7 +83,8 @@ class BPETokenizer:
 
     def save(self, path: Path) -> None:
         """Write the library's own JSON, which `tokenizer.file` reads back."""
-        write_atomically(path, self._model.to_str(pretty=True).encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, self._model.to_str(pretty=True).encode())
 
 
 def train_bpe(documents: Iterator[str], vocab_size: int) -> BPETokenizer:

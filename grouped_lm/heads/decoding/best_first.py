@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from grouped_lm.heads.base import IGNORE_INDEX, Head, flatten
+from grouped_lm.config import IGNORE_INDEX
+from grouped_lm.heads.base import Head, flatten
 from grouped_lm.heads.decoding.truncation import Cut, Kept, draw, draw_one, keep, merge_kept, tempered
 
 FIRST_GROUPS = 2

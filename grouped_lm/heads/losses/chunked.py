@@ -13,7 +13,8 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
-from grouped_lm.heads.base import IGNORE_INDEX, Head, HeadLoss, at_least_fp32, may_look, reduce_nll
+from grouped_lm.config import IGNORE_INDEX
+from grouped_lm.heads.base import Head, HeadLoss, at_least_fp32, may_look, reduce_nll
 
 DEFAULT_CHUNK_ROWS = 256
 """Rows of logits at once where nothing else is asked for; `gvc bench heads` tries 64 to 1,024."""

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from grouped_lm.config import Config, GroupingConfig, ModelConfig, TokenizerConfig
-from grouped_lm.evaluate.scoring import autocast
 from grouped_lm.heads import HEAD_CONFIGS, IGNORE_INDEX, ShortlistConfig
 from grouped_lm.models.build import build_lm
+from grouped_lm.system.precision import autocast
 
 HEADS = {
     **{name: HEAD_CONFIGS[name]() for name in ("dense", "grouped")},

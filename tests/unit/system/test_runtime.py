@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from grouped_lm.errors import DiskError, disk_errors
-from grouped_lm.system.runtime import keep_freed_memory, write_text
+from grouped_lm.system.files import write_text
+from grouped_lm.system.runtime import keep_freed_memory
 
 PAGES = """
 import resource, torch
