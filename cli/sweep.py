@@ -30,7 +30,7 @@ def sweep(
 
     A job that fails does not stop the others: at the end the exit code is 1, and its reason is said.
     """
-    from grouped_lm.distributed.process_group import started_as
+    from grouped_lm.distributed.process_group import rank_and_size
     from grouped_lm.errors import ConfigError
     from grouped_lm.jobs.sweep import failures
     from grouped_lm.report.tables import to_csv, write_results
@@ -43,7 +43,7 @@ def sweep(
     if show:
         print("\n".join(describe_presets(flags)))
         return
-    if started_as()[1] > 1:
+    if rank_and_size()[1] > 1:
         raise ConfigError("a sweep starts the processes of its jobs itself (train.devices): leave torchrun out")
     if name is None:
         raise ConfigError("name a preset: `gvc sweep --list` shows them")

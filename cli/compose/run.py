@@ -204,10 +204,10 @@ def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], 
     Raises:
         GvcError: with the one line that the user is shown.
     """
-    from grouped_lm.distributed.process_group import started_as
+    from grouped_lm.distributed.process_group import rank_and_size
     from grouped_lm.jobs.preflight import preflight
 
-    rank, size = started_as()
+    rank, size = rank_and_size()
     if flags.only_prints and flags.config_dir:
         check_config_files(Path(flags.config_dir))
     if not flags.only_prints:

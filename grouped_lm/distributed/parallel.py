@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from grouped_lm.config import IGNORE_INDEX, TrainConfig
-from grouped_lm.distributed.process_group import World, is_sharded, whole
+from grouped_lm.distributed.process_group import ProcessGroup, full_tensor, is_sharded
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.models.lm import LanguageModel
@@ -27,12 +27,12 @@ from grouped_lm.system.runtime import compile_mode
 
 
 @dataclass
-class Spread:
-    """A model as the processes of a world train it."""
+class ParallelModel:
+    """A model as the processes of a process group train it."""
 
     model: LanguageModel
     """The module itself, for its names, weights and evaluation; under FSDP2 its parameters are shards."""
-    world: World
+    process_group: ProcessGroup
     forward: Callable[..., HeadLoss]
     """To be called in training."""
     ddp: DistributedDataParallel | None = None
@@ -59,10 +59,10 @@ class Spread:
 
     def add_up(self, losses: list[HeadLoss]) -> list[HeadLoss]:
         """Return the losses with every part summed over the processes, without gradients."""
-        if self.world.size == 1:
+        if self.process_group.size == 1:
             return losses
         parts = [[part for part in (one.nll, one.group_nll, one.token_nll) if part is not None] for one in losses]
-        sums = self.world.sum(torch.stack([part.detach().double() for row in parts for part in row]))
+        sums = self.process_group.sum(torch.stack([part.detach().double() for row in parts for part in row]))
         return [HeadLoss(*row) for row in sums.view(len(losses), -1).unbind()]
 
     def held_bytes(self) -> int:
@@ -75,26 +75,28 @@ class Spread:
             module.reshard()
 
 
-def count_targets(targets: Tensor, world: World) -> Tensor:
+def count_targets(targets: Tensor, process_group: ProcessGroup) -> Tensor:
     """Return how many targets count in all processes together, (), at least 1."""
-    return world.sum((targets != IGNORE_INDEX).sum()).clamp_min(1)
+    return process_group.sum((targets != IGNORE_INDEX).sum()).clamp_min(1)
 
 
-def spread_model(model: LanguageModel, cfg: TrainConfig, world: World, device: torch.device) -> Spread:
+def parallelize(
+    model: LanguageModel, cfg: TrainConfig, process_group: ProcessGroup, device: torch.device
+) -> ParallelModel:
     """Put `model` on `device`, and its gradients or all of it under torch's engine where there are several processes.
 
     Args:
         model: on the CPU, the same in every process. FSDP2 moves and cuts it block by block.
         cfg: strategy, and whether forward and backward run through `torch.compile`.
-        world: the processes.
+        process_group: the processes.
         device: this process's own.
     """
-    made = Spread(model, world, model)
-    if world.size == 1:
+    made = ParallelModel(model, process_group, model)
+    if process_group.size == 1:
         model.to(device)
     elif cfg.strategy == "ddp":
         if cfg.vocab_parallel:
-            split_vocabulary(model, world, device)
+            split_vocabulary(model, process_group, device)
             cut = [name for name, p in model.named_parameters(remove_duplicate=False) if is_sharded(p)]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, cut)
         model.to(device)
@@ -148,7 +150,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     parameters = list(model.parameters())
     kinds = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]  # torch takes no mixture
     grads = [[p.grad for p in kind if p.grad is not None] for kind in kinds]
-    norms = [whole(torch.nn.utils.get_total_norm(kind)) for kind in grads if kind]
+    norms = [full_tensor(torch.nn.utils.get_total_norm(kind)) for kind in grads if kind]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     for kind in kinds:
         torch.nn.utils.clip_grads_with_norm_(kind, max_norm or math.inf, norm)

@@ -1,7 +1,7 @@
-"""The processes that train one model together: which of them this is, and how they agree.
+"""The processes that train one model together: the rank of this one, and how all of them agree.
 
-A process group is torch's own, started by `launch` or by an outer `torchrun`. What they have to agree on, flags and
-counts and small facts, travels between CPUs (gloo), so that no GPU is waited for; gradients of GPUs travel by NCCL.
+The group is torch's own. `jobs.launch` or an outer `torchrun` starts the processes. Flags, counts and small facts are
+exchanged between CPUs (gloo), so that no GPU has to wait. Gradients of GPUs are exchanged by NCCL.
 
 Letters: W processes.
 """
@@ -26,69 +26,71 @@ from grouped_lm import errors
 from grouped_lm.errors import ConfigError, GvcError
 
 Value = TypeVar("Value")
-TIMEOUT = timedelta(minutes=30)
-"""How long one waits for the others at least: the first may be writing a checkpoint, or preparing text."""
-FOREVER = timedelta(days=365)
-
-LAST_WORD = "last-word"
+MIN_TIMEOUT = timedelta(minutes=30)
+"""Shortest time to wait for another process: the first one may be writing a checkpoint or preparing text."""
+MAX_TIMEOUT = timedelta(days=365)
+ERROR_KEY = "published-error"
 
 
 @dataclass(frozen=True)
-class World:
-    """One process among W; every method but `is_first` is to be called by all of them, in the same order."""
+class ProcessGroup:
+    """One process among W.
+
+    All processes have to call the same methods in the same order. Only `is_first` and `device` may be used by one.
+    """
 
     rank: int = 0
     """In [0, W)."""
     size: int = 1
     """W."""
     local_rank: int = 0
-    """On this machine: the number of its GPU."""
+    """Rank on this machine, and the number of the GPU."""
     local_size: int = 1
-    """Processes on this machine."""
+    """Number of processes on this machine."""
     restarts: int = 0
-    """How often all of them were started again."""
-    meeting: dist.Store | None = None
-    """Where they found each other; it lives through restarts."""
+    """Number of times that all processes were started again."""
+    store: dist.Store | None = None
+    """Key-value store of the launcher. It survives restarts."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes what the run leaves behind."""
+        """Whether this process writes the files of the run."""
         return self.rank == 0
 
     def device(self, device: torch.device) -> torch.device:
-        """Return this process's own device of that type."""
+        """Return the device of this process, of the given type."""
         if device.type != "cuda" or self.size == 1:
             return device
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
-    def first(self, action: Callable[..., Value], *args: Any) -> Value:
-        """Let the first process alone do `action(*args)`, and return its JSON-able result to all.
+    def on_first(self, action: Callable[..., Value], *args: Any) -> Value:
+        """Call `action(*args)` in the first process only, and return its result in all processes.
 
         Raises:
-            GvcError, OSError: what the action raised, in every process.
+            GvcError, OSError: raised by the action. All processes then raise it.
         """
         if self.size == 1:
             return action(*args)
-        told: dict[str, Any] = {}
-        raised: GvcError | OSError | None = None
+        answer: list[Any] = [None]
         if self.is_first:
             try:
-                told = {"value": action(*args)}
-            except (GvcError, OSError) as error:
-                raised, told = error, {"error": describe_error(error)}
-        told = self._tell(told)
-        if "error" in told:
-            raise known_to_all(raised or error_from(told["error"]))
-        return told["value"]
+                answer = [(action(*args), None)]
+            except (GvcError, OSError) as raised:
+                answer = [(None, raised)]
+        dist.broadcast_object_list(answer, 0, device=torch.device("cpu"))
+        value, error = answer[0]
+        if error is not None:
+            raise mark_agreed(error)
+        return value
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return for each flag whether it is set in any process."""
         if self.size == 1:
             return flags
-        both = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(both, dist.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in both.tolist())
+        set_somewhere = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(set_somewhere, dist.ReduceOp.MAX)
+        return tuple(bool(flag) for flag in set_somewhere.tolist())
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over all processes."""
@@ -99,15 +101,20 @@ class World:
         return total
 
     def gather(self, values: Tensor) -> list[Tensor]:
-        """Return the tensor of every process, by rank; all have the same shape."""
+        """Return the tensor of every process, by rank. All tensors have the same shape."""
         if self.size == 1:
             return [values]
         gathered = [torch.empty_like(values) for _ in range(self.size)]
         dist.all_gather(gathered, values)
         return gathered
 
-    def fill(self, target: Tensor, source: Tensor | None) -> None:
-        """Fill `target`, whole or a shard in each process, with the first one's `source`, which others may lack."""
+    def broadcast(self, target: Tensor, source: Tensor | None) -> None:
+        """Copy the `source` of the first process into `target`, which is whole or a shard in each process.
+
+        Args:
+            target: is overwritten in every process.
+            source: the whole tensor. Only the first process needs it.
+        """
         if self.size == 1:
             assert source is not None  # the first process has it
             target.copy_(source)
@@ -122,113 +129,106 @@ class World:
             dist.broadcast(full, 0)
         target.copy_(full)
 
-    def seed(self, seed: int, step: int) -> None:
-        """Give every process but the first, which goes on with its own, a stream of random numbers of its own.
+    def seed_generator(self, seed: int, step: int) -> None:
+        """Seed the random generator of every process but the first, which keeps its own state.
 
-        A pure function of the run's seed, the process and the step at which it began.
+        The stream depends only on the run's seed, the rank and the step at which the process started.
         """
         if self.is_first:
             return
         words = np.random.SeedSequence([seed, self.rank, step]).generate_state(2)
         torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
-    def leave_word(self, error: GvcError) -> None:
-        """Leave the reason why this process ends for all that are started again: they end with it, see `join_world`."""
-        if self.meeting is not None:
-            with contextlib.suppress(RuntimeError):  # whoever keeps the store is gone
-                self.meeting.set(LAST_WORD, json.dumps(describe_error(error)))
-
-    def _tell(self, value: dict[str, Any]) -> dict[str, Any]:
-        """Return the first one's value."""
-        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        size = torch.tensor(content.numel())
-        dist.broadcast(size, 0)
-        if not self.is_first:
-            content = torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(content, 0)
-        return json.loads(bytes(content.tolist()))
+    def publish_error(self, error: GvcError) -> None:
+        """Store the error that ends this process. After a restart all processes raise it (`join_process_group`)."""
+        if self.store is not None:
+            with contextlib.suppress(RuntimeError):  # the process that keeps the store has ended
+                self.store.set(ERROR_KEY, json.dumps(describe_error(error)))
 
 
-ALONE = World()
-"""One process: nothing is sent, nothing is waited for."""
+SINGLE_PROCESS = ProcessGroup()
+"""A group of one process. It sends nothing and waits for nothing."""
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Return whether this is torch's `DTensor`, whose module takes half a second to import where nobody shards."""
+    """Return whether this is torch's `DTensor`. (Its module takes half a second to import, so it is not imported.)"""
     return hasattr(tensor, "full_tensor")
 
 
-def whole(tensor: Any) -> Tensor:
-    """Return a sharded tensor in full, which all processes have to ask for; others as they are."""
+def full_tensor(tensor: Any) -> Tensor:
+    """Return a sharded tensor in full (all processes have to call this), and any other tensor as it is."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def local(tensor: Any) -> Tensor:
-    """Return the part of a sharded tensor that lies here; others as they are."""
+def local_tensor(tensor: Any) -> Tensor:
+    """Return this process's part of a sharded tensor, and any other tensor as it is."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def started_as() -> tuple[int, int]:
-    """Return which process this is, and of how many that `torchrun` or `launch` has started."""
+def rank_and_size() -> tuple[int, int]:
+    """Return the rank of this process and the number of processes that `torchrun` or `jobs.launch` started."""
     if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
-def patience(hang_minutes: float | None) -> timedelta:
-    """Return how long a process of a training waits for the others."""
-    return FOREVER if hang_minutes is None else max(TIMEOUT, min(FOREVER, timedelta(minutes=hang_minutes + 1)))
-
-
-def local_processes() -> int:
-    """Return how many of them are on this machine."""
+def processes_on_this_machine() -> int:
+    """Return how many of the started processes run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def group_timeout(hang_minutes: float | None) -> timedelta:
+    """Return how long a training process waits for the others: longer than the watchdog, which must end it first."""
+    if hang_minutes is None:
+        return MAX_TIMEOUT
+    return max(MIN_TIMEOUT, min(MAX_TIMEOUT, timedelta(minutes=hang_minutes + 1)))
+
+
 @contextlib.contextmanager
-def join_world(asked: int, device: torch.device, hang_minutes: float | None = 0.0) -> Iterator[World]:
-    """Join the processes that were started together; alone where there are no others.
+def join_process_group(asked: int, device: torch.device, hang_minutes: float | None = 0.0) -> Iterator[ProcessGroup]:
+    """Join the processes that were started together. Without others, give `SINGLE_PROCESS`.
 
     Args:
-        asked: processes that the config names; 1 takes those that there are.
+        asked: number of processes in the config. 1 accepts any number.
         device: a CPU, or any CUDA device.
-        hang_minutes: how long all may stand still, see `watchdog`; whoever waits for the others lets that end first.
+        hang_minutes: `train.hang_minutes`.
 
     Raises:
-        ConfigError: there are others than were asked for.
-        GvcError: what one of them raised before a restart; it would come again.
+        ConfigError: another number of processes was started.
+        GvcError: one process raised it before a restart. It would come again.
     """
-    rank, size = started_as()
+    rank, size = rank_and_size()
     if asked not in (1, size):
         raise ConfigError(
             f"train.devices and train.nodes make {asked} processes, and {size} were started: leave them out"
         )
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
-    meeting = meeting_store(rank, size)
-    turn = agree_on_turn(meeting, rank, size)
-    world = World(
+    store = launcher_store(rank, size)
+    attempt = agree_on_attempt(store, rank, size)
+    process_group = ProcessGroup(
         rank=rank,
         size=size,
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-        local_size=local_processes(),
-        restarts=turn - 1,
-        meeting=meeting,
+        local_size=processes_on_this_machine(),
+        restarts=attempt - 1,
+        store=store,
     )
-    if meeting.check([LAST_WORD]):
-        raise known_to_all(error_from(json.loads(meeting.get(LAST_WORD))))
+    if store.check([ERROR_KEY]):
+        raise mark_agreed(error_from(json.loads(store.get(ERROR_KEY))))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store = dist.PrefixStore(f"turn-{turn}", meeting)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience(hang_minutes))
+    own_store = dist.PrefixStore(f"attempt-{attempt}", store)
+    timeout = group_timeout(hang_minutes)
+    dist.init_process_group(backend, store=own_store, rank=rank, world_size=size, timeout=timeout)
     try:
-        yield world
+        yield process_group
     finally:
         dist.destroy_process_group()
 
 
-def meeting_store(rank: int, size: int) -> dist.Store:
-    """Return the store where the processes find each other: the launcher's own, which lives through restarts."""
+def launcher_store(rank: int, size: int) -> dist.Store:
+    """Return the key-value store that all processes share. That of torch's launcher survives restarts."""
     environment = os.environ
     has_server = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return dist.TCPStore(
@@ -236,41 +236,41 @@ def meeting_store(rank: int, size: int) -> dist.Store:
         int(environment["MASTER_PORT"]),
         size,
         is_master=rank == 0 and not has_server,
-        timeout=TIMEOUT,
+        timeout=MIN_TIMEOUT,
     )
 
 
-def agree_on_turn(meeting: dist.Store, rank: int, size: int) -> int:
-    """Return the number of this turn, counted from 1 since the launchers started: the same in all processes.
+def agree_on_attempt(store: dist.Store, rank: int, size: int) -> int:
+    """Return the number of this attempt, from 1. It is the same in all processes and grows with each restart.
 
-    Addresses of lost processes stay in the store (torch 2.13), and one that reads such an address waits for ever: every
-    turn needs a part of the store to itself. Launchers of several machines do not count alike
-    (`TORCHELASTIC_RESTART_COUNT` is each one's own), so the processes do: each leaves a word that nobody used before,
-    and waits until the first process has answered to that very word. Processes of two turns never live side by side.
+    The store keeps the addresses of lost processes (torch 2.13). A process that reads such an address waits for ever,
+    so every attempt needs a prefix of its own in the store. The launchers of several machines do not count alike
+    (each has its own `TORCHELASTIC_RESTART_COUNT`). The processes therefore count together: each one writes a new
+    random token and waits until the first process has answered it. Two attempts never run at the same time.
 
     Raises:
-        DistStoreError: somebody did not come within `TIMEOUT`.
+        DistStoreError: a process did not come within `MIN_TIMEOUT`.
     """
     if rank:
-        word = secrets.token_hex(16)
-        meeting.set(f"word-{rank}", word)
-        turn = int(meeting.get(f"answer-{word}"))  # waits
-        meeting.add(f"heard-{turn}", 1)
-        return turn
-    turn, until = meeting.add("turns", 1), time.monotonic() + TIMEOUT.total_seconds()
+        token = secrets.token_hex(16)
+        store.set(f"token-{rank}", token)
+        attempt = int(store.get(f"answer-{token}"))  # waits
+        store.add(f"joined-{attempt}", 1)
+        return attempt
+    attempt, until = store.add("attempts", 1), time.monotonic() + MIN_TIMEOUT.total_seconds()
     answered: dict[str, bytes] = {}
-    while (heard := meeting.add(f"heard-{turn}", 0)) < size - 1:
+    while (joined := store.add(f"joined-{attempt}", 0)) < size - 1:
         if time.monotonic() > until:
-            raise dist.DistStoreError(f"{size - 1 - heard} of {size} processes did not come")
-        for key in (f"word-{other}" for other in range(1, size)):
-            if meeting.check([key]) and (said := meeting.get(key)) != answered.get(key):
-                meeting.set(f"answer-{said.decode()}", str(turn))
-                answered[key] = said  # of a lost process, perhaps: a later word replaces it
+            raise dist.DistStoreError(f"{size - 1 - joined} of {size} processes did not come")
+        for key in (f"token-{other}" for other in range(1, size)):
+            if store.check([key]) and (given := store.get(key)) != answered.get(key):
+                store.set(f"answer-{given.decode()}", str(attempt))
+                answered[key] = given  # it may be of a lost process: a later token replaces it
         time.sleep(0.01)
-    return turn
+    return attempt
 
 
-def known_to_all(error: GvcError | OSError) -> GvcError | OSError:
+def mark_agreed(error: GvcError | OSError) -> GvcError | OSError:
     """Return the error, marked as one that all processes raise."""
     if isinstance(error, GvcError):
         error.agreed = True
@@ -278,13 +278,13 @@ def known_to_all(error: GvcError | OSError) -> GvcError | OSError:
 
 
 def describe_error(error: GvcError | OSError) -> list[Any]:
-    """Return what `error_from` makes the same error of, ready for JSON."""
+    """Return the error as a JSON list, from which `error_from` builds it again."""
     if isinstance(error, OSError):
         return ["OSError", error.errno, error.strerror or str(error)]
     return [type(error).__name__, str(error)]
 
 
 def error_from(described: list[Any]) -> GvcError | OSError:
-    """Return the error that another process described."""
+    """Return the error that `describe_error` described."""
     name, *words = described
     return OSError(*words) if name == "OSError" else getattr(errors, name)(*words)

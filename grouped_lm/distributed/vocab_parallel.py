@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import IGNORE_INDEX
-from grouped_lm.distributed.process_group import World, local, whole
+from grouped_lm.distributed.process_group import ProcessGroup, full_tensor, local_tensor
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads.base import Head, HeadLoss, at_least_fp32, flatten, reduce_nll
 from grouped_lm.heads.dense import DenseHead
@@ -40,18 +40,18 @@ class Rows:
     group: str = ""
 
     @classmethod
-    def of(cls, vocab_size: int, world: World) -> "Rows":
+    def of(cls, vocab_size: int, process_group: ProcessGroup) -> "Rows":
         """Return the rows of this process.
 
         Raises:
             ConfigError: V is so small that a process would have none.
         """
         group = dist.group.WORLD
-        rows = cls(vocab_size, world.rank, world.size, "" if group is None else group.group_name)
-        if rows.most * (world.size - 1) >= vocab_size:
+        rows = cls(vocab_size, process_group.rank, process_group.size, "" if group is None else group.group_name)
+        if rows.most * (process_group.size - 1) >= vocab_size:
             raise ConfigError(
-                f"train.vocab_parallel=true gives each of {world.size} processes {rows.most} of {vocab_size} tokens, "
-                "and the last ones none: leave it out"
+                f"train.vocab_parallel=true gives each of {process_group.size} processes {rows.most} of {vocab_size} "
+                "tokens, and the last ones none: leave it out"
             )
         return rows
 
@@ -96,7 +96,7 @@ class SplitEmbedding(nn.Module):
     def forward(self, input_ids: Tensor) -> Tensor:
         """Map (...) int64 ids in [0, V), of one shape in all processes, to (..., D)."""
         inside, places = self.rows.mine(self.rows.gather(input_ids.flatten()))
-        found = F.embedding(places, local(self.weight)).masked_fill(~inside.unsqueeze(1), 0)
+        found = F.embedding(places, local_tensor(self.weight)).masked_fill(~inside.unsqueeze(1), 0)
         return self.rows.sum_scattered(found).view(*input_ids.shape, -1)
 
 
@@ -130,8 +130,8 @@ class SplitDenseHead(Head):
         """See `Head.loss`; all processes ask together, with as many states each."""
         states, flat = flatten(hidden, targets)
         counted, chunk_rows = flat != IGNORE_INDEX, self.chunk_rows or default_chunk_rows(states.device)
-        bias = None if self.bias is None else local(self.bias)
-        parts = _SplitSoftmax.apply(states, local(self.weight), bias, flat, self.rows, chunk_rows)
+        bias = None if self.bias is None else local_tensor(self.bias)
+        parts = _SplitSoftmax.apply(states, local_tensor(self.weight), bias, flat, self.rows, chunk_rows)
         log_z, target, mean = parts.unbind(1)
         nll = (log_z - target).masked_fill(~counted, 0)
 
@@ -143,7 +143,7 @@ class SplitDenseHead(Head):
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`; all processes ask together, and the matrix is gathered."""
-        logits = F.linear(hidden, whole(self.weight), None if self.bias is None else whole(self.bias))
+        logits = F.linear(hidden, full_tensor(self.weight), None if self.bias is None else full_tensor(self.bias))
         return F.log_softmax(at_least_fp32(logits), dim=-1)
 
     def flops_per_token(self) -> float:
@@ -229,18 +229,18 @@ def _add_chunk(
         d_weight += error.T @ part
 
 
-def split_vocabulary(model: LanguageModel, world: World, device: torch.device | None) -> None:
+def split_vocabulary(model: LanguageModel, process_group: ProcessGroup, device: torch.device | None) -> None:
     """Cut the input embedding, and the matrix and biases of a dense head, into rows of each process; others stay whole.
 
     Args:
         model: on the CPU, the same in every process.
-        world: the processes.
+        process_group: the processes.
         device: of the rows, which become shards there, torch's `DTensor`; None gives a model of shapes alone its part.
 
     Raises:
         ConfigError: see `Rows.of`.
     """
-    rows, body, head = Rows.of(model.head.vocab_size, world), model.body, model.head
+    rows, body, head = Rows.of(model.head.vocab_size, process_group), model.body, model.head
     made: dict[int, nn.Parameter] = {}
 
     def cut(parameter: nn.Parameter) -> nn.Parameter:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from grouped_lm.config import IGNORE_INDEX
-from grouped_lm.distributed.process_group import ALONE, World
+from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.system.precision import autocast
 
@@ -52,7 +52,7 @@ def evaluate(
     text_bytes: int,
     device: torch.device,
     dtype: str = "float32",
-    world: World = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> Evaluation:
     """Return the sums of `model` over all windows; the model's training mode is left as it was.
 
@@ -62,7 +62,7 @@ def evaluate(
         text_bytes: of the whole text.
         device: the model's.
         dtype: of the matrix products.
-        world: the processes that share the work.
+        process_group: the processes that share the work.
     """
     was_training = model.training
     model.eval()
@@ -77,6 +77,6 @@ def evaluate(
         sums["tokens"] = sums.get("tokens", 0) + (targets != IGNORE_INDEX).sum()
     model.train(was_training)
     counts = {"tokens", "group_correct", "token_correct"}
-    totals = {key: world.sum(value).item() for key, value in sums.items()}
+    totals = {key: process_group.sum(value).item() for key, value in sums.items()}
     figures: dict[str, Any] = {key: int(value) if key in counts else value for key, value in totals.items()}
     return Evaluation(text_bytes=text_bytes, **figures)

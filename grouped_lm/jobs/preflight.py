@@ -6,7 +6,7 @@ from grouped_lm.config import Config, config_to_dict
 from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches
 from grouped_lm.data.tokenizers.base import vocab_size_of
-from grouped_lm.distributed.process_group import World, local_processes, started_as
+from grouped_lm.distributed.process_group import ProcessGroup, processes_on_this_machine, rank_and_size
 from grouped_lm.distributed.vocab_parallel import Rows
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import check_group_size
@@ -35,18 +35,18 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True) ->
         DriftError, RunFolderError: `run_dir` already holds something else.
     """
     refuse_secrets(config_to_dict(config))
-    device, started = resolve_device(config.train.device), started_as()[1]
+    device, started = resolve_device(config.train.device), rank_and_size()[1]
     config.train.share(max(config.train.processes, started))
     if config.train.cuda_graphs and started > 1:
         raise ConfigError(f"train.cuda_graphs=true needs one process, and {started} were started")
     if here:
-        check_gpus(local_processes() if started > 1 else config.train.devices, device)
+        check_gpus(processes_on_this_machine() if started > 1 else config.train.devices, device)
         if config.train.nodes > 1 and started == 1:
             meeting_point(config.train)
         compile_mode(config.train, device)
     check_head(config)
     if config.train.vocab_parallel:
-        Rows.of(vocab_size_of(config.tokenizer), World(size=max(config.train.processes, started)))
+        Rows.of(vocab_size_of(config.tokenizer), ProcessGroup(size=max(config.train.processes, started)))
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
     if run_dir is not None and started == 1:  # several ask together, who know how often they were restarted

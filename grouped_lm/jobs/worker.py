@@ -2,7 +2,7 @@
 
 With a SCRATCH, a folder that holds the job, its parent is torch's launcher, which starts all processes again when one
 fails: an error that all have is left there instead, and so are a stop that all agreed on, and the result. An error of
-this process alone fails, so that nobody waits for it; after the restart all have it, see `world.join_world`.
+this process alone makes it fail, so that no other process waits. After the restart all raise it (`join_process_group`).
 """
 
 import ctypes

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grouped_lm.distributed.process_group import local
+from grouped_lm.distributed.process_group import local_tensor
 
 GIB = 2**30
 UNTIMED_STEPS = 4
@@ -90,7 +90,7 @@ class CudaMemory:
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of the storages behind `tensors`, of shards those that lie here, each counted once."""
-    storages = {s.data_ptr(): s.nbytes() for s in (local(t).untyped_storage() for t in tensors)}
+    storages = {s.data_ptr(): s.nbytes() for s in (local_tensor(t).untyped_storage() for t in tensors)}
     return sum(storages.values())
 
 

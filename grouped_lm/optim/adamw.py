@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grouped_lm.config import OptimConfig
-from grouped_lm.distributed.process_group import is_sharded, local
+from grouped_lm.distributed.process_group import is_sharded, local_tensor
 from grouped_lm.heads.base import Head
 
 
@@ -72,7 +72,9 @@ class SparseRowsAdamW(torch.optim.AdamW):
             state["step"] = torch.zeros((), dtype=torch.float32, device=table.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         state["step"] += 1
-        here = [local(t) for t in (table.grad, state["exp_avg"], state["exp_avg_sq"], table)]  # of shards, own rows
+        here = [
+            local_tensor(t) for t in (table.grad, state["exp_avg"], state["exp_avg_sq"], table)
+        ]  # of shards, own rows
         passed_over = getattr(self, "found_inf", None)  # as torch's fused step has it: 1 for a step to leave out
         touched = torch.linalg.vector_norm(here[0], math.inf, dim=1) > 0
         if passed_over is not None:

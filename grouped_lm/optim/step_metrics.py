@@ -15,7 +15,7 @@ PARTS = (("train/loss", "nll"), ("train/loss_group", "group_nll"), ("train/loss_
 
 
 @dataclass(frozen=True, slots=True)
-class StepFigures:
+class StepMetrics:
     """One step, as the host has read it."""
 
     step: int
@@ -45,7 +45,7 @@ def reads_at_once(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-class Unread:
+class StepMetricsBuffer:
     """The figures of steps that the host has not read yet.
 
     Until it does, the device itself keeps an update from poisoning the weights: `add` gives the optimizer the flag by
@@ -75,13 +75,13 @@ class Unread:
         optimizer.found_inf = 1.0 - figures.isfinite().all().float()  # type: ignore[attr-defined]
         self._steps.append((step, lr, list(given), figures))
 
-    def read(self) -> list[StepFigures]:
+    def read(self) -> list[StepMetrics]:
         """Return what was added since the last call, in order; waits for the device."""
         steps, self._steps = self._steps, []
         if not steps:
             return []
         rows = torch.stack([figures for *_, figures in steps]).tolist()
         return [
-            StepFigures(step, lr, dict(zip(keys, row, strict=False)), row[-1])
+            StepMetrics(step, lr, dict(zip(keys, row, strict=False)), row[-1])
             for (step, lr, keys, _), row in zip(steps, rows, strict=True)
         ]

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_lm.config import Config, GroupingConfig
 from grouped_lm.distributed.parallel import count_targets
-from grouped_lm.distributed.process_group import ALONE, World
+from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.measure.live_bytes import LiveBytes, Moments
@@ -27,7 +27,7 @@ from grouped_lm.models.build import build_lm
 from grouped_lm.models.gpt_neo import forget_masks
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim.adamw import build_optimizer
-from grouped_lm.optim.step_metrics import Unread
+from grouped_lm.optim.step_metrics import StepMetricsBuffer
 from grouped_lm.system.precision import autocast
 
 
@@ -38,7 +38,7 @@ def fake_model(config: Config, vocab_size: int | None = None, processes: int = 1
     """
     model = build_lm(dataclasses.replace(config, grouping=GroupingConfig()), vocab_size=vocab_size).train()
     if config.train.vocab_parallel and processes > 1:
-        split_vocabulary(model, World(size=processes), None)
+        split_vocabulary(model, ProcessGroup(size=processes), None)
     return model
 
 
@@ -128,11 +128,11 @@ def watch_step(
         for _ in range(min(2, config.train.grad_accum_steps)):
             input_ids, targets = make_batch()
             with autocast(torch.device("cpu"), config.train.dtype):
-                losses.append(model(input_ids, targets, reduction="sum").over(count_targets(targets, ALONE)))
+                losses.append(model(input_ids, targets, reduction="sum").over(count_targets(targets, SINGLE_PROCESS)))
             (losses[-1].objective() / config.train.grad_accum_steps).backward()
             live.hold((p.grad for p in parameters if p.grad is not None), "gradients")
         grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
-        Unread(torch.device("cpu")).add(optimizer, losses, grad_norm, 0, config.optim.lr)
+        StepMetricsBuffer(torch.device("cpu")).add(optimizer, losses, grad_norm, 0, config.optim.lr)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     forget_masks()  # the next batch makes its own, as this one did

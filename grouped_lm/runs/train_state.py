@@ -14,7 +14,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from grouped_lm.distributed.process_group import ALONE, World, is_sharded, local, whole
+from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup, full_tensor, is_sharded, local_tensor
 from grouped_lm.errors import CheckpointError
 from grouped_lm.heads import Head
 
@@ -32,7 +32,10 @@ def named_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def pack(
-    model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], world: World = ALONE
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, bytes]:
     """Return the files of a checkpoint; nothing in processes that do not write it.
 
@@ -40,7 +43,7 @@ def pack(
         model: an uncompiled module.
         optimizer: with per-parameter tensors, such as AdamW's.
         state: JSON-able counters and fingerprints.
-        world: the processes, all of which have to ask.
+        process_group: the processes, all of which have to ask.
     """
     tensors = {f"model/{name}": tensor.detach() for name, tensor in named_state(model).items()}
     for name, parameter in model.named_parameters():
@@ -48,23 +51,23 @@ def pack(
             tensors[f"optim/{name}/{key}"] = value
     kept = {}
     for name, tensor in tensors.items():  # one at a time, so that no device holds more than one in full
-        full = whole(tensor)
-        if world.is_first:
+        full = full_tensor(tensor)
+        if process_group.is_first:
             kept[name] = full.cpu().contiguous()
-    kept |= _pack_rng(world)
-    if not world.is_first:
+    kept |= _pack_rng(process_group)
+    if not process_group.is_first:
         return {}
     return {TENSORS: save_tensors(kept), STATE: json.dumps(state, indent=2, sort_keys=True).encode()}
 
 
-def _pack_rng(world: World) -> dict[str, Tensor]:
+def _pack_rng(process_group: ProcessGroup) -> dict[str, Tensor]:
     """Return the random state of every process; that of the first under the names that it has alone."""
     found = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         found["cuda"] = torch.cuda.get_rng_state()
     named = {}
     for kind, own in found.items():
-        for rank, state in enumerate(world.gather(own)):
+        for rank, state in enumerate(process_group.gather(own)):
             named[f"rng/{rank}/{kind}" if rank else f"rng/{kind}"] = state
     return named
 
@@ -81,7 +84,7 @@ def head_buffers(files: dict[str, bytes]) -> dict[str, Tensor]:
 
 def finite_weights(model: nn.Module) -> bool:
     """Return whether every weight is a finite number, of shards those that lie here."""
-    return all(bool(torch.isfinite(local(parameter)).all()) for parameter in model.parameters())
+    return all(bool(torch.isfinite(local_tensor(parameter)).all()) for parameter in model.parameters())
 
 
 def unpack_model(files: dict[str, bytes], model: nn.Module) -> dict[str, Any]:
@@ -108,7 +111,7 @@ def unpack(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     accept: Callable[[dict[str, Any]], None] = lambda state: None,
-    world: World = ALONE,
+    process_group: ProcessGroup = SINGLE_PROCESS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Load a checkpoint into model, optimizer and random generators, to go on, and return its counters.
@@ -117,7 +120,7 @@ def unpack(
         files: of the checkpoint, verified; looked at in the first process alone.
         model, optimizer: built from the run's config.
         accept: looks at the counters before anything is loaded, and raises if they belong to another run.
-        world: the processes, of any number, whatever the number that saved it.
+        process_group: the processes, of any number, whatever the number that saved it.
         seed: the run's, for the random numbers of processes that have saved none.
 
     Raises:
@@ -139,22 +142,22 @@ def unpack(
         moments = {key: [str(value.dtype), *value.shape] for key, value in found.items() if key.startswith("optim/")}
         return {"state": state, "moments": moments, "rng": [key for key in found if key.startswith("rng/")]}
 
-    told = world.first(look)
+    told = process_group.on_first(look)
     with torch.no_grad():
         for name, target in expected.items():
-            world.fill(target, tensors.get(f"model/{name}"))
+            process_group.broadcast(target, tensors.get(f"model/{name}"))
         for name, parameter in model.named_parameters():
             prefix = f"optim/{name}/"
             optimizer.state[parameter] = {
-                key.removeprefix(prefix): _moment(parameter, form, tensors.get(key), world)
+                key.removeprefix(prefix): _moment(parameter, form, tensors.get(key), process_group)
                 for key, form in told["moments"].items()
                 if key.startswith(prefix)
             }
-    _restore_rng(tensors, told["rng"], world, seed, told["state"])
+    _restore_rng(tensors, told["rng"], process_group, seed, told["state"])
     return told["state"]
 
 
-def _moment(parameter: Tensor, form: list[Any], source: Tensor | None, world: World) -> Tensor:
+def _moment(parameter: Tensor, form: list[Any], source: Tensor | None, process_group: ProcessGroup) -> Tensor:
     """Return what the optimizer keeps of a parameter: cut as the parameter is, or whole where it has another shape."""
     dtype, *shape = form
     kind = getattr(torch, dtype.removeprefix("torch."))
@@ -162,35 +165,39 @@ def _moment(parameter: Tensor, form: list[Any], source: Tensor | None, world: Wo
         made = torch.empty_like(parameter, dtype=kind)
     else:
         made = torch.empty(shape, dtype=kind, device=parameter.device)
-    world.fill(made, source)
+    process_group.broadcast(made, source)
     return made
 
 
-def _restore_rng(tensors: dict[str, Tensor], names: list[str], world: World, seed: int, state: dict[str, Any]) -> None:
+def _restore_rng(
+    tensors: dict[str, Tensor], names: list[str], process_group: ProcessGroup, seed: int, state: dict[str, Any]
+) -> None:
     try:
-        if world.is_first:
+        if process_group.is_first:
             torch.set_rng_state(tensors["rng/cpu"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint's random generator cannot be restored: {error}") from error
-    if world.is_first and "rng/cuda" in tensors and torch.cuda.is_available():
+    if process_group.is_first and "rng/cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng/cuda"])
-    if world.size > 1:
-        _restore_others(tensors, names, world, seed, state["progress"]["step"])
+    if process_group.size > 1:
+        _restore_others(tensors, names, process_group, seed, state["progress"]["step"])
 
 
-def _restore_others(tensors: dict[str, Tensor], names: list[str], world: World, seed: int, step: int) -> None:
+def _restore_others(
+    tensors: dict[str, Tensor], names: list[str], process_group: ProcessGroup, seed: int, step: int
+) -> None:
     """Give the processes behind the first their random states, or fresh ones where there were fewer processes."""
-    world.seed(seed, step)
+    process_group.seed_generator(seed, step)
     for kind, own, put in (
         ("cpu", torch.get_rng_state(), torch.set_rng_state),
         *([("cuda", torch.cuda.get_rng_state(), torch.cuda.set_rng_state)] if torch.cuda.is_available() else []),
     ):
-        for rank in range(1, world.size):
+        for rank in range(1, process_group.size):
             name = f"rng/{rank}/{kind}"
             if name in names:
                 state = torch.empty_like(own)
-                world.fill(state, tensors.get(name))
-                if rank == world.rank:
+                process_group.broadcast(state, tensors.get(name))
+                if rank == process_group.rank:
                     put(state)
 
 

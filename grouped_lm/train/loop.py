@@ -12,9 +12,9 @@ import torch
 from grouped_lm.config import Config, TrainConfig, config_to_dict
 from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches, ValidWindows
-from grouped_lm.data.prefetch import Feed
-from grouped_lm.distributed.parallel import clip_gradients, count_targets, spread_model
-from grouped_lm.distributed.process_group import World, join_world, started_as
+from grouped_lm.data.prefetch import Prefetcher
+from grouped_lm.distributed.parallel import clip_gradients, count_targets, parallelize
+from grouped_lm.distributed.process_group import ProcessGroup, join_process_group, rank_and_size
 from grouped_lm.distributed.traffic import StepTraffic
 from grouped_lm.errors import DiskError, DivergedError, GvcError
 from grouped_lm.evaluate.validation import evaluate
@@ -30,7 +30,7 @@ from grouped_lm.measure.throughput import (
 from grouped_lm.models.build import build_lm, count_params
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim.adamw import build_optimizer, learning_rate
-from grouped_lm.optim.step_metrics import StepFigures, Unread
+from grouped_lm.optim.step_metrics import StepMetrics, StepMetricsBuffer
 from grouped_lm.plan.memory_check import dry_run, explain_out_of_memory
 from grouped_lm.runs.checkpoint import write_checkpoint
 from grouped_lm.runs.folder import COMPLETE, INTERRUPTED, RunFolder, failed
@@ -58,28 +58,35 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
         DataError, RunFolderError, DriftError, CheckpointError, DiskError, DivergedError: see `errors`.
         KeyboardInterrupt, SystemExit: asked to stop; the state was saved before.
     """
-    if config.train.processes > 1 and started_as()[1] == 1:
+    if config.train.processes > 1 and rank_and_size()[1] == 1:
         return launch(config, run_dir)
     device = resolve_device(config.train.device)
-    with join_world(config.train.processes, device, config.train.hang_minutes) as world, ExitStack() as held:
-        folder = RunFolder(Path(world.first(lambda: str(run_dir.absolute() if world.size > 1 else run_dir))))
+    with (
+        join_process_group(config.train.processes, device, config.train.hang_minutes) as process_group,
+        ExitStack() as held,
+    ):
+        folder = RunFolder(
+            Path(process_group.on_first(lambda: str(run_dir.absolute() if process_group.size > 1 else run_dir)))
+        )
 
         def enter() -> dict[str, Any] | None:
             held.enter_context(folder.lock())
-            folder.check_same_run(config, world.restarts)
+            folder.check_same_run(config, process_group.restarts)
             return folder.read_result()
 
-        result = world.first(enter)
+        result = process_group.on_first(enter)
         if result is not None and result["state"] == COMPLETE:
             return result
         try:
-            return _train(config, folder, world)
+            return _train(config, folder, process_group)
         except Exception as error:
             known = explain(error, config, folder)
             told = known or error
             if isinstance(told, GvcError):
-                world.leave_word(told)
-            if world.size == 1 or (world.is_first and isinstance(told, GvcError)):  # a lost process is not the end
+                process_group.publish_error(told)
+            if process_group.size == 1 or (
+                process_group.is_first and isinstance(told, GvcError)
+            ):  # a lost process is not the end
                 with contextlib.suppress(OSError):  # a full disk takes no result either
                     write_json(folder.result, failed(f"{told}"))
             if known is None:
@@ -87,23 +94,25 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
             raise known from error
 
 
-def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
+def _train(config: Config, folder: RunFolder, process_group: ProcessGroup) -> dict[str, Any]:
     cfg, block_size = config.train, config.model.block_size
-    device, share = world.device(resolve_device(cfg.device)), cfg.share(world.size)
-    set_threads(cfg.threads, world.local_size)
+    device, share = process_group.device(resolve_device(cfg.device)), cfg.share(process_group.size)
+    set_threads(cfg.threads, process_group.local_size)
     keep_freed_memory()
     torch.manual_seed(config.seed)
-    if world.size == 1 or cfg.strategy == "ddp":
-        world.first(dry_run, config, device, world.size, world.local_size)
+    if process_group.size == 1 or cfg.strategy == "ddp":
+        process_group.on_first(dry_run, config, device, process_group.size, process_group.local_size)
 
     corpus = prepare_data(config.data, config.tokenizer)
     tokens = corpus.train.tokens()
-    batches = TrainBatches(tokens, block_size, cfg.micro_batch_size, config.seed, world.rank, world.size)
+    batches = TrainBatches(
+        tokens, block_size, cfg.micro_batch_size, config.seed, process_group.rank, process_group.size
+    )
     windows = ValidWindows(corpus.valid.tokens(), block_size, cfg.eval_batch_size or share)
     model = build_lm(config, corpus.train.counts, corpus.train.tokens)
-    spread = spread_model(model, cfg, world, device)
+    spread = parallelize(model, cfg, process_group, device)
     optimizer = build_optimizer(config.optim, model)
-    feed, unread = Feed(batches.batch, device), Unread(device)
+    prefetcher, unread = Prefetcher(batches.batch, device), StepMetricsBuffer(device)
 
     log = MetricsLog(folder.metrics)
     identity = {
@@ -111,22 +120,24 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
         "train_tokens": corpus.train.manifest["sha256"],
         "valid_tokens": corpus.valid.manifest["sha256"],
     }
-    environment = world.first(describe_environment, device) | ({"processes": world.size} if world.size > 1 else {})
+    environment = process_group.on_first(describe_environment, device) | (
+        {"processes": process_group.size} if process_group.size > 1 else {}
+    )
     saved_with = {
         "identity": identity,
         "config": config_identity(config_to_dict(config)),
         "environment": {key: environment[key] for key in SAME_BITS if key in environment},
     }
-    state = RunState(folder, config, model, optimizer, log, saved_with, world)
+    state = RunState(folder, config, model, optimizer, log, saved_with, process_group)
     progress = state.resume()
-    world.first(folder.write_start, config, environment | {"commits": state.commits})
-    world.first(folder.write_tokens, config, model.head)
-    tracker = Tracker(config, folder.path, log, quiet=not world.is_first)
+    process_group.on_first(folder.write_start, config, environment | {"commits": state.commits})
+    process_group.on_first(folder.write_tokens, config, model.head)
+    tracker = Tracker(config, folder.path, log, quiet=not process_group.is_first)
 
     step_tokens = cfg.micro_batch_size * cfg.grad_accum_steps * block_size
     forward_flops = estimate_body_flops_per_token(config.model, block_size) + model.head.flops_per_token()
     roof = measure_gemm_flops_per_sec(device, getattr(torch, cfg.dtype))
-    mfu_per_rate = 3.0 * forward_flops / roof / world.size  # backward takes twice the forward pass
+    mfu_per_rate = 3.0 * forward_flops / roof / process_group.size  # backward takes twice the forward pass
 
     def speeds(rate: float | None) -> dict[str, float | None]:
         return {
@@ -150,48 +161,48 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
         if saved_step == progress.step:
             return
         begun = time.monotonic()
-        if world.any(not finite_weights(model))[0]:
+        if process_group.any(not finite_weights(model))[0]:
             raise DivergedError(f"diverged at step {progress.step}: weights are no finite numbers; nothing was saved")
         counted = vars(progress) | {"seconds": progress.seconds + begun - started}
         lately = {"progress": counted, "metrics_bytes": log.size(), "commits": state.commits}
-        files = pack(model, optimizer, saved_with | lately, world)
+        files = pack(model, optimizer, saved_with | lately, process_group)
 
         def write() -> None:
             write_checkpoint(folder.checkpoints, progress.step, files, cfg.keep_checkpoints)
             mirror_checkpoint(state.mirrors, progress.step, files, log, cfg.keep_checkpoints)
 
-        world.first(write)
+        process_group.on_first(write)
         saved_at, saved_step = time.monotonic(), progress.step
         progress.checkpoint_seconds += saved_at - begun
 
     def judge() -> dict[str, Any]:
-        part = watchdog.between(stop.between(windows.part(world.rank, world.size), world.any))
-        part = display.validating(part, -(-len(windows) // world.size))
-        figures = evaluate(model, part, corpus.valid.text_bytes, device, cfg.dtype, world).metrics()
+        part = watchdog.between(stop.between(windows.part(process_group.rank, process_group.size), process_group.any))
+        part = display.validating(part, -(-len(windows) // process_group.size))
+        figures = evaluate(model, part, corpus.valid.text_bytes, device, cfg.dtype, process_group).metrics()
         spread.rest()
         where = {"trainer/step": progress.step, "trainer/tokens": progress.step * step_tokens}
-        world.first(tracker.log, where | figures)
+        process_group.on_first(tracker.log, where | figures)
         display.row(progress.step, progress.row | figures)
         progress.eval_due = False
         return figures
 
     def leave() -> None:
         display.say(f"stopped at step {progress.step} and saved; the same command with this folder goes on")
-        world.first(write_json, folder.result, {"state": INTERRUPTED, "trainer/step": progress.step})
+        process_group.on_first(write_json, folder.result, {"state": INTERRUPTED, "trainer/step": progress.step})
         tracker.finish({"state": INTERRUPTED}, exit_code=1)
         stop.leave()
 
     title = f"{config.model.name} {config.head.name}"
 
     def note_hang(reason: str) -> None:
-        if world.is_first:
+        if process_group.is_first:
             write_json(folder.result, failed(reason))
 
-    hang = Watchdog(folder.path, cfg.hang_minutes, note_hang, world.rank)
-    shown = TrainDisplay(title, cfg.max_steps, progress.step, quiet=not world.is_first)
+    hang = Watchdog(folder.path, cfg.hang_minutes, note_hang, process_group.rank)
+    shown = TrainDisplay(title, cfg.max_steps, progress.step, quiet=not process_group.is_first)
     with StopSignals() as stop, hang as watchdog, shown as display:
-        if world.restarts:
-            display.say(f"a process was lost; restart {world.restarts}, going on from step {progress.step}")
+        if process_group.restarts:
+            display.say(f"a process was lost; restart {process_group.restarts}, going on from step {progress.step}")
         if config.optim.warmup_steps >= cfg.max_steps:
             display.say(
                 f"gvc: warning: optim.warmup_steps={config.optim.warmup_steps}, train.max_steps={cfg.max_steps}: "
@@ -216,14 +227,14 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
             with memory.watch(progress.step - first_step), traffic.watch(progress.step - first_step):
                 losses: list[HeadLoss] = []
                 for micro_step in range(cfg.grad_accum_steps):
-                    place = (progress.step + progress.steps_passed_over) * cfg.grad_accum_steps + micro_step
-                    input_ids, targets = feed.batch(place)
-                    counted = count_targets(targets, world)
+                    place = (progress.step + progress.skipped_steps) * cfg.grad_accum_steps + micro_step
+                    input_ids, targets = prefetcher.batch(place)
+                    counted = count_targets(targets, process_group)
                     with spread.micro_step(last=micro_step == cfg.grad_accum_steps - 1):
                         with autocast(device, cfg.dtype):
                             losses.append(spread.mean_loss(input_ids, targets, counted))
                         (losses[-1].objective() / cfg.grad_accum_steps).backward()
-                    feed.stage(place + 1)
+                    prefetcher.prefetch(place + 1)
                 losses = spread.add_up(losses)
                 grad_norm = clip_gradients(model, config.optim.grad_clip)
                 unread.add(optimizer, losses, grad_norm, progress.step, lr)
@@ -235,7 +246,7 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
 
             step, last = progress.step, progress.step == cfg.max_steps
             late = time.monotonic() - saved_at > 60 * cfg.checkpoint_every_minutes
-            stopping, overdue = world.any(stop.received is not None, late)
+            stopping, overdue = process_group.any(stop.received is not None, late)
             log_due = last or step % cfg.log_every_steps == 0
             eval_now = not last and cfg.eval_every_steps is not None and step % cfg.eval_every_steps == 0
             save_now = last or stopping or overdue or step % save_every == 0
@@ -243,10 +254,10 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
                 done = unread.read()
                 bad = account(progress, done, cfg, display.say)
                 if bad is not None:
-                    passed, before = bad.step + progress.steps_passed_over + 1, progress
+                    passed, before = bad.step + progress.skipped_steps + 1, progress
                     now = time.monotonic()
                     progress = state.go_back()
-                    progress.steps_passed_over, progress.nonfinite = passed - progress.step, before.nonfinite + 1
+                    progress.skipped_steps, progress.nonfinite = passed - progress.step, before.nonfinite + 1
                     progress.seconds, started = before.seconds + now - started, now
                     progress.checkpoint_seconds = before.checkpoint_seconds
                     saved_step, first_step = progress.step, progress.step
@@ -268,7 +279,7 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
                 }
                 if progress.nonfinite:
                     progress.row["train/nonfinite_steps"] = progress.nonfinite
-                world.first(tracker.log, progress.row | speeds(rate))
+                process_group.on_first(tracker.log, progress.row | speeds(rate))
                 display.row(step, progress.row | speeds(rate))
             progress.eval_due = eval_now  # saved with the step, so that whoever goes on from it makes up for it
             if save_now:
@@ -294,12 +305,12 @@ def _train(config: Config, folder: RunFolder, world: World) -> dict[str, Any]:
             "memory/peak_head_gib": head_peak,
             "throughput/roof_tflops_per_sec": roof / 1e12,
         }
-        if world.size > 1:
-            result |= {"processes": world.size, "network/sent_bytes_per_step": traffic.sent}
-        world.first(write_json, folder.result, result)
+        if process_group.size > 1:
+            result |= {"processes": process_group.size, "network/sent_bytes_per_step": traffic.sent}
+        process_group.on_first(write_json, folder.result, result)
         tracker.finish(result)
     display.close(result)
-    return world.first(lambda: result)
+    return process_group.on_first(lambda: result)
 
 
 def explain(error: Exception, config: Config, folder: RunFolder) -> GvcError | None:
@@ -309,12 +320,12 @@ def explain(error: Exception, config: Config, folder: RunFolder) -> GvcError | N
             f"{folder.path} cannot be written ({error.strerror or error}); the checkpoints there are untouched: "
             "make room and run the same command again"
         )
-    return explain_out_of_memory(error, config, resolve_device(config.train.device), started_as()[1])
+    return explain_out_of_memory(error, config, resolve_device(config.train.device), rank_and_size()[1])
 
 
 def account(
-    progress: Progress, done: list[StepFigures], cfg: TrainConfig, say: Callable[[str], None]
-) -> StepFigures | None:
+    progress: Progress, done: list[StepMetrics], cfg: TrainConfig, say: Callable[[str], None]
+) -> StepMetrics | None:
     """Count steps that were read, and return the one from which to go back, if there is one.
 
     Raises:

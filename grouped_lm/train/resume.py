@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from grouped_lm.config import Config
-from grouped_lm.distributed.process_group import ALONE, World
+from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from grouped_lm.errors import CheckpointError, DiskError, DivergedError, DriftError
 from grouped_lm.runs.checkpoint import list_checkpoints, load_latest, write_checkpoint
 from grouped_lm.runs.folder import RunFolder
@@ -41,7 +41,7 @@ class Progress:
     """Whether the validation that belongs to this step is still to be done."""
     nonfinite: int = 0
     """Steps whose loss or gradient was no finite number."""
-    steps_passed_over: int = 0
+    skipped_steps: int = 0
     """Steps' worth of text left out when going back: they are not read again."""
     row: dict[str, Any] = field(default_factory=dict)
     """The last logged row, but for its speed: that is the median so far of the last process that measured any."""
@@ -70,7 +70,7 @@ class RunState:
     log: MetricsLog
     saved_with: dict[str, dict[str, Any]]
     """What a checkpoint says of the run that it belongs to: hashes of config and tokens, config, machine and code."""
-    world: World = ALONE
+    process_group: ProcessGroup = SINGLE_PROCESS
     """The processes that train; the first one reads and writes."""
     commits: list[str | None] = field(default_factory=list)
     """Of the code that made the steps so far, this process's last; None where that is not known."""
@@ -103,15 +103,15 @@ class RunState:
         def accept(state: dict[str, Any]) -> None:
             refuse_drift(state, self.saved_with, self.config, path)
 
-        step = self.world.first(find)
+        step = self.process_group.on_first(find)
         if step is None:
-            self.world.seed(self.config.seed, 0)
+            self.process_group.seed_generator(self.config.seed, 0)
             self.commits = [commit]
             return Progress()
         try:
-            state = unpack(files, self.model, self.optimizer, accept, self.world, self.config.seed)
+            state = unpack(files, self.model, self.optimizer, accept, self.process_group, self.config.seed)
             progress = Progress(**state["progress"])
-            self.world.first(self.log.cut, state["metrics_bytes"])
+            self.process_group.on_first(self.log.cut, state["metrics_bytes"])
             before = state.get("commits") or self.commits or [self.folder.read_environment().get("commit")]
             self.commits = [*(earlier for earlier in before if earlier != commit), commit]
         except (KeyError, TypeError, AttributeError) as error:
@@ -131,7 +131,7 @@ class RunState:
         Raises:
             DivergedError: there is none yet.
         """
-        if not self.world.first(lambda: len(list_checkpoints(self.folder.checkpoints))):
+        if not self.process_group.on_first(lambda: len(list_checkpoints(self.folder.checkpoints))):
             raise DivergedError(
                 "diverged before the first checkpoint: there is nothing to go back to; a lower optim.lr?"
             )

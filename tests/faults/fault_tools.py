@@ -197,9 +197,7 @@ def final_state(run_dir: Path) -> dict[str, bytes]:
     newest = sorted((run_dir / "checkpoints").glob("step-*"))[-1]
     tensors = {name: value.tobytes() for name, value in load_file(newest / "state.safetensors").items()}
     progress = json.loads((newest / "state.json").read_text())["progress"]
-    counted = {
-        k: progress[k] for k in ("step", "loss_sums", "loss_steps", "eval_due", "nonfinite", "steps_passed_over")
-    }
+    counted = {k: progress[k] for k in ("step", "loss_sums", "loss_steps", "eval_due", "nonfinite", "skipped_steps")}
     return tensors | {"progress": json.dumps(counted, sort_keys=True).encode()}
 
 

@@ -34,7 +34,7 @@ def free_port() -> int:
 
 
 def together(processes: int, action: Callable[[], Any], log: Path, store_port: int | None = None) -> list[int]:
-    """Run `action` in every process of a world, and return their exit codes by rank.
+    """Run `action` in every process of a process group, and return their exit codes by rank.
 
     With the port of a store they meet in that one, as they do in a launcher's, which lives through restarts.
     """

@@ -16,7 +16,7 @@ from fault_tools import curve, final_state, nothing_measured
 from processes import HEADS, together, train_together, with_head
 
 import grouped_lm.train.loop as train_module
-from grouped_lm.distributed.process_group import agree_on_turn, patience
+from grouped_lm.distributed.process_group import agree_on_attempt, group_timeout
 from grouped_lm.errors import DivergedError, MemoryShortError
 from grouped_lm.runs.checkpoint import list_checkpoints
 from grouped_lm.train.loop import train
@@ -132,47 +132,47 @@ def test_what_the_first_process_is_refused_all_are(config, tmp_path):
     assert together(2, action, tmp_path / "other") == [6, 6]
 
 
-def test_a_world_of_three_agrees(tmp_path):
+def test_a_process_group_of_three_agrees(tmp_path):
     def action() -> None:
-        from grouped_lm.distributed.process_group import join_world, started_as
+        from grouped_lm.distributed.process_group import join_process_group, rank_and_size
         from grouped_lm.errors import DataError
 
-        with join_world(1, torch.device("cpu")) as world:
-            rank, size = started_as()
-            assert (world.rank, world.size) == (rank, size) == (rank, 3)
-            assert world.first(lambda: {"from": rank}) == {"from": 0}
-            assert world.any(rank == 2, False) == (True, False)
-            assert world.sum(torch.tensor([1.5, rank])).tolist() == [4.5, 3]
-            assert [t.item() for t in world.gather(torch.tensor(rank * 2))] == [0, 2, 4]
+        with join_process_group(1, torch.device("cpu")) as process_group:
+            rank, size = rank_and_size()
+            assert (process_group.rank, process_group.size) == (rank, size) == (rank, 3)
+            assert process_group.on_first(lambda: {"from": rank}) == {"from": 0}
+            assert process_group.any(rank == 2, False) == (True, False)
+            assert process_group.sum(torch.tensor([1.5, rank])).tolist() == [4.5, 3]
+            assert [t.item() for t in process_group.gather(torch.tensor(rank * 2))] == [0, 2, 4]
             filled = torch.zeros(2)
-            world.fill(filled, torch.ones(2) if rank == 0 else None)
+            process_group.broadcast(filled, torch.ones(2) if rank == 0 else None)
             assert filled.tolist() == [1, 1]
 
             def refuse() -> None:
                 raise DataError("no text")
 
             with pytest.raises(DataError, match="no text"):
-                world.first(refuse)
+                process_group.on_first(refuse)
             with pytest.raises(OSError, match="full"):
-                world.first(lambda: (_ for _ in ()).throw(OSError(28, "full")))
+                process_group.on_first(lambda: (_ for _ in ()).throw(OSError(28, "full")))
 
     assert together(3, action, tmp_path / "world") == [0, 0, 0], (tmp_path / "world.0.log").read_text()
 
 
 def test_waiting_for_the_others_ends_after_the_watchdog():
-    assert [patience(minutes).total_seconds() / 60 for minutes in (0.5, 60.0)] == [30, 61]
-    assert patience(None) == patience(1e6) == timedelta(days=365)
+    assert [group_timeout(minutes).total_seconds() / 60 for minutes in (0.5, 60.0)] == [30, 61]
+    assert group_timeout(None) == group_timeout(1e6) == timedelta(days=365)
 
 
-def test_every_turn_has_a_number_of_its_own_whatever_the_lost_ones_have_left():
-    meeting = dist.HashStore()
-    meeting.set_timeout(timedelta(seconds=20))
+def test_every_attempt_has_a_number_of_its_own_whatever_lost_processes_have_left():
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=20))
 
-    def turn(*ranks: int) -> list[int]:
+    def join(*ranks: int) -> list[int]:
         with ThreadPoolExecutor() as pool:
-            return list(pool.map(lambda rank: agree_on_turn(meeting, rank, 3), ranks))
+            return list(pool.map(lambda rank: agree_on_attempt(store, rank, 3), ranks))
 
-    assert turn(1, 2, 0) == [1, 1, 1]
-    meeting.set("word-2", "of one that was lost before it heard an answer")
-    meeting.add("turns", 1)  # and the first was lost, too
-    assert turn(0, 1, 2) == [3, 3, 3]
+    assert join(1, 2, 0) == [1, 1, 1]
+    store.set("token-2", "of one that was lost before it heard an answer")
+    store.add("attempts", 1)  # and the first was lost, too
+    assert join(0, 1, 2) == [3, 3, 3]

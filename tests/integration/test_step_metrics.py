@@ -14,14 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import grouped_lm.optim.step_metrics
 from grouped_lm.config import OptimConfig
-from grouped_lm.data.prefetch import Feed
+from grouped_lm.data.prefetch import Prefetcher
 from grouped_lm.errors import DivergedError
 from grouped_lm.heads import base, shortlist
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.measure.throughput import StepMemory
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim.adamw import SparseRowsAdamW, build_optimizer
-from grouped_lm.optim.step_metrics import Unread
+from grouped_lm.optim.step_metrics import StepMetricsBuffer
 from grouped_lm.train import loop
 from grouped_lm.train.loop import train
 
@@ -47,7 +47,7 @@ def late(monkeypatch):
 def poisoned(*places: int):
     """Make the loss of the given micro-batches NaN: by their text, since going back changes how many came before."""
     original, seen = LanguageModel.forward, []
-    load = Feed.batch
+    load = Prefetcher.batch
 
     def batch(self, index):
         seen.append(index)
@@ -61,7 +61,7 @@ def poisoned(*places: int):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LanguageModel, "forward", forward)
-        patch.setattr(Feed, "batch", batch)
+        patch.setattr(Prefetcher, "batch", batch)
         yield
 
 
@@ -102,13 +102,13 @@ def test_figures_read_late_change_nothing(words, places, make_config, late, work
 def test_going_back_counts_time_once_and_no_speed_below_zero(make_config, workdir, monkeypatch):
     """On a clock of our own, a second a batch: 11 batches up to the bad one, then 4 from step 8 on."""
     config = make_config("train.log_every_steps=1", "train.on_nonfinite=rollback", "train.max_steps=12")
-    load, now = Feed.batch, [0.0]
+    load, now = Prefetcher.batch, [0.0]
 
     def batch(self, index):
         now[0] += 1.0
         return load(self, index)
 
-    monkeypatch.setattr(Feed, "batch", batch)
+    monkeypatch.setattr(Prefetcher, "batch", batch)
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with poisoned(10):
         result = train(config, workdir / "run")
@@ -205,7 +205,7 @@ def test_an_update_that_is_not_finite_is_passed_over(sparse):
         if sparse
         else build_optimizer(OptimConfig(), model)
     )
-    unread, before = Unread(CPU), model.weight.detach().clone()
+    unread, before = StepMetricsBuffer(CPU), model.weight.detach().clone()
 
     def step(scale):
         optimizer.zero_grad()
@@ -230,10 +230,10 @@ def test_batches_sent_ahead_are_those_asked_for():
         loaded.append(index)
         return torch.tensor([index]), torch.tensor([-index])
 
-    feed = Feed(load, CPU, ahead=True)
+    prefetcher = Prefetcher(load, CPU, ahead=True)
     given = []
     for index in (0, 1, 5, 6):  # after 1 the loop went back and on elsewhere
-        given.append([int(part) for part in feed.batch(index)])
-        feed.stage(index + 1)
+        given.append([int(part) for part in prefetcher.batch(index)])
+        prefetcher.prefetch(index + 1)
     assert given == [[0, 0], [1, -1], [5, -5], [6, -6]]
     assert loaded == [0, 1, 2, 5, 6, 7]

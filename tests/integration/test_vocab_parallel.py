@@ -13,7 +13,7 @@ from test_plan_devices import GLOO, measure
 
 from grouped_lm.config import ModelConfig, TokenizerConfig
 from grouped_lm.data import prepare_data
-from grouped_lm.distributed.process_group import World, join_world, local
+from grouped_lm.distributed.process_group import ProcessGroup, join_process_group, local_tensor
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
 from grouped_lm.heads import HEAD_CONFIGS, IGNORE_INDEX, DenseConfig
 from grouped_lm.heads.dense import DenseHead
@@ -77,24 +77,24 @@ def draw_batches(processes: int, vocab_size: int, ignored: str):
     return ids, targets
 
 
-def compare(vocab_size: int, world: World, reduction: str, ignored: str, **options) -> None:
+def compare(vocab_size: int, process_group: ProcessGroup, reduction: str, ignored: str, **options) -> None:
     """Hold loss, parts and every gradient of the cut model against the whole one, which reads all batches."""
     whole, cut = make_pair(vocab_size, **options)
-    split_vocabulary(cut, world, torch.device("cpu"))
-    ids, targets = draw_batches(world.size, vocab_size, ignored)
+    split_vocabulary(cut, process_group, torch.device("cpu"))
+    ids, targets = draw_batches(process_group.size, vocab_size, ignored)
     losses = [whole(i, t, reduction=reduction) for i, t in zip(ids, targets, strict=True)]
     weights = torch.linspace(0.5, 2, BATCH * LENGTH).double().view(BATCH, LENGTH)  # unlike for every token
     sum((loss.objective() * weights).sum() for loss in losses).backward()
-    own = cut(ids[world.rank], targets[world.rank], reduction=reduction)
+    own = cut(ids[process_group.rank], targets[process_group.rank], reduction=reduction)
     (own.objective() * weights).sum().backward()
-    torch.testing.assert_close(own.nll, losses[world.rank].nll, rtol=1e-11, atol=1e-11)
-    torch.testing.assert_close(own.objective(), losses[world.rank].objective(), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(own.nll, losses[process_group.rank].nll, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(own.objective(), losses[process_group.rank].objective(), rtol=1e-11, atol=1e-11)
     for (name, p), (expected_name, expected) in zip(cut.named_parameters(), whole.named_parameters(), strict=True):
         assert name == expected_name
         assert p.shape == expected.shape
-        assert local(p).shape[0] <= -(-vocab_size // world.size)
+        assert local_tensor(p).shape[0] <= -(-vocab_size // process_group.size)
         torch.testing.assert_close(p.grad.full_tensor(), expected.grad, rtol=1e-10, atol=1e-11)
-    hidden = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(world.rank)).double()
+    hidden = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(process_group.rank)).double()
     torch.testing.assert_close(cut.head.log_prob(hidden), whole.head.log_prob(hidden))
 
 
@@ -103,13 +103,15 @@ def test_loss_and_gradients_are_those_of_the_eager_line(processes, tmp_path):
     plain = {"tied": True, "bias": False, "chunk_rows": None, "smoothing": 0.0}
 
     def action() -> None:
-        with join_world(1, torch.device("cpu")) as world:
+        with join_process_group(1, torch.device("cpu")) as process_group:
             for reduction in ("none", "sum", "mean"):
                 for ignored in ("none", "some", "all"):
-                    compare(31, world, reduction, ignored, **plain)
+                    compare(31, process_group, reduction, ignored, **plain)
             for reduction in ("none", "sum"):
-                compare(31, world, reduction, "some", **plain | {"tied": False, "bias": True, "chunk_rows": 4})
-                compare(30, world, reduction, "some", **plain | {"bias": True, "chunk_rows": 7, "smoothing": 0.1})
+                compare(31, process_group, reduction, "some", **plain | {"tied": False, "bias": True, "chunk_rows": 4})
+                compare(
+                    30, process_group, reduction, "some", **plain | {"bias": True, "chunk_rows": 7, "smoothing": 0.1}
+                )
 
     assert together(processes, action, tmp_path / "log") == [0] * processes
 
