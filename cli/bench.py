@@ -15,7 +15,7 @@ def bench(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="heads, steps, memory, decode or vocab.")],
     overrides: Overrides = None,
     grid: Annotated[
-        str, typer.Option(help="What is measured: quick, full, or a file grid/NAME.yaml of yours.")
+        str, typer.Option(help="What is measured: quick, full, or a file bench/NAME.yaml of yours.")
     ] = "quick",
     folder: Annotated[
         Path | None, typer.Option("--dir", metavar="DIR", help="Cells, CSV, plots; default runs/bench/SUITE-GRID.")

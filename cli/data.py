@@ -88,4 +88,4 @@ def halve(
 
     (chosen_by, count), (reported, others) = halve(text, out, text_field)
     print(f"{chosen_by}: {count:,} documents, for data.valid")
-    print(f"{reported}: {others:,} documents, for gvc ladder --report")
+    print(f"{reported}: {others:,} documents, for gvc leaderboard --report")

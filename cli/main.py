@@ -15,7 +15,7 @@ from .data import data_app
 from .doctor import doctor
 from .eval import evaluate_run
 from .export import export, import_model
-from .ladder import ladder
+from .leaderboard import leaderboard
 from .ls import list_runs
 from .plan import plan
 from .report import report
@@ -40,13 +40,15 @@ app.command("export")(export)
 app.command("import")(import_model)
 app.command("sweep")(sweep)
 app.command("ls")(list_runs)
-app.command("ladder")(ladder)
+app.command("leaderboard")(leaderboard)
 app.command("reproduce")(reproduce)
 app.command("report")(report)
 app.command("dashboard")(dashboard)
 app.add_typer(data_app, name="data")
 app.command("doctor")(doctor)
 
+RENAMED_COMMANDS = {"ladder": "leaderboard"}
+"""Names of the release before, for one line with the new name."""
 UsageError: Any = typer.BadParameter.__mro__[1]  # Typer carries its own click and exports no other name for it
 
 
@@ -81,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(words: list[str]) -> int:
     try:
         refuse_empty(words)
+        if words and words[0] in RENAMED_COMMANDS:
+            return _fail(f"gvc {words[0]} is now gvc {RENAMED_COMMANDS[words[0]]}", 2)
         code = app(words, standalone_mode=False) or 0
         _flush()
         return code

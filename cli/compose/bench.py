@@ -8,9 +8,11 @@ from omegaconf import OmegaConf
 from grouped_lm.bench.settings import SUITES, BenchConfig
 from grouped_lm.config import ModelConfig, check_choice
 
-from .run import HydraFlags, composing, explained, to_config
+from .run import BENCH_CONFIG, HydraFlags, composing, explained, to_config
 
 ConfigStore.instance().store(name="gvc_bench_schema", node=BenchConfig)
+DEFAULTS = ["gvc_bench_schema", "_self_", {"data": "tinytales"}, {"tokenizer": "gpt2"}, {"bench": "quick"}]
+ConfigStore.instance().store(name=BENCH_CONFIG, node={"defaults": DEFAULTS})
 
 
 def compose_bench(
@@ -22,8 +24,8 @@ def compose_bench(
         ConfigError: an unknown suite, grid, key or preset, a value out of range, or a device that is not there.
     """
     check_choice("SUITE", suite, SUITES)
-    flags = HydraFlags(config_name="bench", config_dir=config_dir)
-    words = [f"grid={grid}", *overrides]
+    flags = HydraFlags(config_name=BENCH_CONFIG, config_dir=config_dir)
+    words = [f"bench={grid}", *overrides]
     with explained(words, flags), composing(flags) as compose_with:
         plain: Any = OmegaConf.to_container(compose_with(words), resolve=True)
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchConfig), plain))

@@ -39,6 +39,11 @@ from .files import check_config_files
 from .launchers import missing_plugin
 
 CONF = "grouped_lm.conf"
+BENCH_CONFIG = "gvc_bench"
+"""The primary config of `gvc bench`."""
+RENAMED_KEYS = {"entrant": "variant"}
+RENAMED_SWEEPS = {f"ladder-{name}": f"leaderboard-{name}" for name in ("screen", "rates", "final")}
+"""Names of the release before, for one line with the new name."""
 COMMON_NAMES = {
     "learning_rate": "optim.lr",
     "lr": "optim.lr",
@@ -296,10 +301,13 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
     groups = config_groups(flags.config_dir)
     for override in parsed:
         group, choice = override.key_or_group, override.value()
+        if group in RENAMED_KEYS:
+            return f"{group}= is now {RENAMED_KEYS[group]}="
+        if group == "sweep" and choice in RENAMED_SWEEPS:
+            return f"sweep {choice} is now {RENAMED_SWEEPS[choice]}"
         if group in groups and isinstance(choice, str) and choice not in groups[group]:
-            return (
-                f"{group}={choice} is not known{nearest(choice, groups[group])}; there are {', '.join(groups[group])}"
-            )
+            given = f"--grid {choice}" if group == "bench" else f"{group}={choice}"
+            return f"{given} is not known{nearest(choice, groups[group])}; there are {', '.join(groups[group])}"
     try:
         keys = known_keys([o.input_line or "" for o in parsed if o.key_or_group in groups], flags)
     except (*RAISED, *RAISED_COMPOSING):
@@ -308,7 +316,9 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
         key = override.key_or_group
         if key not in groups and key not in keys and not key.startswith("hydra"):
             where = (
-                "grouped_lm/bench/settings.py has" if flags.config_name == "bench" else "`gvc train --cfg job` lists"
+                "grouped_lm/bench/settings.py has"
+                if flags.config_name == BENCH_CONFIG
+                else "`gvc train --cfg job` lists"
             )
             return f"unknown key {key}{nearest_key(key, keys)}; {where} them all"
         if override.is_sweep_override() and not flags.multirun:
@@ -368,7 +378,7 @@ def config_groups(config_dir: str | None = None) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for root in (files(CONF), *([Path(config_dir)] if config_dir and Path(config_dir).is_dir() else [])):
         for folder in root.iterdir():
-            if folder.is_dir() and folder.name not in ("__pycache__", "hydra"):
+            if folder.is_dir() and folder.name not in ("__pycache__", "hydra", "reproduction"):
                 names = {f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")}
                 groups[folder.name] = sorted(names.union(groups.get(folder.name, [])))
     return groups

@@ -18,6 +18,7 @@ from .files import check_config_files
 from .launchers import LONGEST_MINUTES, check_launcher, launcher_kind, missing_plugin, share_of_job
 from .run import (
     CONF,
+    RENAMED_SWEEPS,
     HydraFlags,
     check_folders,
     composing,
@@ -92,6 +93,8 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
     if flags.config_dir:
         check_config_files(Path(flags.config_dir))
     presets = config_groups(flags.config_dir)["sweep"]
+    if name in RENAMED_SWEEPS:
+        raise ConfigError(f"sweep {name} is now {RENAMED_SWEEPS[name]}")
     if name not in presets:
         raise ConfigError(f"sweep {name} is not known{nearest(name, presets)}; there are {', '.join(presets)}")
     with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with:

@@ -1,4 +1,4 @@
-"""What `gvc bench` measures and how long: the schema of `conf/bench.yaml` and `conf/grid/*.yaml`."""
+"""What `gvc bench` measures and how long: the schema of `conf/bench/*.yaml`."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""What is put to the test, read from `conf/claims.yaml`: the paper's claims, open questions and checks, as data."""
+"""The claims, read from `conf/reproduction/claims.yaml`: the paper's claims, open questions and checks, as data."""
 
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
@@ -53,12 +53,16 @@ class Claims:
 
 
 def load_claims(text: str | None = None) -> Claims:
-    """Return the claims of `text`, by default those of `conf/claims.yaml`.
+    """Return the claims of `text`, by default those of `conf/reproduction/claims.yaml`.
 
     Raises:
         ConfigError: an entry without one of its fields, with another one, or of an unknown kind; a name given twice.
     """
-    source = (files("grouped_lm.conf") / "claims.yaml").read_text(encoding="utf-8") if text is None else text
+    source = (
+        (files("grouped_lm.conf") / "reproduction" / "claims.yaml").read_text(encoding="utf-8")
+        if text is None
+        else text
+    )
     values = yaml.safe_load(source)
     methods = {key: Method(key=key, **entry) for key, entry in values["methods"].items()}
     claims = [_parse(entry) for entry in values["claims"]]

@@ -1,4 +1,4 @@
-"""All rules by the names that `conf/claims.yaml` uses."""
+"""All rules by the names that `conf/reproduction/claims.yaml` uses."""
 
 from grouped_lm.reproduction import cost_rules, quality_rules, size_rules
 from grouped_lm.reproduction.verdicts import Rule

@@ -66,7 +66,7 @@ class Scale:
 
 
 def load_scale(name: str) -> Scale:
-    """Return a scale of `conf/reproduce`, or one of a file of the user's own.
+    """Return a scale of `conf/reproduction`, or one of a file of the user's own.
 
     Args:
         name: of `SCALES`, or a path that ends in .yaml.
@@ -77,7 +77,7 @@ def load_scale(name: str) -> Scale:
     if name.endswith(".yaml"):
         path: Any = Path(name)
     elif name in SCALES:
-        path = files("grouped_lm.conf") / "reproduce" / f"{name}.yaml"
+        path = files("grouped_lm.conf") / "reproduction" / f"{name}.yaml"
     else:
         raise ConfigError(f"--scale must be one of {', '.join(SCALES)} or a .yaml file, got {name!r}")
     try:

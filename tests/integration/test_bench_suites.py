@@ -159,7 +159,7 @@ def test_vocab_steps_and_losses(bench):
     ("words", "said"),
     [
         (["speed"], "SUITE must be one of heads, steps, memory, decode, vocab, got 'speed'"),
-        (["heads", "--grid", "huge"], "grid=huge is not known"),
+        (["heads", "--grid", "huge"], "--grid huge is not known"),
         (["heads", "heads.n_embd=[0]"], "heads.n_embd must be in [1"),
         (["heads", "heads.n_tokns=[1]"], "did you mean heads.n_tokens?"),
         (["heads", "competitors=[nobody]"], "no competitor begins with 'nobody'"),

@@ -1,4 +1,4 @@
-"""The ladder: rows of runs, judged on another text, and differences to the best dense."""
+"""The leaderboard: rows of runs, judged on another text, and differences to the best dense."""
 
 import csv
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_two_runs_are_compared_on_a_text_that_both_were_judged_on():
     assert not found["grouped"].judged
 
 
-def test_a_ladder_of_one_own_vocabulary_has_differences_in_nats():
+def test_a_leaderboard_of_one_own_vocabulary_has_differences_in_nats():
     rows = [row("dense", 3.0, options="bias=true bpe=512"), row("film", 3.1, options="bpe=512")]
     film = {entry.settings["name"]: entry for entry in standings(rows)}["film"]
     assert (film.difference, film.unit) == (pytest.approx(0.1), "loss_nats")
@@ -73,7 +73,7 @@ def test_a_ladder_of_one_own_vocabulary_has_differences_in_nats():
 
 def test_other_bodies_and_batches_are_other_runs(tmp_path):
     rows = [row("dense", 3.0) | {"body": body, "tokens": n} for body in ("gpt2", "gpt_neo") for n in ("100", "200")]
-    assert len(merge_rows(tmp_path / "ladder.csv", rows)) == 4
+    assert len(merge_rows(tmp_path / "leaderboard.csv", rows)) == 4
 
 
 def test_the_trend_is_that_of_shared_steps():
@@ -99,7 +99,7 @@ def test_the_picture_names_who_is_too_far_to_be_drawn(tmp_path):
     rows = [row("dense", 3, curve="100:4.0 200:3.0"), row("film", 3.1, curve="100:4.1 200:3.1")]
     rows.append(row("grouped", 4, curve="100:5.0 200:4.0"))
     assert write_ladder_plot("here", standings(rows[:1]), "dense", tmp_path / "none") == []
-    svg, png = write_ladder_plot("here", standings(rows), "dense", tmp_path / "ladder")
+    svg, png = write_ladder_plot("here", standings(rows), "dense", tmp_path / "plot")
     text = svg.read_text()
     assert "here; outside the frame: grouped +1.00" in text
     assert "film" in text
@@ -110,7 +110,7 @@ def test_a_crowded_picture_has_the_best_of_every_head(tmp_path):
     rows = [row("dense", 3, curve="100:4.0 200:3.0")]
     rows += [row("film", 3 + i / 100, options=f"rank={i}", curve=f"100:4.1 200:{3 + i / 100}") for i in range(1, 20)]
     rows.append(row("low_rank", 3.3, curve="100:4.1 200:3.3"))
-    svg, _ = write_ladder_plot("here", standings(rows), "dense", tmp_path / "ladder")
+    svg, _ = write_ladder_plot("here", standings(rows), "dense", tmp_path / "plot")
     text = svg.read_text()
     assert "here; 7 more are in the table" in text
     assert "film rank=12" in text
@@ -119,7 +119,7 @@ def test_a_crowded_picture_has_the_best_of_every_head(tmp_path):
 
 
 def test_the_same_run_replaces_its_row(tmp_path):
-    path = tmp_path / "ladder.csv"
+    path = tmp_path / "leaderboard.csv"
     base = dict.fromkeys(KEY, "x") | {"tokens": "7"}
     merge_rows(path, [base | {"seed": 0, "val_loss_nats": 3.0}, base | {"seed": 1, "val_loss_nats": 3.5}])
     merged = merge_rows(path, [base | {"seed": 1, "val_loss_nats": 2.5}])
@@ -130,38 +130,38 @@ def test_the_same_run_replaces_its_row(tmp_path):
 def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     heads = "head.chunk_rows=null,16"
     words = ["train", "-m", *tiny, "head=dense", heads, "train.eval_every_steps=4", "tracking=none"]
-    assert gvc(*words, "hydra.sweep.dir=ladder-runs").code == 0
-    judged = ["ladder", "ladder-runs", "--report", texts["train"], "--data", "small", "--csv", "ladder.csv"]
+    assert gvc(*words, "hydra.sweep.dir=runs").code == 0
+    judged = ["leaderboard", "runs", "--report", texts["train"], "--data", "small", "--csv", "leaderboard.csv"]
     out = gvc(*judged, "--plots", "pictures")
     assert out.code == 0
-    first, second = csv.DictReader((workdir / "ladder.csv").open())
+    first, second = csv.DictReader((workdir / "leaderboard.csv").open())
     assert first["data"] == "small"
     assert first["tokens"] == "1024"
     assert [point.split(":")[0] for point in first["curve"].split()] == ["4", "8"]
     assert first["report_loss_nats"] != first["val_loss_nats"]
     assert float(first["report_loss_nats"]) == pytest.approx(float(second["report_loss_nats"]), abs=1e-4)
     assert "small, gpt2 of width 32" in out.out
-    assert "ladder.csv" in out.out
-    before = (workdir / "ladder.csv").read_text()
-    assert "small, gpt2" not in gvc("ladder", "ladder-runs").out  # looking at runs keeps nothing
-    assert [path.name for path in workdir.rglob("*.csv")] == ["ladder.csv"]
-    assert (workdir / "ladder.csv").read_text() == before
-    assert len(list((workdir / "pictures").glob("ladder-small-*.svg"))) == 1
-    assert gvc("ladder", "ladder-runs", "--report", "no.txt").code == 3
+    assert "leaderboard.csv" in out.out
+    before = (workdir / "leaderboard.csv").read_text()
+    assert "small, gpt2" not in gvc("leaderboard", "runs").out  # looking at runs keeps nothing
+    assert [path.name for path in workdir.rglob("*.csv")] == ["leaderboard.csv"]
+    assert (workdir / "leaderboard.csv").read_text() == before
+    assert len(list((workdir / "pictures").glob("leaderboard-small-*.svg"))) == 1
+    assert gvc("leaderboard", "runs", "--report", "no.txt").code == 3
     other = workdir / "other" / Path(texts["train"]).name
     other.parent.mkdir()
     other.write_text(Path(texts["valid"]).read_text())  # another text by the same name
-    assert gvc("ladder", "ladder-runs", "--report", str(other), "--data", "small", "--csv", "ladder.csv").code == 0
-    again = next(csv.DictReader((workdir / "ladder.csv").open()))
+    assert gvc("leaderboard", "runs", "--report", str(other), "--data", "small", "--csv", "leaderboard.csv").code == 0
+    again = next(csv.DictReader((workdir / "leaderboard.csv").open()))
     assert float(again["report_loss_nats"]) == pytest.approx(float(again["val_loss_nats"]), abs=1e-4)
 
 
 def test_a_file_of_fewer_columns_is_read(gvc, tmp_path):
-    path = tmp_path / "ladder.csv"
+    path = tmp_path / "leaderboard.csv"
     path.write_text("head,seed,val_loss_nats\ndense,0,3.5\n")
     merged = merge_rows(path, [row("grouped", 3.6)])
     assert {entry["head"]: entry["report_loss_nats"] for entry in merged} == {"dense": "", "grouped": ""}
-    out = gvc("ladder", "--csv", str(path), "--plots", str(tmp_path / "plots"))
+    out = gvc("leaderboard", "--csv", str(path), "--plots", str(tmp_path / "plots"))
     assert out.code == 0
     assert "3.5000" in out.out
     assert "nan" not in out.out
@@ -178,7 +178,7 @@ def test_a_file_of_fewer_columns_is_read(gvc, tmp_path):
         ("", "is no ladder"),
     ],
 )
-def test_what_is_no_ladder_is_left_as_it_is(tmp_path, text, message):
+def test_what_is_no_leaderboard_is_left_as_it_is(tmp_path, text, message):
     path = tmp_path / "notes.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
@@ -187,20 +187,20 @@ def test_what_is_no_ladder_is_left_as_it_is(tmp_path, text, message):
 
 
 def test_looking_writes_nothing_and_no_run_is_said(gvc, workdir):
-    path = workdir / "ladder.csv"
+    path = workdir / "leaderboard.csv"
     merge_rows(path, [row("dense", 3.5) | dict.fromkeys(("data", "n_embd", "n_layer", "steps"), "1")])
     before = path.stat().st_mtime_ns
     path.with_suffix(".lock").unlink()
-    assert "3.5" in gvc("ladder", "--csv", str(path)).out
+    assert "3.5" in gvc("leaderboard", "--csv", str(path)).out
     assert (path.stat().st_mtime_ns, list(workdir.iterdir())) == (before, [path])
     (workdir / "empty").mkdir()
-    assert gvc("ladder", "empty", "--csv", str(path)).code == 3
-    assert "there are dense" in gvc("ladder", "--csv", str(path), "--reference", "Dense").err
-    assert "name their folders" in gvc("ladder", "--csv", str(path), "--report", "x.txt").err
+    assert gvc("leaderboard", "empty", "--csv", str(path)).code == 3
+    assert "there are dense" in gvc("leaderboard", "--csv", str(path), "--reference", "Dense").err
+    assert "name their folders" in gvc("leaderboard", "--csv", str(path), "--report", "x.txt").err
 
 
 def test_a_run_keeps_what_it_was_judged_by(tmp_path):
-    path = tmp_path / "ladder.csv"
+    path = tmp_path / "leaderboard.csv"
     merge_rows(path, [row("dense", 3.5, report=3.7)])
     assert merge_rows(path, [row("dense", 3.5)])[0]["report_loss_nats"] == "3.7"
     assert merge_rows(path, [row("dense", 3.4)])[0]["report_loss_nats"] == ""  # trained anew

@@ -88,7 +88,7 @@ def test_mistakes_end_in_one_line(gvc, tiny, workdir, override, message):
         ("sample", "Missing argument 'RUN'"),
         ("data halve", "Missing argument 'TEXT'"),
         ("data halve x.txt", "Missing option '--out'"),
-        ("ladder --nothing", "No such option: --nothing"),
+        ("leaderboard --nothing", "No such option: --nothing"),
         ("nothing", "No such command 'nothing'"),
     ],
 )

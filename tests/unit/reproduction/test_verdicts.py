@@ -328,7 +328,7 @@ def test_every_claim_has_a_rule_and_nobody_else():
 def test_a_claim_that_is_none(old, new, said):
     from importlib.resources import files
 
-    text = (files("grouped_lm.conf") / "claims.yaml").read_text()
+    text = (files("grouped_lm.conf") / "reproduction" / "claims.yaml").read_text()
     assert old in text
     with pytest.raises(ConfigError, match=said):
         load_claims(text.replace(old, new))

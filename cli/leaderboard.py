@@ -1,4 +1,4 @@
-"""`gvc ladder`."""
+"""`gvc leaderboard`."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from grouped_lm.report.leaderboard import Standing
 
 
-def ladder(
+def leaderboard(
     folders: Annotated[
         list[Path] | None, typer.Argument(help="Run folders, or folders of them; none: the CSV alone.")
     ] = None,
@@ -27,7 +27,7 @@ def ladder(
             "--csv",
             metavar="FILE",
             help="Keep the rows there, a row a run, and show all that it has. Without runs the default is "
-            "runs/results/quality-ladder.csv.",
+            "runs/results/leaderboard.csv.",
         ),
     ] = None,
     reference: Annotated[str, typer.Option(metavar="HEAD", help="The head that others are held against.")] = "dense",
@@ -35,7 +35,7 @@ def ladder(
         Path | None, typer.Option(metavar="DIR", help="Draw the differences along training into this folder.")
     ] = None,
 ) -> None:
-    """Put complete runs on the ladder of heads, and show how far each is from the best dense one.
+    """Rank the heads of complete runs, and show how far each is from the best dense one.
 
     Rows of the same run are replaced. Each head stands at the learning rate with the most seeds, and of these at the
     one that is best on its runs' own validation text.
@@ -49,7 +49,7 @@ def ladder(
         new = ladder_rows(folders, report, data)
         rows = merge_rows(csv, new) if csv else [text_row(row) for row in new]
     else:
-        csv = csv or Path("runs/results/quality-ladder.csv")
+        csv = csv or Path("runs/results/leaderboard.csv")
         if not csv.is_file():
             raise ConfigError(f"--csv: there is no file {csv}, and no run folder is named")
         if report is not None or data is not None:
@@ -64,7 +64,7 @@ def ladder(
         found = standings(list(own), reference)
         print_table(table(title, found, reference))
         if plots is not None:
-            name = "ladder-{}-{}-{}x{}-{}-{}".format(*place).replace("/", "-")
+            name = "leaderboard-{}-{}-{}x{}-{}-{}".format(*place).replace("/", "-")
             with disk_errors(plots):
                 drawn = write_ladder_plot(title, found, reference, plots / name)
             if not drawn:
