@@ -39,6 +39,9 @@ train: $(VENV)/.users  ## The plain `gvc train`; ARGS="head=dense train.max_step
 test: $(VENV)/.developers  ## Run the tests (no network needed)
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
+golden: $(VENV)/.developers  ## Compare 20 steps of every head with the reference, bit for bit (on its own kind of CPU)
+	GVC_GOLDEN_EXACT=1 $(BIN)/pytest tests/integration/test_golden.py $(ARGS)
+
 test-long: $(VENV)/.developers  ## Run the tests that take minutes each: sweeps killed again and again
 	$(BIN)/pytest -m long $(ARGS)
 
@@ -73,4 +76,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo reproduce-paper train test test-long test-faults bench bench-full bench-gpu check clean
+.PHONY: help install demo reproduce-paper train test golden test-long test-faults bench bench-full bench-gpu check clean
