@@ -5,9 +5,12 @@ the full path of the field. Heads bring schemas of their own (`grouped_lm.heads`
 file: `Config.head` holds one of them.
 """
 
+import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, get_origin
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from grouped_lm.errors import ConfigError
 
@@ -35,6 +38,81 @@ def check_choice(path: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise `ConfigError` unless `value` is one of `allowed`."""
     if value not in allowed:
         raise ConfigError(f"{path} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def free(default: Any, *, cost: bool = False) -> Any:
+    """Return a dataclass field that may change between a run and its continuation.
+
+    All other fields are part of the run's identity (`grouped_lm.runs.identity`).
+
+    Args:
+        default: the default value.
+        cost: whether the field changes the speed or the memory of a run. Tables of runs show such a field.
+    """
+    return field(default=default, metadata={"identity": False, "cost": cost})
+
+
+def parse_named(registry: Mapping[str, type], values: Any, path: str, key: str = "name") -> Any:
+    """Return the config object that `values[key]` names, with every key and every type checked.
+
+    Args:
+        registry: the schema (a dataclass) of each name.
+        values: the settings as a plain dict, for example out of YAML or JSON.
+        path: the config key of these settings, such as "head". Error messages begin with it.
+        key: the setting that holds the name.
+
+    Raises:
+        ConfigError: an unknown name or key, a value of another type or out of range.
+    """
+    name = values.get(key) if isinstance(values, Mapping) else values
+    if not isinstance(values, Mapping) or not isinstance(name, str) or name not in registry:
+        raise ConfigError(f"{path} must be one of {', '.join(registry)}, got {name!r}")
+    return parse_fields(registry[name], values, path, f" for {path}={name}")
+
+
+def parse_fields(schema: Any, values: Mapping[str, Any], path: str, owner: str = "") -> Any:
+    """Return `schema(**values)`, with every key and every type checked.
+
+    Args:
+        schema: a dataclass.
+        values: its settings; settings that are left out keep their defaults.
+        path: the config key of these settings, such as "train"; "" for a whole config.
+        owner: what the message about an unknown key adds, such as " for head=dense".
+
+    Raises:
+        ConfigError: an unknown key, a value of another type or out of range.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{path} must hold settings, got {values!r:.100}")
+    types = {f.name: f.type for f in fields(schema)}
+    prefix = f"{path}." if path else ""
+    for key in values:
+        if key not in types:
+            near = difflib.get_close_matches(str(key), types, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else f" ({path or 'a config'} has {', '.join(types)})"
+            raise ConfigError(f"unknown key {prefix}{key}{owner}{hint}")
+    return schema(**{key: check_type(f"{prefix}{key}", types[key], value) for key, value in values.items()})
+
+
+def check_type(path: str, kind: Any, value: Any) -> Any:
+    """Return `value`, as a float where `kind` is float and the value is a whole number such as 1.
+
+    Args:
+        path: the config key, for the error message.
+        kind: a class, a union of classes, `list[...]` or `Any`.
+        value: the value that was given.
+
+    Raises:
+        ConfigError: the value has another type.
+    """
+    if kind is Any:
+        return value
+    kinds = tuple(get_origin(k) or k for k in (get_args(kind) if isinstance(kind, UnionType) else (kind,)))
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
+        return float(value)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        raise ConfigError(f"{path} must be {getattr(kind, '__name__', kind)}, got {value!r:.100}")
+    return value
 
 
 @dataclass(kw_only=True, slots=True)
@@ -426,33 +504,9 @@ def config_from_dict(values: dict[str, Any], head: Any) -> Config:
     Raises:
         ConfigError: an unknown key, a value of another type or out of range.
     """
-    parts = {f.name: f.type for f in fields(Config)}
-    built: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in parts:
-            raise ConfigError(f"unknown key {key} in a saved config")
-        try:
-            built[key] = head if key == "head" else _from_saved(parts[key], value)
-        except (TypeError, AttributeError) as error:
-            raise ConfigError(f"{key} in a saved config: {error}") from error
-    return Config(**built)
-
-
-def _from_saved(kind: Any, value: Any) -> Any:
-    """Return one value of a saved config as its dataclass, or as it is; JSON brings any type where any was written."""
-    if is_dataclass(kind):
-        types = {f.name: f.type for f in fields(kind)}
-        for key, part in value.items():
-            if key not in types:
-                raise TypeError(f"unknown key {key}")
-            _check_type(key, types[key], part)
-        return kind(**value)  # type: ignore[operator]
-    _check_type("value", kind, value)
-    return value
-
-
-def _check_type(key: str, kind: Any, value: Any) -> None:
-    allowed: Any = list if get_origin(kind) is list else object if kind is Any else kind
-    whole = isinstance(value, int) and not isinstance(value, bool) and isinstance(0.5, allowed)  # 1 for 1.0
-    if not whole and (not isinstance(value, allowed) or (isinstance(value, bool) and allowed is not bool)):
-        raise TypeError(f"{key} must be {getattr(kind, '__name__', kind)}, got {value!r:.100}")
+    types: dict[str, Any] = {f.name: f.type for f in fields(Config)}
+    built = {
+        key: parse_fields(types[key], value, key) if is_dataclass(types.get(key)) else value
+        for key, value in values.items()
+    }
+    return parse_fields(Config, built | {"head": head}, "")

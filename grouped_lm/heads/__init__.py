@@ -1,15 +1,12 @@
 """Output layers, one file each, behind one interface (`grouped_lm.heads.base`)."""
 
-import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from grouped_lm.config import IGNORE_INDEX, GroupingConfig
-from grouped_lm.errors import ConfigError
+from grouped_lm.config import IGNORE_INDEX, GroupingConfig, parse_named
 from grouped_lm.grouping import BY_COUNT, Grouping
 from grouped_lm.heads.adaptive import AdaptiveConfig, AdaptiveHead
 from grouped_lm.heads.base import Head, HeadContext, HeadLoss
@@ -54,20 +51,7 @@ def parse_head_config(values: dict[str, Any]) -> Any:
     Raises:
         ConfigError: an unknown head or key, a value of another type or out of range.
     """
-    name = values.get("name")
-    if name not in HEAD_CONFIGS:
-        raise ConfigError(f"head must be one of {', '.join(HEAD_CONFIGS)}, got {name!r}")
-    schema = HEAD_CONFIGS[str(name)]
-    fields = {f.name: f for f in dataclasses.fields(schema)}
-    for key, value in values.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean head.{near[0]}?" if near else f" ({name} has {', '.join(fields)})"
-            raise ConfigError(f"unknown key head.{key} for head={name}{hint}")
-        kinds: Any = fields[key].type
-        if isinstance(value, bool) != (kinds is bool) or not isinstance(value, kinds):
-            raise ConfigError(f"head.{key} must be {getattr(kinds, '__name__', kinds)}, got {value!r}")
-    return schema(**values)
+    return parse_named(HEAD_CONFIGS, values, "head")
 
 
 def needs_grouping(config: Any) -> bool:

@@ -219,9 +219,8 @@ def test_a_config_of_another_version(gvc, tiny):
     values = json.loads((run / "config.json").read_text())
     values["train"]["newthing"] = 1
     (run / "config.json").write_text(json.dumps(values))
-    assert_one_line(
-        gvc("eval", "run"), 3, "run/config.json is damaged, or of another gvc: train in a saved config: unk"
-    )
+    message = "run/config.json is damaged, or of another gvc: unknown key train.newthing"
+    assert_one_line(gvc("eval", "run"), 3, message)
 
 
 def test_help_shows_brackets(gvc):
