@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from scipy import stats
 
 from grouped_lm.config import Config
 from grouped_lm.data import prepare_split
 from grouped_lm.data.loader import ValidWindows
 from grouped_lm.data.sources.text_files import file_sha256
 from grouped_lm.errors import DataError, RunFolderError, disk_errors
+from grouped_lm.evaluate.significance import paired_interval
 from grouped_lm.evaluate.validation import evaluate
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.query import Row
@@ -331,11 +331,8 @@ def standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
     judged = are_judged([*rows, *(other for _, other in pairs)])
     alike = not base or vocabulary_of(rows[0]) == vocabulary_of(base[0])
     unit = "loss_nats" if alike else "bits_per_byte"
-    gaps = np.array([of(row, unit, judged) - of(other, unit, judged) for row, other in pairs])
-    reach = None
-    if len(gaps) > 1:
-        reach = float(stats.t.ppf((1 + LEVEL) / 2, len(gaps) - 1) * gaps.std(ddof=1) / math.sqrt(len(gaps)))
-    mean = float(gaps.mean()) if len(gaps) else None
+    gaps = [of(row, unit, judged) - of(other, unit, judged) for row, other in pairs]
+    low, high = paired_interval(gaps, LEVEL) or (None, None)
     return Standing(
         head=name,
         settings=settings_of(rows[0]),
@@ -344,10 +341,10 @@ def standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
         judged=judged,
         loss=mean_of(rows, "loss_nats", judged),
         bits_per_byte=mean_of(rows, "bits_per_byte", judged),
-        difference=mean,
+        difference=float(np.mean(gaps)) if gaps else None,
         unit=unit,
-        low=None if mean is None or reach is None else mean - reach,
-        high=None if mean is None or reach is None else mean + reach,
+        low=low,
+        high=high,
         trend=trend(pairs) if alike else [],
         tokens=int(rows[0]["tokens"] or 0),
     )

@@ -28,7 +28,8 @@ def test_permutations_and_intervals_err_as_often_as_they_say():
     draws, n_pairs = np.random.default_rng(0), 300
     tokens = np.full(40, 50)
     found = [
-        compare_checkpoints(np.zeros(40), draws.normal(0, 1, 40), tokens, seed=i, resamples=200) for i in range(n_pairs)
+        compare_checkpoints(np.zeros(40), draws.normal(0, 1, 40), tokens, seed=i, resamples=1_000)
+        for i in range(n_pairs)
     ]
     assert np.mean([f.p_value <= 0.05 for f in found]) <= 0.075  # 5 % and two deviations of 300 tries
     assert np.mean([f.low > 0 or f.high < 0 for f in found]) <= 0.09
