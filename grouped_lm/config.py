@@ -154,22 +154,12 @@ class ModelConfig:
             raise ConfigError(f"model.n_embd must be a multiple of model.n_head, got {self.n_embd} and {self.n_head}")
 
 
-GROUPINGS = ("merge_rank", "frequency", "sqrt_frequency", "kmeans", "brown", "random")
-
-
 @dataclass(kw_only=True, slots=True)
 class GroupingConfig:
-    """How tokens are put into groups."""
+    """How tokens are put into groups. A grouping with options has a subclass in `grouped_lm.grouping`."""
 
     name: str = "merge_rank"
-    """`merge_rank` (the paper's: consecutive BPE ranks), `frequency` (by training count), `sqrt_frequency` (equal
-    shares of its root, groups of unequal sizes), `kmeans` or `brown` (by their neighbours in the text) or `random`."""
-    seed: int = 0
-    """For `random` and `kmeans`."""
-
-    def __post_init__(self) -> None:
-        check_choice("grouping.name", self.name, GROUPINGS)
-        check_range("grouping.seed", self.seed, 0, 2**63 - 1)
+    """A name of `grouped_lm.grouping.GROUPINGS`."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -480,7 +470,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     head: Any = None
     """A head's own config, such as `grouped_lm.heads.GroupedConfig`."""
-    grouping: GroupingConfig = field(default_factory=GroupingConfig)
+    grouping: Any = None
+    """The config of a grouping, such as `grouped_lm.grouping.KMeansConfig`; None means the paper's, `merge_rank`."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -491,6 +482,8 @@ class Config:
     def __post_init__(self) -> None:
         check_label("name", self.name)
         check_range("seed", self.seed, 0, 2**63 - 1)
+        if self.grouping is None:
+            self.grouping = GroupingConfig()
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -498,8 +491,12 @@ def config_to_dict(config: Config) -> dict[str, Any]:
     return asdict(config)
 
 
-def config_from_dict(values: dict[str, Any], head: Any) -> Config:
-    """Rebuild a config saved by `config_to_dict`, with its head's config already parsed.
+def config_from_dict(values: dict[str, Any], **parsed: Any) -> Config:
+    """Rebuild a config saved by `config_to_dict`.
+
+    Args:
+        values: what was saved.
+        parsed: the parts that `parse_named` parsed, such as head=DenseConfig().
 
     Raises:
         ConfigError: an unknown key, a value of another type or out of range.
@@ -509,4 +506,4 @@ def config_from_dict(values: dict[str, Any], head: Any) -> Config:
         key: parse_fields(types[key], value, key) if is_dataclass(types.get(key)) else value
         for key, value in values.items()
     }
-    return parse_fields(Config, built | {"head": head}, "")
+    return parse_fields(Config, built | parsed, "")

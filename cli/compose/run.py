@@ -131,6 +131,7 @@ def to_config(composed: DictConfig) -> Config:
     Raises:
         ConfigError, OmegaConfBaseException: a key, type or value outside the schema.
     """
+    from grouped_lm.grouping import parse_grouping
     from grouped_lm.heads import parse_head_config  # imports torch, which --cfg and --info need not wait for
 
     plain = OmegaConf.to_container(composed, resolve=True)  # a typed node would carry added keys along
@@ -138,6 +139,7 @@ def to_config(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(strict)
     assert isinstance(config, Config)
     config.head = parse_head_config(config.head or {})
+    config.grouping = parse_grouping(config.grouping if isinstance(config.grouping, dict) else config.grouping.name)
     return config
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from grouped_lm.config import IGNORE_INDEX, GroupingConfig
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import DEFAULT_HEAD, HEADS, AdaptiveHead, Head, HeadContext, HeadLoss, parse_head_config
+from grouped_lm.grouping import parse_grouping
+from grouped_lm.heads import HEADS, AdaptiveHead, Head, HeadContext, HeadLoss, parse_head_config
 from grouped_lm.heads.base import flatten
 from grouped_lm.heads.dense import DenseHead
 from grouped_lm.heads.losses import kernels
@@ -111,7 +112,7 @@ class Competitor:
     def grouped_by(self, has_text: bool) -> GroupingConfig:
         """Return which tokens share a group; where there is no text, groups by company are groups by frequency."""
         by_company = self.grouping in ("brown", "kmeans")
-        return GroupingConfig(name="frequency" if by_company and not has_text else self.grouping)
+        return parse_grouping("frequency" if by_company and not has_text else self.grouping)
 
     def options_on(self, device: str) -> tuple[Option, ...]:
         """Return the options that are tried on `cpu` or `cuda`."""
@@ -159,7 +160,16 @@ def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
 
 CHUNK_ROWS = (64, 128, 256, 512, 1024)
 GPU_CHUNK_ROWS = (512, 1024, 2048, 4096, 8192)
-OWN_SHORTLIST = {"name": "shortlist", "shortlist_size": 2048, "own_shortlist": True, "start": "counts", "directions": 4}
+PLAIN_SHORTLIST = {
+    "name": "shortlist",
+    "shortlist_size": 1024,
+    "directions": 1,
+    "shared_rows": 0,
+    "reserve": False,
+    "start": "zero",
+}
+"""The competitor `shortlist` of the committed results; the default head is `shortlist, mean rows`."""
+OWN_SHORTLIST = PLAIN_SHORTLIST | {"shortlist_size": 2048, "own_shortlist": True, "start": "counts", "directions": 4}
 CUTOFFS = ([1000, 5000], [2000, 10_000], [4000, 20_000], [2000], [8000])
 """Of adaptive softmax, chosen by time alone. No more than two clusters: a third has a rank of 1 or 2 at widths 64 and
 128, which is quick and predicts nothing."""
@@ -191,20 +201,22 @@ VARIANTS = (
     ),
     Competitor("class_full, by count", {"name": "class_full"}, grouping="frequency"),
     Competitor("class_full, untied", {"name": "class_full", "tied": False}),
-    Competitor("shortlist, mean rows", DEFAULT_HEAD, grouping="brown"),
-    Competitor("shortlist, mean rows, no kernel", DEFAULT_HEAD, grouping="brown", kernels=False, gpu_only=True),
-    Competitor("shortlist, mean rows, compiled", DEFAULT_HEAD, grouping="brown", compiled=True, gpu_only=True),
+    Competitor("shortlist, mean rows", {"name": "shortlist"}, grouping="brown"),
+    Competitor(
+        "shortlist, mean rows, no kernel", {"name": "shortlist"}, grouping="brown", kernels=False, gpu_only=True
+    ),
+    Competitor("shortlist, mean rows, compiled", {"name": "shortlist"}, grouping="brown", compiled=True, gpu_only=True),
     Competitor(
         "shortlist, mean rows, compiled, CUDA graphs",
-        DEFAULT_HEAD,
+        {"name": "shortlist"},
         grouping="brown",
         compiled=True,
         graphs=True,
         gpu_only=True,
     ),
-    Competitor("shortlist, untied", {"name": "shortlist", "tied": False}),
-    Competitor("shortlist, 4 directions", {"name": "shortlist", "directions": 4}),
-    Competitor("shortlist, 16 directions", {"name": "shortlist", "directions": 16}),
+    Competitor("shortlist, untied", PLAIN_SHORTLIST | {"tied": False}),
+    Competitor("shortlist, 4 directions", PLAIN_SHORTLIST | {"directions": 4}),
+    Competitor("shortlist, 16 directions", PLAIN_SHORTLIST | {"directions": 16}),
     Competitor("shortlist, own 2,048, 4 directions", OWN_SHORTLIST),
 )
 """Settings of heads beside their defaults. A new one is an entry here."""
@@ -214,7 +226,7 @@ def all_competitors() -> list[Competitor]:
     """Return every registered head with its defaults, and the variants behind the head that they are of."""
     found = []
     for name in HEADS:
-        found.append(Competitor(name, {"name": name}))
+        found.append(Competitor(name, PLAIN_SHORTLIST if name == "shortlist" else {"name": name}))
         found += [variant for variant in VARIANTS if variant.head["name"] == name]
     return found
 

@@ -1,52 +1,119 @@
-"""Which tokens are alike, from what stands beside them in the training text: clusters of nearly equal size.
+"""Context clusters: groups of tokens that have similar neighbours in the training text, of nearly equal size.
 
-Letters: n words that are clustered, C contexts, G groups, m pairs of a context and a word.
+Letters: n words (the tokens that are clustered), C contexts, G groups, m pairs of a context and a word, V vocabulary,
+T tokens of the text.
 """
 
+import functools
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import torch
+
+from grouped_lm.config import GroupingConfig, check_range
+from grouped_lm.grouping.inputs import GroupingInputs
+from grouped_lm.grouping.partition import Grouping, group_by_labels, order_by_frequency
+
+Array = np.ndarray[Any, Any]
 
 MAX_TOKENS = 20_000_000
-"""Tokens of the text that are read, from its start."""
+"""The text is read from its start up to this number of tokens."""
 MAX_WORDS = 20_000
-"""Most frequent tokens that are clustered; rarer ones say too little about themselves, and fill up by id."""
+"""Number of most frequent tokens that are clustered. Rarer tokens have too few neighbours; they are placed by id."""
 MAX_CONTEXTS = 1_000
-"""Most frequent neighbours that are told apart; all others are one more."""
+"""Number of most frequent neighbours that are distinguished. All others count as one more."""
 SWEEPS = 8
 """Passes of the exchange and of k-means: on 580,000 tokens of TinyStories the last one moves under 2 % of the words."""
 STRICT = 2
-"""Last passes of the exchange that hold the limits; before, twice as much fits, so that words can pass each other."""
+"""Last passes of the exchange that respect the capacities. Before, twice as much fits: words can swap places."""
 FEATURES = 64
 """Dimensions of the random projection for k-means."""
 
 
+@dataclass(kw_only=True, slots=True)
+class KMeansConfig(GroupingConfig):
+    """Config of `grouping=kmeans`."""
+
+    name: str = "kmeans"
+    seed: int = 0
+    """Seed of the projection and of the first centres."""
+
+    def __post_init__(self) -> None:
+        check_range("grouping.seed", self.seed, 0, 2**63 - 1)
+
+
+def by_brown_clusters(_: GroupingConfig, inputs: GroupingInputs) -> Grouping:
+    """Return groups by exchange clustering: tokens that follow the same words share a group."""
+    return group_by_clusters(inputs, brown_clusters)
+
+
+def by_kmeans_clusters(config: KMeansConfig, inputs: GroupingInputs) -> Grouping:
+    """Return groups by k-means: tokens with the same words before and after them share a group."""
+    return group_by_clusters(inputs, functools.partial(kmeans_clusters, seed=config.seed))
+
+
+def group_by_clusters(inputs: GroupingInputs, cluster: Callable[[Array, Array, int, Array], Array]) -> Grouping:
+    """Return a grouping of clusters of the tokens that occur; all other tokens are placed by id.
+
+    There are ceil(V / S) clusters. A cluster has at most twice its even share of the tokens that occur, so that the
+    softmax inside groups has work in all of them. With `equal_sizes` the other tokens fill the clusters up, and group
+    sizes differ by at most one. Otherwise they get groups of their own, and the softmax inside clusters is short.
+
+    Args:
+        inputs: counts and text are needed.
+        cluster: returns (n,) clusters from the text, (n,) ids of words, V of the text, and (G,) capacities.
+    """
+    counts, ids, text, size = inputs.known_counts, inputs.known_ids, inputs.text, inputs.group_size
+    assert text is not None  # `build_grouping` has checked it
+    vocab_size, order = counts.numel(), order_by_frequency(counts)
+    n_group = math.ceil(vocab_size / size)
+    words = order[: min(MAX_WORDS, int((counts > 0).sum()))]
+    others = order[words.numel() :].sort().values
+    sizes = np.full(n_group, vocab_size // n_group if inputs.equal_sizes else size)
+    if inputs.equal_sizes:
+        sizes[: vocab_size % n_group] += 1
+    capacity = np.minimum(sizes, 2 * math.ceil(words.numel() / n_group))
+    clusters: Array = np.empty(0, dtype=np.int64)
+    if words.numel():
+        text_vocab_size = max(int(ids.max()), int(text.max(initial=0))) + 1
+        clusters = cluster(text, ids[words].numpy(), text_vocab_size, capacity)
+    if inputs.equal_sizes:
+        rest = np.repeat(np.arange(n_group), sizes - np.bincount(clusters, minlength=n_group))
+    else:
+        rest = n_group + np.arange(others.numel()) // size
+    labels = torch.from_numpy(np.concatenate([clusters, rest]))
+    return group_by_labels(torch.cat([words, others]), torch.unique(labels, return_inverse=True)[1])
+
+
 @dataclass(frozen=True)
 class Pairs:
-    """How often each context stands beside each word: m entries, sorted by word."""
+    """The number of times that each context is next to each word: m entries, sorted by word."""
 
-    contexts: np.ndarray
-    """(m,) in [0, C]; C is every other token."""
-    words: np.ndarray
+    contexts: Array
+    """(m,) in [0, C]; C means any other token."""
+    words: Array
     """(m,) in [0, n)."""
-    counts: np.ndarray
+    counts: Array
     """(m,) fp64, above 0."""
 
-    def of_word(self, number: int) -> list[slice]:
-        """Return where the entries of each of `number` words lie."""
-        edges = np.searchsorted(self.words, np.arange(number + 1))
-        return [slice(a, b) for a, b in pairwise(edges)]
+    def slices_by_word(self, n_word: int) -> list[slice]:
+        """Return the slice of entries of each of `n_word` words."""
+        edges = np.searchsorted(self.words, np.arange(n_word + 1))
+        return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
-def count_pairs(tokens: np.ndarray, words: np.ndarray, vocab_size: int, distance: int = 1) -> Pairs:
-    """Count the neighbours of `words`.
+def count_pairs(tokens: Array, words: Array, vocab_size: int, distance: int = 1) -> Pairs:
+    """Return how often each context is next to each word.
 
     Args:
         tokens: (T,) ids of a text.
         words: (n,) distinct ids.
         vocab_size: V, above every id.
-        distance: 1 counts what stands before a word, -1 what stands after it.
+        distance: 1 counts the token before a word, -1 the token after it.
     """
     tokens = np.asarray(tokens[:MAX_TOKENS], dtype=np.int64)
     contexts = np.argsort(-np.bincount(tokens, minlength=vocab_size), kind="stable")[:MAX_CONTEXTS]
@@ -55,105 +122,111 @@ def count_pairs(tokens: np.ndarray, words: np.ndarray, vocab_size: int, distance
     word_of = np.full(vocab_size, -1)
     word_of[words] = np.arange(len(words))
     first, second = tokens[:-1], tokens[1:]
-    beside, word = (first, second) if distance == 1 else (second, first)
+    neighbour, word = (first, second) if distance == 1 else (second, first)
     inside = word_of[word] >= 0
-    keys = word_of[word[inside]] * (MAX_CONTEXTS + 1) + context_of[beside[inside]]
-    found, counts = np.unique(keys, return_counts=True)
-    return Pairs(found % (MAX_CONTEXTS + 1), found // (MAX_CONTEXTS + 1), counts.astype(np.float64))
+    keys = word_of[word[inside]] * (MAX_CONTEXTS + 1) + context_of[neighbour[inside]]
+    distinct, counts = np.unique(keys, return_counts=True)
+    return Pairs(distinct % (MAX_CONTEXTS + 1), distinct // (MAX_CONTEXTS + 1), counts.astype(np.float64))
 
 
-def brown_clusters(tokens: np.ndarray, words: np.ndarray, vocab_size: int, room: np.ndarray) -> np.ndarray:
-    """Return the (n,) cluster of each word, by exchange: each goes to where the text gets likeliest, again and again.
+def brown_clusters(tokens: Array, words: Array, vocab_size: int, capacity: Array) -> Array:
+    """Return the (n,) cluster of each word by exchange: each word moves to the cluster that makes the text likeliest.
 
-    The likelihood is that of p(cluster | word before) p(word | cluster), a head's own two steps with one word of
-    context: sum_vc N(v, c) log N(v, c) - sum_c N(c) log N(c). Source: predictive exchange clustering (Uszkoreit and
-    Brants 2008), of the family of Brown et al. 1992, with a limit to each cluster's size.
+    The likelihood is that of p(cluster | word before) p(word | cluster): the two steps of a head, with one word of
+    context. It is sum_vc N(v, c) log N(v, c) - sum_c N(c) log N(c). Source: predictive exchange clustering (Uszkoreit
+    and Brants 2008), a relative of Brown et al. 1992, here with a capacity for each cluster.
 
     Args:
         tokens: (T,) ids of a text.
-        words: (n,) distinct ids, the most frequent first: the first come first to their places.
-        vocab_size: V.
-        room: (G,) most words in each cluster; n in all at least.
+        words: (n,) distinct ids, the most frequent first. The first words choose their clusters first.
+        vocab_size: V, above every id.
+        capacity: (G,) largest number of words in each cluster; their sum is at least n.
     """
     pairs = count_pairs(tokens, words, vocab_size)
-    entries = pairs.of_word(len(words))
-    beside, total = np.zeros((MAX_CONTEXTS + 1, len(room))), np.zeros(len(room))
-    clusters, sizes = np.full(len(words), -1), np.zeros_like(room)
+    entries = pairs.slices_by_word(len(words))
+    joint, total = np.zeros((MAX_CONTEXTS + 1, len(capacity))), np.zeros(len(capacity))
+    clusters, sizes = np.full(len(words), -1), np.zeros_like(capacity)
     for sweep in range(SWEEPS):
         strict = sweep >= SWEEPS - STRICT
-        limit = room if strict else 2 * room
-        for word in range(len(words))[:: -1 if strict else 1]:  # the rarest leave a full cluster first
-            at, counts = pairs.contexts[entries[word]], pairs.counts[entries[word]]
+        limit = capacity if strict else 2 * capacity
+        for word in range(len(words))[:: -1 if strict else 1]:  # the rarest words leave a full cluster first
+            contexts, counts = pairs.contexts[entries[word]], pairs.counts[entries[word]]
             own = counts.sum()
             if sweep:
-                beside[at, clusters[word]] -= counts
+                joint[contexts, clusters[word]] -= counts
                 total[clusters[word]] -= own
                 sizes[clusters[word]] -= 1
-            gain = _gain(beside[at], counts[:, None]).sum(0) - _gain(total, own)
+            gain = _gain(joint[contexts], counts[:, None]).sum(0) - _gain(total, own)
             best = int(np.where(sizes < limit, gain, -np.inf).argmax())
             clusters[word] = best
-            beside[at, best] += counts
+            joint[contexts, best] += counts
             total[best] += own
             sizes[best] += 1
     return clusters
 
 
-def _gain(have: np.ndarray, more: np.ndarray | float) -> np.ndarray:
-    """Return f(have + more) - f(have) with f(x) = x log x, f(0) = 0."""
-    after = have + more
-    return after * np.log(np.maximum(after, 1e-300)) - have * np.log(np.maximum(have, 1e-300))
+def _gain(before: Array, added: Array | float) -> Array:
+    """Return f(before + added) - f(before) with f(x) = x log x, f(0) = 0."""
+    after: Array = before + added
+    gain: Array = after * np.log(np.maximum(after, 1e-300)) - before * np.log(np.maximum(before, 1e-300))
+    return gain
 
 
-def kmeans_clusters(
-    tokens: np.ndarray, words: np.ndarray, vocab_size: int, room: np.ndarray, seed: int = 0
-) -> np.ndarray:
-    """Return the (n,) cluster of each word, by k-means of limited sizes over what stands before and after it.
+def kmeans_clusters(tokens: Array, words: Array, vocab_size: int, capacity: Array, seed: int = 0) -> Array:
+    """Return the (n,) cluster of each word by k-means with capacities, from the tokens before and after it.
 
-    Words are unit vectors: positive pointwise mutual information with every context on either side, projected to
+    Words are unit vectors: the positive pointwise mutual information with every context on either side, projected to
     `FEATURES` random directions.
 
     Args:
-        tokens, words, vocab_size, room: see `brown_clusters`.
+        tokens: (T,) ids of a text.
+        words: (n,) distinct ids, the most frequent first.
+        vocab_size: V, above every id.
+        capacity: (G,) largest number of words in each cluster; their sum is at least n.
         seed: of the projection and of the first centres.
     """
-    rng, n_group = np.random.default_rng(seed), len(room)
+    rng, n_group = np.random.default_rng(seed), len(capacity)
     sides = [count_pairs(tokens, words, vocab_size, distance) for distance in (1, -1)]
-    points = sum(_information(pairs, len(words)) @ rng.standard_normal((MAX_CONTEXTS + 1, FEATURES)) for pairs in sides)
+    points: Array = np.sum(
+        [_mutual_information(pairs, len(words)) @ rng.standard_normal((MAX_CONTEXTS + 1, FEATURES)) for pairs in sides],
+        axis=0,
+    )
     points /= np.maximum(np.linalg.norm(points, axis=1, keepdims=True), 1e-12)
     centres = points[rng.permutation(max(len(words), n_group))[:n_group] % len(words)]
     for _ in range(SWEEPS):
-        clusters = assign_within(np.round(points @ centres.T, 6), room)  # so that no last bit decides
+        clusters = assign_within(np.round(points @ centres.T, 6), capacity)  # rounded: no last bit may decide
         centres = np.zeros_like(centres)
         np.add.at(centres, clusters, points)
         centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-12)
     return clusters
 
 
-def _information(pairs: Pairs, number: int) -> np.ndarray:
+def _mutual_information(pairs: Pairs, n_word: int) -> Array:
     """Return the (n, C + 1) positive pointwise mutual information of words and contexts."""
-    table = np.zeros((number, MAX_CONTEXTS + 1), dtype=np.float32)
+    table = np.zeros((n_word, MAX_CONTEXTS + 1), dtype=np.float32)
     table[pairs.words, pairs.contexts] = pairs.counts
     expected = table.sum(1, keepdims=True) * table.sum(0, keepdims=True) / max(1.0, float(table.sum()))
-    return np.log(np.maximum(table, 1e-9) / np.maximum(expected, 1e-9)).clip(min=0)
+    information: Array = np.log(np.maximum(table, 1e-9) / np.maximum(expected, 1e-9)).clip(min=0)
+    return information
 
 
-def assign_within(similarity: np.ndarray, room: np.ndarray) -> np.ndarray:
-    """Return the (n,) cluster of each word: every full cluster keeps those nearest to it, the others look further.
+def assign_within(similarity: Array, capacity: Array) -> Array:
+    """Return the (n,) cluster of each word: a full cluster keeps its nearest words, the others take their next choice.
 
     Args:
         similarity: (n, G).
-        room: (G,) most words in each cluster; n in all at least.
+        capacity: (G,) largest number of words in each cluster; their sum is at least n.
     """
-    clusters, room = np.full(len(similarity), -1), room.copy()
+    clusters, left = np.full(len(similarity), -1), capacity.copy()
     waiting = np.arange(len(similarity))
     while len(waiting):
-        open_only = np.where(room > 0, similarity[waiting], -np.inf)
+        open_only = np.where(left > 0, similarity[waiting], -np.inf)
         best = open_only.argmax(1)
         order = np.lexsort((waiting, -open_only.max(1), best))  # by cluster, the nearest first
         sorted_best = best[order]
         place = np.arange(len(order)) - np.searchsorted(sorted_best, sorted_best)
-        taken = order[place < room[sorted_best]]
+        taken = order[place < left[sorted_best]]
         clusters[waiting[taken]] = best[taken]
-        room -= np.bincount(best[taken], minlength=len(room))
+        left -= np.bincount(best[taken], minlength=len(left))
         waiting = np.delete(waiting, taken)
     return clusters

@@ -1,28 +1,29 @@
-"""Does the order of merges follow frequency? The paper's premise, counted on a text."""
+"""How well the order of merges follows frequency: the premise of the paper's grouping, measured on a text."""
 
 import math
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 FIRST = 2_048
-"""Ids whose share of the tokens is counted: as many as a shortlist has."""
+"""Number of ids whose share of the tokens is counted."""
 
 
-def measure_merge_order(counts: np.ndarray, first: int = FIRST) -> dict[str, Any]:
+def measure_merge_order(counts: "np.ndarray[Any, Any]", first: int = FIRST) -> dict[str, Any]:
     """Return how well ids, in their own order, are sorted by count.
 
     Args:
-        counts: (V,) occurrences of every id; end-of-text is best left at 0, which is no merge.
-        first: ids from 0 on whose share of the tokens is held against that of as many most frequent ones, in [1, V].
+        counts: (V,) occurrences of every id. Set end-of-text to 0: it is no merge.
+        first: number of ids, in [1, V]. The share of the first ids is compared with that of as many most frequent ids.
 
     Returns:
-        `unigram_nats`, the entropy of a token drawn by its count: what a model that knows nothing else loses, in nats;
-        Spearman's correlation of id and rarity over the ids that occur, in [-1, 1] (1: the lower the id, the more
-        frequent), and its 95 % interval by Fisher's z with the variance 1.06 / (n - 3) (Fieller et al. 1957); shares
-        in [0, 1].
+        `unigram_nats` is the entropy of a token drawn by its count: the loss in nats of a model that knows nothing
+        else. `rank_correlation` is Spearman's correlation of id and rarity over the ids that occur, in [-1, 1]; 1 means
+        that lower ids are always more frequent. `low` and `high` are its 95 % interval by Fisher's z with the variance
+        1.06 / (n - 3) (Fieller et al. 1957). Shares are in [0, 1].
     """
+    from scipy import stats  # imported here: the library needs torch and numpy alone
+
     seen = np.flatnonzero(counts)
     figures: dict[str, Any] = {"vocab_size": len(counts), "ids": len(seen), "tokens": int(counts.sum()), "first": first}
     correlation, low, high = 0.0, -1.0, 1.0

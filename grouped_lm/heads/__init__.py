@@ -1,13 +1,14 @@
 """Output layers, one file each, behind one interface (`grouped_lm.heads.base`)."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from grouped_lm.config import IGNORE_INDEX, GroupingConfig, parse_named
-from grouped_lm.grouping import BY_COUNT, Grouping
+from grouped_lm.config import IGNORE_INDEX, Config, GroupingConfig, config_from_dict, parse_named
+from grouped_lm.grouping import GROUPINGS, Grouping, parse_grouping
 from grouped_lm.heads.adaptive import AdaptiveConfig, AdaptiveHead
 from grouped_lm.heads.base import Head, HeadContext, HeadLoss
 from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
@@ -33,25 +34,28 @@ HEADS: dict[str, tuple[type, type[Head]]] = {
 }
 """Every head, its schema and its class, by the name that commands and columns use."""
 HEAD_CONFIGS: dict[str, type] = {name: schema for name, (schema, _) in HEADS.items()}
-DEFAULT_HEAD = {
-    "name": "shortlist",
-    "shortlist_size": 256,
-    "directions": 0,
-    "shared_rows": 32768,
-    "reserve": True,
-    "start": "counts",
-}
-"""What `gvc train` takes, for `parse_head_config`, with `grouping=brown`. The defaults of `ShortlistConfig` are older:
-checkpoints leave out settings that they did not know."""
+DEFAULT_HEAD = "shortlist"
+"""The head that `gvc train`, `build_head` and `grouped_lm.compress` take; its settings are those of its config."""
 
 
-def parse_head_config(values: dict[str, Any]) -> Any:
-    """Return the config object of the head that `values["name"]` names, with every key and type checked.
+def parse_head_config(values: dict[str, Any] | str) -> Any:
+    """Return the config of a head from its name, or from a dict of its name and options.
 
     Raises:
-        ConfigError: an unknown head or key, a value of another type or out of range.
+        ConfigError: an unknown name or key, a value of another type or out of range.
     """
-    return parse_named(HEAD_CONFIGS, values, "head")
+    return parse_named(HEAD_CONFIGS, {"name": values} if isinstance(values, str) else values, "head")
+
+
+def config_from_saved(values: dict[str, Any]) -> Config:
+    """Return the config of a run from the dict that `config_to_dict` made, with its head and grouping parsed.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type or out of range.
+        KeyError, TypeError, ValueError: there is no head or grouping.
+    """
+    head, grouping = parse_head_config(dict(values["head"])), parse_grouping(dict(values["grouping"]))
+    return config_from_dict(values, head=head, grouping=grouping)
 
 
 def needs_grouping(config: Any) -> bool:
@@ -60,35 +64,53 @@ def needs_grouping(config: Any) -> bool:
 
 
 def needs_counts(config: Any, grouping: GroupingConfig) -> bool:
-    """Return whether the head or its grouping is made from the training occurrences of the tokens."""
+    """Return whether the head or its grouping is built from the training occurrences of the tokens."""
     from_counts = HEADS[config.name][1].needs_counts or getattr(config, "start", "zero") == "counts"
-    return from_counts or (needs_grouping(config) and grouping.name in BY_COUNT)
+    return from_counts or (needs_grouping(config) and GROUPINGS[grouping.name].needs_counts)
 
 
 def build_head(
-    config: Any,
+    head: Any,
     n_embd: int,
     vocab_size: int,
-    grouping: GroupingConfig | None = None,
+    grouping: GroupingConfig | str | None = None,
     counts: Tensor | None = None,
     wte: Tensor | None = None,
     tokens: Callable[[], np.ndarray] | None = None,
     saved: Mapping[str, Tensor] | None = None,
+    **options: Any,
 ) -> Head:
-    """Build the head that `config` describes.
+    """Build a head, freshly initialised from torch's global generator.
 
     Args:
-        config: one of `HEAD_CONFIGS`.
+        head: the name of a head in `HEADS`, or the config of one.
         n_embd: D.
         vocab_size: V.
-        grouping: how tokens are put into groups; None means by merge rank.
+        grouping: config or name of a grouping. None means the first of the head's `preferred_groupings` for which
+            counts and text are given: `brown`, `frequency`, then `merge_rank` for `shortlist`, else `merge_rank`.
         counts: (V,) training occurrences, for groupings made from them and heads that sort their tokens.
         wte: (V, D) input embedding, for tied heads.
-        tokens: gives the training text, (T,) ids, for groupings by the company that tokens keep.
+        tokens: returns the training text, (T,) ids, for groupings made from it.
         saved: the head's buffers in a checkpoint that is being loaded for use.
+        options: further settings of the head, such as shortlist_size=1024.
+
+    Raises:
+        ConfigError: an unknown name or option, or a value out of range.
     """
-    context = HeadContext(n_embd, vocab_size, grouping or GroupingConfig(), counts, wte, tokens, saved or {})
-    return HEADS[config.name][1].build(config, context)
+    config = parse_head_config({"name": head} | options) if isinstance(head, str) else replace(head, **options)
+    kind = HEADS[config.name][1]
+    if grouping is None:
+        grouping = _preferred_grouping(kind, counts is not None, tokens is not None)
+    grouping = parse_grouping(grouping) if isinstance(grouping, str) else grouping
+    return kind.build(config, HeadContext(n_embd, vocab_size, grouping, counts, wte, tokens, saved or {}))
+
+
+def _preferred_grouping(head: type[Head], has_counts: bool, has_text: bool) -> str:
+    for name in head.preferred_groupings:
+        kind = GROUPINGS[name]
+        if (has_counts or not kind.needs_counts) and (has_text or not kind.needs_text):
+            return name
+    raise AssertionError(f"the last of {head.__name__}.preferred_groupings needs counts or text")
 
 
 __all__ = [
@@ -120,6 +142,7 @@ __all__ = [
     "TrimHead",
     "TwoLevelHead",
     "build_head",
+    "config_from_saved",
     "needs_counts",
     "needs_grouping",
     "parse_head_config",

@@ -124,6 +124,8 @@ class Head(nn.Module, ABC):
     """Names of matrices that are scales, shifts or biases, and so are not decayed."""
     needs_counts: ClassVar[bool] = False
     """Whether the head is built from the training occurrences of the tokens, whatever the grouping."""
+    preferred_groupings: ClassVar[tuple[str, ...]] = ("merge_rank",)
+    """Groupings to take where none is named, best first; the last needs neither counts nor text."""
     regularised: ClassVar[bool] = False
     """Whether label smoothing and z-loss are defined for it."""
     sizes_follow_text: ClassVar[bool] = False

@@ -41,26 +41,26 @@ from grouped_lm.heads.placement import Places, place_tokens
 
 @dataclass(kw_only=True, slots=True)
 class ShortlistConfig:
-    """`head=shortlist`."""
+    """Config of the default head, `head=shortlist`: every weight is a row of the embedding."""
 
     name: str = "shortlist"
-    shortlist_size: int = 1024
-    """Tokens K that stand in no group, >= 0; more than V mean all V."""
+    shortlist_size: int = 256
+    """Tokens K outside the groups, >= 0; more than V mean all V."""
     group_size: int | None = None
     """Slots per group S, in [1, V]; null means round(sqrt V)."""
-    directions: int = 1
+    directions: int = 0
     """Vectors R per group, >= 0; the group's logit is the log-sum-exp of theirs. 0 leaves it the mean row alone."""
     tied: bool = True
     """Share the V x D matrix with the input embedding."""
     own_shortlist: bool = False
     """Give the shortlisted tokens rows of their own, K x D; with tied only the tokens in groups share the embedding."""
-    shared_rows: int = 0
+    shared_rows: int = 32768
     """Most frequent tokens in groups, M >= 0, whose rows are shared with the directions: to all of a group's directions
     the mean row of its tokens, by frequency, is added, the first-order term of its true logit. 0 for a group without
     any of these tokens, which with `directions` 0 is left its bias alone: as many as the text has types are enough."""
-    reserve: bool = False
+    reserve: bool = True
     """Give groups whose tokens the training text never has a fixed probability, instead of one that only falls."""
-    start: str = "zero"
+    start: str = "counts"
     """Biases at the start: zero, or counts (log-frequencies in the training text)."""
 
     def __post_init__(self) -> None:
@@ -87,6 +87,7 @@ class ShortlistHead(BestFirstHead):
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("group_bias",)
     needs_counts: ClassVar[bool] = True
+    preferred_groupings: ClassVar[tuple[str, ...]] = ("brown", "frequency", "merge_rank")
     regularised: ClassVar[bool] = True
 
     token_to_group: Tensor

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import (
+    DEFAULT_HEAD,
     ClassFullHead,
     FilmHead,
     GroupedHead,
     Head,
     HeadLoss,
-    ShortlistConfig,
     ShortlistHead,
     TwoLevelHead,
     build_head,
@@ -102,7 +102,7 @@ def compress(
         raise ConfigError(f"only a linear output layer can be compressed, {type(model).__name__} has {layer}")
     weight = layer.weight
     torch.manual_seed(seed)
-    built = build_head(head or ShortlistConfig(), weight.shape[1], weight.shape[0], grouping, counts, weight)
+    built = build_head(head or DEFAULT_HEAD, weight.shape[1], weight.shape[0], grouping, counts, weight)
     built = built.to(device=weight.device, dtype=weight.dtype)
     if input_ids is None:
         length = min(getattr(model.config, "max_position_embeddings", 256), 256)
@@ -182,8 +182,10 @@ def fit_groups(head: Any, hidden: Tensor, layer: nn.Linear) -> None:
         head.group.weight.copy_(directions)
         head.group.bias.copy_(offsets)
         return
-    if head.directions is None:
-        raise ConfigError("compress fits directions of groups: head.directions must be at least 1, got 0")
+    if head.directions is None:  # the mean rows are the directions, so the best constant is the mean difference
+        logits = hidden @ head.mean_rows(head.weight[head.sharing]).squeeze(1).T
+        head.group_bias.copy_((targets - logits.double()).mean(0, keepdim=True).T)
+        return
     directions = directions - head.mean_rows(head.weight[head.sharing]).squeeze(1)
     several = head.directions.shape[1]
     apart = torch.randn_like(head.directions) * (SPREAD * directions.std().to(head.directions.dtype))

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from grouped_lm.config import Config, config_from_dict, config_to_dict
-from grouped_lm.errors import BusyError, GvcError, RunFolderError
-from grouped_lm.heads import parse_head_config
+from grouped_lm.config import Config, config_to_dict
+from grouped_lm.errors import BusyError, ConfigError, GvcError, RunFolderError
+from grouped_lm.heads import config_from_saved
 from grouped_lm.jobs.device_slots import Share
 from grouped_lm.runs.folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runs.identity import config_hash
@@ -180,11 +180,11 @@ def read_job(path: Path) -> Config:
         RunFolderError: there is none.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        head = dict(values["head"])
+        return config_from_saved(json.loads(path.read_text(encoding="utf-8")))
+    except ConfigError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunFolderError(f"{path.parent} holds no job") from error
-    return config_from_dict(values, parse_head_config(head))
 
 
 def jobs_below(folder: Path) -> list[tuple[Config, Path]]:

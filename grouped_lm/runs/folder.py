@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from grouped_lm.config import Config, TokenizerConfig, config_from_dict, config_to_dict
+from grouped_lm.config import Config, TokenizerConfig, config_to_dict
 from grouped_lm.data.tokenizers.base import EOT_TEXT, build_tokenizer, vocab_size_of
 from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.errors import BusyError, CheckpointError, ConfigError, DriftError, RunFolderError
 from grouped_lm.grouping import describe_groups
-from grouped_lm.heads import Head, parse_head_config
+from grouped_lm.heads import Head, config_from_saved
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.checkpoint import load_latest
@@ -74,14 +74,11 @@ class RunFolder:
             RunFolderError: this is no run folder, or its config is none that this gvc can read.
         """
         try:
-            values = json.loads(self.config.read_text(encoding="utf-8"))
-            head = dict(values["head"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise RunFolderError(f"{self.path} is not a run folder: no readable {self.config.name}") from error
-        try:
-            return config_from_dict(values, parse_head_config(head))
+            return config_from_saved(json.loads(self.config.read_text(encoding="utf-8")))
         except ConfigError as error:
             raise RunFolderError(f"{self.config} is damaged, or of another gvc: {error}") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RunFolderError(f"{self.path} is not a run folder: no readable {self.config.name}") from error
 
     def read_result(self) -> dict[str, Any] | None:
         """Return result.json, None where there is none that can be read."""

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from fault_tools import assert_same, curve, final_state, fork_train, nothing_measured, train_to_end, wait
 
-from grouped_lm.config import config_from_dict
 from grouped_lm.errors import CheckpointError, DriftError, SchemaError
 from grouped_lm.generate import generate_texts
-from grouped_lm.heads import parse_head_config
+from grouped_lm.heads import config_from_saved
 from grouped_lm.runs.checkpoint import SCHEMA_VERSION, list_checkpoints, load_latest, write_checkpoint
 from grouped_lm.train.loop import train
 
@@ -106,7 +105,7 @@ def test_a_checkpoint_of_every_schema_version_goes_on(tmp_path, monkeypatch, ver
     monkeypatch.chdir(tmp_path)
     values = json.loads(Path("run/config.json").read_text())
     values["data"]["cache_dir"] = str(tmp_path / "cache")
-    config = config_from_dict(values, parse_head_config(values["head"]))
+    config = config_from_saved(values)
     with nothing_measured():
         result = train(config, Path("run"))
     assert [row["trainer/step"] for row in curve(Path("run"))] == [3, 6, 6]

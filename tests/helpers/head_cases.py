@@ -5,12 +5,17 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from grouped_lm.config import GroupingConfig
-from grouped_lm.heads import HEADS, IGNORE_INDEX, Head, build_head
+from grouped_lm.heads import HEADS, IGNORE_INDEX, Head, ShortlistConfig, build_head
 
 D = 6
-SMALL = {"shortlist_size": 4, "directions": 2, "cutoffs": [3, 20], "div_value": 2.0, "rank": 3, "samples": 50}
+PLAIN = {"shortlist_size": 1024, "directions": 1, "shared_rows": 0, "reserve": False, "start": "zero"}
+"""A shortlist without mean rows and reserved groups; `ShortlistConfig()` has both."""
+SMALL = PLAIN | {"shortlist_size": 4, "directions": 2, "cutoffs": [3, 20], "div_value": 2.0, "rank": 3, "samples": 50}
 """Options under whose defaults a head would be another one at these sizes."""
+
+
+def plain_shortlist(**own) -> ShortlistConfig:
+    return ShortlistConfig(**(PLAIN | own))
 
 
 def head_of(name: str, vocab_size: int = 103, group_size: int | None = 7, dtype=torch.float64, width=D, **own) -> Head:
@@ -20,7 +25,7 @@ def head_of(name: str, vocab_size: int = 103, group_size: int | None = 7, dtype=
     values = {key: value for key, value in (SMALL | {"group_size": group_size} | own).items() if key in fields}
     torch.manual_seed(0)
     wte = torch.nn.Parameter(torch.randn(vocab_size, width, dtype=dtype))
-    head = build_head(schema(**values), width, vocab_size, GroupingConfig(), torch.arange(vocab_size) % 11, wte)
+    head = build_head(schema(**values), width, vocab_size, "merge_rank", torch.arange(vocab_size) % 11, wte)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     return head.to(dtype).eval()

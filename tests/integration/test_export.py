@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from head_cases import plain_shortlist
 from safetensors.torch import save
 
 from grouped_lm.config import Config, ModelConfig, TokenizerConfig
@@ -17,7 +18,6 @@ from grouped_lm.heads import (
     DenseConfig,
     FilmConfig,
     GroupedConfig,
-    ShortlistConfig,
 )
 from grouped_lm.hf.export import export_run, import_checkpoint
 from grouped_lm.models.build import build_lm
@@ -33,10 +33,10 @@ HEADS = [
     FilmConfig(group_size=20),
     ClassFullConfig(),
     ClassFullConfig(tied=False, group_size=20),
-    ShortlistConfig(shortlist_size=30, directions=3),
-    ShortlistConfig(tied=False),
-    ShortlistConfig(shortlist_size=30, own_shortlist=True, start="counts"),
-    ShortlistConfig(shortlist_size=30, group_size=3, directions=0, shared_rows=60, reserve=True),
+    plain_shortlist(shortlist_size=30, directions=3),
+    plain_shortlist(tied=False),
+    plain_shortlist(shortlist_size=30, own_shortlist=True, start="counts"),
+    plain_shortlist(shortlist_size=30, group_size=3, directions=0, shared_rows=60, reserve=True),
     AdaptiveConfig(cutoffs=[20, 100], div_value=2.0),
 ]
 PROMPT = "Once upon"

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from head_cases import plain_shortlist
 
 from grouped_lm.config import Config, ModelConfig, TokenizerConfig
 from grouped_lm.errors import ConfigError
@@ -19,7 +20,7 @@ from grouped_lm.evaluate.metrics import (
     text_measures,
 )
 from grouped_lm.evaluate.scoring import Reading, Scores, list_windows, score
-from grouped_lm.heads import AdaptiveConfig, ClassFullConfig, DenseConfig, GroupedConfig, ShortlistConfig
+from grouped_lm.heads import AdaptiveConfig, ClassFullConfig, DenseConfig, GroupedConfig
 from grouped_lm.models.build import build_lm
 
 T = 8
@@ -73,7 +74,7 @@ def test_a_stride_beyond_the_window_is_refused():
         DenseConfig(),
         GroupedConfig(),
         ClassFullConfig(),
-        ShortlistConfig(shortlist_size=20),
+        plain_shortlist(shortlist_size=20),
         AdaptiveConfig(cutoffs=[20, 90]),
     ],
     ids=lambda c: c.name,

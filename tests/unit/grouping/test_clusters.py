@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from head_cases import plain_shortlist
 
-from grouped_lm.config import GROUPINGS, GroupingConfig
 from grouped_lm.errors import ConfigError
-from grouped_lm.grouping import build_grouping, group_members
+from grouped_lm.grouping import GROUPINGS, build_grouping, group_members
 from grouped_lm.grouping.clusters import assign_within, brown_clusters, count_pairs, kmeans_clusters
-from grouped_lm.heads import ClassFullConfig, GroupedConfig, ShortlistConfig, build_head
+from grouped_lm.heads import ClassFullConfig, GroupedConfig, build_head
 
 
 def text_of_two_kinds(number: int = 20_000) -> np.ndarray:
@@ -23,9 +23,7 @@ def build(name: str, vocab_size: int, group_size: int | None = None, seen: int |
     rng = np.random.default_rng(1)
     tokens = rng.zipf(1.3, 3_000) % (seen or vocab_size)
     counts = torch.from_numpy(np.bincount(tokens, minlength=vocab_size))
-    return build_grouping(
-        GroupingConfig(name=name), vocab_size, group_size, counts, lambda: tokens, equal=equal
-    ), counts
+    return build_grouping(name, vocab_size, group_size, counts, lambda: tokens, equal_sizes=equal), counts
 
 
 @pytest.mark.parametrize("name", GROUPINGS)
@@ -115,16 +113,16 @@ def test_full_clusters_send_words_on():
 def test_brown_groups_are_more_predictable_than_random_ones():
     tokens = text_of_two_kinds()
     counts = torch.from_numpy(np.bincount(tokens, minlength=20))
-    grouping = build_grouping(GroupingConfig(name="brown"), 20, 10, counts, lambda: tokens)
+    grouping = build_grouping("brown", 20, 10, counts, lambda: tokens)
     groups = grouping.token_to_group.numpy()[tokens]
     assert (groups[1:] != groups[:-1]).all()  # the two kinds take turns
 
 
 def test_text_and_counts_are_asked_for():
     with pytest.raises(ConfigError, match="grouping=brown needs the token counts"):
-        build_grouping(GroupingConfig(name="brown"), 10)
+        build_grouping("brown", 10)
     with pytest.raises(ConfigError, match="grouping=kmeans needs the training text"):
-        build_grouping(GroupingConfig(name="kmeans"), 10, counts=torch.ones(10))
+        build_grouping("kmeans", 10, counts=torch.ones(10))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +130,7 @@ def test_text_and_counts_are_asked_for():
     [
         ClassFullConfig(tied=False, group_size=7),
         GroupedConfig(group_size=7),
-        ShortlistConfig(tied=False, group_size=7, shortlist_size=9),
+        plain_shortlist(tied=False, group_size=7, shortlist_size=9),
     ],
     ids=str,
 )
@@ -140,12 +138,12 @@ def test_text_and_counts_are_asked_for():
 def test_heads_stay_exact_and_are_loaded_without_the_text(config, name):
     tokens = np.random.default_rng(0).zipf(1.3, 2_000) % 103
     counts = torch.from_numpy(np.bincount(tokens, minlength=103))
-    head = build_head(config, 6, 103, GroupingConfig(name=name), counts, tokens=lambda: tokens).double()
+    head = build_head(config, 6, 103, name, counts, tokens=lambda: tokens).double()
     hidden, targets = torch.randn(40, 6, dtype=torch.float64), torch.arange(40)
     log_prob = head.log_prob(hidden)
     assert log_prob.exp().sum(-1).sub(1).abs().max() < 1e-12
     torch.testing.assert_close(head.loss(hidden, targets, reduction="none").nll, -log_prob.diagonal())
-    fresh = build_head(config, 6, 103, GroupingConfig(name=name), counts * 0, saved=head.state_dict()).double()
+    fresh = build_head(config, 6, 103, name, counts * 0, saved=head.state_dict()).double()
     fresh.load_state_dict(head.state_dict())
     fresh.after_load()
     torch.testing.assert_close(fresh.log_prob(hidden), log_prob)

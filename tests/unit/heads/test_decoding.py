@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from head_cases import plain_shortlist
 from scipy.stats import chi2
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from grouped_lm.heads import (
     FilmConfig,
     GroupedConfig,
     Head,
-    ShortlistConfig,
     build_head,
 )
 from grouped_lm.heads.decoding.best_first import BestFirstHead
@@ -28,10 +28,10 @@ CONFIGS = [
     GroupedConfig(),
     FilmConfig(),
     ClassFullConfig(tied=False),
-    ShortlistConfig(tied=False, shortlist_size=50, directions=2),
-    ShortlistConfig(tied=False, shortlist_size=0),
-    ShortlistConfig(tied=False, shortlist_size=50, own_shortlist=True, start="counts"),
-    ShortlistConfig(tied=False, shortlist_size=51, group_size=9, directions=0, shared_rows=30, reserve=True),
+    plain_shortlist(tied=False, shortlist_size=50, directions=2),
+    plain_shortlist(tied=False, shortlist_size=0),
+    plain_shortlist(tied=False, shortlist_size=50, own_shortlist=True, start="counts"),
+    plain_shortlist(tied=False, shortlist_size=51, group_size=9, directions=0, shared_rows=30, reserve=True),
     AdaptiveConfig(cutoffs=[40, 300], div_value=2.0),
 ]
 CUTS = [

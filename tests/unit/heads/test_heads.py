@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from head_cases import plain_shortlist
 from torch import Tensor
 
-from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import (
     IGNORE_INDEX,
@@ -16,7 +16,6 @@ from grouped_lm.heads import (
     FilmConfig,
     GroupedConfig,
     Head,
-    ShortlistConfig,
     TrimConfig,
     TwoLevelHead,
     build_head,
@@ -29,13 +28,13 @@ KINDS = [GroupedConfig, FilmConfig, ClassFullConfig]  # groups, and phantom slot
 
 
 SHORTLISTS = [
-    ShortlistConfig(shortlist_size=0, group_size=1),
-    ShortlistConfig(shortlist_size=8, group_size=None),
-    ShortlistConfig(shortlist_size=102),
-    ShortlistConfig(shortlist_size=20, own_shortlist=True, start="counts", directions=2),
-    ShortlistConfig(shortlist_size=20, group_size=1, start="counts", shared_rows=30, reserve=True),
-    ShortlistConfig(shortlist_size=20, directions=0, shared_rows=100, reserve=True),
-    ShortlistConfig(),  # all of V
+    plain_shortlist(shortlist_size=0, group_size=1),
+    plain_shortlist(shortlist_size=8, group_size=None),
+    plain_shortlist(shortlist_size=102),
+    plain_shortlist(shortlist_size=20, own_shortlist=True, start="counts", directions=2),
+    plain_shortlist(shortlist_size=20, group_size=1, start="counts", shared_rows=30, reserve=True),
+    plain_shortlist(shortlist_size=20, directions=0, shared_rows=100, reserve=True),
+    plain_shortlist(),  # all of V
 ]
 ADAPTIVE = [AdaptiveConfig(cutoffs=[5, 20], div_value=2.0), AdaptiveConfig(cutoffs=[1, 2, 3], div_value=1.0)]
 
@@ -44,7 +43,7 @@ def random_head(config, vocab_size: int, grouping: str = "merge_rank") -> Head:
     torch.manual_seed(0)
     wte = torch.nn.Parameter(torch.randn(vocab_size, D, dtype=torch.float64))
     counts = torch.randint(0, 50, (vocab_size,))
-    head = build_head(config, D, vocab_size, GroupingConfig(name=grouping), counts, wte).double()
+    head = build_head(config, D, vocab_size, grouping, counts, wte).double()
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     return head
@@ -61,7 +60,7 @@ def states_and_targets(vocab_size: int, *shape: int) -> tuple[Tensor, Tensor]:
 def configs_for(group_size: int | None):
     return [kind(group_size=group_size) for kind in KINDS] + [
         *SHORTLISTS,
-        ShortlistConfig(shortlist_size=4, group_size=group_size, directions=2),
+        plain_shortlist(shortlist_size=4, group_size=group_size, directions=2),
         DenseConfig(),
         DenseConfig(tied=False),
         DenseConfig(chunk_rows=4),
@@ -182,7 +181,7 @@ def test_accuracies_count_targets_only(kind):
 
 UNTIED = [GroupedConfig(), FilmConfig(), ClassFullConfig(tied=False), DenseConfig(tied=False)]
 UNTIED_BY_COUNT = [
-    ShortlistConfig(tied=False, shortlist_size=k, directions=r) for k, r in ((0, 1), (20, 1), (20, 4), (103, 1))
+    plain_shortlist(tied=False, shortlist_size=k, directions=r) for k, r in ((0, 1), (20, 1), (20, 4), (103, 1))
 ]
 
 
@@ -226,7 +225,7 @@ def test_initial_loss_is_that_of_a_uniform_guess():
         ({"name": "adaptive", "cutoffs": [20, 5]}, "head.cutoffs must be rising"),
         ({"name": "adaptive", "cutoffs": 5}, "head.cutoffs must be list"),
         ({"name": "shortlist", "directions": -1}, r"head.directions must be in \[0"),
-        ({"name": "shortlist", "directions": 0}, "directions=0 .* give head.shared_rows too"),
+        ({"name": "shortlist", "shared_rows": 0}, "directions=0 .* give head.shared_rows too"),
         ({"name": "shortlist", "start": "count"}, r"head.start must be one of zero, counts"),
         ({"name": "grouped", "group_size": True}, "head.group_size must be int"),
     ],

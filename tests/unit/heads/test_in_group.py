@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from head_cases import plain_shortlist
 from torch import Tensor
 
 from grouped_lm.config import GroupingConfig
@@ -11,7 +12,6 @@ from grouped_lm.heads import (
     DenseConfig,
     Head,
     HeadLoss,
-    ShortlistConfig,
     TwoLevelHead,
     build_head,
     class_full,
@@ -31,7 +31,7 @@ GROUPINGS = ["merge_rank", "frequency", "random"]
 def random_head(config, vocab_size: int, grouping: str = "merge_rank", dtype=torch.float64) -> Head:
     torch.manual_seed(0)
     wte = torch.nn.Parameter(torch.randn(vocab_size, D, dtype=torch.float64))
-    head = build_head(config, D, vocab_size, GroupingConfig(name=grouping), torch.arange(vocab_size) % 11, wte)
+    head = build_head(config, D, vocab_size, grouping, torch.arange(vocab_size) % 11, wte)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     return head.to(dtype)
@@ -83,7 +83,7 @@ def test_groups_that_share_a_product_equal_their_slow_line(monkeypatch, chunk_ro
 @pytest.mark.parametrize("autocast", [False, True])
 def test_both_steps_in_one_node_equal_two_operators(monkeypatch, values, autocast):
     hidden, targets = states_and_targets(103, 300)
-    for config in (ClassFullConfig(group_size=25), ShortlistConfig(shortlist_size=20, group_size=9, **values)):
+    for config in (ClassFullConfig(group_size=25), plain_shortlist(shortlist_size=20, group_size=9, **values)):
         head = random_head(config, 103, "frequency")
         if autocast:
             head, hidden = head.float(), hidden.detach().float().requires_grad_()
@@ -131,7 +131,7 @@ def shortlist_slow_line(head: Head, hidden: Tensor, targets: Tensor, reduction: 
     ],
 )
 def test_shortlist_equals_its_slow_line(vocab_size, values, grouping):
-    head = random_head(ShortlistConfig(**values), vocab_size, grouping)
+    head = random_head(plain_shortlist(**values), vocab_size, grouping)
     hidden, targets = states_and_targets(vocab_size, 50)
     fused = loss_and_gradients(head, type(head).loss, targets, hidden)
     slow = loss_and_gradients(head, shortlist_slow_line, targets, hidden)
@@ -140,9 +140,9 @@ def test_shortlist_equals_its_slow_line(vocab_size, values, grouping):
 
 
 def test_the_shortlist_holds_the_most_frequent_tokens():
-    head = random_head(ShortlistConfig(shortlist_size=20), 103)  # counts are id % 11
+    head = random_head(plain_shortlist(shortlist_size=20), 103)  # counts are id % 11
     assert head.rows.outside.tolist() == [*range(10, 103, 11), *range(9, 103, 11), *range(8, 20, 11)]
-    unknown = build_head(ShortlistConfig(shortlist_size=20, tied=False), D, 103)
+    unknown = build_head(plain_shortlist(shortlist_size=20, tied=False), D, 103)
     assert unknown.rows.outside.tolist() == list(range(20))
 
 
@@ -151,7 +151,7 @@ def test_directions_change_nothing_at_the_start():
     losses = []
     for directions in (1, 16):
         torch.manual_seed(0)
-        config = ShortlistConfig(shortlist_size=100, directions=directions, tied=False)
+        config = plain_shortlist(shortlist_size=100, directions=directions, tied=False)
         losses.append(build_head(config, D, 2_003).loss(hidden, targets).nll.item())
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
 
@@ -175,13 +175,13 @@ def test_one_group_is_the_dense_softmax(grouping):
     wte = torch.nn.Parameter(torch.randn(31, D, dtype=torch.float64))
     counts = torch.arange(31) % 5
     dense = build_head(DenseConfig(), D, 31, wte=wte)
-    one = build_head(ClassFullConfig(group_size=31), D, 31, GroupingConfig(name=grouping), counts, wte).double()
+    one = build_head(ClassFullConfig(group_size=31), D, 31, grouping, counts, wte).double()
     hidden, targets = states_and_targets(31, 40)
     torch.testing.assert_close(one.loss(hidden, targets).nll, dense.loss(hidden, targets).nll)
     torch.testing.assert_close(one.log_prob(hidden), dense.log_prob(hidden))
 
 
-BOTH = [ClassFullConfig(), ShortlistConfig(shortlist_size=20, directions=2)]
+BOTH = [ClassFullConfig(), plain_shortlist(shortlist_size=20, directions=2)]
 
 
 @pytest.mark.parametrize("config", BOTH, ids=str)
@@ -249,7 +249,7 @@ def test_grouped_products_of_a_device_equal_the_loop(dtype, count):
 
 
 def test_columns_that_decoding_keeps_follow_the_weights():
-    head = random_head(ShortlistConfig(shortlist_size=20, directions=0, shared_rows=83), 103, "frequency")
+    head = random_head(plain_shortlist(shortlist_size=20, directions=0, shared_rows=83), 103, "frequency")
     states, _ = states_and_targets(103, 5)
 
     @torch.no_grad()
@@ -269,14 +269,14 @@ def test_columns_that_decoding_keeps_follow_the_weights():
 
 def test_checkpoints_of_before_have_all_that_a_head_without_new_options_saves():
     names = {"weight", "bias", "directions", "group_bias", "token_to_group", "token_to_slot"}
-    assert set(random_head(ShortlistConfig(shortlist_size=20), 103).state_dict()) == names
-    new = ShortlistConfig(shortlist_size=20, group_size=5, directions=0, shared_rows=30, reserve=True)
+    assert set(random_head(plain_shortlist(shortlist_size=20), 103).state_dict()) == names
+    new = plain_shortlist(shortlist_size=20, group_size=5, directions=0, shared_rows=30, reserve=True)
     saved = {"reserved", "sharing", "parts"}
     assert set(random_head(new, 103, "frequency").state_dict()) == names - {"directions"} | saved
 
 
 def test_a_checkpoint_from_when_tokens_without_a_part_were_saved_too():
-    config = ShortlistConfig(shortlist_size=20, group_size=5, directions=0, shared_rows=200, reserve=True)
+    config = plain_shortlist(shortlist_size=20, group_size=5, directions=0, shared_rows=200, reserve=True)
     head = random_head(config, 103, "frequency")
     saved = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     assert len(saved["sharing"]) < 83

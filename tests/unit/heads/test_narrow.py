@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from head_cases import batch_of, head_of
+from head_cases import batch_of, head_of, plain_shortlist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grouped_lm.config import Config, ModelConfig, OptimConfig, TokenizerConfig
 from grouped_lm.evaluate.scoring import score_states
-from grouped_lm.heads import HEAD_CONFIGS, ShortlistConfig
+from grouped_lm.heads import HEAD_CONFIGS
 from grouped_lm.heads.decoding.truncation import Cut
 from grouped_lm.models.build import build_lm
 from grouped_lm.optim.adamw import build_optimizer
@@ -82,8 +82,8 @@ def step_of(head):
 STEPS = {
     **{name: HEAD_CONFIGS[name]() for name in ("dense", "grouped", "film", "class_full", "shortlist")},
     "dense in chunks": HEAD_CONFIGS["dense"](chunk_rows=8),
-    "shortlist with all": ShortlistConfig(shortlist_size=50, group_size=20, directions=0, shared_rows=30, reserve=True),
-    "shortlist of its own": ShortlistConfig(shortlist_size=50, directions=4, own_shortlist=True, start="counts"),
+    "shortlist with all": plain_shortlist(shortlist_size=50, group_size=20, directions=0, shared_rows=30, reserve=True),
+    "shortlist of its own": plain_shortlist(shortlist_size=50, directions=4, own_shortlist=True, start="counts"),
     "low_rank": HEAD_CONFIGS["low_rank"](rank=4),
 }
 

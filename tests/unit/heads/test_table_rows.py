@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from head_cases import plain_shortlist
 from torch import Tensor
 
 from grouped_lm.config import GroupingConfig
-from grouped_lm.heads import IGNORE_INDEX, ShortlistConfig, build_head, shortlist
+from grouped_lm.heads import IGNORE_INDEX, build_head, shortlist
 from grouped_lm.heads.losses import table_rows
 from grouped_lm.heads.shortlist import ShortlistHead
 
@@ -19,7 +20,7 @@ def head_of(dtype=torch.float64, **options) -> ShortlistHead:
     wte = torch.nn.Parameter(torch.randn(V, D, dtype=torch.float64))
     values = {"shortlist_size": 10, "group_size": 7, "directions": 0, "shared_rows": 1_000, "reserve": True} | options
     grouping = GroupingConfig(name="frequency")
-    head = build_head(ShortlistConfig(**values), D, V, grouping, COUNTS, wte)
+    head = build_head(plain_shortlist(**values), D, V, grouping, COUNTS, wte)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)
     return head.to(dtype)

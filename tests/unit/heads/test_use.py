@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from head_cases import D, batch_of, head_of
+from head_cases import D, batch_of, head_of, plain_shortlist
 from torch import Tensor
 
-from grouped_lm.config import GroupingConfig
 from grouped_lm.errors import DivergedError
-from grouped_lm.heads import HEADS, IGNORE_INDEX, DenseConfig, GroupedConfig, Head, ShortlistConfig, build_head
+from grouped_lm.heads import HEADS, IGNORE_INDEX, DenseConfig, GroupedConfig, Head, build_head
 from grouped_lm.heads.decoding.truncation import Cut
 
 DEFAULT = "the default"
@@ -22,9 +21,9 @@ def build(name: str) -> Head:
         return head_of(name)
     torch.manual_seed(0)
     wte = torch.nn.Parameter(torch.randn(103, D, dtype=torch.float64))
-    config = ShortlistConfig(shortlist_size=4, directions=0, shared_rows=99, reserve=True)
+    config = plain_shortlist(shortlist_size=4, directions=0, shared_rows=99, reserve=True)
     counts = (33 - torch.arange(103)).clamp_min(0)
-    return build_head(config, D, 103, GroupingConfig(name="frequency"), counts, wte).double().eval()
+    return build_head(config, D, 103, "frequency", counts, wte).double().eval()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from head_cases import plain_shortlist
 
 import grouped_lm
 from grouped_lm.errors import ConfigError
@@ -39,11 +40,13 @@ def kl(model, before: torch.Tensor, ids: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("head", "near"),
     [
-        (ShortlistConfig(shortlist_size=211), 1e-5),
+        (plain_shortlist(shortlist_size=211), 1e-5),
         (ClassFullConfig(group_size=1), 1e-5),
         (ClassFullConfig(), 0.04),
-        (ShortlistConfig(shortlist_size=50, directions=2), 0.04),
-        (ShortlistConfig(shortlist_size=50, own_shortlist=True), 0.04),
+        (None, 1e-5),  # the default head: all of this vocabulary
+        (ShortlistConfig(shortlist_size=50), 0.04),
+        (plain_shortlist(shortlist_size=50, directions=2), 0.04),
+        (plain_shortlist(shortlist_size=50, own_shortlist=True), 0.04),
         (FilmConfig(), 0.75),
         (GroupedConfig(), 0.75),
     ],

@@ -2,19 +2,20 @@
 
 import pytest
 import torch
+from head_cases import plain_shortlist
 
 from grouped_lm.config import Config, GroupingConfig, ModelConfig, TokenizerConfig
-from grouped_lm.heads import HEAD_CONFIGS, IGNORE_INDEX, ShortlistConfig
+from grouped_lm.heads import HEAD_CONFIGS, IGNORE_INDEX
 from grouped_lm.models.build import build_lm
 from grouped_lm.system.precision import autocast
 
 HEADS = {
     **{name: HEAD_CONFIGS[name]() for name in ("dense", "grouped")},
     "dense in chunks": HEAD_CONFIGS["dense"](chunk_rows=8),
-    "shortlist": ShortlistConfig(
+    "shortlist": plain_shortlist(
         shortlist_size=50, group_size=20, directions=0, shared_rows=100, reserve=True, start="counts"
     ),
-    "own shortlist": ShortlistConfig(shortlist_size=50, directions=4, own_shortlist=True, start="counts"),
+    "own shortlist": plain_shortlist(shortlist_size=50, directions=4, own_shortlist=True, start="counts"),
 }
 
 
