@@ -1,0 +1,156 @@
+"""The prior of the classes of a partition of the vocabulary, and of the tokens inside one class.
+
+Letters: V tokens in the vocabulary, K classes, S the size of the largest class, n contexts in a batch.
+
+A two-step head needs log p(class | context) for all classes and log p(token | class, context) for one class: K + S
+numbers instead of V. Both are sums over the few n-grams that a context has, and the backoff weight times the same of
+the next shorter context. The empty context is added up over the whole vocabulary once.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from grouped_lm.errors import ConfigError
+from grouped_lm.prior.kneser_ney import Histories, KneserNey
+from grouped_lm.prior.levels import Level, find_in_ranges, gather_ranges
+
+PADDING = -1
+"""In `ClassPrior.members`: a place without a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ClassLevel:
+    """The n-grams of one length, sorted by context, then by class of the word."""
+
+    order: np.ndarray
+    """Row in the level's table of every n-gram, shape (n-grams,), int32."""
+    classes: np.ndarray
+    """Class of every entry, shape (entries,), int32: an entry is a context and one class of its words."""
+    starts: np.ndarray
+    """First n-gram of every entry in `order`, shape (entries + 1,), int32."""
+    offsets: np.ndarray
+    """First entry of every context, shape (contexts + 1,), int32."""
+    mass: np.ndarray
+    """Sum of c - D(c) of every entry, shape (entries,), float64."""
+
+
+class ClassPrior:
+    """Probabilities of classes, and of tokens inside a class, under a model of counts.
+
+    Args:
+        model: The model of counts.
+        token_to_class: (V,) class of every token, in [0, K); every class has a token.
+        token_to_slot: (V,) place of every token in its class; default: in the order of the ids.
+
+    Attributes:
+        members: (K, S) int64, token at every place of every class, `PADDING` where there is none.
+
+    Raises:
+        ConfigError: a shape other than (V,), a class without a token, or two tokens at one place.
+    """
+
+    def __init__(self, model: KneserNey, token_to_class: np.ndarray, token_to_slot: np.ndarray | None = None) -> None:
+        self.model = model
+        self.token_to_class = np.asarray(token_to_class, np.int64)
+        if self.token_to_class.shape != (model.vocab_size,):
+            raise ConfigError(f"token_to_class must have {model.vocab_size} entries, got {self.token_to_class.shape}")
+        self.class_sizes = np.bincount(self.token_to_class)
+        if self.class_sizes.min() == 0:
+            raise ConfigError(f"class {int(self.class_sizes.argmin())} has no token: number the classes without gaps")
+        slots = _slots_in_order(self.token_to_class) if token_to_slot is None else np.asarray(token_to_slot, np.int64)
+        self.token_to_slot = slots
+        self.members = np.full((len(self.class_sizes), int(slots.max()) + 1), PADDING, np.int64)
+        self.members[self.token_to_class, slots] = np.arange(model.vocab_size)
+        if np.count_nonzero(self.members != PADDING) < model.vocab_size:
+            raise ConfigError("token_to_slot gives two tokens of one class the same place")
+        self._levels = [self._group_level(level) for level in model.levels]
+        unigrams = model.levels[0]
+        self._token_mass = unigrams.mass(unigrams.ngrams.counts)
+
+    def class_log_prob(self, histories: Histories) -> np.ndarray:
+        """Return log p(class | context) of all classes, shape (n, K), float64.
+
+        It is the log of `KneserNey.probabilities` summed over the tokens of a class. Contexts with leave-one-out give
+        the probabilities without the token that is left out.
+        """
+        contexts = self.model.history_contexts(histories)
+        prob = np.broadcast_to(self.class_sizes / self.model.vocab_size, (len(contexts), len(self.class_sizes)))
+        for k, level in enumerate(self._levels):
+            inverse, backoff = self.model.interpolation(k, contexts)
+            prob = prob * backoff[:, None]
+            if k == 0:
+                prob += inverse[:, None] * level.mass
+            else:
+                rows, entries = gather_ranges(level.offsets, contexts.nodes[k])
+                prob[rows, level.classes[entries]] += level.mass[entries] * inverse[rows]
+            if contexts.left_out is not None:
+                own = self.token_to_class[contexts.left_out]
+                prob[np.arange(len(contexts)), own] += self.model.lost_mass(k, contexts) * inverse
+        return np.log(prob)
+
+    def member_log_prob(self, histories: Histories, classes: np.ndarray) -> np.ndarray:
+        """Return log p(token | class, context) of the tokens of one class for each context.
+
+        Args:
+            histories: n contexts.
+            classes: (n,) class of each context, in [0, K).
+
+        Returns:
+            (n, S) float64, places as in `members`; -inf at places without a token.
+        """
+        contexts = self.model.history_contexts(histories)
+        tokens = self.members[classes]
+        prob = np.where(tokens != PADDING, 1 / self.model.vocab_size, 0.0)
+        for k in range(self.model.order):
+            inverse, backoff = self.model.interpolation(k, contexts)
+            prob *= backoff[:, None]
+            if k == 0:
+                prob += np.where(tokens != PADDING, self._token_mass[tokens], 0.0) * inverse[:, None]
+            else:
+                self._add_members(prob, k, contexts.nodes[k], classes, inverse)
+            if contexts.left_out is not None:
+                here = np.flatnonzero(self.token_to_class[contexts.left_out] == classes)
+                slots = self.token_to_slot[contexts.left_out[here]]
+                prob[here, slots] += (self.model.lost_mass(k, contexts) * inverse)[here]
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(prob) - np.log(prob.sum(axis=1, keepdims=True)))
+
+    def _add_members(
+        self, prob: np.ndarray, k: int, nodes: np.ndarray, classes: np.ndarray, inverse: np.ndarray
+    ) -> None:
+        """Add (c - D(c)) / total of the n-grams whose word is in the class of their context."""
+        level, table = self._levels[k], self.model.levels[k]
+        entries = find_in_ranges(level.classes, level.offsets, nodes, classes)
+        rows, places = gather_ranges(level.starts, entries)
+        ngrams = level.order[places]
+        slots = self.token_to_slot[table.ngrams.words[ngrams]]
+        prob[rows, slots] += table.mass(table.ngrams.counts[ngrams]) * inverse[rows]
+
+    def _group_level(self, level: Level) -> _ClassLevel:
+        """Sort the n-grams of a level by context and class, and add up the mass of every pair."""
+        offsets, n_class = level.ngrams.offsets, len(self.class_sizes)
+        contexts = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        keys = contexts * n_class + self.token_to_class[level.ngrams.words]
+        order = np.argsort(keys, kind="stable").astype(np.int32)
+        keys = keys[order]
+        starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else keys
+        mass = level.mass(level.ngrams.counts)[order]
+        keys = keys[starts]
+        return _ClassLevel(
+            order=order,
+            classes=(keys % n_class).astype(np.int32),
+            starts=np.append(starts, len(order)).astype(np.int32),
+            offsets=np.searchsorted(keys, np.arange(len(offsets)) * n_class).astype(np.int32),
+            mass=np.add.reduceat(mass, starts) if len(starts) else mass,
+        )
+
+
+def _slots_in_order(token_to_class: np.ndarray) -> np.ndarray:
+    """Return for every token how many tokens of its class have a smaller id, shape (V,)."""
+    order = np.argsort(token_to_class, kind="stable")
+    sizes = np.bincount(token_to_class)
+    first = np.cumsum(sizes) - sizes
+    slots = np.empty(len(order), np.int64)
+    slots[order] = np.arange(len(order)) - np.repeat(first, sizes)
+    return slots

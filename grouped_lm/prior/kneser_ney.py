@@ -1,0 +1,299 @@
+"""Interpolated modified Kneser-Ney: a language model of counts, exact over the whole vocabulary.
+
+Letters: N tokens in a text, V tokens in the vocabulary, n contexts in a batch, k tokens in a context.
+
+Source: S. F. Chen and J. Goodman, "An empirical study of smoothing techniques for language modeling", Computer Speech
+and Language 13, 1999, section 3. For a context h of k tokens, and h' without its first token:
+
+    p(w | h) = (c(h w) - D(c(h w))) / total(h) + reserved(h) / total(h) * p(w | h')
+    total(h) = sum of c(h w) over w,   reserved(h) = sum of D(c(h w)) over w
+
+c is the count of `count_ngrams`, D the discount of `estimate_discounts`, and the empty context interpolates with 1 / V.
+A context that was never seen has p(w | h) = p(w | h').
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grouped_lm.errors import ConfigError, DataError
+from grouped_lm.prior.counting import context_lengths, count_ngrams
+from grouped_lm.prior.levels import Level, build_level, find_in_ranges, gather_ranges, take_or_zero
+from grouped_lm.prior.pruning import prune_levels
+
+_CHUNK = 1 << 20
+"""Positions of a text that are looked up together: 0.3 GB at order 5."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """Contexts of a model, looked up once and used by all its methods."""
+
+    nodes: np.ndarray
+    """Node of the context of k tokens in row k, shape (order, n), int64; -1 where it was not seen or does not exist."""
+    left_out: np.ndarray | None = None
+    """Leave-one-out: the token that is taken out of the counts, shape (n,), int64."""
+    own_counts: np.ndarray | None = None
+    """Leave-one-out: count of that token before it is taken out, (order, n) int64; 0 where it keeps its count."""
+
+    def __len__(self) -> int:
+        return int(self.nodes.shape[1])
+
+
+Histories = Contexts | Sequence[Sequence[int] | np.ndarray]
+"""Contexts, or the tokens before each prediction: the last `order - 1` of them count."""
+
+
+@dataclass(frozen=True, slots=True)
+class KneserNey:
+    """An interpolated modified Kneser-Ney model. `build_kneser_ney` makes one."""
+
+    vocab_size: int
+    eot_id: int
+    levels: list[Level]
+    """One for each length of n-grams, shortest first."""
+    min_counts: tuple[int, ...]
+    """Smallest count that is kept, for each length; all 1 if nothing is pruned."""
+
+    @property
+    def order(self) -> int:
+        """Length of the longest n-grams."""
+        return len(self.levels)
+
+    def text_contexts(
+        self, tokens: np.ndarray, start: int = 1, stop: int | None = None, leave_one_out: bool = False
+    ) -> Contexts:
+        """Return the contexts of the tokens at the positions `start` to `stop` - 1 of a text.
+
+        Args:
+            tokens: (N,) ids in [0, V); only what the positions and their contexts need is read.
+            start: First position, >= 1.
+            stop: End of the positions, default N.
+            leave_one_out: The text is the training text, and every position is predicted as if its own token had not
+                been counted. Its n-gram of every length loses one: the longest always, a shorter one when the longer
+                one has then no count left, since that is one different token less before it. Discounts stay as they
+                are, and so do n-grams in which the token is part of the context.
+
+        Raises:
+            ConfigError: leave-one-out with a pruned model, whose small counts are unknown.
+            DataError: leave-one-out with a text that was not counted.
+        """
+        contexts, children = self._text_nodes(tokens, start, len(tokens) if stop is None else stop)
+        if not leave_one_out:
+            return Contexts(contexts)
+        targets = np.asarray(tokens[start:stop], np.int64)
+        return Contexts(contexts, targets, self._removed_counts(contexts, children))
+
+    def history_contexts(self, histories: Histories) -> Contexts:
+        """Return the contexts for a prediction after each of the histories; an empty history is allowed."""
+        if isinstance(histories, Contexts):
+            return histories
+        rows = np.zeros((len(histories), self.order), np.int64)  # the last column is where the prediction would be
+        first = np.empty((len(histories), 1), np.int32)
+        for row, history in enumerate(histories):
+            known = np.asarray(history[max(0, len(history) - self.order + 1) :], np.int64)
+            first[row] = self.order - 1 - len(known)
+            rows[row, first[row, 0] : self.order - 1] = known
+        self._check_ids(rows)
+        depths = context_lengths(rows, self.order - 1, self.eot_id, first)
+        contexts, _ = self._walk(rows.ravel(), depths.ravel())
+        return Contexts(contexts[:, self.order - 1 :: self.order])
+
+    def target_log_prob(
+        self, tokens: np.ndarray, start: int = 1, stop: int | None = None, leave_one_out: bool = False
+    ) -> np.ndarray:
+        """Return log p of every token at the positions `start` to `stop` - 1 of a text, without a V-wide array.
+
+        Args:
+            tokens: (N,) ids in [0, V), such as a memory map.
+            start: First position, >= 1: the first token of a text has no context.
+            stop: End of the positions, default N.
+            leave_one_out: See `text_contexts`.
+
+        Returns:
+            (stop - start,) float64, in nats.
+
+        Raises:
+            ConfigError: leave-one-out with a pruned model.
+            DataError: leave-one-out with a text that was not counted.
+        """
+        stop = len(tokens) if stop is None else stop
+        result = np.empty(max(0, stop - start))
+        for begin in range(start, stop, _CHUNK):
+            end = min(stop, begin + _CHUNK)
+            nodes, children = self._text_nodes(tokens, begin, end)
+            own = self._removed_counts(nodes, children) if leave_one_out else None
+            contexts = Contexts(nodes, np.asarray(tokens[begin:end], np.int64) if leave_one_out else None, own)
+            prob = np.full(end - begin, 1 / self.vocab_size)
+            for k, level in enumerate(self.levels):
+                counts = take_or_zero(level.ngrams.counts, children[k])
+                if own is not None:
+                    counts = counts - (own[k] > 0)
+                inverse, backoff = self.interpolation(k, contexts)
+                prob = level.mass(counts) * inverse + backoff * prob
+            result[begin - start : end - start] = np.log(prob)
+        return result
+
+    def probabilities(self, histories: Histories) -> np.ndarray:
+        """Return p(w | context) of the whole vocabulary, shape (n, V), float64: for tests and small batches."""
+        contexts = self.history_contexts(histories)
+        prob = np.full((len(contexts), self.vocab_size), 1 / self.vocab_size)
+        for k, level in enumerate(self.levels):
+            inverse, backoff = self.interpolation(k, contexts)
+            rows, children = gather_ranges(level.ngrams.offsets, contexts.nodes[k])
+            prob *= backoff[:, None]
+            prob[rows, level.ngrams.words[children]] += level.mass(level.ngrams.counts[children]) * inverse[rows]
+            if contexts.left_out is not None:
+                prob[np.arange(len(contexts)), contexts.left_out] += self.lost_mass(k, contexts) * inverse
+        return prob
+
+    def context_counts(self, histories: Histories) -> np.ndarray:
+        """Return total(h) of the contexts of 1 to order - 1 tokens, shape (n, order - 1), int64, for a gate.
+
+        The longest context has the number of times that it was followed by a token. Shorter ones have the sum of
+        continuation counts. A context that was never seen has 0.
+        """
+        contexts = self.history_contexts(histories)
+        totals = [self._sums(k, contexts)[0] for k in range(1, self.order)]
+        return np.stack(totals, axis=1).astype(np.int64)
+
+    def sample(self, history: Sequence[int], rng: np.random.Generator, size: int = 1) -> np.ndarray:
+        """Draw tokens after a history, shape (size,), int64.
+
+        Each draw begins with the longest context. It takes one of the context's words with the chance
+        (c - D(c)) / total, or goes on with the next shorter context; after the empty context comes the uniform draw.
+        """
+        contexts = self.history_contexts([history])
+        draws = rng.integers(self.vocab_size, size=size)
+        open_draws = np.arange(size)
+        for k in reversed(range(self.order)):
+            backoff = self.interpolation(k, contexts)[1]
+            here = open_draws[rng.random(len(open_draws)) >= backoff[0]]
+            if len(here):
+                _, children = gather_ranges(self.levels[k].ngrams.offsets, contexts.nodes[k])
+                sums = np.cumsum(self.levels[k].mass(self.levels[k].ngrams.counts[children]))
+                picked = np.searchsorted(sums, rng.random(len(here)) * sums[-1], side="right")
+                draws[here] = self.levels[k].ngrams.words[children[np.minimum(picked, len(sums) - 1)]]
+                open_draws = np.setdiff1d(open_draws, here, assume_unique=True)
+        return draws
+
+    def pruned(self, min_counts: Sequence[int]) -> "KneserNey":
+        """Return a smaller model without the n-grams that have a small count.
+
+        The whole count of such an n-gram goes to the shorter contexts, as its discount did before; so the model still
+        sums to 1. An n-gram that is the context of a kept one stays as a node with count 0.
+
+        Args:
+            min_counts: Smallest count that is kept, >= 1, for each length from 1 to order. Counts are those of the
+                table: continuation counts below the longest n-grams.
+
+        Raises:
+            ConfigError: not one number for each length, or a number below 1.
+        """
+        minimum = tuple(int(number) for number in min_counts)
+        if len(minimum) != self.order or min(minimum) < 1:
+            raise ConfigError(f"min_counts must be {self.order} numbers >= 1, one for each length, got {minimum}")
+        if max(minimum) == 1:
+            return self
+        if max(self.min_counts) > 1:
+            raise ConfigError(f"the model is already pruned to {self.min_counts}: prune the whole one")
+        return KneserNey(self.vocab_size, self.eot_id, prune_levels(self.levels, minimum), minimum)
+
+    def interpolation(self, k: int, contexts: Contexts) -> tuple[np.ndarray, np.ndarray]:
+        """Return 1 / total(h) and reserved(h) / total(h) of the contexts of k tokens, both (n,) float64.
+
+        Where a context has no counts, they are 0 and 1. With leave-one-out, they are those of the counts that are left.
+        """
+        totals, reserved = self._sums(k, contexts)
+        seen = totals > 0
+        inverse = np.where(seen, 1 / np.where(seen, totals, 1), 0.0)
+        return inverse, np.where(seen, reserved * inverse, 1.0)
+
+    def lost_mass(self, k: int, contexts: Contexts) -> np.ndarray:
+        """Return how much c - D(c) of the token that is left out changes in the contexts of k tokens, (n,), <= 0."""
+        if contexts.own_counts is None:
+            return np.zeros(len(contexts))
+        own = contexts.own_counts[k]
+        return np.asarray(self.levels[k].mass(np.maximum(own - 1, 0)) - self.levels[k].mass(own))
+
+    def _sums(self, k: int, contexts: Contexts) -> tuple[np.ndarray, np.ndarray]:
+        """Return total(h) int64 and reserved(h) float64 of the contexts of k tokens, without what is left out."""
+        level = self.levels[k]
+        totals = take_or_zero(level.totals, contexts.nodes[k])
+        reserved = take_or_zero(level.reserved, contexts.nodes[k])
+        if contexts.own_counts is None:
+            return totals, reserved
+        removed = contexts.own_counts[k] > 0
+        return totals - removed, reserved - removed - self.lost_mass(k, contexts)
+
+    def _text_nodes(self, tokens: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nodes of contexts and of n-grams (`_walk`) of the positions `start` to `stop` - 1 of a text."""
+        if not 1 <= start <= stop <= len(tokens):
+            raise DataError(f"positions must be in [1, {len(tokens)}], got {start} to {stop}")
+        begin = max(0, start - self.order + 1)
+        piece = np.asarray(tokens[begin:stop], np.int64)
+        self._check_ids(piece)
+        contexts, children = self._walk(piece, context_lengths(piece, self.order - 1, self.eot_id))
+        return contexts[:, start - begin :], children[:, start - begin :]
+
+    def _check_ids(self, tokens: np.ndarray) -> None:
+        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
+            raise DataError(f"ids must be in [0, {self.vocab_size - 1}], got {tokens.min()} to {tokens.max()}")
+
+    def _walk(self, tokens: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the nodes of the contexts and of the n-grams that end at every position of a text.
+
+        The n-gram of k + 1 tokens at a position is a child of its context, the n-gram of k tokens one position before.
+
+        Args:
+            tokens: (N,) int64.
+            depths: (N,) how many tokens a position's context may have; 0 at the first.
+
+        Returns:
+            Both (order, N) int64: row k is for contexts of k tokens; -1 where there is none or it was not seen.
+        """
+        contexts = np.full((self.order, len(tokens)), -1, np.int64)
+        children = np.empty_like(contexts)
+        contexts[0], children[0] = 0, tokens
+        for k in range(1, self.order):
+            contexts[k, 1:] = np.where(depths[1:] >= k, children[k - 1, :-1], -1)
+            ngrams = self.levels[k].ngrams
+            children[k] = find_in_ranges(ngrams.words, ngrams.offsets, contexts[k], tokens)
+        return contexts, children
+
+    def _removed_counts(self, contexts: np.ndarray, children: np.ndarray) -> np.ndarray:
+        """Return the counts of the n-grams that lose one when the positions' tokens are left out; 0 for the others."""
+        if max(self.min_counts) > 1:
+            raise ConfigError("leave-one-out needs a whole model: a pruned one does not know its small counts")
+        own = np.zeros_like(children)
+        losing = np.ones(children.shape[1], bool)
+        for k in reversed(range(self.order)):
+            exists = contexts[k] >= 0
+            counts = take_or_zero(self.levels[k].ngrams.counts, children[k])
+            if np.any(exists & losing & (counts == 0)):
+                raise DataError("leave-one-out is for the training text alone: this text was not counted")
+            own[k] = np.where(exists & losing, counts, 0)
+            losing = np.where(exists, losing & (counts == 1), losing)
+        return own
+
+
+def build_kneser_ney(
+    tokens: np.ndarray, vocab_size: int, eot_id: int, order: int = 5, min_counts: Sequence[int] | None = None
+) -> KneserNey:
+    """Count a text and return its interpolated modified Kneser-Ney model.
+
+    Args:
+        tokens: (N,) ids in [0, V) with end-of-text first and after every document: `TokenFile.tokens()`.
+        vocab_size: V.
+        eot_id: The token that ends a document.
+        order: Length of the longest n-grams, in [2, 5].
+        min_counts: See `KneserNey.pruned`; None keeps all.
+
+    Raises:
+        ConfigError: `order` or `min_counts` is out of range.
+        DataError: see `count_ngrams`.
+    """
+    levels = [build_level(ngrams) for ngrams in count_ngrams(tokens, vocab_size, eot_id, order)]
+    model = KneserNey(vocab_size, eot_id, levels, (1,) * order)
+    return model if min_counts is None else model.pruned(min_counts)

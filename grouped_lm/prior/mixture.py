@@ -1,0 +1,92 @@
+"""A mixture of a neural model and a model of counts, with one weight.
+
+The weight is fitted on a part of the training text that neither model was trained on, and never on the text that is
+reported: log p = log((1 - weight) p_neural + weight p_counts), per token.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from grouped_lm.errors import DataError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureResult:
+    """Losses of a text, in nats per token."""
+
+    weight: float
+    """Share of the model of counts, in [0, 1], fitted on the held-out text."""
+    neural: float
+    counts: float
+    mixture: float
+    tokens: int
+    """Tokens that the losses are means of."""
+
+
+def mixture_log_prob(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray, weight: float) -> np.ndarray:
+    """Return log((1 - weight) p_neural + weight p_counts) of every token, shape (N,) float64.
+
+    Args:
+        neural_log_prob: (N,) log p of every token, in nats.
+        counts_log_prob: (N,) the same tokens under the model of counts.
+        weight: Share of the model of counts, in [0, 1].
+    """
+    with np.errstate(divide="ignore"):
+        shares = np.log([1 - weight, weight])
+    pair = np.asarray(neural_log_prob, np.float64) + shares[0], np.asarray(counts_log_prob, np.float64) + shares[1]
+    return np.asarray(np.logaddexp(*pair))
+
+
+def fit_mixture_weight(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray) -> float:
+    """Return the share of the model of counts with the smallest loss, in [0, 1], within 1e-6.
+
+    The loss is convex in the weight, so that the search finds the one minimum.
+
+    Args:
+        neural_log_prob: (N,) log p of every token of a held-out text.
+        counts_log_prob: (N,) the same tokens under the model of counts.
+
+    Raises:
+        DataError: no tokens, arrays of two lengths, or a value that is not finite.
+    """
+    _check_pair(neural_log_prob, counts_log_prob)
+    found = minimize_scalar(
+        lambda weight: -float(mixture_log_prob(neural_log_prob, counts_log_prob, weight).mean()),
+        bounds=(0.0, 1.0),
+        method="bounded",
+        options={"xatol": 1e-7},
+    )
+    return float(found.x)
+
+
+def evaluate_mixture(held_out: tuple[np.ndarray, np.ndarray], reported: tuple[np.ndarray, np.ndarray]) -> MixtureResult:
+    """Fit the weight on one text and return the losses of another.
+
+    Args:
+        held_out: log p of the neural model and of the model of counts, each (N,), on text kept aside from training.
+        reported: The same on the text to report, each (M,).
+
+    Raises:
+        DataError: no tokens, arrays of two lengths, or a value that is not finite.
+    """
+    weight = fit_mixture_weight(*held_out)
+    _check_pair(*reported)
+    neural, counts = reported
+    return MixtureResult(
+        weight=weight,
+        neural=-float(np.mean(neural, dtype=np.float64)),
+        counts=-float(np.mean(counts, dtype=np.float64)),
+        mixture=-float(mixture_log_prob(neural, counts, weight).mean()),
+        tokens=len(neural),
+    )
+
+
+def _check_pair(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray) -> None:
+    if len(neural_log_prob) == 0 or len(neural_log_prob) != len(counts_log_prob):
+        raise DataError(
+            f"both models must have scored the same tokens, got {len(neural_log_prob)} and {len(counts_log_prob)}"
+        )
+    if not (np.isfinite(neural_log_prob).all() and np.isfinite(counts_log_prob).all()):
+        raise DataError("log probabilities must be finite: a token has probability 0 or NaN")

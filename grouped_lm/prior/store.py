@@ -1,0 +1,108 @@
+"""Models of counts on disk: one safetensors file in the folder of the tokens, named by a hash of what it is made of."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from grouped_lm.data.token_file import TokenFile
+from grouped_lm.errors import DataError, disk_errors
+from grouped_lm.prior.counting import NGrams
+from grouped_lm.prior.kneser_ney import KneserNey, build_kneser_ney
+from grouped_lm.prior.levels import Level
+from grouped_lm.system.files import write_bytes
+
+FORMAT = "kneser_ney 1"
+_HEADER = "kneser_ney"
+
+log = logging.getLogger(__name__)
+
+
+def counts_key(tokens: TokenFile, order: int, min_counts: Sequence[int] | None = None) -> str:
+    """Return the hash that names the counts of a token file: of its tokens, the order and the pruning, 64 digits."""
+    parts = [FORMAT, tokens.manifest["sha256"], tokens.manifest["tokenizer"]["vocab_size"]]
+    parts += [tokens.manifest["tokenizer"]["eot_id"], order, list(min_counts or [1] * order)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def counts_path(tokens: TokenFile, order: int, min_counts: Sequence[int] | None = None) -> Path:
+    """Return the file of the counts of a token file, beside the tokens: rebuilding the tokens removes it."""
+    return tokens.folder / f"kneser_ney-{order}-{counts_key(tokens, order, min_counts)[:16]}.safetensors"
+
+
+def load_or_build(tokens: TokenFile, order: int = 5, min_counts: Sequence[int] | None = None) -> KneserNey:
+    """Return the counts of a token file: from disk where they are there, else counted and saved.
+
+    Of several processes that ask at once, one counts and the others wait.
+
+    Raises:
+        ConfigError: `order` or `min_counts` is out of range.
+        DiskError: the folder of the tokens cannot be written.
+    """
+    path, key = counts_path(tokens, order, min_counts), counts_key(tokens, order, min_counts)
+    with disk_errors(path.parent, "data.cache_dir names another place"), FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            try:
+                return load_counts(path, key)
+            except DataError as error:
+                log.warning("counting again: %s", error)
+        tokenizer = tokens.manifest["tokenizer"]
+        model = build_kneser_ney(
+            tokens.tokens(), tokenizer["vocab_size"], tokenizer["eot_id"], order=order, min_counts=min_counts
+        )
+        save_counts(model, path, key)
+    return model
+
+
+def save_counts(model: KneserNey, path: Path, key: str = "") -> None:
+    """Write a model to one safetensors file; a reader sees the whole file or none. `key` is kept in its header."""
+    header = {
+        "format": FORMAT,
+        "key": key,
+        "vocab_size": model.vocab_size,
+        "eot_id": model.eot_id,
+        "min_counts": list(model.min_counts),
+    }
+    # One entry of metadata: the library writes several in a random order.
+    write_bytes(path, save(_arrays(model), metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+
+
+def load_counts(path: Path, key: str = "") -> KneserNey:
+    """Read a model that `save_counts` wrote.
+
+    Args:
+        path: The file.
+        key: What the file must have been saved with.
+
+    Raises:
+        DataError: the file is missing or damaged, or has another key or format.
+    """
+    try:
+        with safe_open(path, "np") as file:
+            header = json.loads((file.metadata() or {})[_HEADER])
+            if (header["format"], header["key"]) != (FORMAT, key):
+                raise DataError(f"{path} was made from something else: remove it")
+            levels = [_read_level(file.get_tensor, length) for length in range(1, len(header["min_counts"]) + 1)]
+            return KneserNey(header["vocab_size"], header["eot_id"], levels, tuple(header["min_counts"]))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DataError(f"{path} cannot be read as counts: {error!r}") from error
+
+
+def _arrays(model: KneserNey) -> dict[str, np.ndarray]:
+    arrays: dict[str, np.ndarray] = {}
+    for length, level in enumerate(model.levels, start=1):
+        arrays |= {f"{length}.{field.name}": getattr(level.ngrams, field.name) for field in fields(NGrams)}
+        arrays |= {f"{length}.{name}": getattr(level, name) for name in ("totals", "reserved", "discounts")}
+    return arrays
+
+
+def _read_level(get: Callable[[str], np.ndarray], length: int) -> Level:
+    ngrams = NGrams(**{field.name: get(f"{length}.{field.name}") for field in fields(NGrams)})
+    return Level(ngrams, *(get(f"{length}.{name}") for name in ("totals", "reserved", "discounts")))

@@ -1,0 +1,59 @@
+"""Counts on disk: the same bytes, whole or not there, and made again when they belong to something else."""
+
+import numpy as np
+import pytest
+from literal_kneser_ney import EOT, VOCAB
+from test_kneser_ney import HISTORIES, small_text
+
+from grouped_lm.data.token_file import TokenFile
+from grouped_lm.errors import DataError
+from grouped_lm.prior import build_kneser_ney
+from grouped_lm.prior.store import counts_path, load_counts, load_or_build, save_counts
+
+
+@pytest.mark.parametrize("min_counts", [None, (1, 1, 2)])
+def test_save_and_load_and_save_give_the_same_bytes(tmp_path, min_counts):
+    model = build_kneser_ney(small_text(), VOCAB, EOT, 3, min_counts)
+    save_counts(model, tmp_path / "a", "key")
+    loaded = load_counts(tmp_path / "a", "key")
+    save_counts(loaded, tmp_path / "b", "key")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert np.array_equal(loaded.probabilities(HISTORIES), model.probabilities(HISTORIES))
+    assert (loaded.order, loaded.min_counts) == (model.order, model.min_counts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]  # no temporary file is left
+
+
+def test_a_damaged_or_foreign_file_is_refused(tmp_path):
+    path = tmp_path / "counts"
+    save_counts(build_kneser_ney(small_text(), VOCAB, EOT, 3), path, "key")
+    with pytest.raises(DataError, match="made from something else"):
+        load_counts(path, "another key")
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(DataError, match="cannot be read as counts"):
+        load_counts(path, "key")
+    with pytest.raises(DataError, match="cannot be read as counts"):
+        load_counts(tmp_path / "nothing", "key")
+
+
+def token_file(folder, text, sha256="0" * 64) -> TokenFile:
+    text.astype("<u2").tofile(folder / "tokens.bin")
+    tokenizer = {"vocab_size": VOCAB, "eot_id": EOT}
+    return TokenFile(folder=folder, manifest={"dtype": "uint16", "sha256": sha256, "tokenizer": tokenizer})
+
+
+def test_counts_are_kept_beside_their_tokens_and_made_again_when_damaged(tmp_path, monkeypatch):
+    tokens = token_file(tmp_path, small_text())
+    model = load_or_build(tokens, 3)
+    path = counts_path(tokens, 3)
+    assert path.parent == tmp_path
+    content = path.read_bytes()
+    path.write_bytes(content[:100])
+    load_or_build(tokens, 3)
+    assert path.read_bytes() == content
+    monkeypatch.setattr("grouped_lm.prior.store.build_kneser_ney", None)  # from here on nothing may be counted
+    assert np.array_equal(load_or_build(tokens, 3).probabilities(HISTORIES), model.probabilities(HISTORIES))
+    other = token_file(tmp_path, small_text(), sha256="1" * 64)
+    assert (
+        len({counts_path(tokens, 3), counts_path(tokens, 4), counts_path(tokens, 3, (1, 1, 2)), counts_path(other, 3)})
+        == 4
+    )
