@@ -47,7 +47,8 @@ def evaluate_run(
     eval-NAME.json after the text.
     """
     from grouped_lm.evaluate.llm_judge import grade_run
-    from grouped_lm.evaluate.run import assess, compare, import_harness, record
+    from grouped_lm.evaluate.run import compare_runs, import_harness, save_evaluation
+    from grouped_lm.evaluate.run import evaluate_run as evaluate
     from grouped_lm.evaluate.tables import print_comparison, print_run
     from grouped_lm.runs.folder import RunFolder
 
@@ -62,23 +63,23 @@ def evaluate_run(
     if names:
         import_harness().check_tasks(names)
     grades = [grade_run(run, config, say) if judge else {} for run, config in zip(runs, configs, strict=True)]
-    found = []
+    evaluations = []
     for run, config in zip(runs, configs, strict=True):
         say(f"{run}: reading")
-        found.append(assess(run, config, stride, samples, names))
-    comparisons = compare(found) if len(found) > 1 else {}
-    for assessment, graded in zip(found, grades, strict=True):
-        assessment.figures |= graded
+        evaluations.append(evaluate(run, config, stride, samples, names))
+    comparisons = compare_runs(evaluations) if len(evaluations) > 1 else {}
+    for evaluation, graded in zip(evaluations, grades, strict=True):
+        evaluation.metrics |= graded
     if as_json:
-        figures = [assessment.figures for assessment in found]
-        print(json.dumps({"runs": figures, **comparisons} if comparisons else figures[0], indent=2))
+        metrics = [evaluation.metrics for evaluation in evaluations]
+        print(json.dumps({"runs": metrics, **comparisons} if comparisons else metrics[0], indent=2))
     else:
-        for assessment in found:
-            print_run(assessment.figures)
+        for evaluation in evaluations:
+            print_run(evaluation.metrics)
         if comparisons:
             print_comparison(comparisons)
-    for assessment in found:  # last: the figures are said even where a run folder cannot be written
-        record(assessment, comparisons, "eval" if data is None else f"eval-{data.stem}")
+    for evaluation in evaluations:  # last: the metrics are printed even if a run folder cannot be written
+        save_evaluation(evaluation, comparisons, "eval" if data is None else f"eval-{data.stem}")
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:

@@ -17,7 +17,7 @@ from grouped_lm.bench.results import Row
 from grouped_lm.bench.timing import Sampler, Session, interleave, quickest
 from grouped_lm.bench.workload import Workload, say_too_large
 from grouped_lm.heads import Head
-from grouped_lm.measure.throughput import GIB, measure_head_peak_gib
+from grouped_lm.measure.memory import GIB, measure_head_peak_gib
 
 FLOAT_BYTES = 4
 CHUNK = 256

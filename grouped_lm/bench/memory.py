@@ -23,7 +23,7 @@ from grouped_lm.config import Config, ModelConfig, TrainConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import HEADS
 from grouped_lm.measure.live_bytes import KINDS, Moments
-from grouped_lm.measure.throughput import GIB, PeakTensorMemory, live_state, tensor_bytes
+from grouped_lm.measure.memory import GIB, PeakTensorMemory, live_state, tensor_bytes
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim.adamw import build_optimizer

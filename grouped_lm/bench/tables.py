@@ -7,7 +7,7 @@ from rich.table import Table
 
 from grouped_lm.bench.results import Row
 from grouped_lm.measure.live_bytes import KINDS
-from grouped_lm.measure.throughput import GIB
+from grouped_lm.measure.memory import GIB
 
 Column = tuple[str, str, str]
 """Label, key, format; a format of "bytes" prints MiB or GiB."""

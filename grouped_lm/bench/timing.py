@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 
 from grouped_lm.bench.settings import MeterConfig
-from grouped_lm.measure.devices import CPU, measure_copy_bytes_per_sec
-from grouped_lm.measure.throughput import measure_gemm_flops_per_sec
+from grouped_lm.measure.throughput import measure_copy_bytes_per_sec, measure_gemm_flops_per_sec
 
+CPU = torch.device("cpu")
 Sampler = Callable[[], dict[str, float]]
 """Does a thing once and returns milliseconds by name ("ms", "forward_ms", ...)."""
 
@@ -40,7 +40,7 @@ class Calibration:
 
 def calibrate(device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Calibration:
     """Measure a matrix product of `dtype` and a copy, a quarter of a second."""
-    return Calibration(measure_gemm_flops_per_sec(device, dtype), measure_copy_bytes_per_sec(device=device))
+    return Calibration(measure_gemm_flops_per_sec(device, dtype), measure_copy_bytes_per_sec(device))
 
 
 @dataclass

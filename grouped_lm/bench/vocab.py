@@ -19,7 +19,7 @@ from grouped_lm.bench.steps import CAP, Batch, compare_steps
 from grouped_lm.bench.synthetic import Language, build_language
 from grouped_lm.bench.workload import Workload, draw_ids, zipf_counts
 from grouped_lm.config import Config, OptimConfig
-from grouped_lm.measure.throughput import GIB
+from grouped_lm.measure.memory import GIB
 from grouped_lm.models import build_body, estimate_body_params
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim.adamw import build_optimizer, learning_rate

@@ -1,7 +1,7 @@
-"""What the figures of a run say in words, after the failure signs that the paper gives, and what to try.
+"""Explain the metrics of a run in sentences, with the failure signs of the paper, and suggest remedies.
 
-The signs are those of arXiv 2411.06371: group predictions under 90 %, groups that are too large for their memory. The
-first says nothing by itself: two heads with 37 % both stood 0.6 nats apart (`runs/LOG.md`), so losses are weighed.
+The signs are those of arXiv 2411.06371: group accuracy under 90 %, and groups that are too large for their memory.
+The first alone proves nothing: two heads with 37 % differed by 0.6 nats (`runs/LOG.md`). So the losses are compared.
 
 Letters: V vocabulary, G groups, S slots per group.
 """
@@ -9,31 +9,29 @@ Letters: V vocabulary, G groups, S slots per group.
 import math
 from typing import Any
 
+from grouped_lm.heads.base import Head
+
 HEALTHY_GROUP_ACCURACY = 0.9
-"""The paper's line."""
+"""The paper's limit."""
 LARGE_GROUPS = 1.5
-"""(G + S) over its least, 2 sqrt V, from which on memory is called wasted."""
+"""(G + S) over its minimum 2 sqrt(V) from which the groups waste memory."""
 
 
-def diagnose(figures: dict[str, Any], vocab_size: int, n_group: int | None, group_size: int | None) -> list[str]:
-    """Return a sentence or two per sign that is there; none for heads without groups.
+def diagnose(metrics: dict[str, Any], head: Head) -> list[str]:
+    """Return one or two sentences per failure sign that is present; none for heads without groups.
 
     Args:
-        figures: by the keys of the record: losses and accuracies of both steps.
-        vocab_size: V.
-        n_group: G, None for heads without groups.
-        group_size: S.
+        metrics: losses and accuracies by name, of both softmaxes.
+        head: with `n_group` and `group_size`, if it has groups of equal size.
     """
-    if figures.get("val/group_accuracy") is None:
+    if metrics.get("val/group_accuracy") is None:
         return []
-    signs = [_groups(figures), _tokens(figures)]
-    if n_group is not None and group_size is not None:
-        signs.append(_sizes(vocab_size, n_group, group_size))
+    signs = [_group_sign(metrics), _token_sign(metrics), _size_sign(head)]
     return [sign for sign in signs if sign]
 
 
-def _groups(figures: dict[str, Any]) -> str | None:
-    accuracy, group, total = figures["val/group_accuracy"], figures["val/loss_group"], figures["val/loss"]
+def _group_sign(metrics: dict[str, Any]) -> str | None:
+    accuracy, group, total = metrics["val/group_accuracy"], metrics["val/loss_group"], metrics["val/loss"]
     if accuracy >= HEALTHY_GROUP_ACCURACY:
         return None
     share = group / total
@@ -49,11 +47,11 @@ def _groups(figures: dict[str, Any]) -> str | None:
     )
 
 
-def _tokens(figures: dict[str, Any]) -> str | None:
-    group, token = figures["val/loss_group"], figures["val/loss_token"]
+def _token_sign(metrics: dict[str, Any]) -> str | None:
+    group, token = metrics["val/loss_group"], metrics["val/loss_token"]
     if token <= group:
         return None
-    accuracy = figures["val/token_in_group_accuracy"]
+    accuracy = metrics["val/token_in_group_accuracy"]
     return (
         f"Tokens inside their group cost more ({token:.3f} nats, right in {accuracy:.1%}) than the groups "
         f"({group:.3f} nats): tokens of one group share too much, or groups are too large. Try a head whose tokens "
@@ -61,7 +59,11 @@ def _tokens(figures: dict[str, Any]) -> str | None:
     )
 
 
-def _sizes(vocab_size: int, n_group: int, group_size: int) -> str | None:
+def _size_sign(head: Head) -> str | None:
+    n_group, group_size = getattr(head, "n_group", None), getattr(head, "group_size", None)
+    if n_group is None or group_size is None:
+        return None
+    vocab_size: int = head.vocab_size
     least = 2 * math.sqrt(vocab_size)
     ratio = (n_group + group_size) / least
     if ratio < LARGE_GROUPS:

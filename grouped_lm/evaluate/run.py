@@ -1,4 +1,4 @@
-"""`gvc eval`: everything that is measured of a trained run on a text, and how runs differ."""
+"""`gvc eval`: measure a trained run on a text, and compare runs."""
 
 import dataclasses
 import itertools
@@ -12,10 +12,11 @@ import torch
 
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.data import TokenFile, build_tokenizer, iter_documents, prepare_split
+from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.evaluate.diagnose import diagnose
-from grouped_lm.evaluate.metrics import by_frequency, by_group, by_position, sum_by_story, summarise, text_measures
-from grouped_lm.evaluate.scoring import Reading, Scores, list_windows, score
+from grouped_lm.evaluate.metrics import by_frequency, by_group, by_position, sample_metrics, sum_by_story, summarise
+from grouped_lm.evaluate.scoring import ContextRule, TokenScores, list_windows, score_tokens
 from grouped_lm.evaluate.significance import compare_checkpoints, compare_methods
 from grouped_lm.evaluate.story_tasks import score_tasks
 from grouped_lm.generate import Sampling, write_texts
@@ -27,125 +28,119 @@ from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import resolve_device, set_threads
 
 SAMPLES = 16
-"""Texts that are written for the measures without a reference, at temperature 1 and without a cut."""
+"""Texts that are generated for the `sample/...` metrics, at temperature 1 and without truncation."""
 
 TASK_STORIES = 1_000
-"""Stories of the text, the first ones, that tasks are made from."""
+"""The first so many stories of the text are used for the tasks."""
 
 
 @dataclass(kw_only=True, slots=True)
-class Assessment:
+class RunEvaluation:
     """One run on one text."""
 
     run: Path
     config: Config
-    figures: dict[str, Any]
-    """Scalars by the keys of the record (`val/...` packed, `story/...` every story alone), and tables."""
+    metrics: dict[str, Any]
+    """Numbers by name (`val/...`: the text as one sequence, `story/...`: every story alone), and tables."""
     story_nll: np.ndarray
-    """(documents,) nats of every story, read alone."""
+    """(documents,) nats of every story, each scored alone."""
     story_tokens: np.ndarray
-    text: str
-    """sha256 of the tokens: runs are compared on the same ones only."""
+    """(documents,) targets of every story."""
+    text_sha256: str
+    """sha256 of the tokens. Only runs with the same one can be compared."""
 
 
-def assess(
+def evaluate_run(
     run: Path, config: Config, stride: int | None = None, samples: int = SAMPLES, tasks: list[str] | None = None
-) -> Assessment:
+) -> RunEvaluation:
     """Measure the newest checkpoint of a run.
 
     Args:
         run: the run folder.
-        config: the run's, possibly with another text or device.
-        stride: new targets per window, see `Reading`.
-        samples: texts to write for `sample/...`, 0 for none.
-        tasks: of lm-evaluation-harness, see `grouped_lm.evaluate.lm_eval`.
+        config: the run's config, possibly with another text or device.
+        stride: new targets per window; None for no overlap.
+        samples: texts to generate for `sample/...`, 0 for none.
+        tasks: names of tasks of lm-evaluation-harness.
 
     Raises:
-        RunFolderError, CheckpointError, DataError, ConfigError: no run, no checkpoint, no text, a stride out of range.
+        RunFolderError: there is no run.
+        CheckpointError: there is no usable checkpoint.
+        DataError: there is no text.
+        ConfigError: the stride is out of range, or a task is unknown.
     """
-    readings = [Reading(window=config.model.block_size, stride=stride, per_story=story) for story in (False, True)]
+    rules = {
+        name: ContextRule(window=config.model.block_size, stride=stride, per_story=name == "story")
+        for name in ("val", "story")
+    }
     config = replace(config, tokenizer=RunFolder(run).own_tokenizer(config.tokenizer))
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
     model, step = RunFolder(run).load_model(config, device)
+    tokenizer = build_tokenizer(config.tokenizer)
     valid = prepare_split(config.data, config.tokenizer, "valid")
     tokens, starts = np.asarray(valid.tokens()), np.asarray(valid.document_offsets())
     batch_size = config.train.eval_batch_size or config.train.micro_batch_size
     packed, alone = (
-        score(model, tokens, list_windows(len(tokens), starts, reading), batch_size, device, config.train.dtype)
-        for reading in readings
+        score_tokens(model, tokens, list_windows(len(tokens), starts, rule), batch_size, device, config.train.dtype)
+        for rule in rules.values()
     )
-    figures: dict[str, Any] = {"run": str(run), "trainer/step": step, "val/tokens": len(packed.nll)}
-    figures["text"] = {"data": config.data.name, "valid": config.data.valid, "sha256": valid.manifest["sha256"]}
-    words, is_text = count_words(config, tokens, starts), packed.targets != build_tokenizer(config.tokenizer).eot_id
-    figures |= summarise(packed, valid.text_bytes, words, is_text)
+    sha256 = valid.manifest["sha256"]
+    metrics: dict[str, Any] = {"run": str(run), "trainer/step": step, "val/tokens": len(packed.nll)}
+    metrics["text"] = {"data": config.data.name, "valid": config.data.valid, "sha256": sha256}
+    words, is_text = count_words(tokenizer, tokens, starts), packed.targets != tokenizer.eot_id
+    metrics |= summarise(packed, valid.text_bytes, words, is_text)
     story = summarise(alone, valid.text_bytes, words, is_text)
-    figures |= {key.replace("val/", "story/"): value for key, value in story.items()}
-    figures["reading"] = {"val": readings[0].describe(), "story": readings[1].describe()}
-    figures |= tables(run, packed, model, config.data.cache_dir)
+    metrics |= {key.replace("val/", "story/"): value for key, value in story.items()}
+    metrics["reading"] = {name: rule.describe() for name, rule in rules.items()}
+    metrics |= mean_tables(run, packed, model, config.data.cache_dir)
     documents = list(itertools.islice(iter_documents(config.data, "valid"), TASK_STORIES))
-    figures |= score_tasks(model, build_tokenizer(config.tokenizer), documents, batch_size)
+    metrics |= score_tasks(model, tokenizer, documents, batch_size)
     if tasks:
-        figures["harness"] = ask_harness(model, config, tasks, documents, run / "tasks", batch_size)
+        harness = import_harness()
+        folder = harness.write_story_tasks(documents, run / "tasks")
+        metrics["harness"] = harness.run_harness(model, tokenizer, tasks, folder, batch_size)
     if samples:
-        figures |= write_samples(model, config, samples, device)
-    head: Any = model.head
-    figures["diagnosis"] = diagnose(
-        figures, head.vocab_size, getattr(head, "n_group", None), getattr(head, "group_size", None)
-    )
+        metrics |= measure_samples(model, tokenizer, samples, config.model.block_size - 1)
+    metrics["diagnosis"] = diagnose(metrics, model.head)
     nll, counts = sum_by_story(alone.nll, starts)
-    return Assessment(
-        run=run, config=config, figures=figures, story_nll=nll, story_tokens=counts, text=valid.manifest["sha256"]
+    return RunEvaluation(
+        run=run, config=config, metrics=metrics, story_nll=nll, story_tokens=counts, text_sha256=sha256
     )
 
 
 def import_harness() -> ModuleType:
-    """Return `grouped_lm.evaluate.lm_eval`.
+    """Return the module `grouped_lm.evaluate.lm_eval`.
 
     Raises:
         ConfigError: lm-evaluation-harness is not installed.
     """
     try:
-        from grouped_lm.evaluate import lm_eval as harness
+        from grouped_lm.evaluate import lm_eval
     except ImportError as error:
         raise ConfigError(f"--tasks needs lm-evaluation-harness ({error}): pip install 'grouped-lm[eval]'") from error
-    return harness
+    return lm_eval
 
 
-def ask_harness(
-    model: LanguageModel, config: Config, tasks: list[str], stories: list[str], folder: Path, batch_size: int
-) -> dict[str, Any]:
-    """Return what lm-evaluation-harness finds, with the stories' own tasks written into `folder`.
-
-    Raises:
-        ConfigError: it is not installed, or a task is not known.
-    """
-    harness = import_harness()
-    harness.write_story_tasks(stories, folder)
-    return harness.run_harness(model, build_tokenizer(config.tokenizer), tasks, folder, batch_size)
-
-
-def count_words(config: Config, tokens: np.ndarray, starts: np.ndarray) -> int:
-    """Return the parts between white space of all documents."""
-    tokenizer = build_tokenizer(config.tokenizer)
+def count_words(tokenizer: Tokenizer, tokens: np.ndarray, starts: np.ndarray) -> int:
+    """Return the number of parts between white space of all documents."""
     stops = [*(starts[1:] - 1), len(tokens) - 1]
     return sum(len(tokenizer.decode(tokens[a:b].tolist()).split()) for a, b in zip(starts, stops, strict=True))
 
 
-def tables(run: Path, scores: Scores, model: LanguageModel, cache_dir: str) -> dict[str, Any]:
-    """Return means by position, and as far as they exist by training frequency and by group."""
-    found: dict[str, Any] = {"by_position": by_position(scores)}
+def mean_tables(run: Path, scores: TokenScores, model: LanguageModel, cache_dir: str) -> dict[str, Any]:
+    """Return means by position, and if possible by training frequency and by group."""
+    tables: dict[str, Any] = {"by_position": by_position(scores)}
     training = training_text(run, cache_dir)
     if training is not None:
-        found["by_frequency"] = by_frequency(scores, training.counts())
+        tables["by_frequency"] = by_frequency(scores, training.counts())
     groups = getattr(model.head, "token_to_group", None)
     if isinstance(groups, torch.Tensor):
-        found["by_group"] = by_group(scores, groups.cpu().numpy())
-    return found
+        tables["by_group"] = by_group(scores, groups.cpu().numpy())
+    return tables
 
 
 def training_text(run: Path, cache_dir: str) -> TokenFile | None:
-    """Return the text that the run was trained on, prepared in our own cache, None where it is gone."""
+    """Return the run's training text, prepared in `cache_dir`; None if its source does not exist any more."""
     config = RunFolder(run).read_config()
     try:
         data = replace(config.data, cache_dir=cache_dir)
@@ -154,78 +149,79 @@ def training_text(run: Path, cache_dir: str) -> TokenFile | None:
         return None
 
 
-def write_samples(model: LanguageModel, config: Config, samples: int, device: torch.device) -> dict[str, float]:
-    """Return `text_measures` of texts that the model writes from nothing."""
-    tokenizer, generator = build_tokenizer(config.tokenizer), torch.Generator(device).manual_seed(0)
+def measure_samples(model: LanguageModel, tokenizer: Tokenizer, samples: int, max_new_tokens: int) -> dict[str, float]:
+    """Return `sample_metrics` of texts that the model generates without a prompt."""
     texts = write_texts(
         model,
         tokenizer,
         "",
         num_samples=samples,
-        max_new_tokens=config.model.block_size - 1,
+        max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature=1.0),
-        generator=generator,
+        generator=torch.Generator(next(model.parameters()).device).manual_seed(0),
     )
-    return text_measures([text.tokens for text in texts], tokenizer.eot_id)
+    return sample_metrics([text.tokens for text in texts], tokenizer.eot_id)
 
 
-def record(assessment: Assessment, comparisons: dict[str, Any], name: str = "eval") -> None:
-    """Write `NAME.json` into the run folder and the scalars into W&B's summary, as `NAME/...`.
+def save_evaluation(evaluation: RunEvaluation, comparisons: dict[str, Any], name: str = "eval") -> None:
+    """Write `NAME.json` into the run folder, and the numbers into W&B's summary as `NAME/...`.
 
     Args:
-        assessment: of a run.
-        comparisons: with others, see `compare`.
-        name: `eval` for the run's own validation text, which `gvc ls` and reports read.
+        evaluation: of one run.
+        comparisons: the result of `compare_runs`, or {}.
+        name: `eval` for the run's own validation text; `gvc ls` and reports read eval.json.
 
     Raises:
         DiskError: the folder cannot be written.
     """
-    write_json(assessment.run / f"{name}.json", assessment.figures | comparisons)
-    trained = RunFolder(assessment.run).read_config()
-    kept = dataclasses.replace(trained, tracking=assessment.config.tracking)
-    scalars = {key: value for key, value in assessment.figures.items() if isinstance(value, int | float)}
-    WandbRun(kept, assessment.run).finish({f"{name}/{key.removeprefix('val/')}": v for key, v in scalars.items()})
+    write_json(evaluation.run / f"{name}.json", evaluation.metrics | comparisons)
+    trained = RunFolder(evaluation.run).read_config()
+    tracked = replace(trained, tracking=evaluation.config.tracking)
+    numbers = {key: value for key, value in evaluation.metrics.items() if isinstance(value, int | float)}
+    WandbRun(tracked, evaluation.run).finish({f"{name}/{key.removeprefix('val/')}": v for key, v in numbers.items()})
 
 
-def compare(assessments: list[Assessment]) -> dict[str, Any]:
-    """Return how every further run differs from the first, and every further method from the first one's.
+def compare_runs(evaluations: list[RunEvaluation]) -> dict[str, Any]:
+    """Return the difference of every other run from the first, and of every other method from the first run's method.
 
-    Runs are of one method where their configs differ in nothing but the seed.
+    Runs whose configs differ only in the seed belong to one method.
 
     Raises:
-        ConfigError: the runs read other tokens.
+        ConfigError: the runs were evaluated on different tokens.
     """
-    first = assessments[0]
-    for other in assessments[1:]:
-        if other.text != first.text:
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        if other.text_sha256 != first.text_sha256:
             raise ConfigError(f"{first.run} and {other.run} read other tokens: give both the same text, --data FILE")
     checkpoints = [
         {"first": str(first.run), "second": str(other.run)}
         | dataclasses.asdict(compare_checkpoints(first.story_nll, other.story_nll, first.story_tokens))
-        for other in assessments[1:]
+        for other in evaluations[1:]
     ]
-    (base, losses), *others = by_method(assessments).items()
+    (base, losses), *others = losses_by_method(evaluations).items()
     methods = [
         {"first": base, "second": name} | dataclasses.asdict(compare_methods(losses, other)) for name, other in others
     ]
     return {"checkpoints": checkpoints, "methods": methods}
 
 
-def by_method(assessments: list[Assessment]) -> dict[str, list[float]]:
-    """Return the losses of every method, under what tells it from the others."""
+def losses_by_method(evaluations: list[RunEvaluation]) -> dict[str, list[float]]:
+    """Return the losses of every method, by a name that lists the settings in which the methods differ."""
     identities = [
         {
             k: v
-            for k, v in config_identity(config_to_dict(a.config)).items()
+            for k, v in config_identity(config_to_dict(e.config)).items()
             if k != "seed" and not k.startswith("data.")
         }
-        for a in assessments
+        for e in evaluations
     ]
     keys = sorted({key for identity in identities for key in identity})
-    differ = [key for key in keys if len({str(identity.get(key)) for identity in identities}) > 1]
-    found: dict[str, list[float]] = {}
-    for assessment, identity in zip(assessments, identities, strict=True):
-        words = [f"{key.removesuffix('.name')}={identity[key]}" for key in differ if identity.get(key) is not None]
-        name = " ".join(words) or f"head={assessment.config.head.name}"
-        found.setdefault(name, []).append(assessment.figures["val/loss"])
-    return found
+    different = [key for key in keys if len({str(identity.get(key)) for identity in identities}) > 1]
+    losses: dict[str, list[float]] = {}
+    for evaluation, identity in zip(evaluations, identities, strict=True):
+        settings = [
+            f"{key.removesuffix('.name')}={identity[key]}" for key in different if identity.get(key) is not None
+        ]
+        name = " ".join(settings) or f"head={evaluation.config.head.name}"
+        losses.setdefault(name, []).append(evaluation.metrics["val/loss"])
+    return losses

@@ -1,26 +1,25 @@
-"""What lies between devices: published peak figures, one direction, for each device.
+"""Peak bandwidth of links between devices, in one direction and per device, as their makers publish it.
 
-`source` names the figure as its maker publishes it. They were read on pages that repeat the makers' sheets. Latency is
-left out: it matters for small models alone.
+`source` names the maker's document. The values were read on pages that repeat these documents. Latency is left out,
+because it matters for small models alone.
 """
 
-import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from grouped_lm.errors import ConfigError
-from grouped_lm.measure.devices import parse_bytes
+from grouped_lm.measure.devices import did_you_mean, parse_bytes
 
 
 @dataclass(frozen=True)
 class Interconnect:
-    """The slowest link of the ring that all devices form, of each device its own."""
+    """The slowest link of the ring of all devices; each device has a link of its own."""
 
     name: str
     bytes_per_sec: float
     """One direction."""
     source: str
     reduce_scatter_passes: int = 1
-    """How often reducing and scattering sends (W - 1)/W of a buffer."""
+    """A reduce-scatter sends (W - 1)/W of a buffer so many times."""
 
 
 INTERCONNECTS = {
@@ -39,25 +38,22 @@ INTERCONNECTS = {
 
 
 def find_interconnect(name: str, on_cpu: bool = False) -> Interconnect:
-    """Return the interconnect of that name, or one of so many bytes per second: 25GB, 800MB.
+    """Return the interconnect with that name, or with that bandwidth per second, such as 25GB.
 
     Args:
-        name: as the user gave it.
-        on_cpu: devices are CPUs, whose gloo reduces and scatters by an all-reduce.
+        name: a name or a size.
+        on_cpu: whether the devices are CPUs, where gloo uses an all-reduce for a reduce-scatter.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: it is neither a name nor a size.
     """
     passes = 2 if on_cpu else 1
     if name in INTERCONNECTS:
-        known = INTERCONNECTS[name]
-        return Interconnect(known.name, known.bytes_per_sec, known.source, passes)
+        return replace(INTERCONNECTS[name], reduce_scatter_passes=passes)
     try:
         return Interconnect(name, parse_bytes(name), "as given", passes)
     except ConfigError as error:
-        near = difflib.get_close_matches(name.lower(), INTERCONNECTS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(
             f"--interconnect must be one of {', '.join(INTERCONNECTS)}, or bytes per second for each device such as "
-            f"25GB, got {name!r}{hint}"
+            f"25GB, got {name!r}{did_you_mean(name, INTERCONNECTS)}"
         ) from error

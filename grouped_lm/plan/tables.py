@@ -10,7 +10,7 @@ from grouped_lm.config import Config
 from grouped_lm.measure.devices import Device
 from grouped_lm.measure.interconnects import Interconnect
 from grouped_lm.measure.live_bytes import KINDS
-from grouped_lm.measure.throughput import GIB
+from grouped_lm.measure.memory import GIB
 from grouped_lm.plan.devices import DevicesPlan
 from grouped_lm.plan.heads import MAX_BATCH, MAX_CONTEXT, UTILISATION, HeadPlan
 

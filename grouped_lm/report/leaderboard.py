@@ -24,7 +24,7 @@ from grouped_lm.data.loader import ValidWindows
 from grouped_lm.data.sources.text_files import file_sha256
 from grouped_lm.errors import DataError, RunFolderError, disk_errors
 from grouped_lm.evaluate.significance import paired_interval
-from grouped_lm.evaluate.validation import evaluate
+from grouped_lm.evaluate.validation import validate
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.query import Row
 from grouped_lm.runs.table import collect_runs, whole_rows
@@ -129,7 +129,7 @@ def judge_on(run: Path, config: Config, report: Path, step: int) -> dict[str, fl
     split = prepare_split(config.data, config.tokenizer, "valid")
     batch_size = config.train.eval_batch_size or config.train.micro_batch_size
     windows = ValidWindows(split.tokens(), config.model.block_size, batch_size)
-    figures = evaluate(model, windows, split.text_bytes, device, config.train.dtype).metrics()
+    figures = validate(model, windows, split.text_bytes, device, config.train.dtype)
     with contextlib.suppress(OSError):  # a run that may only be read
         write_text(kept, json.dumps({key: figures[key] for key in JUDGED}))
     return figures

@@ -17,16 +17,11 @@ from grouped_lm.distributed.parallel import clip_gradients, count_targets, paral
 from grouped_lm.distributed.process_group import ProcessGroup, join_process_group, rank_and_size
 from grouped_lm.distributed.traffic import StepTraffic
 from grouped_lm.errors import DiskError, DivergedError, GvcError
-from grouped_lm.evaluate.validation import evaluate
+from grouped_lm.evaluate.validation import validate
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.jobs.launch import launch
-from grouped_lm.measure.throughput import (
-    UNTIMED_STEPS,
-    StepMemory,
-    Throughput,
-    measure_gemm_flops_per_sec,
-    measure_head_peak_gib,
-)
+from grouped_lm.measure.memory import StepMemory, measure_head_peak_gib
+from grouped_lm.measure.throughput import UNTIMED_STEPS, Throughput, measure_gemm_flops_per_sec
 from grouped_lm.models.build import build_lm, count_params
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.optim.adamw import build_optimizer, learning_rate
@@ -178,7 +173,7 @@ def _train(config: Config, folder: RunFolder, process_group: ProcessGroup) -> di
     def judge() -> dict[str, Any]:
         part = watchdog.between(stop.between(windows.part(process_group.rank, process_group.size), process_group.any))
         part = display.validating(part, -(-len(windows) // process_group.size))
-        figures = evaluate(model, part, corpus.valid.text_bytes, device, cfg.dtype, process_group).metrics()
+        figures = validate(model, part, corpus.valid.text_bytes, device, cfg.dtype, process_group)
         spread.rest()
         where = {"trainer/step": progress.step, "trainer/tokens": progress.step * step_tokens}
         process_group.on_first(tracker.log, where | figures)

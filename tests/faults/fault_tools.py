@@ -97,7 +97,7 @@ def small_config(texts: dict[str, str], cache_dir: Path, head: str = "grouped", 
 @contextlib.contextmanager
 def nothing_measured() -> Iterator[None]:
     """Leave out what a clock or an allocator says, so that a training takes as long as its steps."""
-    from grouped_lm.measure import throughput as measure
+    from grouped_lm.measure import memory
     from grouped_lm.train import loop as train
 
     class NoPeak:
@@ -112,7 +112,7 @@ def nothing_measured() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "measure_gemm_flops_per_sec", lambda device, dtype: 1e9)
         patch.setattr(train, "measure_head_peak_gib", lambda *args: 0.0)
-        patch.setattr(measure, "PeakTensorMemory", NoPeak)
+        patch.setattr(memory, "PeakTensorMemory", NoPeak)
         yield
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from grouped_lm.measure.throughput import StepMemory
+from grouped_lm.measure.memory import StepMemory
 from grouped_lm.report.dashboard import SECTIONS, build_workspace, panel_keys, workspace_json
 
 

@@ -12,7 +12,7 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.heads import HEAD_CONFIGS, parse_head_config, shortlist
 from grouped_lm.measure.devices import DEVICES, find_device, parse_bytes
 from grouped_lm.measure.live_bytes import KINDS, LiveBytes
-from grouped_lm.measure.throughput import GIB
+from grouped_lm.measure.memory import GIB
 from grouped_lm.models.gpt_neo import local_causal_mask
 from grouped_lm.plan.fake_step import fake_step, with_shape
 from grouped_lm.plan.heads import (

@@ -18,7 +18,7 @@ from grouped_lm.data.prefetch import Prefetcher
 from grouped_lm.errors import DivergedError
 from grouped_lm.heads import base, shortlist
 from grouped_lm.heads.base import HeadLoss
-from grouped_lm.measure.throughput import StepMemory
+from grouped_lm.measure.memory import StepMemory
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim.adamw import SparseRowsAdamW, build_optimizer
 from grouped_lm.optim.step_metrics import StepMetricsBuffer

@@ -1,6 +1,7 @@
 """Every measure against its definition, on texts small enough to count by hand."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ from grouped_lm.evaluate.metrics import (
     by_group,
     by_position,
     calibration_error,
+    sample_metrics,
     sum_by_story,
     summarise,
-    text_measures,
 )
-from grouped_lm.evaluate.scoring import Reading, Scores, list_windows, score
+from grouped_lm.evaluate.scoring import ContextRule, TokenScores, list_windows, score_tokens
 from grouped_lm.heads import AdaptiveConfig, ClassFullConfig, DenseConfig, GroupedConfig
 from grouped_lm.models.build import build_lm
 
@@ -37,18 +38,18 @@ def small_model(head):
     return model
 
 
-def scores_of(nll, **columns) -> Scores:
+def scores_of(nll, **columns) -> TokenScores:
     nll = np.asarray(nll, float)
     wrong = np.zeros(len(nll), bool)
     defaults = {"targets": np.zeros(len(nll), int), "position": np.arange(len(nll)), "top1": wrong, "top5": wrong}
-    return Scores(nll=nll, **(defaults | {"confidence": np.ones(len(nll))} | columns))
+    return TokenScores(nll=nll, **(defaults | {"confidence": np.ones(len(nll))} | columns))
 
 
 @pytest.mark.parametrize("per_story", [False, True])
 @pytest.mark.parametrize("stride", [None, 1, 3, T])
 def test_windows_target_every_token_once_with_the_context_they_promise(stride, per_story):
-    reading = Reading(window=T, stride=stride, per_story=per_story)
-    windows = list_windows(len(TOKENS), STARTS, reading)
+    rule = ContextRule(window=T, stride=stride, per_story=per_story)
+    windows = list_windows(len(TOKENS), STARTS, rule)
     targets = [t for w in windows for t in range(w.first + 1, w.stop + 1)]
     assert targets == list(range(1, len(TOKENS)))
     for w in windows:
@@ -65,7 +66,7 @@ def test_windows_target_every_token_once_with_the_context_they_promise(stride, p
 
 def test_a_stride_beyond_the_window_is_refused():
     with pytest.raises(ConfigError, match="--stride must be in"):
-        Reading(window=T, stride=T + 1)
+        ContextRule(window=T, stride=T + 1)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +80,12 @@ def test_a_stride_beyond_the_window_is_refused():
     ],
     ids=lambda c: c.name,
 )
-@pytest.mark.parametrize("reading", [Reading(window=T), Reading(window=T, stride=3, per_story=True)], ids=str)
+@pytest.mark.parametrize("rule", [ContextRule(window=T), ContextRule(window=T, stride=3, per_story=True)], ids=str)
 @torch.no_grad()
-def test_scores_are_those_of_each_token_read_alone(head, reading):
+def test_scores_are_those_of_each_token_read_alone(head, rule):
     model = small_model(head)
-    windows = list_windows(len(TOKENS), STARTS, reading)
-    found = score(model, TOKENS, windows, batch_size=3, device=torch.device("cpu"))
+    windows = list_windows(len(TOKENS), STARTS, rule)
+    found = score_tokens(model, TOKENS, windows, batch_size=3, device=torch.device("cpu"))
     assert found.targets.tolist() == TOKENS[1:].tolist()
     for window in windows:
         ids = torch.from_numpy(TOKENS[window.start : window.stop].astype(np.int64))[None]
@@ -152,7 +153,7 @@ def test_sums_by_story():
 
 
 def test_measures_of_written_texts():
-    found = text_measures([[1, 2, 1, 2, 1, 2, 9], [3, 3]], eot_id=9)
+    found = sample_metrics([[1, 2, 1, 2, 1, 2, 9], [3, 3]], eot_id=9)
     assert found["sample/distinct_1"] == 3 / 8
     assert found["sample/distinct_2"] == 3 / 6
     assert found["sample/repetition_4"] == 1 / 3
@@ -180,7 +181,8 @@ def figures(group: float, token: float, accuracy: float) -> dict:
     ],
 )
 def test_diagnosis(values, sizes, words):
-    found = diagnose(figures(*values), 50_257, *sizes)
+    head = SimpleNamespace(vocab_size=50_257, n_group=sizes[0], group_size=sizes[1])
+    found = diagnose(figures(*values), head)
     assert len(found) == len(words)
     assert all(word in sentence for word, sentence in zip(words, found, strict=True))
-    assert diagnose({"val/loss": 3.0}, 50_257, None, None) == []
+    assert diagnose({"val/loss": 3.0}, head) == []

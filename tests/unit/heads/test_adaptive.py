@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from grouped_lm.heads import IGNORE_INDEX, AdaptiveConfig, build_head
-from grouped_lm.measure.throughput import measure_head_peak_gib
+from grouped_lm.measure.memory import measure_head_peak_gib
 
 D = 16
 

@@ -6,7 +6,7 @@ from head_cases import batch_of, head_of, plain_shortlist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from grouped_lm.config import Config, ModelConfig, OptimConfig, TokenizerConfig
-from grouped_lm.evaluate.scoring import score_states
+from grouped_lm.evaluate.scoring import score_hidden
 from grouped_lm.heads import HEAD_CONFIGS
 from grouped_lm.heads.decoding.truncation import Cut
 from grouped_lm.models.build import build_lm
@@ -48,7 +48,7 @@ def test_training_evaluation_and_sampling_make_no_tensor_of_n_by_v(name):
     ways = {
         "training": lambda: head.train().loss(hidden, targets).nll.backward(),
         "per token": lambda: head.loss(hidden, targets, reduction="none").nll.sum().backward(),
-        "evaluation": lambda: score_states(head, hidden.detach(), targets.clamp_min(0)),
+        "evaluation": lambda: score_hidden(head, hidden.detach(), targets.clamp_min(0)),
         "plain sampling": lambda: head.sample(hidden.detach(), generator),
         "greedy": lambda: head.argmax(hidden.detach()),
         "top-k": lambda: head.sample(hidden.detach(), generator, cut=Cut(top_k=5)),

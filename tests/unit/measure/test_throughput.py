@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from grouped_lm.heads import DenseConfig, GroupedConfig, build_head
-from grouped_lm.measure.throughput import (
+from grouped_lm.measure.memory import (
     GIB,
     CudaMemory,
     PeakRss,
     PeakTensorMemory,
     StepMemory,
-    Throughput,
     measure_head_peak_gib,
     peak_of_events,
     tensor_bytes,
 )
+from grouped_lm.measure.throughput import Throughput
 
 CPU = torch.device("cpu")
 
