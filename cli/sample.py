@@ -41,13 +41,13 @@ def sample(
     Cuts (--top-k, --top-p, --min-p) go by the model's own probabilities; the temperature works on what they leave.
     """
     from grouped_lm.generate import Sampling, generate_texts
-    from grouped_lm.heads.decoding.truncation import Cut
+    from grouped_lm.heads.decoding.truncation import Truncation
     from grouped_lm.runs.folder import RunFolder
 
     from .compose.run import override_saved
 
-    cut = Cut(top_k=top_k, top_p=top_p, min_p=min_p)
-    sampling = Sampling(temperature=temperature, cut=cut, repetition_penalty=repetition_penalty)
+    truncation = Truncation(top_k=top_k, top_p=top_p, min_p=min_p)
+    sampling = Sampling(temperature=temperature, truncation=truncation, repetition_penalty=repetition_penalty)
     config = override_saved(RunFolder(run).read_config(), overrides or [])
     begin = read_prompt(prompt, prompt_file)
     streams = not as_json and num_samples == 1 and sys.stdout.isatty()

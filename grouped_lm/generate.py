@@ -16,7 +16,7 @@ from torch import Tensor
 from grouped_lm.config import Config, check_range
 from grouped_lm.data.tokenizers.base import Tokenizer, build_tokenizer
 from grouped_lm.heads.base import Head
-from grouped_lm.heads.decoding.truncation import Cut, draw_from
+from grouped_lm.heads.decoding.truncation import Truncation, draw_from
 from grouped_lm.models.kv_cache import KVCache
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.folder import RunFolder
@@ -37,8 +37,9 @@ class Sampling:
     """
 
     temperature: float = 0.8
-    """T in [0, 1e6]: tokens that the cut leaves get weight p^(1/T); 0 takes the likeliest, the lowest id of equals."""
-    cut: Cut = field(default_factory=Cut)
+    """T in [0, 1e6]: tokens that the truncation keeps get weight p^(1/T). 0 takes the likeliest, of equals the lowest
+    id."""
+    truncation: Truncation = field(default_factory=Truncation)
     """What may be drawn, by the model's own probabilities."""
     repetition_penalty: float = 1.0
     """In [1, 1e6]: log-probabilities of tokens that stand in the context are multiplied by it (Keskar et al. 2019,
@@ -62,13 +63,15 @@ def next_tokens(
         generator: on the device of the states.
     """
     if sampling.repetition_penalty == 1:
-        return head.sample(states, generator, temperature=sampling.temperature, cut=sampling.cut).squeeze(1)
+        return head.sample(states, generator, temperature=sampling.temperature, truncation=sampling.truncation).squeeze(
+            1
+        )
     log_prob = head.log_prob(states)
     seen = log_prob.gather(1, context)
     log_prob = log_prob.scatter(1, context, seen * sampling.repetition_penalty).log_softmax(1)
     if sampling.temperature == 0:
         return log_prob.argmax(1)
-    return draw_from(log_prob, sampling.cut, sampling.temperature, 1, generator).squeeze(1)
+    return draw_from(log_prob, sampling.truncation, sampling.temperature, 1, generator).squeeze(1)
 
 
 class Context:
@@ -161,7 +164,7 @@ class Text:
     tokens: list[int] = field(default_factory=list)
     """New ids, a closing end-of-text included."""
     log_probs: list[float] = field(default_factory=list)
-    """Their log-probabilities under the model, nats, before any cut, temperature or penalty."""
+    """Their log-probabilities under the model, nats, before any truncation, temperature or penalty."""
     finish: str = LENGTH
     """`end_of_text`, `stop` or `length`."""
 

@@ -18,7 +18,7 @@ from grouped_lm.bench.timing import Sampler, interleave, timed
 from grouped_lm.bench.workload import Workload
 from grouped_lm.generate import Context
 from grouped_lm.heads import DenseHead, Head
-from grouped_lm.heads.decoding.truncation import Cut
+from grouped_lm.heads.decoding.truncation import Truncation
 from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.folder import RunFolder
@@ -31,11 +31,11 @@ def ways_to_pick(top_p: float) -> dict[str, Picker]:
 
     Fresh heads are nearly uniform, for which top-p keeps most of V; runs show what it costs in use.
     """
-    cut = Cut(top_p=top_p)
+    truncation = Truncation(top_p=top_p)
     return {
         "plain": lambda head, states: head.sample(states),
         "greedy": lambda head, states: head.argmax(states),
-        "top-p": lambda head, states: head.sample(states, cut=cut),
+        "top-p": lambda head, states: head.sample(states, truncation=truncation),
     }
 
 

@@ -173,5 +173,5 @@ def score_hidden(head: Head, hidden: Tensor, targets: Tensor) -> dict[str, Tenso
     columns["top1"], columns["top5"] = hits[:, 0], hits.any(1)
     columns["confidence"] = torch.cat([top.log_prob[:, 0] for top in tops]).double().exp()
     if isinstance(head, BestFirstHead):
-        columns["group_confidence"] = head.first_step(hidden).amax(1).double().exp()
+        columns["group_confidence"] = head.class_log_prob(hidden).amax(1).double().exp()
     return columns

@@ -87,7 +87,7 @@ class AdaptiveHead(BestFirstHead):
         """See `Head.loss`; the parts are the first softmax, and the one inside the cluster (0 for the K first)."""
         states, flat = flatten(hidden, targets)
         counted = flat != IGNORE_INDEX
-        cluster, slots = self.places(flat.clamp_min(0))  # -1 for the first K
+        cluster, slots = self.groups_and_slots(flat.clamp_min(0))  # -1 for the first K
         classes = torch.where(cluster < 0, slots, self.adaptive.shortlist_size + cluster)
         if self.in_chunks and reduction != "none" and not accuracy and not self.adds_extra:
             sums = self.chunked(states, classes.masked_fill(~counted, -1), cluster, slots)
@@ -138,27 +138,27 @@ class AdaptiveHead(BestFirstHead):
             self._tables = by_rank, pad_sequence(clusters, batch_first=True, padding_value=-1)
         return self._tables
 
-    def alone(self) -> Tensor:
-        """See `BestFirstHead.alone`: the K most frequent."""
+    def shortlist_ids(self) -> Tensor:
+        """See `BestFirstHead.shortlist_ids`: the K most frequent."""
         return self.tables()[0][: self.adaptive.shortlist_size]
 
     def group_members(self) -> Tensor:
         """See `BestFirstHead.group_members`: the clusters."""
         return self.tables()[1]
 
-    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """See `BestFirstHead.places`."""
+    def groups_and_slots(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BestFirstHead.groups_and_slots`."""
         rank = self.rank[tokens]
         starts = torch.tensor(self.adaptive.cutoffs[:-1], device=rank.device)
         cluster = torch.bucketize(rank, starts, right=True) - 1
         return cluster, torch.where(cluster < 0, rank, rank - starts[cluster.clamp_min(0)])
 
-    def first_step(self, states: Tensor) -> Tensor:
-        """See `BestFirstHead.first_step`."""
+    def class_log_prob(self, states: Tensor) -> Tensor:
+        """See `BestFirstHead.class_log_prob`."""
         return at_least_fp32(self.adaptive.head(states)).log_softmax(-1)
 
-    def inside(self, states: Tensor, groups: Tensor) -> Tensor:
-        """See `BestFirstHead.inside`; cluster by cluster, since their weights have different shapes."""
+    def in_group_log_prob(self, states: Tensor, groups: Tensor) -> Tensor:
+        """See `BestFirstHead.in_group_log_prob`; cluster by cluster, since their weights have different shapes."""
         log_prob = at_least_fp32(states.new_empty(len(states), self.group_members().shape[1])).fill_(-torch.inf)
         for cluster in groups.unique().tolist():
             rows = (groups == cluster).nonzero().squeeze(1)
@@ -168,9 +168,12 @@ class AdaptiveHead(BestFirstHead):
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`; equal to torch's, with products in the weights' own precision and sums in fp32."""
-        states, n_alone = hidden.reshape(-1, self.n_embd).to(self.adaptive.head.weight.dtype), self.alone().numel()
+        states, n_alone = (
+            hidden.reshape(-1, self.n_embd).to(self.adaptive.head.weight.dtype),
+            self.shortlist_ids().numel(),
+        )
         with torch.autocast(hidden.device.type, enabled=False):
-            first = self.first_step(states)
+            first = self.class_log_prob(states)
             inside = [at_least_fp32(tail(states)).log_softmax(-1) for tail in self.adaptive.tail]
         clusters = [part + first[:, n_alone + index, None] for index, part in enumerate(inside)]
         joint = torch.cat([first[:, :n_alone], *clusters], dim=1)

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import is_fake
 from grouped_lm.config import IGNORE_INDEX, GroupingConfig, check_choice
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import Grouping, build_grouping, order_by_frequency
-from grouped_lm.heads.decoding.truncation import Cut, Kept, draw_from, draw_kept, keep
+from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation, draw_from, draw_kept, truncate
 
 
 @dataclass(slots=True)
@@ -223,22 +223,22 @@ class Head(nn.Module, ABC):
         """Return (...) log p(target), zero where ignored."""
         return -self.loss(hidden, targets, reduction="none").nll
 
-    def keep(self, hidden: Tensor, cut: Cut) -> Kept:
-        """Return the tokens that `cut` keeps of the joint distribution, likeliest first, the lowest id among equals.
+    def truncate(self, hidden: Tensor, truncation: Truncation) -> KeptTokens:
+        """Return the tokens that `truncation` keeps of the joint distribution, likeliest first, equals by id.
 
         Args:
             hidden: (N, D).
-            cut: by rank, cumulated probability, or share of the likeliest.
+            truncation: by rank, cumulated probability, or share of the likeliest.
         """
-        return keep(self.log_prob(hidden), None, cut)
+        return truncate(self.log_prob(hidden), None, truncation)
 
-    def topk(self, hidden: Tensor, k: int) -> Kept:
+    def topk(self, hidden: Tensor, k: int) -> KeptTokens:
         """Return the min(k, V) likeliest tokens of (N, D) states."""
-        return self.keep(hidden, Cut(top_k=k))
+        return self.truncate(hidden, Truncation(top_k=k))
 
     def argmax(self, hidden: Tensor) -> Tensor:
         """Return (N,) ids of the likeliest token of (N, D) states."""
-        return self.keep(hidden, Cut(top_k=1)).ids.squeeze(1)
+        return self.truncate(hidden, Truncation(top_k=1)).ids.squeeze(1)
 
     def sample(
         self,
@@ -246,7 +246,7 @@ class Head(nn.Module, ABC):
         generator: torch.Generator | None = None,
         *,
         temperature: float = 1.0,
-        cut: Cut | None = None,
+        truncation: Truncation | None = None,
         num_samples: int = 1,
     ) -> Tensor:
         """Draw (N, num_samples) token ids from the joint distribution.
@@ -254,16 +254,16 @@ class Head(nn.Module, ABC):
         Args:
             hidden: (N, D).
             generator: on the device of the states; None is torch's global one.
-            temperature: T >= 0; tokens that the cut leaves get weight p^(1/T), 0 takes the likeliest.
-            cut: what may be drawn; None is all.
+            temperature: T >= 0; tokens that the truncation leaves get weight p^(1/T), 0 takes the likeliest.
+            truncation: what may be drawn; None is all.
             num_samples: draws per state, >= 1.
         """
         if temperature == 0:
             return self.argmax(hidden).unsqueeze(1).expand(-1, num_samples)
-        cut = cut or Cut()
-        if not cut.keeps_all:
-            return draw_kept(self.keep(hidden, cut), temperature, num_samples, generator)
-        return draw_from(self.log_prob(hidden), cut, temperature, num_samples, generator)
+        truncation = truncation or Truncation()
+        if not truncation.keeps_all:
+            return draw_kept(self.truncate(hidden, truncation), temperature, num_samples, generator)
+        return draw_from(self.log_prob(hidden), truncation, temperature, num_samples, generator)
 
 
 def _derive_anew(head: Any, _: Any) -> None:

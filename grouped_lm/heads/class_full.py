@@ -61,7 +61,7 @@ class ClassFullHead(TwoLevelHead):
         """See `TwoLevelHead.token_logits`; (N, S, D) rows are gathered."""
         ids = self.members[groups].clamp_min(0)
         logits = (self.weight[ids] @ hidden.unsqueeze(-1)).squeeze(-1) + self.bias[ids]
-        return logits.masked_fill(self.phantom[groups], -torch.inf)
+        return logits.masked_fill(self.padding[groups], -torch.inf)
 
     def all_token_logits(self, hidden: Tensor) -> Tensor:
         """See `TwoLevelHead.all_token_logits`."""

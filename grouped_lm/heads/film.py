@@ -37,7 +37,7 @@ class FilmHead(SharedLayerHead):
     perplexity after 0.8 million tokens of TinyStories (`runs/LOG.md`).
 
     `bias` is one number per token, so that a token's frequency need not be said through h; `masked` puts the
-    phantom slots' -inf there.
+    padding slots' -inf there.
     """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("scale", "shift", "bias")

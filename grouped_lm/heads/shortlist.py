@@ -267,7 +267,7 @@ class ShortlistHead(BestFirstHead):
         states, flat = flatten(hidden, targets)
         counted = flat != IGNORE_INDEX
         token = flat.clamp_min(0)
-        groups, slots = self.places(token)
+        groups, slots = self.groups_and_slots(token)
         per_token = reduction == "none" or accuracy or self.adds_extra
         if not per_token and (self.table_rows is not None or self.tied) and at_once(states, self.weight):
             first_sum, inside_sum = self.summed(states, groups, slots, counted)
@@ -342,8 +342,8 @@ class ShortlistHead(BestFirstHead):
         """Return the () logarithm of the probability of all classes but the reserved ones, in fp32 or finer."""
         return torch.log1p(-at_least_fp32(self.reserved).exp().sum())
 
-    def alone(self) -> Tensor:
-        """See `BestFirstHead.alone`: the shortlist."""
+    def shortlist_ids(self) -> Tensor:
+        """See `BestFirstHead.shortlist_ids`: the shortlist."""
         return self.rows.outside
 
     def members(self) -> Tensor:
@@ -357,18 +357,18 @@ class ShortlistHead(BestFirstHead):
             self._group_members = self.members().long()
         return self._group_members
 
-    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """See `BestFirstHead.places`."""
+    def groups_and_slots(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BestFirstHead.groups_and_slots`."""
         return self.token_to_group[tokens].long(), self.token_to_slot[tokens].long()
 
-    def first_step(self, states: Tensor) -> Tensor:
-        """See `BestFirstHead.first_step`."""
+    def class_log_prob(self, states: Tensor) -> Tensor:
+        """See `BestFirstHead.class_log_prob`."""
         logits = self.first_logits(states, *self.columns_now())
         first = logits.log_softmax(-1) + self.log_rest().to(logits.dtype)
         return torch.cat([first, self.reserved.to(first.dtype).expand(len(states), -1)], dim=1)
 
-    def inside(self, states: Tensor, groups: Tensor) -> Tensor:
-        """See `BestFirstHead.inside`."""
+    def in_group_log_prob(self, states: Tensor, groups: Tensor) -> Tensor:
+        """See `BestFirstHead.in_group_log_prob`."""
         ids = self.group_members()[groups]
         rows = ids.clamp_min(0)
         logits = at_least_fp32((self.weight[rows] @ states.unsqueeze(-1)).squeeze(-1) + self.bias[rows])
@@ -377,7 +377,7 @@ class ShortlistHead(BestFirstHead):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`; plain autograd over all V logits, the slow line that `loss` equals."""
         states = hidden.reshape(-1, self.n_embd)
-        first = self.first_step(states)
+        first = self.class_log_prob(states)
         logits = at_least_fp32(F.linear(states, self.weight, self.bias))
         members = self.group_members()
         inside = logits[:, members.clamp_min(0)].masked_fill(members < 0, -torch.inf).log_softmax(-1)

@@ -27,8 +27,8 @@ class TwoLevelHead(BestFirstHead):
     """Group logits W_g h, and token logits inside one group that a subclass defines.
 
     The loss needs (N, G) and (N, S) numbers where the full softmax needs (N, V); it is exact, since
-    CE(group) + CE(token in group) = -log p(token) (arXiv 2411.06371, "Loss"). Phantom slots of partial groups
-    are held at -inf by `phantom`, with which subclasses mask their shift: (G, S) numbers a step instead of a mask per
+    CE(group) + CE(token in group) = -log p(token) (arXiv 2411.06371, "Loss"). Padding slots of partial groups
+    are held at -inf by `padding`, with which subclasses mask their shift: (G, S) numbers a step instead of a mask per
     token. The tables of where tokens stand are int32: at 1,024 tokens of width 128 they are as large as the states.
     """
 
@@ -36,7 +36,7 @@ class TwoLevelHead(BestFirstHead):
 
     token_to_group: Tensor
     token_to_slot: Tensor
-    phantom: Tensor
+    padding: Tensor
     _members: Tensor | None
 
     def __init__(self, n_embd: int, grouping: Grouping) -> None:
@@ -48,22 +48,22 @@ class TwoLevelHead(BestFirstHead):
         self.register_buffer("token_to_group", grouping.token_to_group.to(torch.int32, copy=True))
         self.register_buffer("token_to_slot", grouping.token_to_slot.to(torch.int32, copy=True))
         unfilled = torch.zeros(self.n_group, self.group_size, dtype=torch.bool)
-        self.register_buffer("phantom", unfilled, persistent=False)
+        self.register_buffer("padding", unfilled, persistent=False)
         self.register_buffer("_members", None, persistent=False)
-        self.mask_phantoms()
+        self.find_padding()
 
-    def mask_phantoms(self) -> None:
-        """Derive `phantom` from the grouping; needed again when that was loaded.
+    def find_padding(self) -> None:
+        """Derive `padding` from the grouping; needed again when that was loaded.
 
         It is true at the (G, S) slots that no token has.
         """
         self._members = None
-        self.phantom = torch.ones_like(self.phantom)
-        self.phantom[self.token_to_group, self.token_to_slot] = False
+        self.padding = torch.ones_like(self.padding)
+        self.padding[self.token_to_group, self.token_to_slot] = False
 
     def masked(self, table: Tensor) -> Tensor:
-        """Return (..., G, S) numbers with -inf at phantom slots."""
-        return table.masked_fill(self.phantom, -torch.inf)
+        """Return (..., G, S) numbers with -inf at padding slots."""
+        return table.masked_fill(self.padding, -torch.inf)
 
     @property
     @torch.inference_mode(False)  # made once, for training too
@@ -75,11 +75,11 @@ class TwoLevelHead(BestFirstHead):
 
     def after_load(self) -> None:
         """See `Head.after_load`."""
-        self.mask_phantoms()
+        self.find_padding()
 
     @abstractmethod
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
-        """Return (N, S) logits of the slots of one group per row, -inf at phantom slots.
+        """Return (N, S) logits of the slots of one group per row, -inf at padding slots.
 
         Args:
             hidden: (N, D).
@@ -117,7 +117,7 @@ class TwoLevelHead(BestFirstHead):
         states, flat = flatten(hidden, targets)
         counted = flat != IGNORE_INDEX
         token = flat.clamp_min(0)
-        groups, slots = self.places(token)
+        groups, slots = self.groups_and_slots(token)
         counted_groups = groups.masked_fill(~counted, -1)
         if reduction != "none" and not accuracy and not self.adds_extra:
             group_sum, token_sum = self.summed(states, counted_groups, slots)
@@ -128,30 +128,30 @@ class TwoLevelHead(BestFirstHead):
         extra = self.logits_extra(group_logits, groups, group[0], counted)
         return two_step_loss(targets, reduction, group, inside, extra)
 
-    def alone(self) -> Tensor:
-        """See `BestFirstHead.alone`: none."""
+    def shortlist_ids(self) -> Tensor:
+        """See `BestFirstHead.shortlist_ids`: none."""
         return self.token_to_group[:0].long()
 
     def group_members(self) -> Tensor:
         """See `BestFirstHead.group_members`."""
         return self.members
 
-    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """See `BestFirstHead.places`."""
+    def groups_and_slots(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BestFirstHead.groups_and_slots`."""
         return self.token_to_group[tokens].long(), self.token_to_slot[tokens].long()
 
-    def first_step(self, states: Tensor) -> Tensor:
-        """See `BestFirstHead.first_step`."""
+    def class_log_prob(self, states: Tensor) -> Tensor:
+        """See `BestFirstHead.class_log_prob`."""
         return F.log_softmax(at_least_fp32(self.group(states)), dim=-1)
 
-    def inside(self, states: Tensor, groups: Tensor) -> Tensor:
-        """See `BestFirstHead.inside`."""
+    def in_group_log_prob(self, states: Tensor, groups: Tensor) -> Tensor:
+        """See `BestFirstHead.in_group_log_prob`."""
         return F.log_softmax(at_least_fp32(self.token_logits(states, groups)), dim=-1)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """See `Head.log_prob`."""
         states = hidden.reshape(-1, self.n_embd)
-        group = self.first_step(states)
+        group = self.class_log_prob(states)
         token = F.log_softmax(at_least_fp32(self.all_token_logits(states)), dim=-1)
         joint = (group.unsqueeze(-1) + token).flatten(1)
         place = self.token_to_group.long() * self.group_size + self.token_to_slot

@@ -136,7 +136,7 @@ def fit_tokens(head: Head, weight: Tensor, bias: Tensor | None) -> None:
     if not isinstance(head, FilmHead | GroupedHead):
         raise ConfigError(f"compress knows shortlist, class_full, film and grouped heads, got {type(head).__name__}")
     members = head.members
-    table = weight[members.clamp_min(0)] * (members >= 0).unsqueeze(-1)  # (G, S, D), 0 at phantom slots
+    table = weight[members.clamp_min(0)] * (members >= 0).unsqueeze(-1)  # (G, S, D), 0 at padding slots
     if isinstance(head, FilmHead):
         left, size, right = first_pair(table.permute(2, 0, 1))  # (D, G), (D,), (D, S)
         root = size.sqrt()

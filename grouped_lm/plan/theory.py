@@ -15,7 +15,7 @@ def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, gro
 
     Held throughout: states N D and their gradient; weights (G + S) D + G and their gradients; scale, shift and the
     masked shift 3 G S, the gradients of the first two 2 G S; the two tables of token ids 2 V as int32, targets, groups
-    and slots of the tokens 5 N as int64, the phantom mask G S bytes. On top of it the greater of two moments of a chunk
+    and slots of the tokens 5 N as int64, the padding mask G S bytes. On top of it the greater of two moments of a chunk
     of C rows:
 
     - group softmax: logits and probabilities 2 C G;

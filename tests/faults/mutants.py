@@ -27,9 +27,9 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
         "if True:",
         "test_stop.py -k dead_holder",
     ),
-    "phantom-slot mask": (
+    "padding-slot mask": (
         "heads.two_level",
-        "table.masked_fill(self.phantom, -torch.inf)",
+        "table.masked_fill(self.padding, -torch.inf)",
         "table",
         "../unit/heads/test_heads.py -k exact_distribution",
     ),

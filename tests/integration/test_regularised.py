@@ -29,11 +29,11 @@ CASES = {
 def first_softmax(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of the first softmax and the targets' classes in it, from the parts that each head names."""
     if hasattr(head, "first_logits"):
-        groups, slots = head.places(targets)
+        groups, slots = head.groups_and_slots(targets)
         logits = head.first_logits(hidden.flatten(0, 1), *head.columns(head.weight[head.picked()]))
         return logits.unflatten(0, targets.shape), torch.where(groups < 0, slots, groups + head.shortlist_size)
     if hasattr(head, "group"):
-        return head.group(hidden), head.places(targets)[0]
+        return head.group(hidden), head.groups_and_slots(targets)[0]
     if hasattr(head, "adaptive"):
         rank = head.rank[targets]
         return head.adaptive.head(hidden), torch.where(rank < 3, rank, torch.where(rank < 20, 3, 4))

@@ -8,14 +8,14 @@ from grouped_lm.data.tokenizers.base import BytesTokenizer
 from grouped_lm.errors import ConfigError
 from grouped_lm.generate import Context, Sampling, TextStream, next_tokens, write_texts
 from grouped_lm.heads import ClassFullConfig, DenseConfig, GroupedConfig
-from grouped_lm.heads.decoding.truncation import Cut
+from grouped_lm.heads.decoding.truncation import Truncation
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.kv_cache import KVCache
 
 TOKENIZER = BytesTokenizer()
 SAMPLINGS = [
     Sampling(temperature=0),
-    Sampling(temperature=1.0, cut=Cut(top_p=0.9)),
+    Sampling(temperature=1.0, truncation=Truncation(top_p=0.9)),
     Sampling(temperature=1.3),
     Sampling(temperature=0.8, repetition_penalty=1.5),
     Sampling(temperature=0, repetition_penalty=1.5),

@@ -15,12 +15,12 @@ from grouped_lm.errors import DivergedError
 NARROW = 256
 """Largest candidates that are sorted first: sorting all 50,257 numbers takes longer than a small body."""
 WIDER = 8
-"""How many times more are sorted of those states whose cut goes on behind them."""
+"""How many times more are sorted of those states whose truncation goes on behind them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cut:
-    """Which tokens may be drawn, by the joint distribution itself; temperature comes after the cut.
+class Truncation:
+    """Which tokens may be drawn, by the joint distribution itself; temperature comes after the truncation.
 
     Each condition keeps a prefix of the tokens in the order of their probability, the lowest id first among equals;
     together they keep the shortest, which is never empty.
@@ -43,7 +43,7 @@ class Cut:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether nothing is cut off."""
+        """Whether nothing is truncation off."""
         return self.top_k is None and self.top_p == 1 and self.min_p == 0
 
     @property
@@ -53,8 +53,8 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What a cut leaves of each state's tokens, likeliest first."""
+class KeptTokens:
+    """What a truncation leaves of each state's tokens, likeliest first."""
 
     log_prob: Tensor
     """(N, M) log-probabilities under the whole distribution, -inf where fewer than M are kept."""
@@ -67,39 +67,39 @@ class Kept:
         return (self.log_prob > -torch.inf).sum(1)
 
 
-def keep(log_prob: Tensor, ids: Tensor | None, cut: Cut) -> Kept:
-    """Return what `cut` keeps: sort by probability and id, and take the prefix.
+def truncate(log_prob: Tensor, ids: Tensor | None, truncation: Truncation) -> KeptTokens:
+    """Return what `truncation` keeps: sort by probability and id, and take the prefix.
 
     Args:
         log_prob: (N, C), -inf where a candidate is none.
         ids: (N, C) the candidates' ids; None means that column is id.
-        cut: what to keep.
+        truncation: what to keep.
     """
-    limit = min(cut.top_k or log_prob.shape[1], log_prob.shape[1])
+    limit = min(truncation.top_k or log_prob.shape[1], log_prob.shape[1])
     if not len(log_prob):
-        return Kept(log_prob[:, :limit], torch.empty_like(log_prob[:, :limit], dtype=torch.int64))
+        return KeptTokens(log_prob[:, :limit], torch.empty_like(log_prob[:, :limit], dtype=torch.int64))
     if limit == 1 and ids is None:
         best = log_prob.argmax(1, keepdim=True)  # torch promises the first among equals
-        return Kept(log_prob.gather(1, best), best)
+        return KeptTokens(log_prob.gather(1, best), best)
     rows, size = torch.arange(len(log_prob), device=log_prob.device), min(limit, NARROW)
-    pieces: list[tuple[Tensor, Kept]] = []
+    pieces: list[tuple[Tensor, KeptTokens]] = []
     while True:
         kept = _largest(log_prob, ids, size)
-        fits = _prefix(kept.log_prob, cut)
+        fits = _prefix(kept.log_prob, truncation)
         ends = ~fits[:, -1]  # the prefix ends before what was sorted does
         width = max(1, int(fits.sum(1).max()))
         fits = fits[:, :width]
         values = kept.log_prob[:, :width].masked_fill(~fits, -torch.inf)
-        found = Kept(values, kept.ids[:, :width].masked_fill(~fits, 0))
+        found = KeptTokens(values, kept.ids[:, :width].masked_fill(~fits, 0))
         if size == limit or bool(ends.all()):
             return merge_kept([*pieces, (rows, found)])
         if bool(ends.any()):
-            pieces.append((rows[ends], Kept(found.log_prob[ends], found.ids[ends])))
+            pieces.append((rows[ends], KeptTokens(found.log_prob[ends], found.ids[ends])))
             rows, log_prob, ids = rows[~ends], log_prob[~ends], None if ids is None else ids[~ends]
         size = min(limit, WIDER * size)
 
 
-def merge_kept(pieces: list[tuple[Tensor, Kept]]) -> Kept:
+def merge_kept(pieces: list[tuple[Tensor, KeptTokens]]) -> KeptTokens:
     """Return what is kept of all N states, from (rows, what is kept of those); every row stands in one piece."""
     if len(pieces) == 1:
         return pieces[0][1]
@@ -109,10 +109,10 @@ def merge_kept(pieces: list[tuple[Tensor, Kept]]) -> Kept:
     for rows, kept in pieces:
         log_prob[rows, : kept.ids.shape[1]] = kept.log_prob
         ids[rows, : kept.ids.shape[1]] = kept.ids
-    return Kept(log_prob, ids)
+    return KeptTokens(log_prob, ids)
 
 
-def _largest(log_prob: Tensor, ids: Tensor | None, size: int) -> Kept:
+def _largest(log_prob: Tensor, ids: Tensor | None, size: int) -> KeptTokens:
     """Return the `size` likeliest in order, the lowest id first among equals, which `torch.topk` does not promise."""
     smallest = log_prob.topk(size, dim=1).values[:, -1:]
     width = max(size, int((log_prob >= smallest).sum(1).max())) if size < log_prob.shape[1] else size
@@ -120,16 +120,16 @@ def _largest(log_prob: Tensor, ids: Tensor | None, size: int) -> Kept:
     found = places if ids is None else ids.gather(1, places)
     found, by_id = found.sort(dim=1)
     values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
-    return Kept(values[:, :size], found.gather(1, by_value)[:, :size])
+    return KeptTokens(values[:, :size], found.gather(1, by_value)[:, :size])
 
 
-def _prefix(log_prob: Tensor, cut: Cut) -> Tensor:
+def _prefix(log_prob: Tensor, truncation: Truncation) -> Tensor:
     """Return (N, M) which of the sorted log-probabilities are kept."""
-    fits = (log_prob > -torch.inf) & (log_prob >= log_prob[:, :1] + cut.log_min_p)
-    if cut.top_p < 1:
+    fits = (log_prob > -torch.inf) & (log_prob >= log_prob[:, :1] + truncation.log_min_p)
+    if truncation.top_p < 1:
         prob = log_prob.double().exp()
         before = prob.cumsum(1) - prob
-        fits &= before < cut.top_p
+        fits &= before < truncation.top_p
         fits[:, 0] = True
     return fits
 
@@ -192,16 +192,16 @@ def tempered(log_prob: Tensor, temperature: float) -> Tensor:
 
 
 def draw_from(
-    log_prob: Tensor, cut: Cut, temperature: float, num_samples: int, generator: torch.Generator | None
+    log_prob: Tensor, truncation: Truncation, temperature: float, num_samples: int, generator: torch.Generator | None
 ) -> Tensor:
-    """Draw (N, num_samples) ids from what `cut` leaves of (N, V) log-probabilities; see `draw_kept`."""
-    if cut.keeps_all:  # nothing to sort
+    """Draw (N, num_samples) ids from what `truncation` leaves of (N, V) log-probabilities; see `draw_kept`."""
+    if truncation.keeps_all:  # nothing to sort
         ids = torch.arange(log_prob.shape[1], device=log_prob.device).expand_as(log_prob)
-        return draw_kept(Kept(log_prob, ids), temperature, num_samples, generator)
-    return draw_kept(keep(log_prob, None, cut), temperature, num_samples, generator)
+        return draw_kept(KeptTokens(log_prob, ids), temperature, num_samples, generator)
+    return draw_kept(truncate(log_prob, None, truncation), temperature, num_samples, generator)
 
 
-def draw_kept(kept: Kept, temperature: float, num_samples: int, generator: torch.Generator | None) -> Tensor:
+def draw_kept(kept: KeptTokens, temperature: float, num_samples: int, generator: torch.Generator | None) -> Tensor:
     """Draw (N, num_samples) ids from what was kept, each with weight p^(1 / temperature).
 
     Args:

@@ -19,7 +19,7 @@ from grouped_lm.heads import (
     build_head,
 )
 from grouped_lm.heads.decoding.best_first import BestFirstHead
-from grouped_lm.heads.decoding.truncation import Cut, draw
+from grouped_lm.heads.decoding.truncation import Truncation, draw
 
 D = 8
 DRAWS = 200_000
@@ -35,15 +35,15 @@ CONFIGS = [
     AdaptiveConfig(cutoffs=[40, 300], div_value=2.0),
 ]
 CUTS = [
-    Cut(top_k=1),
-    Cut(top_k=7),
-    Cut(top_k=400),
-    Cut(top_p=0.05),
-    Cut(top_p=0.9),
-    Cut(min_p=0.1),
-    Cut(min_p=1.0),
-    Cut(top_k=20, top_p=0.7, min_p=0.02),
-    Cut(),
+    Truncation(top_k=1),
+    Truncation(top_k=7),
+    Truncation(top_k=400),
+    Truncation(top_p=0.05),
+    Truncation(top_p=0.9),
+    Truncation(min_p=0.1),
+    Truncation(min_p=1.0),
+    Truncation(top_k=20, top_p=0.7, min_p=0.02),
+    Truncation(),
 ]
 
 
@@ -66,15 +66,15 @@ def random_states(n: int) -> Tensor:
     return torch.randn(n, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def plain_cut(log_prob: Tensor, cut: Cut) -> list[int]:
+def plain_cut(log_prob: Tensor, truncation: Truncation) -> list[int]:
     """The definition, on one state's (V,) log-probabilities."""
     values = log_prob.numpy()
     order = sorted(range(len(values)), key=lambda i: (-values[i], i))
     kept, mass = [], 0.0
     for rank, token in enumerate(order):
-        too_many = cut.top_k is not None and rank >= cut.top_k
-        enough = rank > 0 and cut.top_p < 1 and mass >= cut.top_p
-        if too_many or enough or values[token] < values[order[0]] + cut.log_min_p:
+        too_many = truncation.top_k is not None and rank >= truncation.top_k
+        enough = rank > 0 and truncation.top_p < 1 and mass >= truncation.top_p
+        if too_many or enough or values[token] < values[order[0]] + truncation.log_min_p:
             break
         kept.append(token)
         mass += np.exp(values[token])
@@ -90,9 +90,9 @@ def lists(kept) -> list[list[int]]:
 def test_cuts_equal_the_definition(config, scale):
     head, states = random_head(config, 1_000, scale), random_states(100)
     joint = head.log_prob(states)
-    for cut in CUTS:
-        kept = head.keep(states, cut)
-        assert lists(kept) == [plain_cut(row, cut) for row in joint], cut
+    for truncation in CUTS:
+        kept = head.truncate(states, truncation)
+        assert lists(kept) == [plain_cut(row, truncation) for row in joint], truncation
         expected = joint.gather(1, kept.ids).where(kept.log_prob > -torch.inf, -torch.inf)
         torch.testing.assert_close(kept.log_prob, expected, atol=1e-12, rtol=1e-12)
     assert head.topk(states, 5_000).ids.shape == (100, 1_000)
@@ -104,9 +104,9 @@ def test_search_equals_the_v_wide_line_in_2000_states(config, vocab_size):
     n_states = 2_000 if vocab_size == 1_000 else 60
     head, states = random_head(config, vocab_size, scale=2.0), random_states(n_states)
     assert isinstance(head, BestFirstHead)
-    for cut in (Cut(top_k=1), Cut(top_k=40), Cut(top_p=0.9), Cut(min_p=0.05)):
+    for truncation in (Truncation(top_k=1), Truncation(top_k=40), Truncation(top_p=0.9), Truncation(min_p=0.05)):
         for piece in states.split(50):
-            assert lists(head.keep(piece, cut)) == lists(Head.keep(head, piece, cut)), cut
+            assert lists(head.truncate(piece, truncation)) == lists(Head.truncate(head, piece, truncation)), truncation
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=by_name)
@@ -117,8 +117,8 @@ def test_equal_probabilities_are_ordered_by_id(config):
         parameter.zero_()
     joint = head.log_prob(states)
     assert len(joint[0].unique()) < 12
-    for cut in CUTS:
-        assert lists(head.keep(states, cut)) == [plain_cut(row, cut) for row in joint], cut
+    for truncation in CUTS:
+        assert lists(head.truncate(states, truncation)) == [plain_cut(row, truncation) for row in joint], truncation
 
 
 def test_a_tie_across_groups_goes_to_the_lowest_id():
@@ -132,8 +132,8 @@ def test_a_tie_across_groups_goes_to_the_lowest_id():
 def test_the_best_token_of_the_best_group_is_another():
     head, states = random_head(GroupedConfig(), 1_000), random_states(500)
     greedy = head.argmax(states)
-    best_group = head.first_step(states).argmax(1)
-    group_first = head.members[best_group, head.inside(states, best_group).argmax(1)]
+    best_group = head.class_log_prob(states).argmax(1)
+    group_first = head.members[best_group, head.in_group_log_prob(states, best_group).argmax(1)]
     assert (greedy == head.log_prob(states).argmax(1)).all()
     assert 0.05 < (greedy != group_first).double().mean() < 0.95
 
@@ -141,8 +141,10 @@ def test_the_best_token_of_the_best_group_is_another():
 def test_few_groups_are_opened(monkeypatch):
     head, states = random_head(GroupedConfig(), 50_257, scale=4.0), random_states(20)
     opened = []
-    inside = head.inside
-    monkeypatch.setattr(head, "inside", lambda states, groups: opened.append(len(groups)) or inside(states, groups))
+    inside = head.in_group_log_prob
+    monkeypatch.setattr(
+        head, "in_group_log_prob", lambda states, groups: opened.append(len(groups)) or inside(states, groups)
+    )
     monkeypatch.setattr(head, "log_prob", lambda hidden: pytest.fail("a V-wide pass"))
     head.argmax(states)
     assert sum(opened) <= 20 * 8
@@ -190,7 +192,11 @@ def test_draws_follow_the_tempered_distribution(temperature):
     assert holm_smallest([p_value(head, state, 3, temperature) for head in heads]) > 0.01
 
 
-SINGLE = [{}, *({"cut": cut} for cut in CUTS[1:]), {"cut": Cut(top_p=0.8), "temperature": 0.6}]
+SINGLE = [
+    {},
+    *({"truncation": truncation} for truncation in CUTS[1:]),
+    {"truncation": Truncation(top_p=0.8), "temperature": 0.6},
+]
 
 
 @pytest.mark.parametrize("options", SINGLE, ids=str)
@@ -201,7 +207,7 @@ def test_one_draw_a_state_follows_what_the_cut_leaves(options):
     for config in CONFIGS[1:]:
         head = random_head(config, 1_000)
         found = head.sample(state.expand(draws, -1), torch.Generator().manual_seed(5), **options)
-        kept = Head.keep(head, state, options.get("cut", Cut()))
+        kept = Head.truncate(head, state, options.get("truncation", Truncation()))
         share = (kept.log_prob[0] / options.get("temperature", 1.0)).softmax(0)
         expected = torch.zeros(1_000, dtype=torch.float64).index_add_(0, kept.ids[0], share) * draws
         counts = torch.bincount(found[:, 0], minlength=1_000)
@@ -210,37 +216,37 @@ def test_one_draw_a_state_follows_what_the_cut_leaves(options):
     assert holm_smallest(p_values) > 0.01
 
 
-@pytest.mark.parametrize("cut", CUTS[:-1], ids=str)
+@pytest.mark.parametrize("truncation", CUTS[:-1], ids=str)
 @pytest.mark.parametrize("config", CONFIGS[1:], ids=by_name)
-def test_whether_a_token_is_kept_equals_the_definition(config, cut):
+def test_whether_a_token_is_kept_equals_the_definition(config, truncation):
     """Asked of every token of a few states, some of them with ties."""
     head = random_head(config, 300)
     states = torch.cat([random_states(2), torch.zeros(1, D, dtype=torch.float64)])
-    wanted = Head.keep(head, states, cut)
+    wanted = Head.truncate(head, states, truncation)
     rows = torch.arange(3).repeat_interleave(300)
     tokens = torch.arange(300).repeat(3)
-    found = head._keeps(states[rows], head.first_step(states[rows]), tokens, cut).view(3, 300)
+    found = head._keeps(states[rows], head.class_log_prob(states[rows]), tokens, truncation).view(3, 300)
     for row, ids in zip(found, lists(wanted), strict=True):
         assert row.nonzero().flatten().tolist() == sorted(ids)
 
 
 def test_states_without_numbers_get_an_answer_too():
     head, states = random_head(GroupedConfig(), 300), torch.full((1, D), torch.nan, dtype=torch.float64)
-    assert len(head._keeps(states, head.first_step(states), torch.tensor([7]), Cut(top_p=0.5))) == 1
+    assert len(head._keeps(states, head.class_log_prob(states), torch.tensor([7]), Truncation(top_p=0.5))) == 1
 
 
 def test_a_wrong_sampler_is_caught(monkeypatch):
     """One that draws a group and then a slot as if it were one of the first."""
-    head, state = random_head(GroupedConfig(), 1_024), random_states(1)  # no phantom slots
-    inside = head.inside
-    monkeypatch.setattr(head, "inside", lambda states, groups: inside(states, groups.clamp_max(3)))
+    head, state = random_head(GroupedConfig(), 1_024), random_states(1)  # no padding slots
+    inside = head.in_group_log_prob
+    monkeypatch.setattr(head, "in_group_log_prob", lambda states, groups: inside(states, groups.clamp_max(3)))
     assert p_value(head, state, 0) < 1e-6
 
 
 def test_a_slightly_wrong_sampler_is_caught(monkeypatch):
     head, state = random_head(GroupedConfig(), 1_000), random_states(1)
-    first = head.first_step
-    monkeypatch.setattr(head, "first_step", lambda states: (1.05 * first(states)).log_softmax(-1))
+    first = head.class_log_prob
+    monkeypatch.setattr(head, "class_log_prob", lambda states: (1.05 * first(states)).log_softmax(-1))
     draws = head.sample(state, torch.Generator().manual_seed(0), num_samples=DRAWS)
     monkeypatch.undo()
     expected = head.log_prob(state)[0].exp() * DRAWS
@@ -250,7 +256,7 @@ def test_a_slightly_wrong_sampler_is_caught(monkeypatch):
 @pytest.mark.parametrize("config", CONFIGS, ids=by_name)
 def test_every_state_draws_from_its_own_distribution(config):
     head, states = random_head(config, 300, scale=2.0), random_states(4)
-    for options in ({}, {"temperature": 0.7}, {"cut": Cut(top_k=5)}):
+    for options in ({}, {"temperature": 0.7}, {"truncation": Truncation(top_k=5)}):
         draws = head.sample(states, torch.Generator().manual_seed(0), num_samples=20_000, **options)
         for row, state in zip(draws, states, strict=True):
             alone = head.sample(state[None], torch.Generator().manual_seed(1), num_samples=20_000, **options)[0]
@@ -261,8 +267,8 @@ def test_every_state_draws_from_its_own_distribution(config):
 
 def test_draws_of_a_cut_stay_inside_it():
     head, states = random_head(ClassFullConfig(tied=False), 1_000), random_states(3)
-    kept = head.keep(states, Cut(top_p=0.5))
-    draws = head.sample(states, torch.Generator().manual_seed(0), cut=Cut(top_p=0.5), num_samples=5_000)
+    kept = head.truncate(states, Truncation(top_p=0.5))
+    draws = head.sample(states, torch.Generator().manual_seed(0), truncation=Truncation(top_p=0.5), num_samples=5_000)
     for row, ids in zip(draws, lists(kept), strict=True):
         assert set(row.tolist()) == set(ids)
 
@@ -279,7 +285,7 @@ def test_nothing_of_weight_zero_is_drawn():
 @pytest.mark.parametrize("values", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 2.0}, {"min_p": -0.1}, {"min_p": 1.1}])
 def test_bad_cuts(values):
     with pytest.raises(ConfigError, match=next(iter(values)).replace("_", "-")):
-        Cut(**values)
+        Truncation(**values)
 
 
 @pytest.mark.parametrize("config", CONFIGS[1:], ids=by_name)
@@ -288,4 +294,4 @@ def test_bf16_and_fp32_weights_decode(config):
     states = random_states(20).float()
     assert (head.argmax(states) == Head.argmax(head, states)).all()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert head.sample(states, cut=Cut(top_p=0.9)).shape == (20, 1)
+        assert head.sample(states, truncation=Truncation(top_p=0.9)).shape == (20, 1)

@@ -1,4 +1,4 @@
-"""Every head is an exact distribution over all V tokens: sums, losses, gradients, phantom slots, ignored targets."""
+"""Every head is an exact distribution over all V tokens: sums, losses, gradients, padding slots, ignored targets."""
 
 import math
 
@@ -24,7 +24,7 @@ from grouped_lm.heads import (
 
 D = 6
 SHAPES = [(103, 7), (103, None), (10, 3), (5, 5), (9, 1), (2, 2), (1, 1)]  # partial groups, one group, S = 1, S = V
-KINDS = [GroupedConfig, FilmConfig, ClassFullConfig]  # groups, and phantom slots in their masks
+KINDS = [GroupedConfig, FilmConfig, ClassFullConfig]  # groups, and padding slots in their masks
 
 
 SHORTLISTS = [
@@ -158,10 +158,10 @@ def test_wider_tables_of_older_checkpoints_load(config):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_phantom_slots_would_leak_without_their_mask(kind):
-    head = random_head(kind(group_size=7), 103)  # 15 groups, 2 phantom slots
+def test_padding_slots_would_leak_without_their_mask(kind):
+    head = random_head(kind(group_size=7), 103)  # 15 groups, 2 padding slots
     hidden, _ = states_and_targets(103, 4)
-    head.phantom.zero_()
+    head.padding.zero_()
     assert head.log_prob(hidden).exp().sum(-1).max() < 1 - 1e-6
 
 
@@ -198,11 +198,11 @@ def test_bf16_autocast_keeps_the_loss_in_fp32(config):
     assert abs(rough - exact) < 5e-3
 
 
-def test_the_paper_example_has_225_groups_and_143_phantom_slots():
+def test_the_paper_example_has_225_groups_and_143_padding_slots():
     head = build_head(GroupedConfig(), 4, 50_257)
     assert isinstance(head, TwoLevelHead)
     assert (head.n_group, head.group_size) == (225, 224)
-    assert head.phantom.sum() == 143
+    assert head.padding.sum() == 143
 
 
 def test_initial_loss_is_that_of_a_uniform_guess():

@@ -254,7 +254,7 @@ def test_columns_that_decoding_keeps_follow_the_weights():
 
     @torch.no_grad()
     def first() -> tuple[Tensor, Tensor]:
-        return head.first_step(states), head.log_prob(states)
+        return head.class_log_prob(states), head.log_prob(states)
 
     before = first()
     torch.testing.assert_close(first(), before, rtol=0, atol=0)
@@ -264,7 +264,7 @@ def test_columns_that_decoding_keeps_follow_the_weights():
     assert not torch.equal(changed[0], before[0])
     head.load_state_dict({name: tensor.clone() for name, tensor in head.state_dict().items()})
     torch.testing.assert_close(first(), changed)
-    torch.testing.assert_close(head.first_step(states).detach(), changed[0])
+    torch.testing.assert_close(head.class_log_prob(states).detach(), changed[0])
 
 
 def test_checkpoints_of_before_have_all_that_a_head_without_new_options_saves():

@@ -48,7 +48,7 @@ def on_device(leaves, dtype):
 
 
 def slot_case(n_tokens, width, n_group, n_slot, dtype):
-    """States, weights, groups of which some are none, and targets whose slot is no phantom."""
+    """States, weights, groups of which some are none, and targets whose slot is no padding."""
     draw = torch.Generator().manual_seed(0)
     states, scale, shift = (torch.randn(s, generator=draw) for s in ((n_tokens, width), *[(n_group, n_slot)] * 2))
     weight = torch.randn(n_slot, width, generator=draw) / math.sqrt(width)

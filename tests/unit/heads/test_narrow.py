@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from grouped_lm.config import Config, ModelConfig, OptimConfig, TokenizerConfig
 from grouped_lm.evaluate.scoring import score_hidden
 from grouped_lm.heads import HEAD_CONFIGS
-from grouped_lm.heads.decoding.truncation import Cut
+from grouped_lm.heads.decoding.truncation import Truncation
 from grouped_lm.models.build import build_lm
 from grouped_lm.optim.adamw import build_optimizer
 from grouped_lm.plan.fake_step import faking, make_state, watch_step
@@ -34,7 +34,7 @@ class Widest(TorchDispatchMode):
 
 
 def peaked_head(name):
-    """A head whose groups differ, as a trained one's do: the best first groups settle every cut."""
+    """A head whose groups differ, as a trained one's do: the best first groups settle every truncation."""
     head = head_of(name, V, S, torch.float32, width=D, directions=2, shortlist_size=90)
     for parameter in head.parameters():
         parameter.data.mul_(3)
@@ -51,8 +51,8 @@ def test_training_evaluation_and_sampling_make_no_tensor_of_n_by_v(name):
         "evaluation": lambda: score_hidden(head, hidden.detach(), targets.clamp_min(0)),
         "plain sampling": lambda: head.sample(hidden.detach(), generator),
         "greedy": lambda: head.argmax(hidden.detach()),
-        "top-k": lambda: head.sample(hidden.detach(), generator, cut=Cut(top_k=5)),
-        "top-p": lambda: head.sample(hidden.detach(), generator, cut=Cut(top_p=0.5)),
+        "top-k": lambda: head.sample(hidden.detach(), generator, truncation=Truncation(top_k=5)),
+        "top-p": lambda: head.sample(hidden.detach(), generator, truncation=Truncation(top_p=0.5)),
     }
     for way, run in ways.items():
         with Widest() as widest:

@@ -78,7 +78,7 @@ def test_operator_is_well_formed(name):
     head, (hidden, targets) = head_of(name, dtype=torch.float32), batch_of(103, 23, dtype=torch.float32)
     layer, known = head.layer(), targets.clamp_min(0)
     layer = [layer.weight, layer.table, *(layer.inner or (None, None)), layer.outer]
-    where = head.places(known)
+    where = head.groups_and_slots(known)
     weights = [head.group.weight, head.group.bias, *layer]
     weights = [w if w is None else w.detach().requires_grad_() for w in weights]
     torch.library.opcheck(shared_nll._shared_nll, (hidden, *weights, *where, torch.float32, True))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grouped_lm.errors import DivergedError
 from grouped_lm.heads import HEADS, IGNORE_INDEX, DenseConfig, GroupedConfig, Head, build_head
-from grouped_lm.heads.decoding.truncation import Cut
+from grouped_lm.heads.decoding.truncation import Truncation
 
 DEFAULT = "the default"
 NAMES = [*HEADS, DEFAULT]
@@ -133,13 +133,13 @@ def test_bf16_states_under_autocast(name):
     assert hidden.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("cut", [None, Cut(top_k=3), Cut(top_p=0.5)])
+@pytest.mark.parametrize("truncation", [None, Truncation(top_k=3), Truncation(top_p=0.5)])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_states(name, cut):
+def test_no_states(name, truncation):
     head, none = build(name), torch.zeros(0, D, dtype=torch.float64)
     with torch.no_grad():
-        assert head.sample(none, cut=cut, num_samples=2).shape == (0, 2)
-        assert head.sample(none, cut=cut, temperature=0.5).shape == (0, 1)
+        assert head.sample(none, truncation=truncation, num_samples=2).shape == (0, 2)
+        assert head.sample(none, truncation=truncation, temperature=0.5).shape == (0, 1)
         assert head.argmax(none).shape == (0,)
         assert head.topk(none, 3).ids.shape[0] == 0
 
@@ -160,8 +160,8 @@ def test_next_to_no_temperature_takes_the_likeliest(name):
     head, (hidden, _) = build(name), batch_of(103, 5)
     with torch.no_grad():
         for temperature in (1e-3, 1e-310):
-            for cut in (None, Cut(top_k=5)):
-                drawn = head.sample(hidden, temperature=temperature, cut=cut, num_samples=2)
+            for truncation in (None, Truncation(top_k=5)):
+                drawn = head.sample(hidden, temperature=temperature, truncation=truncation, num_samples=2)
                 assert torch.equal(drawn, head.argmax(hidden)[:, None].expand(-1, 2))
 
 
@@ -172,7 +172,9 @@ def test_groups_that_are_equally_likely_keep_to_the_cut(n_group, group_size):
     for parameter in head.parameters():
         torch.nn.init.zeros_(parameter)
     with torch.no_grad():
-        drawn = head.sample(torch.zeros(5000, D), torch.Generator().manual_seed(0), cut=Cut(top_k=number - 1))
+        drawn = head.sample(
+            torch.zeros(5000, D), torch.Generator().manual_seed(0), truncation=Truncation(top_k=number - 1)
+        )
     assert drawn.max() == number - 2  # of equals the lowest ids are kept
 
 
