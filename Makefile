@@ -36,6 +36,9 @@ reproduce-paper: $(VENV)/.users  ## Check the paper's claims: SCALE=smoke|cpu|cp
 train: $(VENV)/.users  ## The plain `gvc train`; ARGS="head=dense train.max_steps=100" adds overrides
 	$(BIN)/gvc train $(ARGS)
 
+test-fast: check  ## Lint and run the unit tests, in two minutes on two cores
+	$(BIN)/pytest -n 2 --dist worksteal tests/unit $(ARGS)
+
 test: $(VENV)/.developers  ## Run the tests (no network needed)
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
@@ -66,14 +69,22 @@ test-faults: $(VENV)/.developers  ## All faults and the table of promises; TRIAL
 	  tests/faults tests/integration/test_sweep.py::test_a_driver_killed_again_and_again_completes_every_job_once \
 	  tests/integration/test_sweep.py::test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again
 
-check: $(VENV)/.developers  ## Format, lint, types, layers of imports
+coverage: $(VENV)/.developers  ## Run the tests and report which lines they run; ARGS=tests/unit for a part
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html:htmlcov $(ARGS)
+
+format: $(VENV)/.developers  ## Format the code and fix what the linter can fix
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+check: $(VENV)/.developers  ## Check format, lint, spelling, types and the layers of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell grouped_lm cli conf tests *.md Makefile pyproject.toml .ci
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
 clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist htmlcov .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo reproduce-paper train test golden test-long test-faults bench bench-full bench-gpu check clean
+.PHONY: help install demo reproduce-paper train test-fast test golden coverage format test-long test-faults bench bench-full bench-gpu check clean

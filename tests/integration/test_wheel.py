@@ -1,0 +1,29 @@
+"""What a wheel contains."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_wheel_brings_one_top_level_package_and_its_configs(tmp_path):
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for name in tracked.split():
+        if name.startswith(("grouped_lm/", "cli/", "conf/", "pyproject", "README")) and (ROOT / name).exists():
+            (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "src" / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", "out", "./src"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "out").glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"grouped_lm"}
+    shipped = {name.removeprefix("grouped_lm/") for name in names if name.endswith(".yaml")}
+    assert shipped == {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
+    modules = {name.removeprefix("grouped_lm/") for name in names if name.endswith(".py")}
+    assert {str(p.relative_to(ROOT)) for p in (ROOT / "cli").rglob("*.py")} <= modules
+    assert {str(p.relative_to(ROOT / "grouped_lm")) for p in (ROOT / "grouped_lm").rglob("*.py")} <= modules
+    assert {"grouped_lm/py.typed", "grouped_lm/conf/__init__.py"} <= set(names)
