@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from grouped_lm.errors import ConfigError
-from grouped_lm.prior.kneser_ney import Histories, KneserNey
+from grouped_lm.prior.kneser_ney import Contexts, Histories, KneserNey
 from grouped_lm.prior.levels import Level, find_in_ranges, gather_ranges
 
 PADDING = -1
@@ -75,18 +75,20 @@ class ClassPrior:
         the probabilities without the token that is left out.
         """
         contexts = self.model.history_contexts(histories)
-        prob = np.broadcast_to(self.class_sizes / self.model.vocab_size, (len(contexts), len(self.class_sizes)))
-        for k, level in enumerate(self._levels):
+        inverse, backoff = self.model.interpolation(0, contexts)
+        prob = np.outer(inverse, self._levels[0].mass)
+        prob += np.outer(backoff, self.class_sizes / self.model.vocab_size)
+        if contexts.left_out is not None:
+            own = self.token_to_class[contexts.left_out]
+            prob[np.arange(len(contexts)), own] += self.model.lost_mass(0, contexts) * inverse
+        for k in range(1, self.model.order):
             inverse, backoff = self.model.interpolation(k, contexts)
-            prob = prob * backoff[:, None]
-            if k == 0:
-                prob += inverse[:, None] * level.mass
-            else:
-                rows, entries = gather_ranges(level.offsets, contexts.nodes[k])
-                prob[rows, level.classes[entries]] += level.mass[entries] * inverse[rows]
-            if contexts.left_out is not None:
-                own = self.token_to_class[contexts.left_out]
-                prob[np.arange(len(contexts)), own] += self.model.lost_mass(k, contexts) * inverse
+            rows, entries = gather_ranges(self._levels[k].offsets, contexts.nodes[k])
+            classes, mass = self._levels[k].classes[entries], self._levels[k].mass[entries]
+            if contexts.left_out is not None:  # before the division, so that a class without counts gets an exact 0
+                mass += np.where(classes == own[rows], self.model.lost_mass(k, contexts)[rows], 0.0)
+            prob *= backoff[:, None]
+            prob[rows, classes] += mass * inverse[rows]
         return np.log(prob)
 
     def member_log_prob(self, histories: Histories, classes: np.ndarray) -> np.ndarray:
@@ -101,31 +103,32 @@ class ClassPrior:
         """
         contexts = self.model.history_contexts(histories)
         tokens = self.members[classes]
-        prob = np.where(tokens != PADDING, 1 / self.model.vocab_size, 0.0)
-        for k in range(self.model.order):
+        inverse, backoff = self.model.interpolation(0, contexts)
+        mass = self._token_mass[tokens]
+        if contexts.left_out is not None:
+            mass += np.where(tokens == contexts.left_out[:, None], self.model.lost_mass(0, contexts)[:, None], 0.0)
+        prob = mass * inverse[:, None] + backoff[:, None] / self.model.vocab_size
+        prob[tokens == PADDING] = 0
+        for k in range(1, self.model.order):
             inverse, backoff = self.model.interpolation(k, contexts)
             prob *= backoff[:, None]
-            if k == 0:
-                prob += np.where(tokens != PADDING, self._token_mass[tokens], 0.0) * inverse[:, None]
-            else:
-                self._add_members(prob, k, contexts.nodes[k], classes, inverse)
-            if contexts.left_out is not None:
-                here = np.flatnonzero(self.token_to_class[contexts.left_out] == classes)
-                slots = self.token_to_slot[contexts.left_out[here]]
-                prob[here, slots] += (self.model.lost_mass(k, contexts) * inverse)[here]
+            rows, words, mass = self._member_mass(k, contexts, classes)
+            prob[rows, self.token_to_slot[words]] += mass * inverse[rows]
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(prob) - np.log(prob.sum(axis=1, keepdims=True)))
 
-    def _add_members(
-        self, prob: np.ndarray, k: int, nodes: np.ndarray, classes: np.ndarray, inverse: np.ndarray
-    ) -> None:
-        """Add (c - D(c)) / total of the n-grams whose word is in the class of their context."""
+    def _member_mass(
+        self, k: int, contexts: Contexts, classes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the n-grams whose word is in the class of their context: index of the context, word, and c - D(c)."""
         level, table = self._levels[k], self.model.levels[k]
-        entries = find_in_ranges(level.classes, level.offsets, nodes, classes)
+        entries = find_in_ranges(level.classes, level.offsets, contexts.nodes[k], classes)
         rows, places = gather_ranges(level.starts, entries)
         ngrams = level.order[places]
-        slots = self.token_to_slot[table.ngrams.words[ngrams]]
-        prob[rows, slots] += table.mass(table.ngrams.counts[ngrams]) * inverse[rows]
+        words, mass = table.ngrams.words[ngrams], table.mass(table.ngrams.counts[ngrams])
+        if contexts.left_out is not None:
+            mass += np.where(words == contexts.left_out[rows], self.model.lost_mass(k, contexts)[rows], 0.0)
+        return rows, words, mass
 
     def _group_level(self, level: Level) -> _ClassLevel:
         """Sort the n-grams of a level by context and class, and add up the mass of every pair."""

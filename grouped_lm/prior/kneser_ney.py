@@ -142,10 +142,11 @@ class KneserNey:
         for k, level in enumerate(self.levels):
             inverse, backoff = self.interpolation(k, contexts)
             rows, children = gather_ranges(level.ngrams.offsets, contexts.nodes[k])
-            prob *= backoff[:, None]
-            prob[rows, level.ngrams.words[children]] += level.mass(level.ngrams.counts[children]) * inverse[rows]
+            words, mass = level.ngrams.words[children], level.mass(level.ngrams.counts[children])
             if contexts.left_out is not None:
-                prob[np.arange(len(contexts)), contexts.left_out] += self.lost_mass(k, contexts) * inverse
+                mass += np.where(words == contexts.left_out[rows], self.lost_mass(k, contexts)[rows], 0.0)
+            prob *= backoff[:, None]
+            prob[rows, words] += mass * inverse[rows]
         return prob
 
     def context_counts(self, histories: Histories) -> np.ndarray:
