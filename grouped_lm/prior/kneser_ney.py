@@ -1,4 +1,4 @@
-"""Interpolated modified Kneser-Ney: a language model of counts, exact over the whole vocabulary.
+"""Interpolated modified Kneser-Ney: an n-gram language model, exact over the whole vocabulary.
 
 Letters: N tokens in a text, V tokens in the vocabulary, n contexts in a batch, k tokens in a context.
 
@@ -70,10 +70,10 @@ class KneserNey:
             tokens: (N,) ids in [0, V); only what the positions and their contexts need is read.
             start: First position, >= 1.
             stop: End of the positions, default N.
-            leave_one_out: The text is the training text, and every position is predicted as if its own token had not
-                been counted. Its n-gram of every length loses one: the longest always, a shorter one when the longer
-                one has then no count left, since that is one different token less before it. Discounts stay as they
-                are, and so do n-grams in which the token is part of the context.
+            leave_one_out: Predict every position as if its own token had not been counted; the text must be the
+                training text. The longest n-gram that ends at the position loses one count. If none is left, the next
+                shorter n-gram loses one too, because one token less occurs before it, and so on. Discounts stay as
+                they are. N-grams that have the token in their context stay as well.
 
         Raises:
             ConfigError: leave-one-out with a pruned model, whose small counts are unknown.

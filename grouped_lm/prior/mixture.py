@@ -1,4 +1,4 @@
-"""A mixture of a neural model and a model of counts, with one weight.
+"""A mixture of a neural model and an n-gram model, with one weight.
 
 The weight is fitted on a part of the training text that neither model was trained on, and never on the text that is
 reported: log p = log((1 - weight) p_neural + weight p_counts), per token.
@@ -17,7 +17,7 @@ class MixtureResult:
     """Losses of a text, in nats per token."""
 
     weight: float
-    """Share of the model of counts, in [0, 1], fitted on the held-out text."""
+    """Share of the n-gram model, in [0, 1], fitted on the held-out text."""
     neural: float
     counts: float
     mixture: float
@@ -30,8 +30,8 @@ def mixture_log_prob(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray, w
 
     Args:
         neural_log_prob: (N,) log p of every token, in nats.
-        counts_log_prob: (N,) the same tokens under the model of counts.
-        weight: Share of the model of counts, in [0, 1].
+        counts_log_prob: (N,) the same tokens under the n-gram model.
+        weight: Share of the n-gram model, in [0, 1].
     """
     with np.errstate(divide="ignore"):
         shares = np.log([1 - weight, weight])
@@ -40,13 +40,13 @@ def mixture_log_prob(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray, w
 
 
 def fit_mixture_weight(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray) -> float:
-    """Return the share of the model of counts with the smallest loss, in [0, 1], within 1e-6.
+    """Return the share of the n-gram model with the smallest loss, in [0, 1], within 1e-6.
 
     The loss is convex in the weight, so that the search finds the one minimum.
 
     Args:
         neural_log_prob: (N,) log p of every token of a held-out text.
-        counts_log_prob: (N,) the same tokens under the model of counts.
+        counts_log_prob: (N,) the same tokens under the n-gram model.
 
     Raises:
         DataError: no tokens, arrays of two lengths, or a value that is not finite.
@@ -65,7 +65,7 @@ def evaluate_mixture(held_out: tuple[np.ndarray, np.ndarray], reported: tuple[np
     """Fit the weight on one text and return the losses of another.
 
     Args:
-        held_out: log p of the neural model and of the model of counts, each (N,), on text kept aside from training.
+        held_out: log p of the neural model and of the n-gram model, each (N,), on text kept aside from training.
         reported: The same on the text to report, each (M,).
 
     Raises:

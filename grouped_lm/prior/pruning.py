@@ -1,4 +1,4 @@
-"""A smaller model of counts: n-grams with a small count are dropped, and the model still sums to 1."""
+"""A smaller n-gram model: n-grams with a small count are dropped, and the model still sums to 1."""
 
 from collections.abc import Sequence
 

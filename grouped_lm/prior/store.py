@@ -1,4 +1,4 @@
-"""Models of counts on disk: one safetensors file in the folder of the tokens, named by a hash of what it is made of."""
+"""N-gram models on disk: one safetensors file in the folder of the tokens, named by a hash of what it is made of."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The model of counts against its definition, on texts of a few hundred tokens."""
+"""The n-gram model against its definition, on texts of a few hundred tokens."""
 
 import subprocess
 import sys
