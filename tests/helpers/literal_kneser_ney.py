@@ -2,7 +2,21 @@
 
 from collections import Counter, defaultdict
 
+import numpy as np
+
 EOT, VOCAB = 0, 11
+
+
+def small_text(length: int = 240, seed: int = 0) -> np.ndarray:
+    """Ids 0 to 8 of 11, some much more frequent than others, and documents of some 12 tokens."""
+    chances = np.array([3, 12, 8, 5, 4, 3, 2, 1, 1]) / 39
+    text = np.random.default_rng(seed).choice(9, size=length, p=chances).astype(np.uint16)
+    text[0] = EOT
+    return text
+
+
+HISTORIES = [[], [EOT], [1, 2, 1, 1], [5, EOT, 1, 2], [9, 10, 9, 10], [3, 1, 10, 1], [1] * 9, [2, EOT]]
+"""Empty, start of a document, seen, across a border, never seen, seen at its end alone, longer than any order."""
 
 
 def events(tokens: list[int], order: int) -> list[tuple[tuple[int, ...], int]]:

@@ -2,8 +2,7 @@
 
 import numpy as np
 import pytest
-from literal_kneser_ney import EOT, VOCAB
-from test_kneser_ney import HISTORIES, small_text
+from literal_kneser_ney import EOT, HISTORIES, VOCAB, small_text
 
 from grouped_lm.data.token_file import TokenFile
 from grouped_lm.errors import DataError
