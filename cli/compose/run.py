@@ -13,7 +13,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from grouped_lm.bench.variants import load_variant, load_variants
 from grouped_lm.config import Config
 from grouped_lm.errors import ConfigError, GvcError
 
@@ -67,12 +68,24 @@ RAISED_COMPOSING = (ValueError, TypeError, AssertionError, RecursionError)
 
 def register() -> None:
     """Tell Hydra the schema, and a resolver that keeps two runs of the same second apart."""
-    ConfigStore.instance().store(name="gvc_schema", node=Config)
+    ConfigStore.instance().store(name="gvc_schema", node=ComposedConfig)
     OmegaConf.register_new_resolver("gvc_slug", lambda value: re.sub(r"[^\w.+-]", "_", str(value)), replace=True)
     OmegaConf.register_new_resolver("gvc_unique", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 
 
-register()  # at import, so that a launcher's worker that unpickles a task knows them too
+@dataclass(kw_only=True, slots=True)
+class VariantNote:
+    """What a file of conf/variant says about itself."""
+
+    label: str | None = None
+    description: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class ComposedConfig(Config):
+    """What Hydra composes: the config of a run, and the variant's note, which runs do not keep."""
+
+    variant: VariantNote = field(default_factory=VariantNote)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -102,6 +115,9 @@ class HydraFlags:
             if getattr(self, name) is not None:
                 words += [f"--{name}", getattr(self, name)]
         return words + (["--config-dir", str(Path(self.config_dir).absolute())] if self.config_dir else [])
+
+
+register()  # at import, so that a launcher's worker that unpickles a task knows them too
 
 
 @contextmanager
@@ -134,13 +150,22 @@ def to_config(composed: DictConfig) -> Config:
     from grouped_lm.grouping import parse_grouping
     from grouped_lm.heads import parse_head_config  # imports torch, which --cfg and --info need not wait for
 
-    plain = OmegaConf.to_container(composed, resolve=True)  # a typed node would carry added keys along
+    plain: Any = OmegaConf.to_container(composed, resolve=True)  # a typed node would carry added keys along
+    label = (plain.pop("variant", None) or {}).get("label")
+    variant = next((v for v in load_variants().values() if v.label == label), None) if label else None
+    if variant and variant.head["name"] != plain["head"]["name"]:
+        raise ConfigError(two_heads(variant.name, plain["head"]["name"]))
     strict = OmegaConf.merge(OmegaConf.structured(Config), plain)
     config = OmegaConf.to_object(strict)
     assert isinstance(config, Config)
     config.head = parse_head_config(config.head or {})
     config.grouping = parse_grouping(config.grouping if isinstance(config.grouping, dict) else config.grouping.name)
     return config
+
+
+def two_heads(variant: str, head: str) -> str:
+    """Return the line for a variant beside another choice of the head."""
+    return f"variant={variant} and head={head} do not go together, since a variant chooses the head: leave one out"
 
 
 def parse(overrides: list[str]) -> list[Override]:
@@ -305,11 +330,14 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
         group, choice = override.key_or_group, override.value()
         if group in RENAMED_KEYS:
             return f"{group}= is now {RENAMED_KEYS[group]}="
-        if group == "sweep" and choice in RENAMED_SWEEPS:
+        if group == "sweep" and isinstance(choice, str) and choice in RENAMED_SWEEPS:
             return f"sweep {choice} is now {RENAMED_SWEEPS[choice]}"
         if group in groups and isinstance(choice, str) and choice not in groups[group]:
             given = f"--grid {choice}" if group == "bench" else f"{group}={choice}"
             return f"{given} is not known{nearest(choice, groups[group])}; there are {', '.join(groups[group])}"
+    choices = {o.key_or_group: str(o.value()) for o in parsed}
+    if {"head", "variant"} <= set(choices) and load_variant(choices["variant"]).head["name"] != choices["head"]:
+        return two_heads(choices["variant"], choices["head"])
     try:
         keys = known_keys([o.input_line or "" for o in parsed if o.key_or_group in groups], flags)
     except (*RAISED, *RAISED_COMPOSING):

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from grouped_lm.bench.competitors import Competitor
+from grouped_lm.bench.implementations import Implementation
 from grouped_lm.bench.place import Place
 from grouped_lm.bench.results import Row
 from grouped_lm.config import IGNORE_INDEX
@@ -24,7 +24,7 @@ TOLERANCE = {"float32": (2e-5, 1e-4), "bfloat16": (0.01, 0.06)}
 """Nats of the mean loss, and the largest error of a gradient over its own norm, by the type of matrix products."""
 
 
-def check_columns(competitor: Competitor, head: Head, targets: Tensor, place: Place) -> Row:
+def check_columns(implementation: Implementation, head: Head, targets: Tensor, place: Place) -> Row:
     """Return how far loss and gradients are from those of the log-probabilities of all V tokens in fp64.
 
     The head is run as when it is timed, compiled too, on N states. `ROWS` of them, evenly spread, count; the targets of
@@ -39,9 +39,9 @@ def check_columns(competitor: Competitor, head: Head, targets: Tensor, place: Pl
     training = head.training
     if isinstance(head, SampledHead):
         head.eval()
-    with competitor.running():
+    with implementation.running():
         with place.autocast():
-            loss = competitor.forward(head)(states, given).nll
+            loss = implementation.forward(head)(states, given).nll
         found = torch.autograd.grad(loss, [states, *head.parameters()], allow_unused=True)
     head.train(training)
     truth, wanted = loss_by_definition(head, states.detach(), targets, rows)

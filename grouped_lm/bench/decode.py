@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grouped_lm.bench.competitors import BASELINE
 from grouped_lm.bench.heads import Cell
+from grouped_lm.bench.implementations import BASELINE
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.timing import Sampler, interleave, timed
 from grouped_lm.bench.workload import Workload
@@ -47,7 +47,7 @@ def decode_cells(work: Workload) -> list[Cell]:
 
 
 def contenders(work: Workload) -> dict[str, LanguageModel]:
-    """Return the runs' models by folder, or fresh ones of every competitor that is as configured, on one body.
+    """Return the runs' models by folder, or fresh ones of every implementation that is as configured, on one body.
 
     Others are left out: compiled, tuned, and of another's code, they differ in how a loss is computed or chosen, and
     here there is none.
@@ -61,8 +61,8 @@ def contenders(work: Workload) -> dict[str, LanguageModel]:
     body = build_body(config, work.vocab_size)
     wte = body.wte.weight
     found = {}
-    for c in work.competitors:
-        if c.as_configured:
+    for c in work.implementations:
+        if c.is_plain:
             head = c.build({}, config.n_embd, work.vocab_size, work.counts, wte, work.train_file.tokens)  # type: ignore[arg-type]
             found[c.name] = LanguageModel(body, head).eval()
     return found

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from grouped_lm.bench.checks import check_columns
-from grouped_lm.bench.competitors import BASELINE, Competitor, Option, describe_option, describe_tuning, forget_compiled
+from grouped_lm.bench.implementations import (
+    BASELINE,
+    Implementation,
+    Option,
+    describe_option,
+    describe_tuning,
+    forget_compiled,
+)
 from grouped_lm.bench.place import Place
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.timing import Sampler, Session, interleave, quickest
@@ -26,7 +33,7 @@ Cell = tuple[Row, Callable[[], list[Row]]]
 
 
 def heads_cells(work: Workload) -> list[Cell]:
-    """Return a cell per N and D, in which all competitors take turns; see `interleave`."""
+    """Return a cell per N and D, in which all implementations take turns; see `interleave`."""
     grid = work.settings.heads
     return [
         ({"n_tokens": n, "n_embd": d, "vocab_size": work.vocab_size}, partial(measure_cell, work, n, d))
@@ -36,26 +43,26 @@ def heads_cells(work: Workload) -> list[Cell]:
 
 
 def measure_cell(work: Workload, n_tokens: int, n_embd: int) -> list[Row]:
-    """Return a row per competitor: first the option of each, then times in turn, then checks and memory one by one."""
+    """Return a row per implementation: choose options, time all in turn, then check and measure memory one by one."""
     torch.manual_seed(work.settings.seed)
-    forget_compiled(work.competitors)
+    forget_compiled(work.implementations)
     place, device = work.place, work.place.device
     hidden = torch.randn(n_tokens, n_embd).to(device).requires_grad_()
     targets = work.targets(n_tokens).to(device)
     wte = nn.Parameter(0.02 * torch.randn(work.vocab_size, n_embd).to(device))
 
-    def build(competitor: Competitor, option: Option) -> Head:
-        return competitor.build(option, n_embd, work.vocab_size, work.counts, wte, work.train_file.tokens)
+    def build(implementation: Implementation, option: Option) -> Head:
+        return implementation.build(option, n_embd, work.vocab_size, work.counts, wte, work.train_file.tokens)
 
-    chosen: dict[str, tuple[Competitor, Option, Head, dict[str, float]]] = {}
-    for competitor in work.competitors:
-        options = {describe_option(option): option for option in competitor.options_on(device.type)}
+    chosen: dict[str, tuple[Implementation, Option, Head, dict[str, float]]] = {}
+    for implementation in work.implementations:
+        options = {describe_option(option): option for option in implementation.options_on(device.type)}
         samplers = {
-            name: sampler(competitor, build(competitor, o), hidden, targets, place, plain=True)
+            name: sampler(implementation, build(implementation, o), hidden, targets, place, plain=True)
             for name, o in options.items()
         }
         best, tried = quickest(samplers, "ms")
-        chosen[competitor.name] = competitor, options[best], build(competitor, options[best]), tried
+        chosen[implementation.name] = implementation, options[best], build(implementation, options[best]), tried
     session = interleave(
         {name: sampler(c, head, hidden, targets, place) for name, (c, _, head, _) in chosen.items()},
         work.settings.meter,
@@ -66,29 +73,29 @@ def measure_cell(work: Workload, n_tokens: int, n_embd: int) -> list[Row]:
     say_too_large(session)
     rows = []
     for name in session.timings:
-        competitor, option, head, tried = chosen[name]
+        implementation, option, head, tried = chosen[name]
         row = {"head": name, "option": describe_option(option), "tried": describe_tuning(tried)}
-        with competitor.running(), place.autocast():
-            memory = memory_columns(head, targets, wte, competitor.forward(head))
+        with implementation.running(), place.autocast():
+            memory = memory_columns(head, targets, wte, implementation.forward(head))
         speed = speed_columns(session, name, head, n_tokens)
-        rows.append(row | speed | memory | check_columns(competitor, head, targets, place))
+        rows.append(row | speed | memory | check_columns(implementation, head, targets, place))
     return with_ratios(rows)
 
 
 def sampler(
-    competitor: Competitor, head: Head, hidden: Tensor, targets: Tensor, place: Place, plain: bool = False
+    implementation: Implementation, head: Head, hidden: Tensor, targets: Tensor, place: Place, plain: bool = False
 ) -> Sampler:
     """Return what times one forward pass without gradients, and one forward and backward pass.
 
     Args:
-        competitor: how the head is run.
+        implementation: how the head is run.
         head: to be run.
         hidden: (N, D).
         targets: (N,).
         place: where.
         plain: leave `torch.compile` out.
     """
-    forward: Any = head if plain else competitor.forward(head)
+    forward: Any = head if plain else implementation.forward(head)
 
     def forget_gradients() -> None:
         for parameter in [hidden, *head.parameters()]:
@@ -105,7 +112,7 @@ def sampler(
         loss.backward()
 
     def sample() -> dict[str, float]:
-        with competitor.running():
+        with implementation.running():
             figures = {"forward_ms": place.timed(forward_only), "ms": place.timed(both)}
         forget_gradients()
         return figures

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from grouped_lm.bench.competitors import BASELINE, Competitor, Tokens, find_competitor
 from grouped_lm.bench.heads import Cell
+from grouped_lm.bench.implementations import BASELINE, Implementation, Tokens, plain_implementation
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.steps import Batch
 from grouped_lm.bench.workload import Workload, say
@@ -31,17 +31,17 @@ from grouped_lm.plan.fake_step import fake_model, fake_passes, fake_steps, fakin
 from grouped_lm.plan.heads import MAX_BATCH, largest, least_batch, peak_function
 from grouped_lm.train.loop import clip_gradients
 
-PAIR = find_competitor("memory", BASELINE), find_competitor("memory", "grouped")
+PAIR = plain_implementation("memory", BASELINE), plain_implementation("memory", "grouped")
 """The claim is the paper's head against the full softmax."""
 
 
 def memory_cells(work: Workload) -> list[Cell]:
     """Return the cells of all four parts."""
     grid = work.settings.memory
-    rivals = [find_competitor("memory.claim_heads", name) for name in grid.claim_heads]
+    rivals = [plain_implementation("memory.claim_heads", name) for name in grid.claim_heads]
     refuse_unpredictable(work, rivals)
-    watched = [c for c in work.competitors if c.name in HEADS]
-    watched += [rival for rival in rivals if rival.name not in HEADS]  # what is predicted is held against real steps
+    watched = [c for c in work.implementations if c.is_plain and c.variant.name in HEADS]
+    watched += [rival for rival in rivals if rival not in watched]  # predictions are compared with real steps
     cells: list[Cell] = []
     for name in grid.truth_models:
         for batch in grid.truth_batches:
@@ -67,7 +67,7 @@ def memory_cells(work: Workload) -> list[Cell]:
     return cells
 
 
-def refuse_unpredictable(work: Workload, rivals: list[Competitor]) -> None:
+def refuse_unpredictable(work: Workload, rivals: list[Implementation]) -> None:
     """Refuse heads whose sizes shapes alone do not tell, before anything is measured.
 
     Raises:
@@ -84,14 +84,14 @@ def refuse_unpredictable(work: Workload, rivals: list[Competitor]) -> None:
 
 
 def config_of(
-    work: Workload, model: ModelConfig, head: Competitor, batch: int, context: int, has_text: bool = True
+    work: Workload, model: ModelConfig, head: Implementation, batch: int, context: int, has_text: bool = True
 ) -> Config:
-    """Return the run of one competitor's head at B and T; without a text, see `Competitor.grouped_by`."""
+    """Return the run of one implementation's head at B and T; without a text, see `Implementation.grouping_config`."""
     return Config(
         seed=work.settings.seed,
         model=dataclasses.replace(model, block_size=context),
         head=head.config(),
-        grouping=head.grouped_by(has_text),
+        grouping=head.grouping_config(has_text),
         tokenizer=work.settings.tokenizer,
         train=TrainConfig(micro_batch_size=batch),
     )
@@ -188,7 +188,7 @@ def flops_of(config: Config) -> tuple[float, float]:
     return estimate_body_flops_per_token(config.model, config.model.block_size), head
 
 
-def predict_claim(work: Workload, head: Competitor, name: str, attention: str) -> list[Row]:
+def predict_claim(work: Workload, head: Implementation, name: str, attention: str) -> list[Row]:
     """Return dense over `head` at every B of the claim, the least B that reaches the paper's ratio, and the limit.
 
     Beside it FLOPs: how many times fewer with that head, and with a head that costs nothing.
@@ -244,7 +244,7 @@ def measure_fit(work: Workload, name: str) -> list[Row]:
     return rows
 
 
-def measure_grid(work: Workload, head: Competitor, context: int) -> list[Row]:
+def measure_grid(work: Workload, head: Implementation, context: int) -> list[Row]:
     """Return a row per B, for a training step and a forward pass; those predicted to fit the grid's limit are run."""
     grid = work.settings.memory
     config = config_of(work, work.models[grid.grid_model], head, 2, context)

@@ -1,4 +1,4 @@
-"""Pictures of `gvc bench`: bars by competitor, with the floor or the cap as a dashed line."""
+"""Pictures of `gvc bench`: bars by implementation, with the floor or the cap as a dashed line."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

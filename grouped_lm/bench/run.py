@@ -31,7 +31,7 @@ SUITE_CELLS: dict[str, Callable[[Workload], list[Cell]]] = {
 
 
 TOGETHER = ("heads", "steps", "decode")
-"""Suites whose cells measure all competitors at once: with another one, they are measured anew."""
+"""Suites whose cells measure all implementations at once: with another one, they are measured anew."""
 
 
 def suite_cells(suite: str, work: Workload) -> list[Cell]:
@@ -77,7 +77,7 @@ def run_suite(
             write_bench_plots(suite, rows, out, suffix)
     except PlotLibraryError as error:
         say(f"gvc: {error}")
-    refuse_inexact(rows, {c.name for c in work.competitors if c.kind is None})
+    refuse_inexact(rows, {c.name for c in work.implementations if c.head_class is None})
     return rows
 
 
@@ -95,7 +95,7 @@ def identity(suite: str, work: Workload) -> dict[str, Any]:
         "tokenizer": settings["tokenizer"],
         "threads": settings["threads"],
         "seed": settings["seed"],
-        "competitors": [c.name for c in work.competitors] if suite in TOGETHER else [],
+        "competitors": [c.name for c in work.implementations] if suite in TOGETHER else [],
         "meter": settings["meter"],
         "suite": {key: value for key, value in own.items() if key not in lists},
     }

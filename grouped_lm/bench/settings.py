@@ -18,11 +18,11 @@ class MeterConfig:
     """How time is taken."""
 
     min_rounds: int = 2
-    """Rounds of A B B A for every competitor, however slow, >= 1: two samples each."""
+    """Rounds of A B B A for every implementation, however slow, >= 1: two samples each."""
     max_rounds: int = 20
-    """No competitor takes part in more."""
+    """No implementation takes part in more."""
     budget_s: float = 5.0
-    """Seconds of measuring for one competitor in one cell; beyond `min_rounds` it then stays out of further rounds."""
+    """Seconds of measuring for one implementation in one cell. After `min_rounds` it then leaves further rounds."""
     max_drift: float = 0.10
     """A round is dropped where the calibration after it differs from that before, or one of them from the first of the
     cell, by more than this share."""
@@ -77,7 +77,7 @@ class MemoryGrid:
     claim_models: list[str] = field(default_factory=lambda: ["neo-33m", "gpt2-33m"])
     """Presets of the table of ratios, predicted, attention fused and unfused."""
     claim_heads: list[str] = field(default_factory=lambda: ["grouped"])
-    """Competitors held against the full softmax there, by their names."""
+    """Variants that are compared with the full softmax there."""
     claim_batches: list[int] = field(default_factory=lambda: [8, 32, 80])
     claim_block_size: int = 512
     claim_ratio: float = 3.4
@@ -111,7 +111,7 @@ class DecodeGrid:
     """Tokens in sight of the head, the last of them new and the others cached, >= 2."""
     top_p: float = 0.9
     runs: list[str] = field(default_factory=list)
-    """Run folders: their trained bodies and heads instead of fresh ones of the competitors that need no tuning."""
+    """Run folders: their trained bodies and heads instead of fresh ones of the variants."""
 
     def __post_init__(self) -> None:
         _check_sizes("decode.batches", self.batches)
@@ -168,7 +168,7 @@ class BenchConfig:
     """CPU threads; null leaves torch's choice. One repeats best: two threads wait for the slower core."""
     seed: int = 0
     competitors: list[str] = field(default_factory=list)
-    """Names, or beginnings of names, of those that take part besides the plain dense head; empty means all."""
+    """Variants, or beginnings of names in the rows, to measure besides the plain dense head; empty means all."""
     meter: MeterConfig = field(default_factory=MeterConfig)
     heads: HeadsGrid = field(default_factory=HeadsGrid)
     steps: StepsGrid = field(default_factory=StepsGrid)

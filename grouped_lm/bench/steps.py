@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grouped_lm.bench.competitors import (
+from grouped_lm.bench.implementations import (
     BASELINE,
-    Competitor,
+    Implementation,
     Option,
     Tokens,
     describe_option,
     describe_tuning,
     forget_compiled,
+    plain_implementation,
 )
 from grouped_lm.bench.place import Place
 from grouped_lm.bench.results import Row
@@ -33,7 +34,7 @@ from grouped_lm.optim.adamw import build_optimizer
 
 CAP = "no head"
 """The step with `hidden.pow(2).mean()` for a loss: same body, embedding and optimizer."""
-CAP_RUNNER = Competitor(CAP, {"name": BASELINE})
+CAP_RUNNER = plain_implementation("steps", BASELINE)
 """How that step is run: plainly."""
 Cell = tuple[Row, Callable[[], list[Row]]]
 Batch = tuple[Tensor, Tensor]
@@ -41,7 +42,7 @@ State = dict[Any, Any]
 
 
 def steps_cells(work: Workload) -> list[Cell]:
-    """Return a cell per body, in which all competitors take turns; see `interleave`."""
+    """Return a cell per body, in which all implementations take turns; see `interleave`."""
     grid = work.settings.steps
     shape = {"micro_batch_size": grid.micro_batch_size, "block_size": grid.block_size, "vocab_size": work.vocab_size}
     return [({"model": name, **shape}, partial(measure_body, work, name)) for name in grid.models]
@@ -61,7 +62,7 @@ class NoHead(nn.Module):
 
 @dataclass
 class Contender:
-    """A competitor's model, and what a step of it does."""
+    """A implementation's model, and what a step of it does."""
 
     model: nn.Module
     step: Sampler
@@ -70,12 +71,12 @@ class Contender:
 
 
 def measure_body(work: Workload, name: str) -> list[Row]:
-    """Return a row per competitor and one for the cap, which takes turns with them."""
+    """Return a row per implementation and one for the cap, which takes turns with them."""
     grid = work.settings.steps
     loader = work.batches(grid.micro_batch_size, grid.block_size)
     batches = [loader.batch(index) for index in range(4)]
     text = work.counts, work.train_file.tokens
-    return compare_steps(work, work.models[name], work.vocab_size, text, batches, work.competitors)
+    return compare_steps(work, work.models[name], work.vocab_size, text, batches, work.implementations)
 
 
 def compare_steps(
@@ -84,7 +85,7 @@ def compare_steps(
     vocab_size: int,
     text: tuple[Tensor, Tokens],
     batches: Sequence[Batch],
-    competitors: Sequence[Competitor],
+    implementations: Sequence[Implementation],
 ) -> list[Row]:
     """Return rows of whole steps on one body that all share: weights of its own for every head, one body's memory.
 
@@ -94,18 +95,18 @@ def compare_steps(
         vocab_size: V.
         text: (V,) occurrences of the tokens, and what gives the tokens themselves where there are any.
         batches: (B, T) ids and targets, used in turn.
-        competitors: the heads.
+        implementations: the heads.
     """
     torch.manual_seed(work.settings.seed)
-    forget_compiled(competitors)
+    forget_compiled(implementations)
     place = work.place
     batches = [(ids.to(place.device), targets.to(place.device)) for ids, targets in batches]
     body = build_body(model, vocab_size).to(place.device)
     cap, state = NoHead(body), defaultdict(dict)  # type: ignore[var-annotated]
     contenders = {CAP: Contender(cap, step_sampler(CAP_RUNNER, cap, cap, batches, state, place), {}, {})}
-    for competitor in competitors:
+    for implementation in implementations:
         shape = model.n_embd, vocab_size, text
-        contenders[competitor.name] = _contend(competitor, *shape, body, batches, state, place)
+        contenders[implementation.name] = _contend(implementation, *shape, body, batches, state, place)
     session = interleave({name: c.step for name, c in contenders.items()}, work.settings.meter, place.calibrate)
     say_too_large(session)
     n_tokens = batches[0][0].numel()
@@ -117,7 +118,7 @@ def compare_steps(
 
 
 def _contend(
-    competitor: Competitor,
+    implementation: Implementation,
     n_embd: int,
     vocab_size: int,
     text: tuple[Tensor, Tokens],
@@ -130,12 +131,12 @@ def _contend(
 
     def model_with(option: Option) -> LanguageModel:
         counts, tokens = text
-        return LanguageModel(body, competitor.build(option, n_embd, vocab_size, counts, wte, tokens))
+        return LanguageModel(body, implementation.build(option, n_embd, vocab_size, counts, wte, tokens))
 
     def sampler_of(model: LanguageModel, forward: Any) -> Sampler:
-        return step_sampler(competitor, model, forward, batches, state, place)
+        return step_sampler(implementation, model, forward, batches, state, place)
 
-    options = {describe_option(option): option for option in competitor.options_on(place.device.type)}
+    options = {describe_option(option): option for option in implementation.options_on(place.device.type)}
     best, tried = "", dict[str, float]()
     if len(options) > 1:
         before = set(state)
@@ -146,20 +147,20 @@ def _contend(
             del state[parameter]  # the tried heads go, and with them what they weigh
     option = options[best] if best else next(iter(options.values()))
     model = model_with(option)
-    return Contender(model, sampler_of(model, competitor.forward(model)), option, tried)
+    return Contender(model, sampler_of(model, implementation.forward(model)), option, tried)
 
 
 def step_sampler(
-    competitor: Competitor, model: nn.Module, forward: Any, batches: Sequence[Batch], state: State, place: Place
+    implementation: Implementation, model: nn.Module, forward: Any, batches: Sequence[Batch], state: State, place: Place
 ) -> Sampler:
     """Return what times a step of the loop in `train`: loss, gradients, their norm, AdamW.
 
     Args:
-        competitor: how the head is run.
+        implementation: how the head is run.
         model: whose parameters are updated. The optimizer's state is made at the first step.
         forward: the model, or its compiled form.
         batches: used in turn.
-        state: of all optimizers of the cell: the body's two averages exist once, not once per competitor.
+        state: of all optimizers of the cell: the body's two averages exist once, not once per implementation.
         place: where.
     """
     optimizer = build_optimizer(OptimConfig(lr=1e-4), model)
@@ -177,14 +178,14 @@ def step_sampler(
         count += 1
 
     def sample() -> dict[str, float]:
-        with competitor.running():
+        with implementation.running():
             return {"ms": place.timed(step)}
 
     return sample
 
 
 def step_row(name: str, contender: Contender, session: Session, n_tokens: int, body_flops: float) -> Row:
-    """Return what one competitor's steps took and computed; `mfu` is the share of the matrix product's speed."""
+    """Return what one implementation's steps took and computed; `mfu` is the share of the matrix product's speed."""
     head = getattr(contender.model, "head", None)
     head_flops = head.flops_per_token() if head is not None else 0.0
     times = session.timings[name].columns("ms")
@@ -203,7 +204,7 @@ def step_row(name: str, contender: Contender, session: Session, n_tokens: int, b
 
 
 def with_shares(rows: list[Row]) -> list[Row]:
-    """Add the share of the cap's speed, and how many times faster than each kind of competitor a row is."""
+    """Add the share of the cap's speed, and how many times faster than each kind of implementation a row is."""
     by_name = {row["head"]: row for row in rows}
     rivals = {
         "over_dense": [BASELINE],

@@ -1,7 +1,7 @@
-"""The meter: competitors take turns, A B B A, between calibrations; rounds in which the machine drifted are done again.
+"""The meter. Implementations take turns, A B B A, between calibrations; rounds with a drift are repeated.
 
 Small shared machines change speed by a factor of two within minutes. What is interleaved drifts together, so ratios
-hold where absolute figures do not. Slow competitors leave early, and are then held against rounds in which they had
+hold where absolute figures do not. Slow implementations leave early, and are then held against rounds in which they had
 no part: those are done again too where the machine is not as it was in the first. How many are is bounded; how far the
 rounds of a figure drifted all the same stands in its row (`kept_drift`).
 """
@@ -45,7 +45,7 @@ def calibrate(device: torch.device = CPU, dtype: torch.dtype = torch.float32) ->
 
 @dataclass
 class Timing:
-    """What one competitor took."""
+    """What one implementation took."""
 
     samples: list[dict[str, float]] = field(default_factory=list)
     drift: float = 0.0
@@ -101,9 +101,9 @@ def interleave(
     calibrate: Callable[[], Calibration] = calibrate,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Session:
-    """Sample every competitor in rounds, forwards and then backwards, each round between two calibrations.
+    """Sample every implementation in rounds, forwards and then backwards, each round between two calibrations.
 
-    A slow competitor leaves once it has had `min_rounds` and spent its budget; the fast ones go on among themselves
+    A slow implementation leaves once it has had `min_rounds` and spent its budget; the fast ones go on among themselves
     until their own is spent. A round is dropped where its calibrations differ from each other, or from the first that
     was kept, by more than `max_drift`: those who left and those who stayed are compared at one speed of the machine.
     Rounds are dropped only as long as those dropped took less than all budgets together: where a round takes minutes,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grouped_lm.bench.competitors import Competitor, describe_tuning, find_competitor
 from grouped_lm.bench.heads import Cell
+from grouped_lm.bench.implementations import Implementation, describe_tuning, plain_implementation
 from grouped_lm.bench.memory import allocator_peak, config_of, predicted_peak, real_model
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.steps import CAP, Batch, compare_steps
@@ -35,7 +35,7 @@ def vocab_cells(work: Workload) -> list[Cell]:
     """Return a cell per V for steps, and one per language, V and head for losses."""
     grid = work.settings.vocab
     shape = {"model": grid.model, "micro_batch_size": grid.micro_batch_size, "block_size": grid.block_size}
-    heads = [find_competitor("vocab.heads", name) for name in grid.heads]
+    heads = [plain_implementation("vocab.heads", name) for name in grid.heads]
     cells: list[Cell] = [
         ({"part": "step", **shape, "vocab_size": v, "heads": grid.heads}, partial(measure_steps, work, heads, v))
         for v in grid.vocab_sizes
@@ -47,7 +47,7 @@ def vocab_cells(work: Workload) -> list[Cell]:
     return cells
 
 
-def measure_steps(work: Workload, heads: list[Competitor], vocab_size: int) -> list[Row]:
+def measure_steps(work: Workload, heads: list[Implementation], vocab_size: int) -> list[Row]:
     """Return a row per head: predicted and measured peak, and step time where the limit allows a step at all."""
     grid = work.settings.vocab
     counts = zipf_counts(vocab_size)
@@ -85,7 +85,7 @@ def memory_row(config: Config, counts: Tensor, vocab_size: int, limit: float, ba
     return {"predicted_bytes": predicted, "measured_bytes": measured, "state_bytes": least, "limit_gib": limit / GIB}
 
 
-def measure_excess(work: Workload, head: Competitor, language_name: str, vocab_size: int) -> list[Row]:
+def measure_excess(work: Workload, head: Implementation, language_name: str, vocab_size: int) -> list[Row]:
     """Return one head's loss above the entropy, at the best of the learning rates tried."""
     grid = work.settings.vocab
     language = build_language(language_name, vocab_size, work.settings.seed)
@@ -95,7 +95,7 @@ def measure_excess(work: Workload, head: Competitor, language_name: str, vocab_s
     return [{"lr": lr, "tried": described.replace(" ms", " nats"), "steps": grid.excess_steps} | losses]
 
 
-def train_on(work: Workload, head: Competitor, language: Language, lr: float) -> Row:
+def train_on(work: Workload, head: Implementation, language: Language, lr: float) -> Row:
     """Train a fresh model and return its loss on sequences never seen.
 
     `excess_nats` is the mean of -log p(model) + log p(language) over the same tokens: its expectation is the loss
@@ -126,7 +126,7 @@ def train_on(work: Workload, head: Competitor, language: Language, lr: float) ->
     }
 
 
-def language_model(work: Workload, head: Competitor, language: Language) -> LanguageModel:
+def language_model(work: Workload, head: Implementation, language: Language) -> LanguageModel:
     """Return a fresh model; heads that sort their tokens are given the language's own frequencies."""
     model = work.models[work.settings.vocab.excess_model]
     body = build_body(model, language.vocab_size)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grouped_lm.bench.competitors import Competitor, choose
+from grouped_lm.bench.implementations import Implementation, choose
 from grouped_lm.bench.place import Place
 from grouped_lm.bench.settings import BenchConfig
 from grouped_lm.bench.timing import Session
@@ -65,8 +65,8 @@ class Workload:
         return torch.from_numpy(self.train_file.counts())
 
     @cached_property
-    def competitors(self) -> list[Competitor]:
-        """Who takes part."""
+    def implementations(self) -> list[Implementation]:
+        """What is measured."""
         return choose(self.settings.competitors, say, self.settings.device)
 
     def generator(self) -> torch.Generator:

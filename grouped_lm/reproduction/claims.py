@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from grouped_lm.bench.variants import load_variant
 from grouped_lm.errors import ConfigError
 
 KINDS = ("claim", "question", "check")
@@ -64,12 +65,27 @@ def load_claims(text: str | None = None) -> Claims:
         else text
     )
     values = yaml.safe_load(source)
-    methods = {key: Method(key=key, **entry) for key, entry in values["methods"].items()}
+    methods = {key: _method(key, **entry) for key, entry in values["methods"].items()}
     claims = [_parse(entry) for entry in values["claims"]]
     ids = [claim.id for claim in claims]
     if len(set(ids)) < len(ids):
         raise ConfigError(f"claims.yaml names {next(i for i in ids if ids.count(i) > 1)} twice")
     return Claims(paper=values["paper"], methods=methods, claims=claims)
+
+
+def _method(key: str, variant: str, match: list[str], grouping: str | None = None, **names: str | None) -> Method:
+    """Return the method that is a variant, by the settings of it that a run must share."""
+    chosen = load_variant(variant, f"claims.yaml: {key}")
+    config = chosen.head_config()
+    values = {"head": chosen.head["name"]}
+    for setting in match:
+        if setting == "grouping":
+            values[setting] = grouping or chosen.grouping
+        elif setting == "group_size":
+            values[setting] = config.group_size or "sqrt"
+        else:
+            values[f"head.{setting}"] = getattr(config, setting)
+    return Method(key=key, match=values, **{"name": chosen.label, "bench": chosen.label} | names)  # type: ignore[arg-type]
 
 
 def _parse(entry: dict[str, Any]) -> Claim:

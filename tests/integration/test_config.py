@@ -6,7 +6,7 @@ from importlib.resources import files
 import pytest
 from grouped_lm.cli.compose.run import HydraFlags, compose_jobs, config_groups
 
-from grouped_lm.bench.competitors import find_competitor
+from grouped_lm.bench.variants import load_variants
 from grouped_lm.config import Config, OptimConfig, TrainConfig, config_to_dict
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import (
@@ -61,9 +61,21 @@ def test_the_default_head_is_one():
     assert config == ShortlistConfig() == parse_head_config(DEFAULT_HEAD) == parse_head_config({"name": DEFAULT_HEAD})
 
 
-def test_the_benches_have_the_default_head():
-    config, competitor = compose_one(), find_competitor("competitors", "shortlist, mean rows")
-    assert (competitor.config(), competitor.grouping) == (config.head, config.grouping.name)
+def test_a_variant_is_the_same_with_and_without_hydra():
+    assert set(load_variants()) == set(GROUPS["variant"])
+    for name, variant in load_variants().items():
+        config = compose_one(f"variant={name}")
+        assert variant.head_config() == config.head, name
+        assert variant.grouping == config.grouping.name, name
+        tokenizer = variant.tokenizer or {"name": "gpt2", "vocab_size": None}
+        assert tokenizer == {"name": config.tokenizer.name, "vocab_size": config.tokenizer.vocab_size}, name
+
+
+def test_the_labels_of_variants_are_unique_and_the_default_is_one():
+    variants = load_variants()
+    assert len({variant.label for variant in variants.values()}) == len(variants)
+    config = compose_one()
+    assert (variants["shortlist"].head_config(), variants["shortlist"].grouping) == (config.head, config.grouping.name)
 
 
 def test_what_an_experiment_sets_holds_and_the_command_line_wins():

@@ -30,7 +30,9 @@ def jobs_of(words):
     with composing(HydraFlags()) as compose_with:
         params = compose_with([f"sweep={words[2]}"], return_hydra_config=True).hydra.sweeper.params
     given = {word.split("=")[0] for word in words[3:]}
-    return expand_jobs(words[3:], {key: value for key, value in params.items() if key not in given})
+    return expand_jobs(
+        [f"sweep={words[2]}", *words[3:]], {key: value for key, value in params.items() if key not in given}
+    )
 
 
 def compose(jobs):

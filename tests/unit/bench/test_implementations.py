@@ -1,4 +1,4 @@
-"""Who takes part, and that those who claim to be exact are."""
+"""What is measured, and the check that exact implementations are exact."""
 
 import math
 
@@ -6,10 +6,18 @@ import pytest
 import torch
 from torch import nn
 
+from grouped_lm.bench import implementations
 from grouped_lm.bench.checks import check_columns, error_of, refuse_inexact
-from grouped_lm.bench.competitors import VARIANTS, Competitor, all_competitors, choose, find_competitor
 from grouped_lm.bench.heads import floor_bytes, memory_columns
+from grouped_lm.bench.implementations import (
+    IMPLEMENTATIONS,
+    Implementation,
+    all_implementations,
+    choose,
+    plain_implementation,
+)
 from grouped_lm.bench.place import Place
+from grouped_lm.bench.variants import Variant, load_variant
 from grouped_lm.bench.workload import draw_ids, zipf_counts
 from grouped_lm.errors import ConfigError, InexactError
 from grouped_lm.heads import HEADS, HeadLoss
@@ -18,16 +26,27 @@ from grouped_lm.heads.losses import kernels
 N, D, V = 48, 8, 700
 
 
+def of_head(name, **settings):
+    """Return the plain implementation of a head that has no variant."""
+    return Implementation(variant=Variant(name="x", label="x", description="", head={"name": name, **settings}))
+
+
 def test_every_registered_head_takes_part():
-    names = [c.name for c in all_competitors()]
-    assert set(HEADS) <= set(names)
-    assert len(set(names)) == len(names) == len(HEADS) + len(VARIANTS)
-    assert all(variant.head["name"] in HEADS for variant in VARIANTS)
+    known = all_implementations()
+    assert {i.variant.head["name"] for i in known} == set(HEADS)
+    assert len({i.name for i in known}) == len(known) == len(IMPLEMENTATIONS)
+
+
+def test_a_new_head_takes_part_with_its_defaults(monkeypatch):
+    monkeypatch.setitem(HEADS, "wider", HEADS["grouped"])
+    assert (all_implementations()[-1].name, plain_implementation("x", "wider").variant.name) == ("wider", "wider")
 
 
 def test_choice_by_beginnings_of_names_always_with_dense():
     assert [c.name for c in choose(["grouped", "adaptive, tu"], print)] == ["dense", "grouped", "adaptive, tuned"]
-    with pytest.raises(ConfigError, match="no competitor begins with 'nobody'; there are dense, "):
+    own = [c.name for c in choose(["shortlist-own-2048"], print)]
+    assert own == ["dense", "shortlist, own 2,048, 4 directions"]
+    with pytest.raises(ConfigError, match=r"competitors must be variants or begin like one of dense, .*, got 'nobody'"):
         choose(["nobody"], print)
 
 
@@ -42,25 +61,25 @@ def test_an_older_torch_leaves_out_what_it_lacks(monkeypatch):
 
 
 def test_a_package_that_is_missing_is_said_in_one_line(monkeypatch):
-    absent = Competitor("dense, absent", {"name": "dense"}, package="no_such_package")
-    monkeypatch.setattr("grouped_lm.bench.competitors.VARIANTS", (absent,))
+    absent = Implementation(variant=load_variant("dense"), how="absent", package="no_such_package")
+    monkeypatch.setattr(implementations, "IMPLEMENTATIONS", (absent,))
     said = []
     assert absent.name not in [c.name for c in choose([], said.append)]
     assert said == ["dense, absent is left out: no-such-package is not installed (pip install 'grouped-lm[bench]')"]
 
 
-@pytest.mark.parametrize("competitor", [c for c in all_competitors() if not c.compiled], ids=lambda c: c.name)
-def test_every_option_builds_and_dense_ones_are_exact(competitor):
-    if competitor.package:
+@pytest.mark.parametrize("implementation", [i for i in IMPLEMENTATIONS if not i.compiled], ids=lambda i: i.name)
+def test_every_option_builds_and_dense_ones_are_exact(implementation):
+    if implementation.package:
         pytest.skip("compiles for ten seconds; `gvc bench` runs it")
     torch.manual_seed(0)
     wte = nn.Parameter(0.1 * torch.randn(V, D))
     counts = zipf_counts(V)
     hidden, targets = torch.randn(N, D), draw_ids(counts, N, torch.Generator().manual_seed(0))
     exact = nn.functional.cross_entropy(hidden @ wte.T, targets).item()
-    for option in competitor.options:
-        loss = competitor.build(option, D, V, counts, wte)(hidden, targets).nll.item()
-        if competitor.head["name"] == "dense" and competitor.head.get("tied", True):
+    for option in implementation.options:
+        loss = implementation.build(option, D, V, counts, wte)(hidden, targets).nll.item()
+        if implementation.variant.name == "dense":
             assert loss == pytest.approx(exact, abs=1e-5)
         else:
             assert 0 < loss < 30
@@ -69,15 +88,15 @@ def test_every_option_builds_and_dense_ones_are_exact(competitor):
 def test_some_take_part_on_a_gpu_alone():
     everywhere, there = ({c.name for c in choose(["grouped", "dense, chunked, t"], print, d)} for d in ("cpu", "cuda"))
     assert there - everywhere == {"grouped, no kernel", "grouped, compiled", "grouped, compiled, CUDA graphs"}
-    tuned = next(c for c in VARIANTS if c.name == "dense, chunked, tuned")
+    tuned = next(c for c in IMPLEMENTATIONS if c.name == "dense, chunked, tuned")
     assert {"chunk_rows": 4096} in tuned.options_on("cuda")
     assert {"chunk_rows": 4096} not in tuned.options_on("cpu")
 
 
-def test_a_competitor_may_leave_the_kernels_out(monkeypatch):
+def test_an_implementation_may_leave_the_kernels_out(monkeypatch):
     monkeypatch.setattr(kernels, "runs_on", lambda device: True)
     given = torch.device("cpu"), torch.float32, 16
-    with Competitor("x", {"name": "grouped"}, kernels=False).running():
+    with Implementation(variant=load_variant("grouped"), kernels=False).running():
         assert not kernels.chosen(*given, repeats=True)
     assert kernels.chosen(*given, repeats=True)
 
@@ -86,32 +105,32 @@ def test_a_competitor_may_leave_the_kernels_out(monkeypatch):
 @pytest.mark.parametrize("name", ["dense", "grouped", "shortlist", "sampled"])
 def test_a_head_that_is_not_what_it_says_is_found(name, dtype, monkeypatch):
     torch.manual_seed(0)
-    competitor, place = Competitor(name, {"name": name}), Place(torch.device("cpu"), dtype, 1)
-    head = competitor.build({}, D, V, zipf_counts(V), nn.Parameter(0.1 * torch.randn(V, D)))
+    implementation, place = of_head(name), Place(torch.device("cpu"), dtype, 1)
+    head = implementation.build({}, D, V, zipf_counts(V), nn.Parameter(0.1 * torch.randn(V, D)))
     targets = draw_ids(zipf_counts(V), N, torch.Generator().manual_seed(0))
     row = {"head": name, "n_tokens": N, "n_embd": D, "device": "cpu", "dtype": dtype}
-    row |= check_columns(competitor, head, targets, place)
+    row |= check_columns(implementation, head, targets, place)
     assert row["exact"]
     refuse_inexact([row], {name})
     loss = type(head).loss
     monkeypatch.setattr(type(head), "loss", lambda self, h, *args, **more: loss(self, 1.1 * h, *args, **more))
-    row |= check_columns(competitor, head, targets, place)
+    row |= check_columns(implementation, head, targets, place)
     assert row["grad_error"] > 0.09
     refuse_inexact([row], set())
     with pytest.raises(InexactError, match=f"{name} is not exact at N 48, D 8, device=cpu dtype={dtype}: loss off by "):
         refuse_inexact([row], {name})
 
 
-def check(competitor, n_tokens=N, spoil=lambda head: None):
+def check(implementation, n_tokens=N, spoil=lambda head: None):
     torch.manual_seed(0)
-    head = competitor.build({}, D, V, zipf_counts(V), nn.Parameter(0.1 * torch.randn(V, D)))
+    head = implementation.build({}, D, V, zipf_counts(V), nn.Parameter(0.1 * torch.randn(V, D)))
     spoil(head)
     targets = draw_ids(zipf_counts(V), n_tokens, torch.Generator().manual_seed(0))
-    return check_columns(competitor, head, targets, Place(torch.device("cpu"), "float32", 1))
+    return check_columns(implementation, head, targets, Place(torch.device("cpu"), "float32", 1))
 
 
 def test_gradients_that_are_not_finite_are_not_exact():
-    biased = Competitor("x", {"name": "dense", "bias": True})
+    biased = of_head("dense", bias=True)
     row = check(biased, spoil=lambda head: head.bias.register_hook(lambda gradient: gradient * math.nan))
     assert (row["grad_error"], row["exact"]) == (math.inf, False)
     row = check(biased, spoil=lambda head: head.bias.data.fill_(math.nan))
@@ -123,36 +142,31 @@ def test_gradients_that_are_not_finite_are_not_exact():
 
 
 def test_what_is_checked_is_what_is_run():
-    class Miscompiled(Competitor):
+    class Miscompiled(Implementation):
         def forward(self, module):
             return lambda *given: HeadLoss(nll=1.1 * module(*given).nll)
 
-    assert not check(Miscompiled("x", {"name": "dense"}))["exact"]
+    assert not check(Miscompiled(variant=load_variant("dense")))["exact"]
 
 
 @pytest.mark.parametrize("from_row", [256, 899])
 def test_rows_behind_the_first_chunk_are_checked(from_row, monkeypatch):
-    competitor, loss = Competitor("x", {"name": "grouped"}), HEADS["grouped"][1].loss
-    assert check(competitor, 1200)["exact"]
+    implementation, loss = of_head("grouped"), HEADS["grouped"][1].loss
+    assert check(implementation, 1200)["exact"]
     scale = torch.ones(1200, 1)
     scale[from_row:] = 1.1
     monkeypatch.setattr(HEADS["grouped"][1], "loss", lambda self, h, *args: loss(self, scale * h, *args))
-    assert not check(competitor, 1200)["exact"]
+    assert not check(implementation, 1200)["exact"]
 
 
-def test_a_head_that_its_config_alone_does_not_make_is_refused():
-    allowed = [c.name for c in all_competitors() if c.as_configured]
-    assert set(HEADS) < set(allowed) < {c.name for c in all_competitors()}
-    assert find_competitor("vocab.heads", "class_full, by count").grouped_by(has_text=True).name == "frequency"
-    by_company = find_competitor("vocab.heads", "shortlist, mean rows")
-    assert [by_company.grouped_by(text).name for text in (True, False)] == ["brown", "frequency"]
-    for name in ("dense, chunked, tuned", "dense, compiled", "adaptive, torch's own", "grouped, no kernel"):
-        with pytest.raises(
-            ConfigError, match=f"vocab.heads must be of dense, .*, trim, got .*{name}.*: tuned, compiled"
-        ):
-            find_competitor("vocab.heads", name)
-    with pytest.raises(ConfigError, match=r"got 'nobody'$"):
-        find_competitor("vocab.heads", "nobody")
+def test_only_variants_run_as_their_config_says_can_be_named():
+    by_text = plain_implementation("vocab.heads", "shortlist")
+    assert [by_text.grouping_config(text).name for text in (True, False)] == ["brown", "frequency"]
+    for name in ("dense, chunked, tuned", "dense, compiled", "nobody", "bpe-4096"):
+        with pytest.raises(ConfigError, match=f"vocab.heads must be one of dense, .*, trim, got '{name}'"):
+            plain_implementation("vocab.heads", name)
+    by_count = next(i for i in IMPLEMENTATIONS if i.name == "class_full, by count")
+    assert by_count.grouping_config(has_text=True).name == "frequency"
 
 
 def test_targets_are_as_frequent_as_the_text_says():
@@ -163,9 +177,7 @@ def test_targets_are_as_frequent_as_the_text_says():
 
 def test_peak_and_floor_of_a_dense_head_counted_by_hand():
     wte = nn.Parameter(torch.randn(V, D))
-    tied, untied = (
-        Competitor("x", {"name": "dense", "tied": t}).build({}, D, V, zipf_counts(V), wte) for t in (True, False)
-    )
+    tied, untied = (of_head("dense", tied=tied).build({}, D, V, zipf_counts(V), wte) for tied in (True, False))
     targets = torch.arange(N)
     states, logits, table = 2 * N * D, N * V, 2 * V * D
     one, two = (memory_columns(head, targets, wte) for head in (tied, untied))
@@ -179,5 +191,6 @@ def test_peak_and_floor_of_a_dense_head_counted_by_hand():
     assert memory_columns(tied, targets, wte, compiled) == one
 
 
-def test_a_tied_and_an_untied_configuration_are_told_apart():
-    assert Competitor("x", {"name": "shortlist", "directions": 4}).config({"tied": False}).directions == 4
+def test_options_come_on_top_of_the_variant():
+    config = plain_implementation("x", "shortlist-own-2048").config({"tied": False})
+    assert (config.directions, config.tied) == (4, False)

@@ -1,0 +1,276 @@
+"""What `gvc bench` measures: variants of `conf/variant`, and ways to run them.
+
+An implementation may declare options. The fastest one is measured, and the row says what was tried.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from grouped_lm.bench.variants import Variant, load_variant
+from grouped_lm.config import IGNORE_INDEX, GroupingConfig, check_choice
+from grouped_lm.errors import ConfigError
+from grouped_lm.grouping import parse_grouping
+from grouped_lm.heads import HEADS, AdaptiveHead, Head, HeadContext, HeadLoss
+from grouped_lm.heads.base import flatten
+from grouped_lm.heads.dense import DenseHead
+from grouped_lm.heads.losses import kernels
+from grouped_lm.heads.losses.chunked import working_dtype
+
+Option = dict[str, Any]
+Tokens = Callable[[], np.ndarray] | None
+"""Returns the training text, (T,) ids."""
+BASELINE = "dense"
+"""The plain full softmax, tied. Ratios are taken over it."""
+
+
+class AutoChunkedHead(DenseHead):
+    """torch's `F.linear_cross_entropy` with the chunk that it chooses itself."""
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """Return the mean loss in nats; it keeps no parts."""
+        states, flat = flatten(hidden, targets)
+        dtype, options = working_dtype(states), nn.LinearCrossEntropyOptions()
+        given = states.to(dtype), self.weight.to(dtype), flat
+        return HeadLoss(nll=F.linear_cross_entropy(*given, ignore_index=IGNORE_INDEX, options=options))
+
+
+class CutCrossEntropyHead(DenseHead):
+    """Apple's cut cross entropy (arXiv 2411.09009): its kernels on a GPU, its compiled version on a CPU."""
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """Return the mean loss in nats; it keeps no parts."""
+        from cut_cross_entropy import linear_cross_entropy
+
+        states, flat = flatten(hidden, targets)
+        dtype, kernel = working_dtype(states), "cce" if states.is_cuda else "torch_compile"
+        return HeadLoss(nll=linear_cross_entropy(states.to(dtype), self.weight.to(dtype), flat, impl=kernel))
+
+
+class LigerHead(DenseHead):
+    """Liger's fused linear cross entropy (arXiv 2410.10989), sums over chunks in fp32."""
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """Return the mean loss in nats; it keeps no parts."""
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+        states, flat = flatten(hidden, targets)
+        dtype = working_dtype(states)
+        loss = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, accum_dtype=torch.float32)
+        return HeadLoss(nll=loss(self.weight.to(dtype), states.to(dtype), flat))
+
+
+class TorchAdaptiveHead(AdaptiveHead):
+    """Adaptive softmax as torch's module computes it, all logits kept."""
+
+    in_chunks: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implementation:
+    """One way to run a variant: how the loss is computed, on top of the variant's settings.
+
+    Attributes:
+        variant: The head's settings.
+        how: What is special, as the end of the name in the rows; "" for a variant run as its config says.
+        grouping: Replaces the variant's grouping.
+        settings: Head settings that change how the loss is computed, and not its value.
+        options: Head settings that are tried on top. The fastest one is measured.
+        gpu_options: The options on a GPU, where these differ.
+        head_class: A class that replaces the head's own, such as one with another library's kernel.
+        compiled: Run under `torch.compile`.
+        graphs: Record the passes as CUDA graphs.
+        kernels: Use this package's Triton kernels.
+        gpu_only: Measured on a GPU alone.
+        package: A package that must be installed.
+        needs_torch: A function of `torch.nn.functional` that older versions of torch lack.
+    """
+
+    variant: Variant
+    how: str = ""
+    grouping: str | None = None
+    settings: Option = field(default_factory=dict)
+    options: tuple[Option, ...] = ({},)
+    gpu_options: tuple[Option, ...] | None = None
+    head_class: type[Head] | None = None
+    compiled: bool = False
+    graphs: bool = False
+    kernels: bool = True
+    gpu_only: bool = False
+    package: str | None = None
+    needs_torch: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name in rows and plots."""
+        return f"{self.variant.label}, {self.how}" if self.how else self.variant.label
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a run with the same config computes the same: no tuning, compiling, or foreign code."""
+        return self.options == ({},) and not self.compiled and self.head_class is None and self.kernels
+
+    def grouping_config(self, has_text: bool) -> GroupingConfig:
+        """Return the grouping. Brown and k-means need a text; without one, tokens are grouped by frequency."""
+        name = self.grouping or self.variant.grouping
+        return parse_grouping("frequency" if name in ("brown", "kmeans") and not has_text else name)
+
+    def options_on(self, device: str) -> tuple[Option, ...]:
+        """Return the options that are tried on `cpu` or `cuda`."""
+        return self.gpu_options if device == "cuda" and self.gpu_options is not None else self.options
+
+    def running(self) -> AbstractContextManager[None]:
+        """Return the context of the forward and backward passes."""
+        return nullcontext() if self.kernels else kernels.without()
+
+    def forward(self, module: nn.Module) -> Any:
+        """Return the function that is called in place of `module`."""
+        return torch.compile(module, mode="reduce-overhead" if self.graphs else None) if self.compiled else module
+
+    @property
+    def why_missing(self) -> str | None:
+        """The reason why it cannot run here: a package or a function of torch that is missing; None if it can."""
+        if self.needs_torch is not None and not hasattr(F, self.needs_torch):
+            return f"torch {torch.__version__} has no {self.needs_torch}"
+        if self.package is None or find_spec(self.package) is not None:
+            return None
+        extra = "gpu" if self.gpu_only else "bench"
+        return f"{self.package.replace('_', '-')} is not installed (pip install 'grouped-lm[{extra}]')"
+
+    def config(self, option: Option | None = None) -> Any:
+        """Return the head's config with an option on top."""
+        return self.variant.head_config(**self.settings | (option or {}))
+
+    def build(
+        self, option: Option, n_embd: int, vocab_size: int, counts: Tensor, wte: nn.Parameter, tokens: Tokens = None
+    ) -> Head:
+        """Return a new head on the device of `wte`. The arguments are those of `HeadContext`."""
+        context = HeadContext(n_embd, vocab_size, self.grouping_config(tokens is not None), counts, wte, tokens)
+        head_class = self.head_class or HEADS[self.variant.head["name"]][1]
+        return head_class.build(self.config(option), context).to(wte.device)
+
+
+def _run(variant: str, how: str = "", **fields: Any) -> Implementation:
+    return Implementation(variant=load_variant(variant), how=how, **fields)
+
+
+def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
+    return tuple({key: value} for value in values)
+
+
+CHUNK_ROWS = _tuned("chunk_rows", (64, 128, 256, 512, 1024))
+GPU_CHUNK_ROWS = _tuned("chunk_rows", (512, 1024, 2048, 4096, 8192))
+CUTOFFS = _tuned("cutoffs", ([1000, 5000], [2000, 10_000], [4000, 20_000], [2000], [8000]))
+"""Cutoffs of adaptive softmax, chosen by time alone. There are at most two clusters: a third one has rank 1 or 2 at
+widths 64 and 128, which is fast and predicts nothing."""
+COMPILED: dict[str, Any] = {"compiled": True, "gpu_only": True}
+GRAPHS: dict[str, Any] = COMPILED | {"graphs": True}
+NO_KERNEL: dict[str, Any] = {"kernels": False, "gpu_only": True}
+IMPLEMENTATIONS = (
+    _run("dense"),
+    _run("dense-untied", settings={"chunk_rows": None}),
+    _run("dense", "compiled", compiled=True),
+    _run("dense", "chunked, torch's default", head_class=AutoChunkedHead, needs_torch="linear_cross_entropy"),
+    _run("dense", "compiled, CUDA graphs", **GRAPHS),
+    _run("dense", "chunked, tuned", options=CHUNK_ROWS, gpu_options=GPU_CHUNK_ROWS),
+    _run("dense", "CCE", head_class=CutCrossEntropyHead, package="cut_cross_entropy"),
+    _run("dense", "Liger", head_class=LigerHead, package="liger_kernel", gpu_only=True),
+    _run("grouped"),
+    _run("grouped", "no kernel", **NO_KERNEL),
+    _run("grouped", "compiled", **COMPILED),
+    _run("grouped", "compiled, CUDA graphs", **GRAPHS),
+    _run("film"),
+    _run("class_full"),
+    _run("class_full", "by count", grouping="frequency"),
+    _run("class_full-untied"),
+    _run("adaptive"),
+    _run("adaptive", "tuned", options=CUTOFFS),
+    _run("adaptive", "torch's own", head_class=TorchAdaptiveHead),
+    _run("adaptive", "torch's own, tuned", options=CUTOFFS, head_class=TorchAdaptiveHead),
+    _run("shortlist"),
+    _run("shortlist", "no kernel", **NO_KERNEL),
+    _run("shortlist", "compiled", **COMPILED),
+    _run("shortlist", "compiled, CUDA graphs", **GRAPHS),
+    _run("shortlist-plain"),
+    _run("shortlist-own-2048"),
+    _run("low_rank"),
+    _run("sampled"),
+    _run("trim"),
+)
+"""What `gvc bench` measures. A new way to run a variant is a line here."""
+
+
+def all_implementations() -> list[Implementation]:
+    """Return `IMPLEMENTATIONS`, and every registered head that has no variant with its default settings."""
+    found = [*IMPLEMENTATIONS]
+    measured = {implementation.variant.head["name"] for implementation in found}
+    for name in HEADS:
+        if name not in measured:
+            variant = Variant(name=name, label=name, description="The head's defaults.", head={"name": name})
+            found.append(Implementation(variant=variant))
+    return found
+
+
+def plain_implementation(path: str, variant: str) -> Implementation:
+    """Return a variant as a run computes it.
+
+    Args:
+        path: The config key that names the variant, for the error.
+        variant: Its name.
+
+    Raises:
+        ConfigError: There is no such variant.
+    """
+    known = {i.variant.name: i for i in all_implementations() if i.is_plain and not i.how}
+    check_choice(path, variant, tuple(known))
+    return known[variant]
+
+
+def choose(names: list[str], say: Callable[[str], None], device: str = "cpu") -> list[Implementation]:
+    """Return the plain dense head and the implementations that `names` selects; all if `names` is empty.
+
+    Args:
+        names: Variants, or beginnings of the names in rows.
+        say: Called with one line about each implementation that cannot run here.
+        device: `cpu`, or `cuda`, which has more implementations.
+
+    Raises:
+        ConfigError: A name selects nothing.
+    """
+
+    def selects(name: str, implementation: Implementation) -> bool:
+        return implementation.variant.name == name or implementation.name.startswith(name)
+
+    known = [i for i in all_implementations() if device == "cuda" or not i.gpu_only]
+    for name in names:
+        if not any(selects(name, i) for i in known):
+            rows = ", ".join(i.name for i in known)
+            raise ConfigError(f"competitors must be variants or begin like one of {rows}, got {name!r}")
+    chosen = [i for i in known if i.name == BASELINE or not names or any(selects(name, i) for name in names)]
+    for implementation in chosen:
+        if implementation.why_missing:
+            say(f"{implementation.name} is left out: {implementation.why_missing}")
+    return [i for i in chosen if not i.why_missing]
+
+
+def forget_compiled(implementations: Iterable[Implementation]) -> None:
+    """Forget the code compiled for an earlier cell: other shapes would make this cell's code general and slower."""
+    if any(c.compiled or c.package for c in implementations):
+        torch._dynamo.reset()
+
+
+def describe_option(option: Option) -> str:
+    """Return an option as `chunk_rows=256`, "" for none."""
+    return " ".join(f"{key}={value}".replace(" ", "") for key, value in option.items())
+
+
+def describe_tuning(tried: dict[str, float]) -> str:
+    """Return each option that was tried with its milliseconds."""
+    return "; ".join(f"{name}: {ms:.4g} ms" for name, ms in tried.items())
