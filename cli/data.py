@@ -54,8 +54,8 @@ def order(
     """Say how well the tokenizer's ids are sorted by their frequency in the training text."""
     from grouped_lm.data import build_tokenizer, prepare_split
     from grouped_lm.grouping.merge_order import measure_merge_order
-    from grouped_lm.reproduction.evidence import table_csv
     from grouped_lm.system.files import write_text
+    from grouped_lm.system.tables import csv_text
 
     from .compose.run import HydraFlags, compose_one
 
@@ -65,7 +65,7 @@ def order(
     figures = {"data": config.data.name, "tokenizer": config.tokenizer.label} | measure_merge_order(counts)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(out, table_csv([figures]))
+        write_text(out, csv_text([figures]))
     if as_json:
         print(json.dumps(figures, indent=2))
         return

@@ -20,6 +20,7 @@ def list_runs(
     ] = None,
     sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Sort by a column, smallest first.")] = None,
     reverse: Annotated[bool, typer.Option("--reverse", help="Largest first, or the last run first.")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="Show every column, also those that do not fit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout: every figure of every run.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout: the same.")] = False,
 ) -> None:
@@ -29,10 +30,10 @@ def list_runs(
     runs shown that no other on the same text beats in loss, tokens/s and peak memory together.
     """
     from grouped_lm.errors import ConfigError
-    from grouped_lm.report.tables import comparison_table, to_csv
+    from grouped_lm.report.tables import comparison_table, runs_csv
     from grouped_lm.runs.query import mark_front, select_rows, sort_rows
     from grouped_lm.runs.table import collect_runs
-    from grouped_lm.system.console import print_table
+    from grouped_lm.system.console import print_table, terminal_width
 
     if as_json and as_csv:
         raise ConfigError("--json or --csv, not both")
@@ -47,8 +48,8 @@ def list_runs(
     if as_json:
         print(json.dumps(rows, indent=2))
     elif as_csv:
-        print(to_csv(rows), end="")
+        print(runs_csv(rows), end="")
     elif rows:
-        print_table(comparison_table(rows))
+        print_table(comparison_table(rows, wide, terminal_width()))
     else:
         typer.echo(f"no run with {' and '.join(where or [])}", err=True)

@@ -32,8 +32,8 @@ def report(
 
     The same runs give the same bytes. A claim that nothing speaks for reads "not shown at this scale".
     """
-    from grouped_lm.reproduction.check import check_marks, check_table, write_table
     from grouped_lm.reproduction.evidence import DATA
+    from grouped_lm.reproduction.markdown import check_table, split_at_marks, write_table
     from grouped_lm.reproduction.page import default_place, write_report
 
     say = functools.partial(typer.echo, err=True)
@@ -42,7 +42,7 @@ def report(
         print(f"{check}: its verdicts are those of {', '.join(map(str, folders))}")
         return
     if into is not None:
-        check_marks(into)
+        split_at_marks(into)
     place = out or default_place(folders[0])
     page = write_report(folders, place, say)
     if not any((place / DATA).iterdir()):

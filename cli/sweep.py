@@ -33,7 +33,7 @@ def sweep(
     from grouped_lm.distributed.process_group import rank_and_size
     from grouped_lm.errors import ConfigError
     from grouped_lm.jobs.sweep import failures
-    from grouped_lm.report.tables import to_csv, write_results
+    from grouped_lm.report.tables import runs_csv, write_results
     from grouped_lm.runs.tracking import log_sweep
 
     from .compose.run import HydraFlags
@@ -60,7 +60,7 @@ def sweep(
     finally:
         rows = write_results(plan.folder)
     if rows:
-        log_sweep(plan.jobs[0][0].tracking, plan.folder, to_csv(rows))
+        log_sweep(plan.jobs[0][0].tracking, plan.folder, runs_csv(rows))
     print(plan.folder, flush=True)
     judge(plan.find_jobs(), may_stop_early=max_jobs is not None or only_failed)
 

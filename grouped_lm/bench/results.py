@@ -1,16 +1,13 @@
 """Where cells go: appended one by one, so that a killed bench keeps what it has; then CSV for people and programs."""
 
 import contextlib
-import csv
 import hashlib
-import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -19,8 +16,10 @@ from grouped_lm.bench.place import Place
 from grouped_lm.errors import BusyError, DataError
 from grouped_lm.system.files import write_text
 from grouped_lm.system.runtime import cpu_model, git_commit, library_versions
+from grouped_lm.system.tables import Row, csv_text
 
-Row = dict[str, Any]
+LAST = ("device", "dtype", "threads", "machine", "torch", "commit", "command")
+"""The last columns of a suite's CSV."""
 GPU_PACKAGES = ("triton", "cut-cross-entropy", "liger_kernel", "liger-kernel")
 
 
@@ -132,13 +131,6 @@ def _run_cells(
 
 
 def to_csv(rows: list[Row]) -> str:
-    """Return rows as CSV, columns in the order in which rows first bring them."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    last: list[str] = [
-        name for name in ("device", "dtype", "threads", "machine", "torch", "commit", "command") if name in columns
-    ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [c for c in columns if c not in last] + last, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    """Return rows as CSV: columns in the order in which rows first have them, those of the environment last."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return csv_text(rows, [*(name for name in names if name not in LAST), *(name for name in LAST if name in names)])

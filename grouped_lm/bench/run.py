@@ -104,4 +104,4 @@ def identity(suite: str, work: Workload) -> dict[str, Any]:
 def show(suite: str, rows: list[Row]) -> None:
     """Print the suite's tables on stdout."""
     for table in suite_tables(suite, rows):
-        print_table(table)
+        print_table(table.terminal())

@@ -27,6 +27,7 @@ from grouped_lm.heads import config_from_saved
 from grouped_lm.jobs.device_slots import Share
 from grouped_lm.runs.folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runs.identity import config_hash
+from grouped_lm.runs.table import is_held
 from grouped_lm.system.files import write_json
 
 LOG = "job.log"
@@ -36,7 +37,7 @@ BUSY_EXIT = 64
 
 
 def job_state(config: Config, run_dir: Path) -> str:
-    """Return `complete`, `failed`, `interrupted`, `unfinished`, `changed` or `new`: what a folder holds of this job."""
+    """Return `complete`, `failed`, `interrupted`, `running`, `unfinished`, `changed` or `new`."""
     folder = RunFolder(run_dir)
     result = folder.read_result() or {}
     if not any(path.exists() for path in (folder.config, folder.job, folder.checkpoints)):
@@ -47,7 +48,10 @@ def job_state(config: Config, run_dir: Path) -> str:
         same = config_hash(found) == config_hash(config)
     except GvcError:
         same = False
-    return result.get("state", "unfinished" if started else "new") if same else "changed"
+    if not same:
+        return "changed"
+    state = result.get("state", "unfinished" if started else "new")
+    return RUNNING if state != COMPLETE and is_held(folder.path / ".lock") else state
 
 
 def set_aside(run_dir: Path) -> Path:

@@ -1,6 +1,6 @@
-"""A W&B workspace for our runs: quality, memory, speed and what they trade, by the keys that runs log.
+"""A W&B workspace for our runs: quality, memory, speed and their trade-offs, by the keys that runs log.
 
-Written with wandb-workspaces, so that nobody clicks it together; saved with a login, as JSON without one.
+It is made with wandb-workspaces. With a login it is saved at W&B, without one it is written as JSON.
 """
 
 import json
@@ -13,12 +13,12 @@ TOKENS, STEP = "trainer/tokens", "trainer/step"
 
 
 class DashboardError(GvcError):
-    """W&B did not take the workspace."""
+    """W&B refused the workspace."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of logged keys: lines over `x` as the runs go on, or a point per run where it ends."""
+    """A plot of logged keys: lines over `x` during the runs, or one point for the end of each run."""
 
     title: str
     x: str
@@ -68,7 +68,7 @@ SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
 
 
 def panel_keys() -> set[str]:
-    """Return every key that a panel names."""
+    """Return every key that is in a panel."""
     return {key for _, panels in SECTIONS for panel in panels for key in (panel.x, *panel.y)}
 
 
@@ -76,9 +76,9 @@ def build_workspace(entity: str, project: str, name: str) -> Any:
     """Return the workspace, not saved yet.
 
     Args:
-        entity: user or team at W&B; any text where it is only written as JSON.
+        entity: user or team at W&B; any text if it is only written as JSON.
         project: `tracking.project` of the runs.
-        name: what the saved view is called.
+        name: of the saved view.
 
     Raises:
         ConfigError: wandb-workspaces is not installed.
@@ -103,7 +103,7 @@ def build_workspace(entity: str, project: str, name: str) -> Any:
 
 
 def workspace_json(workspace: Any) -> str:
-    """Return what W&B would be sent, with ids by position instead of random ones: the same text every time."""
+    """Return the JSON for W&B. Ids are positions, not random, so that the text is always the same."""
     values = workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
     banks = values["spec"]["section"]["panelBankConfig"]["sections"]
     for number, bank in enumerate(banks):
@@ -116,11 +116,12 @@ def save_workspace(entity: str | None, project: str, name: str) -> str:
     """Save the workspace at W&B and return its address.
 
     Args:
-        entity: None takes the account's own.
-        project, name: see `build_workspace`.
+        entity: user or team at W&B; None for the account's own.
+        project: `tracking.project` of the runs.
+        name: of the saved view.
 
     Raises:
-        DashboardError: no login, no connection, no such project.
+        DashboardError: no login, no connection, or no such project.
         ConfigError: wandb-workspaces is not installed.
     """
     from grouped_lm.runs.tracking import default_entity

@@ -186,8 +186,10 @@ def draw_pareto(
     """Draw loss against speed or memory; marks on the front are filled, and a line joins them.
 
     Args:
-        axes, points, against: as `plot_jobs` gives them.
-        styles: colour and mark by series, where they are not to follow from the points.
+        axes: of a figure.
+        points: one or more with both figures.
+        against: `SPEED` or `MEMORY`.
+        styles: colour, mark and dashes by series; None: by the order of the series.
     """
     key, quality = against[0], QUALITY[0]
     fronts = front_of(points, (QUALITY, against))

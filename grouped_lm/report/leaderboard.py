@@ -5,7 +5,6 @@ Learning rates and heads are chosen by the validation text of the runs; what is 
 
 import contextlib
 import csv
-import io
 import json
 import math
 import re
@@ -31,6 +30,7 @@ from grouped_lm.runs.table import collect_runs, whole_rows
 from grouped_lm.system.console import peak_memory_gib
 from grouped_lm.system.files import write_text
 from grouped_lm.system.runtime import resolve_device, set_threads
+from grouped_lm.system.tables import csv_text
 
 COLUMNS = (
     *("data", "body", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr"),
@@ -159,11 +159,7 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
             same = old.get("val_loss_nats") == new["val_loss_nats"]
             found[key_of(row)] = new | {key: old[key] for key in REPORT if same and not new[key]}
         merged = sorted(found.values(), key=lambda row: [natural(row.get(key, "")) for key in KEY])
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, COLUMNS, restval="", extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(merged)
-        write_text(path, buffer.getvalue())
+        write_text(path, csv_text(merged, COLUMNS))
     return merged
 
 

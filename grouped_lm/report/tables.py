@@ -1,23 +1,21 @@
-"""Runs side by side: on a terminal, and as the files that a sweep ends in."""
+"""Tables of runs: for a terminal, and as the files that a sweep writes."""
 
-import csv
-import io
-import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
-from rich.table import Table
+from rich import box
+from rich.table import Table as RichTable
 
 from grouped_lm.errors import RunFolderError
 from grouped_lm.report.figures import PlotLibraryError, write_plots
-from grouped_lm.report.markdown import escape, markdown_table
 from grouped_lm.runs.folder import COMPLETE
 from grouped_lm.runs.query import COLUMNS, Row, mark_front
 from grouped_lm.runs.table import collect_runs
+from grouped_lm.system.console import natural_width
 from grouped_lm.system.files import write_text
+from grouped_lm.system.tables import Column, Table, csv_text, escape, shorten_middle, show
 
 CSV_FIRST = (
     *("run", "sweep", "state", "reason", "front", "model", "head", "head_options", "group_size", "n_group", "grouping"),
@@ -25,28 +23,34 @@ CSV_FIRST = (
     *("val/bits_per_byte", "throughput/tokens_per_sec", "throughput/vs_dense", "memory/peak", "memory/vs_dense"),
     *("memory/peak_head_gib", "params/total", "params/head"),
 )
-"""Columns of every CSV, in this order, filled or not; other figures follow in the order of their names."""
-LABELS = ("head", "group_size", "model", "seed", "state", "trainer/step")
-"""Columns that say what a run is rather than what it reached."""
-PARETO_SHOWN = (
-    *("head", "group_size", "model", "seed", "val/perplexity"),
+"""The first columns of every CSV, filled or not. The other figures follow, sorted by name."""
+RUN = Column("run", "run")
+SETTINGS = ("head", "group_size", "model", "data", "seed", "state", "trainer/step")
+"""Columns that describe a run. One that is the same in all runs moves into the table's title."""
+NARROW = (
+    *("head", "val/perplexity", "data", "throughput/tokens_per_sec", "memory/peak", "state", "group_size"),
+    "trainer/step",
+)
+"""Columns that a terminal shows first, the most important one first. `--wide` adds the others."""
+NAME_WIDTH = 16
+"""Characters that the name of a run keeps in a narrow table."""
+PARETO_KEYS = (
+    *("head", "group_size", "model", "data", "seed", "val/perplexity"),
     *("throughput/tokens_per_sec", "memory/peak", "memory/peak_head_gib"),
 )
 FEW_RUNS = 4
-"""Up to here runs stand side by side as columns, which a narrow terminal can show; more of them are lines."""
-PARETO_TEXT = (
-    "No run on the same text is at least as good as these in loss, tokens per second and peak memory and better in one "
-    "of them. Only complete runs take part; of equal runs all are shown."
+"""So many runs are shown as columns, which fit a narrow terminal. More runs are shown as lines."""
+PARETO_NOTE = (
+    "No other run on the same text is at least as good as these in loss, tokens per second and peak memory, and better "
+    "in one of them. Only complete runs count. Equal runs are all shown."
 )
-
-Column = tuple[str, str, str]
 
 
 def write_results(folder: Path) -> list[Row]:
-    """Write `results.csv`, `results.md` and `plots/` of the runs below `folder`, and return the rows.
+    """Write `results.csv`, `results.md` and `plots/` for the runs below `folder`, and return their rows.
 
-    Without matplotlib the plots are left out, and that is said; where no job got so far, no result is. Two
-    drivers of one sweep write one after the other.
+    Without matplotlib there are no plots, and a line on stderr says so. Without runs there are no files. Two drivers
+    of one sweep write one after the other.
     """
     if not folder.is_dir():
         return []
@@ -65,18 +69,18 @@ def write_results(folder: Path) -> list[Row]:
 
 
 def write_tables(rows: list[Row], folder: Path, plots: list[Path] | None = None) -> None:
-    """Write `results.csv` (every figure, full precision) and `results.md` (to be read), each whole or not at all.
+    """Write `results.csv` with every figure in full precision, and `results.md` for reading.
 
     Args:
-        rows: runs; those below `folder` are named from there, so that two sweeps' tables can be compared.
+        rows: the runs. Those below `folder` get their name from there, so that two sweeps can be compared.
         folder: where the files go.
-        plots: pictures that results.md shows; the PNGs of them.
+        plots: files of plots; results.md shows the PNGs.
     """
     rows = [row | {"run": _name_below(row["run"], folder)} for row in rows]
     mark_front(rows)
-    write_text(folder / "results.csv", to_csv(rows))
+    write_text(folder / "results.csv", runs_csv(rows))
     pictures = [path.relative_to(folder) for path in plots or [] if path.suffix == ".png"]
-    write_text(folder / "results.md", _markdown(rows, folder.resolve().name, pictures))
+    write_text(folder / "results.md", _results_markdown(rows, folder.resolve().name, pictures))
 
 
 def _name_below(run: str, folder: Path) -> str:
@@ -84,83 +88,88 @@ def _name_below(run: str, folder: Path) -> str:
     return str(path.relative_to(top)) if path.is_relative_to(top) and path != top else run
 
 
-def to_csv(rows: list[Row]) -> str:
-    """Return rows as CSV: the columns of `CSV_FIRST`, then the others; floats so that they read back the same."""
-    others = {key for row in rows for key in row} - set(CSV_FIRST)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*CSV_FIRST, *sorted(others)], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()})
-    return text.getvalue()
+def runs_csv(rows: list[Row]) -> str:
+    """Return runs as CSV: the columns of `CSV_FIRST`, then the others by name."""
+    return csv_text(rows, [*CSV_FIRST, *sorted({key for row in rows for key in row} - set(CSV_FIRST))])
 
 
-def _markdown(rows: list[Row], title: str, pictures: list[Path]) -> str:
+def _results_markdown(rows: list[Row], title: str, pictures: list[Path]) -> str:
     complete = [row for row in rows if row["state"] == COMPLETE]
     text = f"# {title}\n\n{len(complete)} of {len(rows)} runs complete.\n"
     front = [row for row in complete if row["front"] == "yes"]
     if front:
-        shown = [c for c in _filled(front) if c[1] in PARETO_SHOWN]
-        text += f"\n## Pareto front\n\n{PARETO_TEXT}\n\n{_markdown_table(front, shown)}"
+        shown = [column for column in _filled(front) if column.key in PARETO_KEYS]
+        text += f"\n## Pareto front\n\n{PARETO_NOTE}\n\n{Table(columns=[RUN, *shown], rows=front).markdown()}"
     if complete:
-        text += f"\n## Complete runs\n\n{_markdown_table(complete, _filled(complete))}"
+        text += f"\n## Complete runs\n\n{Table(columns=[RUN, *_filled(complete)], rows=complete).markdown()}"
     others = [row for row in rows if row["state"] != COMPLETE]
     if others:
-        text += "\n## Other runs\n\n" + "".join(f"- {escape(row['run'])}: {_why(row)}\n" for row in others)
+        text += "\n## Other runs\n\n" + "".join(f"- {escape(row['run'])}: {_how_it_ended(row)}\n" for row in others)
     if pictures:
         text += "\n## Plots\n\n" + "\n".join(f"![{path.stem.replace('-', ' ')}]({path})\n" for path in pictures)
     return text
 
 
-def _why(row: Row) -> str:
+def _how_it_ended(row: Row) -> str:
     reached = f"at step {row['trainer/step']:,}" if row.get("trainer/step") is not None else "before its first figures"
     reason = f": {escape(row['reason'])}" if row.get("reason") else ""
     return f"{row['state']} {reached}{reason}"
 
 
-def _markdown_table(rows: list[Row], columns: list[Column]) -> str:
-    shown: list[Column] = [("run", "run", "{}"), *columns]
-    return markdown_table(shown, [[cell(row.get(key), form) for _, key, form in shown] for row in rows])
-
-
 def _filled(rows: list[Row]) -> list[Column]:
-    """Return the columns that some run fills; training perplexity only where it stands in for a validation."""
+    """Return the columns that some run fills; training perplexity only if a run has no validation perplexity."""
     lack = any(row.get("val/perplexity") is None for row in rows)
-    return [c for c in COLUMNS if any(r.get(c[1]) is not None for r in rows) and (lack or c[1] != "train/perplexity")]
+    found = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
+    return [column for column in found if lack or column.key != "train/perplexity"]
 
 
-def cell(value: Any, form: str) -> str:
-    """Return a figure as a table shows it, "-" where there is none."""
-    return form.format(value) if value is not None else "-"
+def comparison_table(rows: list[Row], wide: bool = True, width: int | None = None) -> RichTable:
+    """Return runs side by side. What is the same in all of them is in the title.
 
-
-def comparison_table(rows: list[Row]) -> Table:
-    """Return runs side by side; what is the same in all of them stands in the title, what none has nowhere."""
+    Args:
+        rows: one or more runs. Up to `FEW_RUNS` are columns, more are lines.
+        wide: show every column; else those of `NARROW`.
+        width: characters of the terminal. With `wide=False`, columns that do not fit are left out, the least
+            important one first, and long names lose their middle. None: no limit.
+    """
     filled = _filled(rows)
-    same = [c for c in filled if c[1] in LABELS and len(rows) > 1 and len({row.get(c[1]) for row in rows}) == 1]
-    columns = [c for c in filled if c not in same]
+    same = [c for c in filled if c.key in SETTINGS and len(rows) > 1 and len({row.get(c.key) for row in rows}) == 1]
+    shown = [c for c in filled if c not in same]
+    names, parent = _names_of(rows)
+    title = ", ".join([parent, *(f"{c.label} {show(rows[0].get(c.key), c.form)}" for c in same)])
+    note = "\n".join(f"{name}: {row['reason']}" for name, row in zip(names, rows, strict=True) if row.get("reason"))
+    if len(rows) <= FEW_RUNS:
+        lines = [{"": c.label} | {str(i): show(row.get(c.key), c.form) for i, row in enumerate(rows)} for c in shown]
+        heads = [Column("", ""), *(Column(name, str(i), "{:}") for i, name in enumerate(names))]
+        return Table(columns=heads, rows=lines, title=title, note=note).terminal()
+    rows = [row | {"run": name} for row, name in zip(rows, names, strict=True)]
+    if wide:
+        return Table(columns=[RUN, *shown], rows=rows, title=title, note=note).terminal()
+    return _narrow_table(rows, [c for c in shown if c.key in NARROW], title, note, width)
+
+
+def _narrow_table(rows: list[Row], shown: list[Column], title: str, note: str, width: int | None) -> RichTable:
+    """Return as many columns as fit, in a table without vertical lines."""
+
+    def table(columns: list[Column], name_width: int) -> RichTable:
+        cut = [row | {"run": shorten_middle(row["run"], name_width)} for row in rows]
+        found = Table(columns=[RUN, *columns], rows=cut, title=title, note=note).terminal()
+        found.box, found.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+        return found
+
+    longest = max(len(row["run"]) for row in rows)
+    if width is None:
+        return table(shown, longest)
+    while len(shown) > 1 and natural_width(table(shown, NAME_WIDTH)) > width:
+        shown.remove(max(shown, key=lambda column: NARROW.index(column.key)))
+    others = natural_width(table(shown, NAME_WIDTH)) - min(longest, NAME_WIDTH)
+    return table(shown, max(NAME_WIDTH, width - others))
+
+
+def _names_of(rows: list[Row]) -> tuple[list[str], str]:
+    """Return the names of runs below their common folder, and that folder."""
     paths = [Path(row["run"]) for row in rows]
     if len({path.is_absolute() for path in paths}) > 1:
-        paths = [path.absolute() for path in paths]  # there is no common folder otherwise
+        paths = [path.absolute() for path in paths]  # otherwise there is no common folder
     parent = Path(os.path.commonpath([path.parent for path in paths]))
-    names = [str(path.relative_to(parent)) for path in paths]
-    title = ", ".join([str(parent), *(f"{label} {cell(rows[0][key], form)}" for label, key, form in same)])
-    table = Table(title=title, title_justify="left", caption=_reasons(rows, names), caption_justify="left")
-    if len(rows) <= FEW_RUNS:
-        table.add_column("")
-        for name in names:
-            table.add_column(name, justify="right", overflow="fold")
-        for label, key, form in columns:
-            table.add_row(label, *(cell(row.get(key), form) for row in rows))
-        return table
-    table.add_column("run", overflow="fold")
-    for label, _, form in columns:
-        table.add_column(label, justify="left" if form == "{}" else "right")
-    for name, row in zip(names, rows, strict=True):
-        table.add_row(name, *(cell(row.get(key), form) for _, key, form in columns))
-    return table
-
-
-def _reasons(rows: list[Row], names: list[str]) -> str | None:
-    lines = [f"{name}: {row['reason']}" for name, row in zip(names, rows, strict=True) if row.get("reason")]
-    return "\n".join(lines).replace("[", "\\[") or None
+    return [str(path.relative_to(parent)) for path in paths], str(parent)

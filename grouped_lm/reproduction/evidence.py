@@ -1,10 +1,9 @@
-"""Everything that verdicts and pages are made from, as plain tables: gathered from folders, kept as CSV, read back.
+"""The evidence: plain tables that verdicts and pages are made from, collected from folders and kept as CSV.
 
-Verdicts are computed from what was read back, so that whoever has the CSV files has the verdicts.
+Verdicts are computed from the CSV files that were written, so everyone who has these files gets the same verdicts.
 """
 
 import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterable
@@ -12,23 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from grouped_lm.errors import DataError, RunFolderError
-from grouped_lm.report.tables import to_csv
+from grouped_lm.report.tables import runs_csv
 from grouped_lm.runs.folder import RunFolder
-from grouped_lm.runs.table import collect_runs, natural_order
-from grouped_lm.system.files import write_text
+from grouped_lm.runs.table import collect_runs, natural_order, whole_rows
+from grouped_lm.system.files import read_json_dict, write_text
+from grouped_lm.system.tables import csv_text
 
 Row = dict[str, Any]
 Evidence = dict[str, list[Row]]
-"""Name of a table -> its rows; every table of `TABLES` is there, with no rows where nothing was found."""
+"""Name of a table -> its rows. Every table of `TABLES` is there, with no rows where nothing was found."""
 
 BENCHES = ("bench-heads", "bench-steps", "bench-memory", "bench-decode", "bench-vocab")
 TABLES = ("runs", "curves", "deciles", "stories", "environments", "order", "steps", *BENCHES)
 DATA = "data"
 """The folder of a report with the tables that it was made from."""
-CURVE = ("run", "step", "tokens", "seconds", "train_loss", "val_loss", "peak_gib")
-"""Columns of a learning curve; seconds are those of training steps."""
 ENVIRONMENT = ("commit", "cpu", "cpu_count", "threads", "gpu", "device", "python")
-"""Of the environment of a run, what decides its figures; nothing that says whose machine it was."""
+"""What is kept of a run's environment: what its figures depend on, and nothing about whose machine it was."""
 
 NUMBERS = {
     "order": ("rank_correlation", "low", "high", "ids", "tokens", "first", "share_of_first", "share_of_top"),
@@ -39,7 +37,7 @@ NUMBERS = {
     "bench-memory grid": ("micro_batch_size", "block_size", "predicted_bytes"),
     "bench-vocab step": ("vocab_size", "micro_batch_size", "block_size"),
 }
-"""Of a table, or one part of a bench: columns without whose numbers a row says nothing."""
+"""Table, or table and part -> columns that must hold a number."""
 NAMES = {
     "order": ("data",),
     "steps": ("scale", "step", "state", "command"),
@@ -49,17 +47,23 @@ NAMES = {
     "bench-memory grid": ("model", "head", "mode"),
     "bench-vocab step": ("model", "head"),
 }
-"""The same for texts."""
+"""Table, or table and part -> columns that must not be empty."""
 TEXTS = frozenset(
     {"run", "sweep", "data", "model", "model.body", "tokenizer", "head", "head_options", "grouping", "state", "reason"}
     | {"name", "text", "prompt", "decile", "command", "commit", "machine", "cpu", "gpu", "device", "python", "torch"}
     | {"suite", "part", "option", "attention", "mode", "scale", "about"}
 )
-"""Columns that are never numbers, whatever they look like: a run may be called 0, and a text 2024."""
+"""Columns that are always text: a run may be called 0, and a text 2024."""
+Say = Callable[[str], None]
+"""Shows a line to the user."""
+
+
+def _silent(_: str) -> None:
+    pass
 
 
 def missing_in(table: str, row: Row) -> str | None:
-    """Return a column that a row of `table` lacks, None where it has all."""
+    """Return a column that a row of `table` lacks; None if it has all of them."""
     kind = f"{table} {row['part']}" if row.get("part") else table
     for key in NUMBERS.get(kind, ()):
         if not isinstance(row.get(key), int | float) or isinstance(row.get(key), bool):
@@ -67,35 +71,35 @@ def missing_in(table: str, row: Row) -> str | None:
     return next((key for key in NAMES.get(kind, ()) if not row.get(key)), None)
 
 
-def collect_evidence(folders: list[Path], say: Callable[[str], None] = lambda _: None) -> Evidence:
-    """Return the tables of everything in and below `folders`: run folders, benches, and tables kept before.
+def collect_evidence(folders: list[Path], say: Say = _silent) -> Evidence:
+    """Return the tables of everything in and below `folders`: run folders, benches, and tables of earlier reports.
 
-    A run that is broken is a row with its state and reason. Runs of several folders have the folder's name before
-    their own. Tables kept before speak where a folder holds nothing else.
+    A failed run is a row with its state and reason. With several folders, the names of runs begin with the name of
+    their folder. The tables of an earlier report are read only if a folder holds nothing else.
 
     Args:
         folders: one or more.
-        say: told of each file that is left out, in a line.
+        say: shows a line for each file that is left out.
 
     Raises:
-        RunFolderError: a folder that does not exist.
+        RunFolderError: a folder does not exist.
     """
     for folder in folders:
         if not folder.is_dir():
             raise RunFolderError(f"{folder} is not a folder: name run folders, folders of them, or a report's folder")
-    found: Evidence = {name: [] for name in TABLES}
+    evidence: Evidence = {name: [] for name in TABLES}
     folders = list({folder.resolve(): folder for folder in folders}.values())
-    for folder, label in zip(folders, labels_of(folders), strict=True):
-        own = _gather(folder, say)
+    for folder, label in zip(folders, _labels_of(folders), strict=True):
+        own = _collect_one(folder, say)
         if not any(own.values()):
             own = read_evidence(folder, say) or own
         for name, rows in own.items():
-            found[name] += [row | {"run": f"{label}{row['run']}"} if label and "run" in row else row for row in rows]
-    return found
+            evidence[name] += [row | {"run": f"{label}{row['run']}"} if label and "run" in row else row for row in rows]
+    return evidence
 
 
-def labels_of(folders: list[Path]) -> list[str]:
-    """Return what stands before the names of each folder's runs: nothing for one, else its own name."""
+def _labels_of(folders: list[Path]) -> list[str]:
+    """Return the prefix of the runs of each folder: its name; nothing if there is one folder."""
     if len(folders) == 1:
         return [""]
     names = [folder.resolve().name for folder in folders]
@@ -104,96 +108,94 @@ def labels_of(folders: list[Path]) -> list[str]:
     ]
 
 
-def _gather(folder: Path, say: Callable[[str], None]) -> Evidence:
-    """Return the tables of one folder; names of runs begin below it."""
-    found: Evidence = {name: [] for name in TABLES}
+def _collect_one(folder: Path, say: Say) -> Evidence:
+    """Return the tables of one folder; names of runs are relative to it."""
+    evidence: Evidence = {name: [] for name in TABLES}
     try:
         rows = collect_runs([folder])
     except RunFolderError:
         rows = []
+    readers = {"curves": read_curve, "deciles": read_deciles, "stories": read_stories, "environments": read_environment}
     for row in rows:
         path = Path(row["run"])
         name = str(path.relative_to(folder)) if path != folder else path.resolve().name
-        found["runs"].append(row | {"run": name})
-        for table, read in (
-            ("curves", read_curve),
-            ("deciles", read_deciles),
-            ("stories", read_stories),
-            ("environments", read_environment),
-        ):
+        evidence["runs"].append(row | {"run": name})
+        for table, read in readers.items():
             try:
-                found[table] += read(path, name)
+                evidence[table] += read(path, name)
             except (LookupError, TypeError, AttributeError, ValueError) as error:  # JSON, but not of ours
                 say(f"gvc: {name}: its {table} are left out, not in our form ({type(error).__name__}: {error})")
-    for path in sorted_files(folder, ("bench.csv", "bench-*.csv", "order.csv", "order-*.csv", "steps.csv")):
-        kind = path.stem.split("-")[0]
+    for path in _files_below(folder, ("bench.csv", "bench-*.csv", "order.csv", "order-*.csv", "steps.csv")):
         try:
-            rows = read_csv(path)
-        except (DataError, OSError) as error:
-            say(f"gvc: left out: {error}")
-            continue
-        tables = [f"bench-{row.get('suite')}" if kind == "bench" else kind for row in rows]
-        lacks = next((key for table, row in zip(tables, rows, strict=True) if (key := missing_in(table, row))), None)
-        strange = next((table for table in tables if table not in TABLES), None)
-        if lacks or strange:
-            why = f"a row lacks {lacks}" if lacks else f"there is no suite {str(strange).removeprefix('bench-')}"
-            say(f"gvc: {path.relative_to(folder)} is left out: {why}")
-            continue
-        for table, row in zip(tables, rows, strict=True):
-            found[table].append(row)
+            for table, row in _rows_by_table(path):
+                evidence[table].append(row)
+        except DataError as error:
+            say(f"gvc: {path.relative_to(folder)} is left out: {error}")
+    return evidence
+
+
+def _rows_by_table(path: Path) -> list[tuple[str, Row]]:
+    """Return the rows of a CSV, each with the table that it belongs to.
+
+    Raises:
+        DataError: the file cannot be read, or a row is not one of ours.
+    """
+    try:
+        rows = read_csv(path)
+    except OSError as error:
+        raise DataError(str(error)) from error
+    kind = path.stem.split("-")[0]
+    found = [(f"bench-{row.get('suite')}" if kind == "bench" else kind, row) for row in rows]
+    for table, row in found:
+        if lacks := missing_in(table, row):
+            raise DataError(f"a row lacks {lacks}")
+    for table, _ in found:
+        if table not in TABLES:
+            raise DataError(f"there is no suite {table.removeprefix('bench-')}")
     return found
 
 
-def sorted_files(folder: Path, patterns: Iterable[str]) -> list[Path]:
-    """Return the files below `folder` that fit a pattern, hidden folders and reports left out."""
-    found = {path for pattern in patterns for path in folder.rglob(pattern)}
-    parts = {path: path.relative_to(folder).parts for path in found}
-    own = [p for p in found if not {"report", DATA} & set(parts[p][:-1]) and not any(x[0] == "." for x in parts[p])]
-    own = [p for p in own if not (p.parent.name == "tables" and (p.parents[1] / "report.md").exists())]
-    return sorted(own, key=natural_order)
+def _files_below(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """Return the files below `folder` that match a pattern, without hidden folders and reports."""
+
+    def is_own(path: Path) -> bool:
+        parts = path.relative_to(folder).parts
+        in_report = path.parent.name == "tables" and (path.parents[1] / "report.md").exists()
+        return not in_report and not {"report", DATA} & set(parts[:-1]) and not any(part[0] == "." for part in parts)
+
+    return sorted({path for pattern in patterns for path in folder.rglob(pattern) if is_own(path)}, key=natural_order)
 
 
 def read_curve(path: Path, name: str) -> list[Row]:
-    """Return a row per logged step: tokens, seconds of training steps, losses, the highest peak so far."""
-    try:
-        lines = RunFolder(path).metrics.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
+    """Return one row per logged step: tokens, seconds of training steps, losses, peak memory so far."""
     rows: list[Row] = []
     seconds, last_step = 0.0, 0
-    for line in lines:
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # being written just now
-        if not isinstance(values, dict):
-            continue  # a line, but none of ours
+    try:
+        lines = RunFolder(path).metrics.read_bytes().splitlines()
+    except OSError:
+        return []
+    for values in whole_rows(lines):
         step = values.get("trainer/step", 0)
         seconds += (values.get("time/step_ms") or 0) / 1000 * (step - last_step)
         last_step = step
-        peak = values.get("memory/peak_gpu_gib") or values.get("memory/peak_tensor_gib")
-        losses = values.get("train/loss"), values.get("val/loss")
-        rows.append(dict(zip(CURVE, (name, step, values.get("trainer/tokens"), seconds, *losses, peak), strict=True)))
+        row = {"run": name, "step": step, "tokens": values.get("trainer/tokens"), "seconds": seconds}
+        row |= {"train_loss": values.get("train/loss"), "val_loss": values.get("val/loss")}
+        rows.append(row | {"peak_gib": values.get("memory/peak_gpu_gib") or values.get("memory/peak_tensor_gib")})
     return rows
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
 def read_deciles(path: Path, name: str) -> list[Row]:
-    """Return loss and accuracy by training frequency, where `gvc eval` has judged the run."""
-    rows = _read_json(path / "eval.json").get("by_frequency") or []
-    found = [{"run": name, "decile": row["name"], **{k: v for k, v in row.items() if k != "name"}} for row in rows]
-    return [row | {"decile": str(row["decile"]), "loss": float(row["loss"]), "tokens": row["tokens"]} for row in found]
+    """Return loss and accuracy by training frequency; empty unless `gvc eval` has evaluated the run."""
+    found = []
+    for row in (read_json_dict(path / "eval.json") or {}).get("by_frequency") or []:
+        others = {key: value for key, value in row.items() if key != "name"}
+        found.append({"run": name, "decile": str(row["name"]), **others} | {"loss": float(row["loss"])})
+        found[-1]["tokens"] = row["tokens"]
+    return found
 
 
 def read_stories(path: Path, name: str) -> list[Row]:
-    """Return what the run wrote: the lines of `stories.jsonl`, as `gvc sample --json` prints them."""
+    """Return the texts that the run wrote: the lines of `stories.jsonl`, as `gvc sample --json` prints them."""
     try:
         lines = (path / "stories.jsonl").read_text(encoding="utf-8").splitlines()
         values = [json.loads(line) for line in lines]
@@ -213,50 +215,44 @@ def read_environment(path: Path, name: str) -> list[Row]:
 
 
 def write_evidence(evidence: Evidence, folder: Path) -> None:
-    """Write every table that has rows as CSV, each whole or not at all; a table without rows has no file."""
+    """Write each table that has rows as CSV, and remove the files of tables without rows."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in evidence.items():
         path = folder / f"{name}.csv"
         if rows:
-            write_text(path, to_csv(rows) if name == "runs" else table_csv(rows))
+            write_text(path, runs_csv(rows) if name == "runs" else csv_text(rows))
         else:
             path.unlink(missing_ok=True)
 
 
-def table_csv(rows: list[Row]) -> str:
-    """Return rows as CSV, columns in the order in which rows first bring them."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def read_evidence(folder: Path, say: Say = _silent) -> Evidence | None:
+    """Return the tables that a report wrote into `folder`/data; None if there are none.
 
-
-def read_evidence(folder: Path, say: Callable[[str], None] = lambda _: None) -> Evidence | None:
-    """Return the tables that a report left in `folder`/data, None where there are none; `say` is told what is left out.
+    Args:
+        folder: of the report, or its `data` folder.
+        say: shows a line for each table that is left out.
 
     Raises:
-        DataError: a table that is no CSV.
+        DataError: a table is not a CSV.
     """
     place = folder if folder.name == DATA else folder / DATA
     files = {name: place / f"{name}.csv" for name in TABLES}
     if not any(path.exists() for path in files.values()):
         return None
-    found: Evidence = {name: read_csv(path) if path.exists() else [] for name, path in files.items()}
-    for name, rows in found.items():
+    evidence: Evidence = {name: read_csv(path) if path.exists() else [] for name, path in files.items()}
+    for name, rows in evidence.items():
         lacks = next((key for row in rows if (key := missing_in(name, row))), None)
         if lacks:
             say(f"gvc: {files[name].name} is left out: a row lacks {lacks}")
-            found[name] = []
-    return found
+            evidence[name] = []
+    return evidence
 
 
 def read_csv(path: Path) -> list[Row]:
-    """Return the rows of a CSV with numbers as numbers; empty cells are left out.
+    """Return the rows of a CSV with numbers as numbers, without empty cells.
 
     Raises:
-        DataError: it is no CSV in UTF-8.
+        DataError: it is not a CSV in UTF-8.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -281,6 +277,6 @@ def parse(text: str) -> Any:
 
 
 def head_options(row: Row) -> Row:
-    """Return `head.NAME` -> value of a run's `head_options`, as `bias=False chunk_rows=256` has them."""
+    """Return `head.NAME` -> value from a run's `head_options`, such as `bias=False chunk_rows=256`."""
     pairs = re.findall(r"(\w+)=(.*?)(?= \w+=|$)", str(row.get("head_options") or ""))
     return {f"head.{key}": parse(value) for key, value in pairs if value != "None"}

@@ -1,11 +1,11 @@
-"""Steps run one after the other, each in processes of its own: done ones are left out, broken ones stop nobody."""
+"""Run the steps of a reproduction in order, each in processes of its own. Finished steps are skipped."""
 
 import contextlib
-import json
 import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,38 +17,39 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from grouped_lm.errors import BusyError, ConfigError, disk_errors
-from grouped_lm.reproduction.command import run_command
-from grouped_lm.reproduction.evidence import table_csv
 from grouped_lm.reproduction.steps import Scale, Step, Text, expand, find_text, text_overrides
 from grouped_lm.runs.folder import COMPLETE, RunFolder
-from grouped_lm.system.files import write_json, write_text
+from grouped_lm.system.files import read_json_dict, write_json, write_text
+from grouped_lm.system.tables import csv_text
 
-DONE, FAILED, LEFT_OUT, BEGUN, NEW = "done", "failed", "left out", "begun", "new"
-BEAT_S = 10.0
-"""How often a step that runs writes down for how long it has run: what a kill may lose."""
+DONE, FAILED, SKIPPED, STARTED, NEW = "done", "failed", "left out", "begun", "new"
+RECORD_SECONDS = 10.0
+"""How often a running step records its time. A kill loses at most this much."""
+CHILD = "grouped_lm.cli.child"
+"""The module that runs a command as `gvc` does, and ends when its parent ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepState:
-    """What became of a step so far."""
+    """How far a step is."""
 
     state: str = NEW
     command: str = ""
     seconds: float = 0.0
-    """Spent on it, attempts that were killed among them, but for their last `BEAT_S`."""
+    """Time spent, killed attempts included, except for their last `RECORD_SECONDS`."""
     reason: str | None = None
 
 
 class Reproduction:
-    """One folder, one scale, its texts: what was done in it and what is left.
+    """One folder with the steps of one scale and their states.
 
     Args:
-        scale: the list.
-        out: the folder; made by `lock`.
-        texts: given by the user; a role without one has the text that the folder was begun with.
+        scale: the list of steps.
+        out: the folder; `lock` makes it.
+        texts: texts that the user gave. Other roles keep the text that the folder was started with.
 
     Raises:
-        DataError: a text that the folder was begun with is gone.
+        DataError: a text that the folder was started with is gone.
     """
 
     def __init__(self, scale: Scale, out: Path, texts: list[Text]) -> None:
@@ -59,33 +60,32 @@ class Reproduction:
         self._children: set[subprocess.Popen[str]] = set()
 
     def command(self, step: Step) -> str:
-        """Return what is run, in words that one can type."""
+        """Return the command of a step, as a user can type it."""
         return expand(step, self.scale.name, self.out, self.texts)
 
     def state(self, step: Step) -> StepState:
-        """Return what the folder says; a command that has changed since makes a step new again."""
+        """Return the recorded state of a step; a step whose command has changed is new."""
         try:
-            found = StepState(**json.loads((self.out / "steps" / f"{step.name}.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            recorded = StepState(**read_json_dict(self._path(step, "json")) or {})
+        except TypeError:
             return StepState()
-        return found if found.command == self.command(step) else StepState()
+        return recorded if recorded.command == self.command(step) else StepState()
 
     def missing_text(self, step: Step) -> str | None:
-        """Return which text a step lacks."""
+        """Return the role of a text that a step needs and does not have."""
         return next((role for role in step.needs if self.texts[role] is None), None)
 
     def prepare(self) -> None:
-        """Put the texts in their places, as links, so that commands hold nobody's paths; the folder must be held.
+        """Link the texts into the folder, so that commands contain no path of the user. Needs `lock`.
 
         Raises:
-            ConfigError: the folder was begun with another scale, with other texts, or with texts in other roles.
-            DiskError: it cannot be made.
+            ConfigError: the folder was started with another scale or other texts.
+            DiskError: the folder cannot be written.
         """
-        known = self.out / "reproduce.json"
         own: dict[str, Any] = {"scale": self.scale.name, "texts": {}, "roles": {}}
         for role, text in self.given.items():
             own["texts"][text.name], own["roles"][role] = text.sha256(), text.name
-        before = own | read_begun(self.out)
+        before = own | read_started(self.out)
         if before["scale"] != own["scale"]:
             raise ConfigError(f"{self.out} holds a reproduction of scale {before['scale']}: give another --out")
         for role, name in own["roles"].items():
@@ -100,17 +100,18 @@ class Reproduction:
             (self.out / "steps").mkdir(parents=True, exist_ok=True)
             (self.out / "texts").mkdir(exist_ok=True)
             for text in self.given.values():
-                link, place = self.out / "texts" / text.name, text.folder.resolve()
+                link, target = self.out / "texts" / text.name, text.folder.resolve()
                 link.unlink(missing_ok=True)
-                link.symlink_to(place, target_is_directory=True)
-            write_json(known, own | {key: before[key] | own[key] for key in ("texts", "roles")})
+                link.symlink_to(target, target_is_directory=True)
+            merged = {key: before[key] | own[key] for key in ("texts", "roles")}
+            write_json(self.out / "reproduce.json", own | merged)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the folder for one process; made where there is none.
+        """Make the folder and hold it for this process.
 
         Raises:
-            BusyError: another one works in it.
+            BusyError: another process works in it.
             ConfigError: it is a file.
             DiskError: it cannot be made.
         """
@@ -125,19 +126,19 @@ class Reproduction:
             raise BusyError(f"another gvc reproduce works in {self.out}: wait for it, or give another --out") from None
 
     def run(self, steps: list[Step], say: Callable[[str], None]) -> list[str]:
-        """Run what is left of `steps`, and return "step: reason" of every one that failed.
+        """Run the unfinished ones of `steps`, and return "step: reason" for each that failed.
 
         Args:
             steps: in order.
-            say: told what happens, a line at a time.
+            say: shows one line.
         """
         failed = []
         for number, step in enumerate(steps, start=1):
             label = f"[{number}/{len(steps)}] {step.name}"
-            lacking = self.missing_text(step)
-            if lacking is not None:
-                say(f"{label}: left out, it needs a text for {{{lacking}}}: --data DIR")
-                self._record(step, StepState(state=LEFT_OUT, reason=f"no text for {lacking} was given"))
+            role = self.missing_text(step)
+            if role is not None:
+                say(f"{label}: left out, it needs a text for {{{role}}}: --data DIR")
+                self._record(step, StepState(state=SKIPPED, reason=f"no text for {role} was given"))
                 continue
             before = self.state(step)
             if before.state == DONE and not (step.always or self._runs_left(step)):
@@ -145,7 +146,7 @@ class Reproduction:
                 continue
             say(f"{label}: {step.about} (about {step.minutes:g} minutes)")
             started = time.monotonic() - (0.0 if step.always else before.seconds)
-            with self._beating(step, started):
+            with self._recording_time(step, started):
                 reason = self._run_step(step, say)
             seconds = time.monotonic() - started
             self._record(step, StepState(state=FAILED if reason else DONE, seconds=seconds, reason=reason))
@@ -154,71 +155,70 @@ class Reproduction:
                 failed.append(f"{step.name}: {reason}")
         return failed
 
+    def _path(self, step: Step, suffix: str) -> Path:
+        return self.out / "steps" / f"{step.name}.{suffix}"
+
     def _record(self, step: Step, state: StepState) -> None:
-        """Keep what became of a step, and the list of all steps for the report."""
+        """Write the state of a step, and the list of all steps for the report."""
         with disk_errors(self.out):
-            write_json(self.out / "steps" / f"{step.name}.json", asdict(replace(state, command=self.command(step))))
-            write_text(self.out / "steps.csv", table_csv(self.table()))
+            write_json(self._path(step, "json"), asdict(replace(state, command=self.command(step))))
+            write_text(self.out / "steps.csv", csv_text(self.table()))
 
     @contextlib.contextmanager
-    def _beating(self, step: Step, started: float) -> Iterator[None]:
-        """Write down now and then for how long a step has run, so that a kill does not lose it; and when it is left."""
-        path, over = self.out / "steps" / f"{step.name}.json", threading.Event()
+    def _recording_time(self, step: Step, started: float) -> Iterator[None]:
+        """Write the time of a running step at the start, at intervals and at the end."""
+        over = threading.Event()
 
-        def beat() -> None:
-            begun = StepState(state=BEGUN, command=self.command(step), seconds=time.monotonic() - started)
-            with contextlib.suppress(OSError):  # a full disk is for the step itself to say
-                write_json(path, asdict(begun))
+        def record() -> None:
+            state = StepState(state=STARTED, command=self.command(step), seconds=time.monotonic() - started)
+            with contextlib.suppress(OSError):  # a full disk: the step itself reports it
+                write_json(self._path(step, "json"), asdict(state))
 
-        def go_on() -> None:
-            while not over.wait(BEAT_S):
-                beat()
+        def record_until_over() -> None:
+            while not over.wait(RECORD_SECONDS):
+                record()
 
-        beat()
-        clock = threading.Thread(target=go_on, daemon=True)
+        record()
+        clock = threading.Thread(target=record_until_over, daemon=True)
         clock.start()
         try:
             yield
         finally:
             over.set()
             clock.join()
-            beat()
+            record()
 
     def table(self, everything: bool = False) -> list[dict[str, Any]]:
-        """Return a row per step: what it is for, minutes planned and taken, state, command.
+        """Return one row per step: purpose, minutes planned and taken, state, command.
 
         Args:
-            everything: also those that are run each time.
+            everything: include the steps that run every time.
         """
         rows = []
         for step in self.scale.steps:
             if everything or not step.always:
-                found = self.state(step)
+                recorded = self.state(step)
+                row: dict[str, Any] = {
+                    "scale": self.scale.name,
+                    "machine": self.scale.machine,
+                    "step": step.name,
+                    "about": step.about,
+                }
+                row |= {"minutes": step.minutes, "state": recorded.state}
+                row |= {"taken": recorded.seconds / 60 if recorded.seconds else None, "reason": recorded.reason}
                 each = f"  # for each run at {step.each}" if step.each else ""
-                rows.append(
-                    {
-                        "scale": self.scale.name,
-                        "machine": self.scale.machine,
-                        "step": step.name,
-                        "about": step.about,
-                        "minutes": step.minutes,
-                        "state": found.state,
-                        "taken": found.seconds / 60 if found.seconds else None,
-                        "reason": found.reason,
-                        "command": self.command(step) + each,
-                    }
-                )
+                rows.append(row | {"command": self.command(step) + each})
         return rows
 
     def _runs_left(self, step: Step, everything: bool = False) -> list[Path]:
-        """Return the complete runs of an `each` step that lack what it makes, or all complete ones."""
+        """Return the complete runs of an `each` step without its result, or all complete runs."""
         paths = sorted(self.out.glob(step.each)) if step.each else []
         complete = [path for path in paths if (RunFolder(path).read_result() or {}).get("state") == COMPLETE]
         return [path for path in complete if everything or not (path / str(step.makes)).exists()]
 
     def _run_step(self, step: Step, say: Callable[[str], None]) -> str | None:
-        """Run a step's command, or one for every run that lacks what it makes, and return what went wrong."""
-        log = self.out / "steps" / f"{step.name}.log"
+        """Run the command of a step, for `each` steps once per run that needs it; return the reason of a failure."""
+        log = self._path(step, "log")
         if step.each is None:
             return run_command(shlex.split(self.command(step)), log, say, self._children)
         ready = self._runs_left(step)
@@ -227,14 +227,14 @@ class Reproduction:
 
         def one(path: Path) -> str | None:
             words = shlex.split(self.command(step).replace("{run}", shlex.quote(str(path))))
-            kept = path / str(step.makes) if step.keeps_stdout else None
-            reason = run_command(words, log, say, self._children, kept)
+            result = path / str(step.makes) if step.keeps_stdout else None
+            reason = run_command(words, log, say, self._children, result)
             return reason and f"{path.name}: {reason}"
 
         with ThreadPoolExecutor(max_workers=min(step.side_by_side, os.cpu_count() or 1)) as pool:
             try:
                 reasons = [reason for reason in pool.map(one, ready) if reason]
-            except BaseException:  # asked to stop: those that run now stop, the others do not begin
+            except BaseException:  # asked to stop: running commands stop, the others do not start
                 pool.shutdown(wait=False, cancel_futures=True)
                 for child in [*self._children]:
                     child.send_signal(signal.SIGTERM)
@@ -242,24 +242,80 @@ class Reproduction:
         return "; ".join(reasons) or None
 
 
-def read_begun(out: Path) -> dict[str, Any]:
-    """Return what `reproduce.json` says of a folder: its scale, its texts' hashes and what they are for."""
-    try:
-        values = json.loads((out / "reproduce.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(values, dict):
-        return {}
+def run_command(
+    words: list[str],
+    log: Path,
+    say: Callable[[str], None],
+    children: set[subprocess.Popen[str]],
+    kept: Path | None = None,
+) -> str | None:
+    """Run `gvc ...` in a process that ends with this one; return None, or the last line of a command that failed.
+
+    Args:
+        words: the command, `gvc` first.
+        log: file to which all output is appended.
+        say: shows one line; it gets what the command prints on stderr.
+        children: contains the process while it runs.
+        kept: file for what the command prints on stdout, written only if the command succeeds.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: this process was asked to stop; the child has stopped.
+    """
+    command = [sys.executable, "-m", CHILD, str(os.getpid()), *words[1:]]
+    with disk_errors(log.parent), log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {shlex.join(words)}\n")
+        file.flush()
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        children.add(child)
+        out: list[str] = []
+        reader = threading.Thread(target=lambda: out.extend(child.stdout or []))
+        reader.start()
+        last = ""
+        try:
+            for line in child.stderr or []:
+                file.write(line)
+                if line.strip():
+                    last = line.strip()
+                    say(f"    {last}")
+            code = child.wait()
+        except BaseException:
+            child.send_signal(signal.SIGTERM)
+            child.wait()
+            raise
+        finally:
+            reader.join()
+            children.discard(child)
+        file.writelines(out)
+        if code == 0 and kept is not None:
+            write_text(kept, "".join(out))
+    if code == 0:
+        return None
+    if code < 0:
+        return f"it was killed by signal {-code} ({signal.Signals(-code).name})"
+    return last.removeprefix("gvc: error: ") or f"it ended with {code} and said nothing"
+
+
+def read_started(out: Path) -> dict[str, Any]:
+    """Return what `reproduce.json` says of a folder: its scale, the hashes of its texts, and their roles."""
+    values = read_json_dict(out / "reproduce.json") or {}
     kinds = {"scale": str, "texts": dict, "roles": dict}
     return {key: values[key] for key, kind in kinds.items() if isinstance(values.get(key), kind)}
 
 
 def remembered_texts(scale: Scale, out: Path, given: set[str]) -> dict[str, Text]:
-    """Return the texts that a folder was begun with, by what they are for, if they are not given anew.
+    """Return the texts that a folder was started with, by role, except for the roles in `given`.
 
     A folder of another scale has none.
     """
-    before = read_begun(out)
+    before = read_started(out)
     if before.get("scale") != scale.name:
         return {}
     roles = {role: name for role, name in before.get("roles", {}).items() if role not in given}

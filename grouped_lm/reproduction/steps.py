@@ -1,7 +1,7 @@
-"""The steps of a reproduction: a list that one can read, each a command that one can type. Reads only.
+"""The steps of a reproduction: lists of commands that a user can read and type.
 
-In commands, {out} is the folder of the reproduction, {scale} the list, {name} the step, {stories} and {other} the
-overrides that name a text, {run} a run folder of a step that goes through runs.
+In a command, {out} is the folder of the reproduction, {scale} the name of the list, {name} the name of the step.
+{stories} and {other} are the overrides that name a text. {run} is a run folder, for steps that go through runs.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ from grouped_lm.errors import ConfigError, DataError
 
 SCALES = ("smoke", "cpu", "cpu-long", "paper")
 ROLES = ("stories", "other")
-"""The text that the claims are about, and the one beside it."""
+"""The text that the claims are about, and another text."""
 STORIES = "tinystories"
-"""How the name of the text begins that the claims are about."""
+"""The name of the text that the claims are about begins with this."""
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
@@ -32,18 +32,18 @@ class Step:
     name: str
     about: str
     minutes: float
-    """How long it is to take on the machine that the scale is for."""
+    """Planned time on the machine that the scale is for."""
     command: str
     each: str | None = None
-    """A pattern of run folders below {out}: the command is run once for each complete one, with {run}."""
+    """A pattern of run folders below {out}. The command runs once for each complete run, with {run}."""
     makes: str | None = None
-    """With `each`: the file in the run folder that shows that it was done."""
+    """With `each`: the file in the run folder that the command makes."""
     side_by_side: int = 1
-    """With `each`: so many at a time, no more than there are cores."""
+    """With `each`: number of commands at a time, at most the number of cores."""
     keeps_stdout: bool = False
-    """Write what the command prints into `makes`."""
+    """Whether `makes` gets what the command prints."""
     always: bool = False
-    """Run it also where it was done before."""
+    """Whether it runs again when it is done already."""
 
     @property
     def needs(self) -> list[str]:
@@ -53,26 +53,26 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """A list of steps and what it promises."""
+    """A list of steps for one kind of machine."""
 
     name: str
     about: str
     machine: str
     minutes: float
-    """The longest that all steps together may take on that machine."""
+    """Longest time of all steps together on that machine."""
     texts: dict[str, str | None]
-    """Role -> overrides; None where the user has to name a text."""
+    """Role -> overrides. None: the user must name a text."""
     steps: list[Step]
 
 
 def load_scale(name: str) -> Scale:
-    """Return a scale of `conf/reproduction`, or one of a file of the user's own.
+    """Return a scale of `conf/reproduction`, or of a file of the user.
 
     Args:
         name: of `SCALES`, or a path that ends in .yaml.
 
     Raises:
-        ConfigError: there is no such scale, or its file has another form.
+        ConfigError: there is no such scale, or its file has a wrong form.
     """
     if name.endswith(".yaml"):
         path: Any = Path(name)
@@ -88,7 +88,8 @@ def load_scale(name: str) -> Scale:
         raise ConfigError(f"--scale {name} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
         known = ", ".join(f.name for f in fields(Step))
-        raise ConfigError(f"--scale {name} is no list of steps with {known} ({first_line(error)})") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"--scale {name} is no list of steps with {known} ({reason})") from error
     check_scale(scale, f"--scale {name}")
     return scale
 
@@ -102,12 +103,12 @@ KINDS: dict[Any, tuple[type, ...]] = {
     dict[str, str | None]: (dict,),
     list[Step]: (list,),
 }
-"""What a field of a list may hold, by its annotation."""
+"""Annotation of a field -> types that a value may have."""
 MARKS = ("{out}", "{scale}", "{name}", "{stories}", "{other}", "{run}")
 
 
 def check_kinds(entry: Scale | Step, where: str) -> None:
-    """Raise `ConfigError` unless every field holds what its annotation says."""
+    """Raise `ConfigError` unless every field has a value of its annotated type."""
     for f in fields(entry):
         value, kinds = getattr(entry, f.name), KINDS[f.type]
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
@@ -116,10 +117,10 @@ def check_kinds(entry: Scale | Step, where: str) -> None:
 
 
 def check_scale(scale: Scale, given: str) -> None:
-    """Refuse a list that would stop half way: values of other kinds, unknown texts and marks, names given twice.
+    """Check a list before it runs: types, texts, placeholders, names.
 
     Raises:
-        ConfigError: the first thing that is wrong; `given` names the list.
+        ConfigError: the first mistake; `given` names the list.
     """
     check_label(given, scale.name)
     check_kinds(scale, given)
@@ -152,16 +153,11 @@ def check_scale(scale: Scale, given: str) -> None:
                 raise ConfigError(f"{where}: {key} must be a path below the folder, got {value!r}")
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def select_steps(scale: Scale, only: list[str]) -> list[Step]:
-    """Return the named steps in the order of the list; all where none is named.
+    """Return the named steps in the order of the list; all of them if `only` is empty.
 
     Raises:
-        ConfigError: a name that no step has.
+        ConfigError: no step has that name.
     """
     known = [step.name for step in scale.steps]
     for name in only:
@@ -181,8 +177,8 @@ class Text:
 
     @property
     def role(self) -> str:
-        """What it is for: the claims are about what is named so."""
-        return "stories" if self.name.startswith(STORIES) else "other"
+        """`stories` for the text that the claims are about, else `other`."""
+        return ROLES[0] if self.name.startswith(STORIES) else ROLES[1]
 
     def sha256(self) -> str:
         """Return a hash of both files."""
@@ -193,17 +189,17 @@ class Text:
         return digest.hexdigest()
 
     def overrides(self, below: Path) -> str:
-        """Return the words that make a command read the text by its place below `below`, and name it."""
+        """Return the overrides that make a command read this text from `below`."""
         train, valid = (f"data.{split}={below / self.name / getattr(self, split)}" for split in ("train", "valid"))
         return shlex.join(["data=text", f"data.name={self.name}", train, valid])
 
 
 def find_text(given: str) -> Text:
-    """Return the text of `DIR` or `NAME=DIR`, named after its folder where no name is given.
+    """Return the text of `DIR` or `NAME=DIR`; without a name it is called like its folder.
 
     Raises:
-        DataError: no such folder, or not one file for training and one for validation in it.
-        ConfigError: a name that cannot be part of a path.
+        DataError: there is no such folder, or it does not hold one training and one validation file.
+        ConfigError: the name cannot be part of a path.
     """
     name, _, rest = given.rpartition("=")
     folder = Path(rest)
@@ -225,8 +221,8 @@ def find_texts(given: list[str]) -> list[Text]:
     """Return the texts of `--data`, in any order.
 
     Raises:
-        ConfigError: more than two, two of one name, or two for one role.
-        DataError: see `find_text`.
+        ConfigError: more than two texts, two of one name, or two for one role.
+        DataError: a folder does not hold a text.
     """
     texts = [find_text(one) for one in given]
     if len(texts) > len(ROLES) or len({text.name for text in texts}) < len(texts):
@@ -242,12 +238,12 @@ def find_texts(given: list[str]) -> list[Text]:
 
 
 def text_overrides(scale: Scale, texts: dict[str, Text], out: Path) -> dict[str, str | None]:
-    """Return the overrides of each role: a given text before the scale's own, None where there is neither."""
+    """Return the overrides of each role: of the given text, else of the scale's own; None if there is neither."""
     return {role: texts[role].overrides(out / "texts") if role in texts else scale.texts.get(role) for role in ROLES}
 
 
 def expand(step: Step, scale: str, out: Path, texts: dict[str, str | None]) -> str:
-    """Return the command with everything filled in but {run}."""
+    """Return the command of a step with everything but {run} filled in."""
     command = step.command.replace("{out}", shlex.quote(str(out))).replace("{name}", step.name)
     command = command.replace("{scale}", scale)
     for role in step.needs:

@@ -1,70 +1,57 @@
-"""Tables of the report that are computed: verdicts, methods over seeds, loss by frequency, where it was run."""
+"""The tables of the report: verdicts, methods over seeds, loss by frequency, benches, where it was run."""
 
 import statistics
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from grouped_lm.evaluate.significance import compare_methods
 from grouped_lm.reproduction.claims import Claims, Method
 from grouped_lm.reproduction.cost_rules import PAIRED, in_chunks
 from grouped_lm.reproduction.evidence import Evidence, Row
-from grouped_lm.reproduction.table import PLAIN, Column, Table
-from grouped_lm.reproduction.verdicts import ANY_TEXT, Answer, Setting, Verdict, by_seed, pair_runs, settings_of
+from grouped_lm.reproduction.rules import Answer
+from grouped_lm.reproduction.verdicts import ANY_TEXT, Setting, Verdict, by_seed, pair_runs, settings_of
+from grouped_lm.system.tables import Column, Table, columns
 
-VERDICT_COLUMNS: tuple[Column, ...] = (
-    ("claim", "says", "{}"),
-    ("verdict", "verdict", "{}"),
-    ("figure", "figure", "{}"),
-    ("interval", "interval", "{}"),
-    ("with our best head", "ours", "{}"),
-    ("steps", "steps", "{}"),
-)
+FAMILIES = (("gpt2", "GPT-2"), ("gpt_neo", "GPT-Neo"))
+"""Bodies of the paper's two families, and how they are called."""
+PAPER_SAYS = {"dense": "the standard", "paper": "on par, up to 3.4x less memory, up to 3x as fast"}
+VERDICT_COLUMNS = columns("claim = says; verdict; figure; interval; with our best head = ours; steps")
+METHOD_COLUMNS = columns("""
+    head; seeds; perplexity {:,.2f}; nats = loss {:.3f}; sd = loss_sd {:.3f}; over dense = over_dense {:+.3f}
+    90 % interval = interval; bits/byte = bits_per_byte {:.3f}; tokens/s = tokens_per_sec {:,.0f}
+    x dense = speed_ratio {:.1f}; peak GiB = peak_gib {:.3f}; x less = memory_ratio {:.2f}
+""")
+ENVIRONMENT_COLUMNS = columns("""
+    commit = short_commit; processor = cpu; cores = cpu_count; threads; GPU = gpu; python; torch
+    runs or rows = count {:,}
+""")
 
 
 def verdicts_table(answers: list[Answer]) -> Table:
-    """Return a row per claim, in the order of the file."""
+    """Return one row per claim, in the order of the file."""
     rows: list[Row] = []
     for answer in answers:
         claim, verdict, ours = answer.claim, answer.verdict, answer.ours
-        rows.append(
-            {
-                "id": claim.id,
-                "kind": claim.kind,
-                "says": claim.says,
-                "quote": claim.quote,
-                "source": claim.source,
-                "threshold": claim.threshold,
-                "verdict": verdict.text,
-                "word": verdict.word,
-                "figure": verdict.figure,
-                "interval": verdict.interval,
-                "value": verdict.value,
-                "low": verdict.low,
-                "high": verdict.high,
-                "why": verdict.why,
-                "runs": "; ".join(verdict.runs),
-                "ours": None if ours is None else short(ours),
-                "ours_verdict": None if ours is None else ours.text,
-                "ours_value": None if ours is None else ours.value,
-                "ours_low": None if ours is None else ours.low,
-                "ours_high": None if ours is None else ours.high,
-                "ours_why": None if ours is None else ours.why,
-                "ours_runs": None if ours is None else "; ".join(ours.runs),
-                "steps": ", ".join(claim.runs),
-            }
-        )
+        row: Row = {key: getattr(claim, key) for key in ("id", "kind", "says", "quote", "source", "threshold")}
+        row |= {"verdict": verdict.text}
+        row |= {key: getattr(verdict, key) for key in ("word", "figure", "interval", "value", "low", "high", "why")}
+        row |= {"runs": "; ".join(verdict.runs), "ours": None, "ours_verdict": None}
+        row |= dict.fromkeys(("ours_value", "ours_low", "ours_high", "ours_why", "ours_runs"))
+        if ours is not None:
+            row |= {"ours": _in_one_cell(ours), "ours_verdict": ours.text, "ours_runs": "; ".join(ours.runs)}
+            row |= {f"ours_{key}": getattr(ours, key) for key in ("value", "low", "high", "why")}
+        rows.append(row | {"steps": ", ".join(claim.runs)})
     return Table(name="verdicts", title="Verdicts", columns=VERDICT_COLUMNS, rows=rows)
 
 
-def short(verdict: Verdict) -> str:
-    """Return a verdict and its figure in one cell."""
+def _in_one_cell(verdict: Verdict) -> str:
+    """Return a verdict with its figure."""
     return verdict.text if verdict.figure == "-" else f"{verdict.text}; {verdict.figure}"
 
 
-FAMILIES = (("gpt2", "GPT-2"), ("gpt_neo", "GPT-Neo"))
-
-
 def main_settings(claims: Claims, evidence: Evidence, body: str | None = None) -> list[Setting]:
-    """Return the settings with a dense run and another method's, the one with most behind it first."""
+    """Return the settings that have runs of dense and of another method, the one with most runs and tokens first."""
     dense = claims.methods["dense"]
     pairs = [
         pair
@@ -76,12 +63,12 @@ def main_settings(claims: Claims, evidence: Evidence, body: str | None = None) -
 
 
 def runs_in(evidence: Evidence, method: Method, setting: Setting) -> dict[int, Row]:
-    """Return a method's complete runs in a setting, by seed."""
+    """Return the complete runs of a method in a setting, by seed."""
     return by_seed(settings_of(evidence, method, ANY_TEXT, None).get(setting, []))
 
 
 def families_table(claims: Claims, evidence: Evidence) -> Table:
-    """Return both families, dense, the paper's head and ours, each beside what the paper says of it."""
+    """Return dense, the paper's head and our best one for both families, beside what the paper says."""
     rows: list[Row] = []
     for body, family in FAMILIES:
         for setting in main_settings(claims, evidence, body)[:1]:
@@ -89,44 +76,17 @@ def families_table(claims: Claims, evidence: Evidence) -> Table:
             for name in ("dense", "paper", "ours"):
                 runs = runs_in(evidence, claims.methods[name], setting)
                 if runs:
-                    label = {
-                        "family": family,
-                        "paper_says": PAPER_SAYS.get(name),
-                        "setting": f"after {setting.describe()}",
-                    }
+                    label = {"family": family, "paper_says": PAPER_SAYS.get(name)}
+                    label |= {"setting": f"after {setting.describe()}"}
                     rows.append(label | method_row(claims.methods[name], runs, dense))
-    return Table(
-        name="families",
-        title="The two families",
-        columns=(
-            ("family", "family", "{}"),
-            *METHOD_COLUMNS,
-        ),
-        rows=rows,
-        note="; ".join(dict.fromkeys(f"{row['family']} {row['setting']}" for row in rows))
-        + f". Of its head the paper says: {PAPER_SAYS['paper']}.",
-    )
-
-
-PAPER_SAYS = {"dense": "the standard", "paper": "on par, up to 3.4x less memory, up to 3x as fast"}
-METHOD_COLUMNS: tuple[Column, ...] = (
-    ("head", "head", "{}"),
-    ("seeds", "seeds", "{}"),
-    ("perplexity", "perplexity", "{:,.2f}"),
-    ("nats", "loss", "{:.3f}"),
-    ("sd", "loss_sd", "{:.3f}"),
-    ("over dense", "over_dense", "{:+.3f}"),
-    ("90 % interval", "interval", "{}"),
-    ("bits/byte", "bits_per_byte", "{:.3f}"),
-    ("tokens/s", "tokens_per_sec", "{:,.0f}"),
-    ("x dense", "speed_ratio", "{:.1f}"),
-    ("peak GiB", "peak_gib", "{:.3f}"),
-    ("x less", "memory_ratio", "{:.2f}"),
-)
+    settings = "; ".join(dict.fromkeys(f"{row['family']} {row['setting']}" for row in rows))
+    note = f"{settings}. Of its head the paper says: {PAPER_SAYS['paper']}."
+    shown = [*columns("family"), *METHOD_COLUMNS]
+    return Table(name="families", title="The two families", columns=shown, rows=rows, note=note)
 
 
 def method_row(method: Method, runs: dict[int, Row], dense: dict[int, Row]) -> Row:
-    """Return one method's means over seeds, and how it stands to dense runs of the same setting."""
+    """Return the means of one method over seeds, and its difference to the dense runs of the same setting."""
 
     def mean(rows: dict[int, Row], key: str) -> float | None:
         values = [row[key] for row in rows.values() if row.get(key) is not None]
@@ -146,149 +106,175 @@ def method_row(method: Method, runs: dict[int, Row], dense: dict[int, Row]) -> R
     }
     if not dense or method.match["head"] == "dense":
         return row
-    found = compare_methods([r["val/loss"] for _, r in sorted(dense.items())], losses)
-    row |= {"over_dense": found.difference, "low": found.low, "high": found.high}
-    row["interval"] = "one seed" if found.low is None else f"{found.low:+.3f} to {found.high:+.3f}"
-    for ratio, key, sign in (("speed_ratio", "tokens_per_sec", 1), ("memory_ratio", "peak_gib", -1)):
-        base = mean(dense, {"tokens_per_sec": "throughput/tokens_per_sec", "peak_gib": "memory/peak"}[key])
-        if base and row[key]:
-            row[ratio] = (row[key] / base) ** sign
+    gap = compare_methods([r["val/loss"] for _, r in sorted(dense.items())], losses)
+    row |= {"over_dense": gap.difference, "low": gap.low, "high": gap.high}
+    row["interval"] = "one seed" if gap.low is None else f"{gap.low:+.3f} to {gap.high:+.3f}"
+    speed, peak = mean(dense, "throughput/tokens_per_sec"), mean(dense, "memory/peak")
+    if speed and row["tokens_per_sec"]:
+        row["speed_ratio"] = row["tokens_per_sec"] / speed
+    if peak and row["peak_gib"]:
+        row["memory_ratio"] = (row["peak_gib"] / peak) ** -1
     return row
 
 
 def methods_table(claims: Claims, evidence: Evidence) -> Table:
-    """Return every method that has runs, in every setting with a dense run."""
+    """Return every method that has runs, in every setting that has a dense run."""
     rows: list[Row] = []
     for setting in main_settings(claims, evidence):
         dense = runs_in(evidence, claims.methods["dense"], setting)
+        label = {"model": setting.model, "data": setting.data, "tokens": setting.tokens}
+        label |= {"millions": setting.tokens / 1e6}
         for method in claims.methods.values():
             runs = runs_in(evidence, method, setting)
             if runs and method.key != "any_size":
-                rows.append(
-                    {
-                        "model": setting.model,
-                        "data": setting.data,
-                        "tokens": setting.tokens,
-                        "millions": setting.tokens / 1e6,
-                    }
-                    | method_row(method, runs, dense)
-                )
-    columns: tuple[Column, ...] = (
-        ("text", "data", "{}"),
-        ("body", "model", "{}"),
-        ("M tokens", "millions", "{:.3g}"),
-        *METHOD_COLUMNS[:2],
-        *METHOD_COLUMNS[3:7],
-        *METHOD_COLUMNS[8:],
-    )
-    return Table(name="methods", title="Every head on the same body, text and budget", columns=columns, rows=rows)
+                rows.append(label | method_row(method, runs, dense))
+    shown = [*columns("text = data; body = model; M tokens = millions {:.3g}")]
+    shown += [column for column in METHOD_COLUMNS if column.key not in ("perplexity", "bits_per_byte")]
+    return Table(name="methods", title="Every head on the same body, text and budget", columns=shown, rows=rows)
 
 
 def deciles_table(claims: Claims, evidence: Evidence) -> Table:
-    """Return loss by training frequency, a column per method, means over seeds."""
+    """Return the loss by training frequency, one column per method, means over seeds."""
     setting = next(iter(main_settings(claims, evidence)), None)
-    by_run: dict[str, list[Row]] = {}
-    for row in evidence["deciles"]:
-        by_run.setdefault(row["run"], []).append(row)
+    losses: dict[str, dict[str, list[float]]] = {}
     rows: dict[str, Row] = {}
-    names = []
     for name in ("dense", "paper", "ours"):
-        method = claims.methods[name]
-        for run in runs_in(evidence, method, setting).values() if setting else []:
-            for row in by_run.get(run["run"], []):
-                rows.setdefault(row["decile"], {"decile": row["decile"], "tokens": row["tokens"]}).setdefault(
-                    name, []
-                ).append(row["loss"])
-                names.append(name)
-    shown: list[Row] = [
-        {k: statistics.fmean(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows.values()
-    ]
-    columns = [("training frequency", "decile", "{}"), ("targets", "tokens", "{:,}")]
-    columns += [(claims.methods[name].name, name, "{:.3f}") for name in dict.fromkeys(names)]
-    return Table(
-        name="deciles",
-        title="Loss by how frequent the token is",
-        columns=tuple(columns),
-        rows=shown,
-        note="nats per token, means over seeds" + (f", after {setting.describe()}" if setting else ""),
-    )
+        runs = runs_in(evidence, claims.methods[name], setting) if setting else {}
+        for run in runs.values():
+            for row in evidence["deciles"]:
+                if row["run"] == run["run"]:
+                    rows.setdefault(row["decile"], {"decile": row["decile"], "tokens": row["tokens"]})
+                    losses.setdefault(name, {}).setdefault(row["decile"], []).append(row["loss"])
+    for name, by_decile in losses.items():
+        for decile, values in by_decile.items():
+            rows[decile][name] = statistics.fmean(values)
+    shown = [*columns("training frequency = decile; targets = tokens {:,}")]
+    shown += [Column(claims.methods[name].name, name, "{:.3f}") for name in losses]
+    note = "nats per token, means over seeds" + (f", after {setting.describe()}" if setting else "")
+    title = "Loss by how frequent the token is"
+    return Table(name="deciles", title=title, columns=shown, rows=list(rows.values()), note=note)
 
 
 def memory_claim_table(evidence: Evidence) -> Table:
-    """Return predicted ratios, dense over a compressed head, a column per batch."""
+    """Return the predicted ratios, dense over a compressed head, one column per batch."""
     rows: dict[tuple[Any, ...], Row] = {}
-    batches = []
+    batches = set()
     for row in evidence["bench-memory"]:
         if row.get("part") == "claim":
             key = tuple(row.get(name) for name in ("model", "attention", "head"))
             entry = rows.setdefault(key, row | {"head": row.get("head", PAIRED)})
             entry[f"batch_{row['micro_batch_size']}"] = row["memory_ratio"]
-            batches.append(row["micro_batch_size"])
-    columns: list[Column] = [("body", "model", "{}"), ("attention", "attention", "{}"), ("head", "head", "{}")]
-    columns += [(f"x less at B {batch}", f"batch_{batch}", "{:.2f}") for batch in sorted(set(batches))]
-    columns += [
-        ("3.4x from B", "batch_at_claim", "{:,}"),
-        ("at most", "ratio_limit", "{:.2f}"),
-        ("x fewer FLOPs", "flops_ratio", "{:.2f}"),
-        ("with a free head", "flops_cap", "{:.2f}"),
-    ]
-    return Table(
-        name="memory-claim",
-        title="Memory and FLOPs of a step, dense over a compressed head",
-        columns=tuple(columns),
-        rows=list(rows.values()),
-        note="Predicted from shapes, windows of 512 tokens.",
+            batches.add(row["micro_batch_size"])
+    shown = [*columns("body = model; attention; head")]
+    shown += [Column(f"x less at B {batch}", f"batch_{batch}", "{:.2f}") for batch in sorted(batches)]
+    shown += columns("""
+        3.4x from B = batch_at_claim {:,}; at most = ratio_limit {:.2f}; x fewer FLOPs = flops_ratio {:.2f}
+        with a free head = flops_cap {:.2f}
+    """)
+    title, note = (
+        "Memory and FLOPs of a step, dense over a compressed head",
+        "Predicted from shapes, windows of 512 tokens.",
     )
+    return Table(name="memory-claim", title=title, columns=shown, rows=list(rows.values()), note=note)
 
 
 def environments_table(evidence: Evidence) -> Table:
-    """Return a row per environment, with how many runs it made."""
-    counted: dict[tuple[tuple[str, Any], ...], int] = {}
+    """Return one row per environment, with the number of runs or rows from it."""
+    counts: Counter[tuple[tuple[str, Any], ...]] = Counter()
     for row in evidence["environments"]:
-        key = tuple((k, v) for k, v in row.items() if k != "run")
-        counted[key] = counted.get(key, 0) + 1
-    for name in (n for n in evidence if n.startswith("bench-")):
+        counts[tuple((key, value) for key, value in row.items() if key != "run")] += 1
+    for name in (name for name in evidence if name.startswith("bench-")):
         for row in evidence[name]:
-            key = (
-                ("commit", row.get("commit")),
-                ("cpu", row.get("machine")),
-                ("threads", row.get("threads")),
-                ("torch", row.get("torch")),
-            )
-            counted[key] = counted.get(key, 0) + 1
-    columns: tuple[Column, ...] = (
-        ("commit", "short_commit", "{}"),
-        ("processor", "cpu", "{}"),
-        ("cores", "cpu_count", "{}"),
-        ("threads", "threads", "{}"),
-        ("GPU", "gpu", "{}"),
-        ("python", "python", "{}"),
-        ("torch", "torch", "{}"),
-        ("runs or rows", "count", "{:,}"),
-    )
+            keys = {"commit": "commit", "cpu": "machine", "threads": "threads", "torch": "torch"}
+            counts[tuple((key, row.get(source)) for key, source in keys.items())] += 1
     rows = [
-        dict(key) | {"count": count, "short_commit": short_commit(str(dict(key)["commit"]))}
-        for key, count in sorted(counted.items(), key=str)
+        dict(key) | {"count": count, "short_commit": _short_commit(str(dict(key)["commit"]))}
+        for key, count in sorted(counts.items(), key=str)
         if dict(key).get("commit")
     ]
-    return Table(name="environments", title="Where it was run", columns=columns, rows=rows)
+    return Table(name="environments", title="Where it was run", columns=ENVIRONMENT_COLUMNS, rows=rows)
 
 
-def short_commit(commit: str) -> str:
-    """Return twelve letters of a commit, and whether the tree had changes that it lacks."""
+def _short_commit(commit: str) -> str:
+    """Return twelve characters of a commit, and a plus sign where the tree had changes."""
     return commit[:12] + ("+" if commit.endswith("+") else "")
 
 
-def broken_table(evidence: Evidence) -> Table:
-    """Return the runs that did not end well, with their reasons."""
-    rows = [row for row in evidence["runs"] if row.get("state") != "complete"]
-    columns = (
-        ("run", "run", "{}"),
-        ("state", "state", "{}"),
-        ("reason", "reason", "{}"),
-        ("step", "trainer/step", "{:,}"),
-    )
-    return Table(name="broken", title="Runs that are not complete", columns=columns, rows=rows)
+def plain_tables(evidence: Evidence) -> list[Table]:
+    """Return the tables that show rows of the evidence as they are."""
+
+    def table(name: str, title: str, source: str, shown: str, keep: Callable[[Row], bool], note: str = "") -> Table:
+        rows = [row for row in evidence[source] if keep(row)]
+        return Table(name=name, title=title, columns=columns(shown), rows=rows, note=note)
+
+    def part(name: str) -> Callable[[Row], bool]:
+        return lambda row: row.get("part") == name
+
+    def every(row: Row) -> bool:
+        return True
+
+    body = "body = model; batch = micro_batch_size {:,}; length = block_size {:,}; head"
+    parts = "; ".join(f"{kind} = {kind}_bytes bytes" for kind in ("weights", "gradients", "optimizer", "body"))
+    return [
+        table(
+            "memory-parts",
+            "Memory of a step by what it is for",
+            "bench-memory",
+            f"{body}; measured = measured_bytes bytes; prediction off by = prediction_error {{:+.2%}}; {parts}"
+            "; head's own = head_bytes bytes; temporary = temporary_bytes bytes",
+            part("truth"),
+            "Real steps, allocator events.",
+        ),
+        table(
+            "memory-grid",
+            "Memory over batch and length",
+            "bench-memory",
+            f"{body.replace('batch', 'mode; batch', 1)}; predicted = predicted_bytes bytes"
+            "; measured = measured_bytes bytes",
+            part("grid"),
+        ),
+        table(
+            "speed",
+            "Whole optimizer steps, taking turns",
+            "bench-steps",
+            "body = model; head; option; ms {:,.1f}; quarter = ms_q1 {:,.1f}; 3 quarters = ms_q3 {:,.1f}"
+            "; tokens/s = tokens_per_sec {:,.0f}; x dense = over_dense {:.2f}"
+            "; x dense in chunks = over_best_chunked {:.2f}; of the cap = share_of_cap {:.0%}",
+            every,
+            "The cap is the same step without any head.",
+        ),
+        table(
+            "vocabularies",
+            "Steps over vocabularies",
+            "bench-vocab",
+            "V = vocab_size {:,}; head; measured = measured_bytes bytes; predicted = predicted_bytes bytes"
+            "; ms {:,.1f}; x dense = over_dense {:.1f}",
+            part("step"),
+        ),
+        table(
+            "order",
+            "Are ids sorted by frequency",
+            "order",
+            "text = data; ids that occur = ids {:,}; tokens {:,}; rank correlation = rank_correlation {:.3f}"
+            "; from = low {:.3f}; to = high {:.3f}; tokens in the first 2,048 ids = share_of_first {:.1%}"
+            "; in the 2,048 most frequent = share_of_top {:.1%}",
+            every,
+        ),
+        table(
+            "steps",
+            "Steps",
+            "steps",
+            "step; for = about; state; minutes = taken {:.1f}; planned = minutes {:g}; command",
+            every,
+        ),
+        table(
+            "broken",
+            "Runs that are not complete",
+            "runs",
+            "run; state; reason; step = trainer/step {:,}",
+            lambda row: row.get("state") != "complete",
+        ),
+    ]
 
 
 def all_tables(claims: Claims, evidence: Evidence, answers: list[Answer]) -> dict[str, Table]:
@@ -299,8 +285,7 @@ def all_tables(claims: Claims, evidence: Evidence, answers: list[Answer]) -> dic
         methods_table(claims, evidence),
         deciles_table(claims, evidence),
         memory_claim_table(evidence),
-        *(plain.build(evidence) for plain in PLAIN),
+        *plain_tables(evidence),
         environments_table(evidence),
-        broken_table(evidence),
     ]
     return {table.name: table for table in tables if table.rows}

@@ -1,11 +1,11 @@
-"""From tables to verdicts: what a verdict is, which runs speak for a method, and the list of all answers.
+"""What a verdict is, and which runs can be compared: the parts that all rules share.
 
-The rules stand in `quality_rules` and `cost_rules`. Each is a function of a claim, a method and the evidence; none
-of them says "holds" where there is nothing to say it from.
+Each rule is a function of a `Case`. No rule says "holds" where there is no evidence for it.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from grouped_lm.grouping import default_group_size
 from grouped_lm.reproduction.claims import Claim, Claims, Method
@@ -16,30 +16,30 @@ from grouped_lm.runs.folder import COMPLETE
 HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN = "holds", "holds where", "does not hold", "not shown at this scale"
 WORDS = (HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN)
 SYNTHETIC = "tinytales"
-"""The embedded stories: nothing about quality follows from them."""
+"""The embedded stories. They say nothing about quality."""
 ANY_TEXT = "any"
-"""For what does not depend on the text."""
+"""For results that do not depend on the text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """One answer."""
+    """The answer to one claim."""
 
     word: str
     """One of `WORDS`."""
     where: str = ""
-    """The condition of "holds where"; else in which setting this was seen, "" where there is none to name."""
+    """The condition of "holds where". For other words: the setting, "" where there is none to name."""
     figure: str = "-"
     """The number that decides, with its unit."""
     interval: str = ""
-    """Its interval, or the range that it comes from, and which of them."""
+    """The interval or range of the figure, and what it is over."""
     why: str = ""
     """One sentence."""
     value: float | None = None
     low: float | None = None
     high: float | None = None
     runs: tuple[str, ...] = ()
-    """The runs, or rows of a bench, behind it."""
+    """The runs, or the rows of a bench, that it comes from."""
 
     @property
     def text(self) -> str:
@@ -49,17 +49,46 @@ class Verdict:
         return f"{self.word} {self.where}" if self.word == HOLDS_WHERE else f"{self.word}, {self.where}"
 
 
-Rule = Callable[[Claim, Method, Claims, Evidence], Verdict]
+@dataclass(frozen=True)
+class Case:
+    """A claim, the method that it is asked about, and the evidence."""
+
+    claim: Claim
+    method: Method
+    claims: Claims
+    evidence: Evidence
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that claims.yaml gives to the rule."""
+        return self.claim.options
+
+    @property
+    def threshold(self) -> float:
+        """The number that decides, 0 where the claim has none."""
+        return float(self.claim.threshold or 0.0)
+
+    def named(self, option: str) -> Method:
+        """Return the method that an option names."""
+        return self.claims.methods[self.options[option]]
+
+    @property
+    def dense(self) -> Method:
+        """The full softmax."""
+        return self.claims.methods["dense"]
+
+
+Rule = Callable[[Case], Verdict]
 
 
 def not_shown(why: str, runs: Iterable[str] = ()) -> Verdict:
-    """Return the verdict of whoever lacks data."""
+    """Return the verdict for missing evidence."""
     return Verdict(word=NOT_SHOWN, why=why, runs=tuple(runs))
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What two runs must share to be compared."""
+    """What two runs must have in common to be compared."""
 
     data: str
     model: str
@@ -72,7 +101,7 @@ class Setting:
 
     @property
     def tokens(self) -> int:
-        """Of the whole training."""
+        """Tokens of the whole training."""
         return self.max_steps * self.micro_batch_size * self.grad_accum_steps * self.block_size
 
     def describe(self) -> str:
@@ -80,12 +109,12 @@ class Setting:
         return f"{self.tokens / 1e6:.3g} million tokens of {self.data}, {self.model}"
 
     def condition(self) -> str:
-        """Return the same behind "holds where"."""
+        """Return budget, text and body as the condition of "holds where"."""
         return f"the body is {self.model}, after {self.tokens / 1e6:.3g} million tokens of {self.data}"
 
 
 def setting_of(row: Row) -> Setting | None:
-    """Return a run's setting, None where its config says too little."""
+    """Return the setting of a run; None if its config lacks a part of it."""
     keys = ("data", "model", "tokenizer", "train.max_steps", "train.micro_batch_size", "train.grad_accum_steps")
     values = [row.get(key) for key in (*keys, "model.block_size", "optim.lr")]
     return None if None in values else Setting(*values)  # type: ignore[arg-type]
@@ -104,48 +133,48 @@ def matches(row: Row, method: Method) -> bool:
 
 
 def is_text(data: str, wanted: str | None) -> bool:
-    """Return whether runs on `data` may decide a claim about `wanted`: tinystories, other, None (real text) or any."""
+    """Return whether runs on `data` can decide a claim about `wanted`: tinystories, other, any, or None (real text)."""
     if wanted == ANY_TEXT or data == SYNTHETIC:
         return wanted == ANY_TEXT
     return wanted is None or data.startswith(STORIES) == (wanted == STORIES)
 
 
-def heaviest(seeds: dict[Setting, int]) -> Setting | None:
-    """Return the setting that says most: several seeds before one, then the longest budget, then the most seeds."""
+def best_setting(seeds: dict[Setting, int]) -> Setting | None:
+    """Return the setting with the most evidence: several seeds before one, then most tokens, then most seeds."""
     known = [setting for setting, count in seeds.items() if count]
     return max(known, key=lambda s: (min(seeds[s], 2), s.tokens, seeds[s], s), default=None)
 
 
 def by_seed(rows: Iterable[Row]) -> dict[int, Row]:
     """Return one complete run per seed, the first by name."""
-    found: dict[int, Row] = {}
+    runs: dict[int, Row] = {}
     for row in sorted(rows, key=lambda row: str(row["run"])):
         if row.get("state") == COMPLETE and isinstance(row.get("val/loss"), float | int) and "seed" in row:
-            found.setdefault(row["seed"], row)
-    return found
+            runs.setdefault(row["seed"], row)
+    return runs
 
 
 def settings_of(evidence: Evidence, method: Method, text: str | None, body: str | None) -> dict[Setting, list[Row]]:
-    """Return the runs of a method, broken ones too, by setting."""
-    found: dict[Setting, list[Row]] = {}
+    """Return the runs of a method by setting, failed ones too."""
+    settings: dict[Setting, list[Row]] = {}
     for row in evidence["runs"]:
         setting = setting_of(row)
         if setting is None or not is_text(setting.data, text) or not matches(row, method):
             continue
         if body is None or row.get("model.body") == body:
-            found.setdefault(setting, []).append(row)
-    return found
+            settings.setdefault(setting, []).append(row)
+    return settings
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two methods in one setting, by seed."""
+    """The runs of two methods in one setting, by seed."""
 
     setting: Setting
     first: dict[int, Row]
     second: dict[int, Row]
-    broken: int
-    """Runs of either that did not end well."""
+    failed: int
+    """Runs of both methods that failed."""
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -156,59 +185,30 @@ class Pair:
 def pair_runs(
     evidence: Evidence, first: Method, second: Method, text: str | None = None, body: str | None = None
 ) -> Pair | None:
-    """Return both methods' runs in the heaviest setting that both have."""
+    """Return the runs of both methods in the best setting that both have; None if there is none."""
     pairs: dict[Setting, Pair] = {}
     others = settings_of(evidence, second, text, body)
     for setting, rows in settings_of(evidence, first, text, body).items():
         seeds = by_seed(rows), by_seed(others.get(setting, []))
         if all(seeds):
-            broken = sum(row.get("state") == "failed" for row in [*rows, *others[setting]])
-            pairs[setting] = Pair(setting, *seeds, broken)
-    best = heaviest({setting: min(len(pair.first), len(pair.second)) for setting, pair in pairs.items()})
+            failed = sum(row.get("state") == "failed" for row in [*rows, *others[setting]])
+            pairs[setting] = Pair(setting, *seeds, failed)
+    best = best_setting({setting: min(len(pair.first), len(pair.second)) for setting, pair in pairs.items()})
     return None if best is None else pairs[best]
 
 
-def floor_of(evidence: Evidence, setting: Setting) -> float | None:
-    """Return the unigram entropy of a setting's training text in nats per token, None where nobody counted it."""
-    rows = [row for row in evidence["order"] if row.get("unigram_nats") is not None]
-    rows = [row for row in rows if (row.get("data"), row.get("tokenizer")) == (setting.data, setting.tokenizer)]
-    return next((row["unigram_nats"] for row in rows), None)
-
-
 def untrained(evidence: Evidence, setting: Setting, rows: Iterable[Row]) -> str | None:
-    """Return why these runs decide nothing: they know no more than how frequent tokens are. None where they do."""
-    losses, floor = [row["val/loss"] for row in rows], floor_of(evidence, setting)
-    if floor is None:
+    """Return why these runs decide nothing, or None.
+
+    Runs decide nothing if their mean loss is not below the unigram entropy of the training text (nats per token), or
+    if that entropy is not known.
+    """
+    counted = [row for row in evidence["order"] if row.get("unigram_nats") is not None]
+    counted = [row for row in counted if (row.get("data"), row.get("tokenizer")) == (setting.data, setting.tokenizer)]
+    if not counted:
         return f"nobody counted {setting.data}, which says what models must beat: `gvc data order` of its training text"
+    losses, floor = [row["val/loss"] for row in rows], counted[0]["unigram_nats"]
     loss = sum(losses) / len(losses)
     if loss < floor:
         return None
     return f"models that lose {loss:.2f} nats, no less than the {floor:.2f} of token frequencies alone, are untrained"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A claim, what came of it, and what comes of it with our best head (None where that makes no sense)."""
-
-    claim: Claim
-    verdict: Verdict
-    ours: Verdict | None
-
-
-def judge(claims: Claims, evidence: Evidence) -> list[Answer]:
-    """Return the answer to every claim, in the order of the file."""
-    from grouped_lm.reproduction.rules import RULES
-
-    answers = []
-    for claim in claims.claims:
-        rule, ours = RULES[claim.rule], None
-        verdict = rule(claim, claims.methods["paper"], claims, evidence)
-        if claim.ours:
-            ours = rule(with_ours(claim), claims.methods["ours"], claims, evidence)
-        answers.append(Answer(claim, verdict, ours))
-    return answers
-
-
-def with_ours(claim: Claim) -> Claim:
-    """Return the claim with our best head where its options name the paper's."""
-    return replace(claim, options={k: "ours" if v == "paper" else v for k, v in claim.options.items()})

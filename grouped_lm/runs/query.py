@@ -8,28 +8,18 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from grouped_lm.errors import ConfigError
+from grouped_lm.system.tables import columns
 
 Row = dict[str, Any]
 
-COLUMNS = (
-    ("head", "head", "{}"),
-    ("group size", "group_size", "{:,}"),
-    ("model", "model", "{}"),
-    ("seed", "seed", "{}"),
-    ("state", "state", "{}"),
-    ("step", "trainer/step", "{:,}"),
-    ("perplexity", "val/perplexity", "{:,.2f}"),
-    ("bits/byte", "val/bits_per_byte", "{:.3f}"),
-    ("group acc.", "val/group_accuracy", "{:.1%}"),
-    ("train ppl", "train/perplexity", "{:,.1f}"),
-    ("tokens/s", "throughput/tokens_per_sec", "{:,.0f}"),
-    ("speed, x dense", "throughput/vs_dense", "{:.1f}"),
-    ("peak GiB", "memory/peak", "{:.3f}"),
-    ("memory, x dense", "memory/vs_dense", "{:.2f}"),
-    ("head GiB", "memory/peak_head_gib", "{:.4f}"),
-    ("parameters", "params/total", "{:,}"),
-    ("front", "front", "{}"),
-)
+COLUMNS = columns("""
+    head; group size = group_size {:,}; model; data; seed; state; step = trainer/step {:,}
+    perplexity = val/perplexity {:,.2f}; bits/byte = val/bits_per_byte {:.3f}; group acc. = val/group_accuracy {:.1%}
+    train ppl = train/perplexity {:,.1f}; tokens/s = throughput/tokens_per_sec {:,.0f}
+    speed, x dense = throughput/vs_dense {:.1f}; peak GiB = memory/peak {:.3f}
+    memory, x dense = memory/vs_dense {:.2f}; head GiB = memory/peak_head_gib {:.4f}
+    parameters = params/total {:,}; front
+""")
 """What tables show: label, key of the row, format."""
 
 QUALITY, SPEED, MEMORY = ("val/loss", -1), ("throughput/tokens_per_sec", 1), ("memory/peak", -1)

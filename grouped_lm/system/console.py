@@ -122,6 +122,12 @@ def print_table(table: Table) -> None:
         console.print(block)
 
 
+def terminal_width() -> int | None:
+    """Return how many characters a line of stdout has; None where it is not a terminal."""
+    console = Console()
+    return console.width if console.is_terminal else None
+
+
 def natural_width(table: Table) -> int:
     """Return how many characters wide a table is where nothing has to be wrapped."""
     endless = Console(width=10_000)

@@ -7,8 +7,9 @@ import pytest
 from made_up import make_evidence
 
 from grouped_lm.reproduction.claims import load_claims
-from grouped_lm.reproduction.evidence import collect_evidence, read_evidence, table_csv, write_evidence
-from grouped_lm.reproduction.verdicts import judge
+from grouped_lm.reproduction.evidence import collect_evidence, read_evidence, write_evidence
+from grouped_lm.reproduction.rules import answer_claims
+from grouped_lm.system.tables import csv_text
 
 CONFIG = {"model": {"name": "m"}, "head": {"name": "dense"}, "train": {}, "data": {"name": "2024"}, "seed": 0}
 
@@ -50,7 +51,7 @@ def test_one_broken_file_among_the_runs_takes_nothing_else_with_it(workdir, name
     assert [row["run"] for row in found["runs"]] == ["broken", "good"]
     assert [row["run"] for row in found["curves"]][-1] == "good"
     assert len(said) <= 1
-    judge(load_claims(), found)
+    answer_claims(load_claims(), found)
     if name in ("bench__csv", "order__csv", "steps__csv"):
         assert "is left out" in said[0]
 
@@ -81,14 +82,16 @@ def test_names_that_look_like_numbers_stay_names(tmp_path):
     back = read_evidence(tmp_path)
     assert {row["data"] for row in back["runs"]} == {"2024", "1e3"}
     assert back["runs"][0]["run"] == "0"
-    assert [a.verdict for a in judge(load_claims(), back)] == [a.verdict for a in judge(load_claims(), evidence)]
+    assert [a.verdict for a in answer_claims(load_claims(), back)] == [
+        a.verdict for a in answer_claims(load_claims(), evidence)
+    ]
 
 
 def test_runs_without_a_vocabulary_are_left_out_of_group_sizes():
     evidence = make_evidence()
     for row in evidence["runs"]:
         del row["vocab_size"]
-    assert judge(load_claims(), evidence)
+    assert answer_claims(load_claims(), evidence)
 
 
 def test_runs_of_two_folders_keep_apart_and_name_no_place_of_the_machine(workdir):
@@ -98,7 +101,7 @@ def test_runs_of_two_folders_keep_apart_and_name_no_place_of_the_machine(workdir
     found = collect_evidence(folders)
     assert [row["run"] for row in found["runs"]] == ["same/0", "same-2/0", "c/0"]
     assert [row["run"] for row in found["curves"]] == ["same/0", "same-2/0", "c/0"]
-    assert str(workdir) not in table_csv(found["runs"])
+    assert str(workdir) not in csv_text(found["runs"])
     assert [row["run"] for row in collect_evidence([Path("c/0").absolute()])["runs"]] == ["0"]
 
 

@@ -12,8 +12,9 @@ from grouped_lm.report.style import styles_by_head
 from grouped_lm.reproduction.claims import load_claims
 from grouped_lm.reproduction.curves import style
 from grouped_lm.reproduction.evidence import write_evidence
-from grouped_lm.reproduction.page import SECTIONS, write_report
+from grouped_lm.reproduction.page import write_report
 from grouped_lm.reproduction.pictures import bench_jobs
+from grouped_lm.reproduction.report import SECTIONS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

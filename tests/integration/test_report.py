@@ -16,7 +16,7 @@ from grouped_lm.errors import ConfigError, RunFolderError
 from grouped_lm.heads import DenseConfig, GroupedConfig
 from grouped_lm.report import tables as report
 from grouped_lm.report.figures import PlotLibraryError
-from grouped_lm.report.tables import comparison_table, to_csv, write_results, write_tables
+from grouped_lm.report.tables import comparison_table, runs_csv, write_results, write_tables
 from grouped_lm.runs.query import PARETO_KEYS, mark_front, pareto_rows, select_rows, sort_rows
 from grouped_lm.runs.table import add_ratios, collect_runs, is_held
 
@@ -251,12 +251,12 @@ def test_columns_stand_in_the_same_order_whatever_the_runs(tmp_path):
     write_tables([ROWS[0] | {"state": "complete"}], tmp_path)
     first = (tmp_path / "results.csv").read_text().splitlines()[0]
     assert (
-        to_csv([dict(reversed(ROWS[0].items())) | {"zeta": 1, "alpha": [1]}]).splitlines()[0] == first + ",alpha,zeta"
+        runs_csv([dict(reversed(ROWS[0].items())) | {"zeta": 1, "alpha": [1]}]).splitlines()[0] == first + ",alpha,zeta"
     )
 
 
 def test_csv_comes_back():
-    back = list(csv.DictReader(io.StringIO(to_csv(ROWS))))
+    back = list(csv.DictReader(io.StringIO(runs_csv(ROWS))))
     assert [row["head"] for row in back] == ["dense", "grouped", "grouped"]
     assert float(back[1]["val/perplexity"]) == 158.0
 
@@ -323,7 +323,7 @@ def test_texts_are_told_by_their_settings_not_by_their_name(tmp_path):
     mark_front(rows)
     assert [row["front"] for row in rows] == ["yes", "no", "yes"]
     assert {(row["data.train"], row["data.valid"]) for row in rows} == {("one.txt", "v.txt w.txt")}
-    assert "/x" not in to_csv(rows)  # tables are shown to others
+    assert "/x" not in runs_csv(rows)  # tables are shown to others
 
 
 def test_what_is_the_same_in_all_runs_stands_in_the_title():

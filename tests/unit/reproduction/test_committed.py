@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from grouped_lm.reproduction.check import StaleTableError, check_table
-from grouped_lm.reproduction.evidence import DATA, read_csv, table_csv
+from grouped_lm.reproduction.evidence import DATA, read_csv
+from grouped_lm.reproduction.markdown import StaleTableError, check_table
 from grouped_lm.reproduction.page import write_report
+from grouped_lm.system.tables import csv_text
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "runs" / "results" / "cpu"
@@ -20,7 +21,7 @@ def test_readme_has_the_verdicts_of_the_figures():
 def test_another_figure_is_noticed(tmp_path):
     shutil.copytree(RESULTS / DATA, tmp_path / DATA)
     rows = read_csv(tmp_path / DATA / "order.csv")
-    (tmp_path / DATA / "order.csv").write_text(table_csv([row | {"rank_correlation": 0.987} for row in rows]))
+    (tmp_path / DATA / "order.csv").write_text(csv_text([row | {"rank_correlation": 0.987} for row in rows]))
     with pytest.raises(StaleTableError):
         check_table(ROOT / "README.md", [tmp_path])
 

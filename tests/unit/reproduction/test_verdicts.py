@@ -7,8 +7,8 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.evaluate.significance import compare_methods
 from grouped_lm.reproduction.claims import load_claims
 from grouped_lm.reproduction.evidence import TABLES, read_evidence, write_evidence
-from grouped_lm.reproduction.rules import RULES
-from grouped_lm.reproduction.verdicts import FAILS, HOLDS, HOLDS_WHERE, NOT_SHOWN, judge
+from grouped_lm.reproduction.rules import RULES, answer_claims
+from grouped_lm.reproduction.verdicts import FAILS, HOLDS, HOLDS_WHERE, NOT_SHOWN
 
 CLAIMS = load_claims()
 WORDS = {
@@ -41,7 +41,7 @@ def nothing():
 
 
 def answers_to(evidence):
-    return {answer.claim.id: answer for answer in judge(CLAIMS, evidence)}
+    return {answer.claim.id: answer for answer in answer_claims(CLAIMS, evidence)}
 
 
 def losses(evidence, *kinds, **others):
@@ -60,11 +60,11 @@ def test_verdicts_come_back_from_csv_the_same(tmp_path):
     evidence = make_evidence()
     write_evidence(evidence, tmp_path / "data")
     back = read_evidence(tmp_path)
-    assert [a.verdict for a in judge(CLAIMS, back)] == [a.verdict for a in judge(CLAIMS, evidence)]
+    assert [a.verdict for a in answer_claims(CLAIMS, back)] == [a.verdict for a in answer_claims(CLAIMS, evidence)]
 
 
 def test_nothing_holds_for_lack_of_data():
-    for answer in judge(CLAIMS, nothing()):
+    for answer in answer_claims(CLAIMS, nothing()):
         assert {answer.verdict.word, answer.ours.word if answer.ours else NOT_SHOWN} == {NOT_SHOWN}
         assert answer.verdict.why
 
@@ -120,7 +120,7 @@ def test_one_seed_decides_nothing_about_quality():
     evidence = make_evidence()
     evidence["runs"] = [row for row in evidence["runs"] if row["seed"] == 0]
     quality = ("no_worse", "group_accuracy", "accuracy_sign", "rare_tokens", "size_no_worse", "size_tasks")
-    for answer in judge(CLAIMS, evidence):
+    for answer in answer_claims(CLAIMS, evidence):
         if answer.claim.rule in quality:
             assert {answer.verdict.word, answer.ours.word if answer.ours else NOT_SHOWN} == {NOT_SHOWN}, answer.claim.id
 
@@ -132,7 +132,7 @@ def test_models_that_know_frequencies_alone_decide_nothing(floor):
         row.pop("unigram_nats")
         row |= {"unigram_nats": floor} if floor else {}
     quality = ("no_worse", "group_accuracy", "accuracy_sign", "rare_tokens", "size_no_worse")
-    for answer in judge(CLAIMS, evidence):
+    for answer in answer_claims(CLAIMS, evidence):
         if answer.claim.rule in quality:
             assert {answer.verdict.word, answer.ours.word if answer.ours else NOT_SHOWN} == {NOT_SHOWN}, answer.claim.id
     why = answers_to(evidence)["on-par-gpt2"].verdict.why
