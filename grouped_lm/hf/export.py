@@ -1,24 +1,29 @@
 """`gvc export` and `gvc import`: runs as folders that transformers loads, and its checkpoints as runs."""
 
-import json
-import shutil
-import tempfile
-from dataclasses import asdict
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grouped_lm.config import Config, TokenizerConfig
+from grouped_lm.config import Config
 from grouped_lm.data.tokenizers.base import Tokenizer, build_tokenizer
-from grouped_lm.errors import ConfigError, DataError, DiskError, RunFolderError
-from grouped_lm.heads import AdaptiveHead, DenseConfig, DenseHead, ShortlistHead
+from grouped_lm.errors import DataError, RunFolderError
+from grouped_lm.heads import DenseConfig
+from grouped_lm.hf.files import (
+    CONFIG,
+    new_folder,
+    read_config,
+    read_weights,
+    write_card,
+    write_gvc_config,
+    write_weights,
+)
+from grouped_lm.hf.heads import head_to_hf, is_plain, shared_table
 from grouped_lm.hf.names import body_from_hf, body_to_hf, config_from_hf, config_to_hf
-from grouped_lm.hf.tokenizer_files import write_tokenizer
-from grouped_lm.models.build import build_lm
+from grouped_lm.hf.tokenizer_files import choose_tokenizer, write_tokenizer
+from grouped_lm.models.build import build_lm, count_params
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim.adamw import build_optimizer
 from grouped_lm.runs.checkpoint import write_checkpoint
@@ -27,154 +32,185 @@ from grouped_lm.runs.train_state import named_state, pack
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import describe_environment
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-MODELING = Path(__file__).with_name("modeling_gvc.py")
-COMPRESSED = ("grouped", "film", "class_full", "shortlist", "adaptive")
-"""Heads that the modelling file knows."""
+FIGURES = (
+    ("val/loss", "Validation loss: {:.4f} nats per token."),
+    ("val/perplexity", "Validation perplexity: {:,.2f}."),
+    ("val/bits_per_byte", "Validation: {:.4f} bits per byte."),
+)
+log = logging.getLogger(__name__)
 
 
 def export_run(run: Path, target: Path) -> Path:
     """Write the newest checkpoint of a run as a transformers checkpoint, whole or not at all, and return its folder.
 
-    A dense head makes a plain `GPT2LMHeadModel` or `GPTNeoForCausalLM`; another one brings `modeling_gvc.py` along.
+    A dense or sampled head without biases makes a plain `GPT2LMHeadModel` or `GPTNeoForCausalLM`. Other heads bring
+    `modeling_gvc.py` along. A factorised input embedding is written as the table that it stands for.
 
     Args:
         run: the run folder.
         target: a folder that does not exist yet.
 
     Raises:
-        RunFolderError, CheckpointError: no run, no checkpoint, or something at `target`.
-        ConfigError: a head that the modelling file does not know.
+        RunFolderError, CheckpointError: no run, no checkpoint, or `target` exists.
         DiskError: `target` cannot be written.
     """
-    if target.exists():
+    if target.exists():  # before a large model is read
         raise RunFolderError(f"{target} exists already: name a new folder with --out")
-    config = RunFolder(run).read_config()
-    if config.head.name not in ("dense", *COMPRESSED):
-        raise ConfigError(f"head={config.head.name} cannot be exported; there are dense, {', '.join(COMPRESSED)}")
-    unknown = {"head.bias=true": getattr(config.head, "bias", False)}
-    unknown |= {"model.embedding=factorised": config.model.embedding != "table"}
-    for what in (name for name, given in unknown.items() if given):
-        raise ConfigError(f"a run with {what} cannot be exported: transformers has no such GPT-2 or GPT-Neo")
-    model, _ = RunFolder(run).load_model(config, torch.device("cpu"))
-    tokenizer = build_tokenizer(RunFolder(run).own_tokenizer(config.tokenizer))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as folder:
-            whole = Path(folder) / "whole"
-            whole.mkdir()
-            _write(model, config, tokenizer, whole)
-            whole.rename(target)
-    except OSError as error:
-        raise DiskError(f"cannot write {target}: {error.strerror or error}") from error
+    folder = RunFolder(run)
+    config = folder.read_config()
+    model, step = folder.load_model(config, torch.device("cpu"))
+    tokenizer = build_tokenizer(folder.own_tokenizer(config.tokenizer))
+    result = folder.read_result() or {}
+    figures = [text.format(result[key]) for key, text in FIGURES if isinstance(result.get(key), float)]
+    figures.insert(0, f"Training: {step:,} steps on `{config.data.name}`.")
+    with new_folder(target) as new:
+        _write(model, config, tokenizer, new, {"folder": target.name, "figures": figures})
     return target
 
 
-def _write(model: LanguageModel, config: Config, tokenizer: Tokenizer, folder: Path) -> None:
-    is_dense = isinstance(model.head, DenseHead)
-    tied = bool(getattr(config.head, "tied", False))
-    body = config_to_hf(config.model, tokenizer.vocab_size, tokenizer.eot_id, tied=is_dense and tied)
-    state = {f"transformer.{k}": v for k, v in body_to_hf(named_state(model.body), config.model.body).items()}
-    # a tied table stands under the body's name alone, which comes first
-    head = {k.removeprefix("head."): v for k, v in named_state(model).items() if k.startswith("head.")}
-    if is_dense:
-        state |= {f"lm_head.{name}": tensor for name, tensor in head.items()}
-        values = body
+def _write(model: LanguageModel, config: Config, tokenizer: Tokenizer, folder: Path, card: dict[str, Any]) -> None:
+    head, head_state = head_to_hf(model.head, shared_table(model.body))
+    plain, eot_id = is_plain(head), tokenizer.eot_id
+    body = config_to_hf(config.model, tokenizer.vocab_size, eot_id, tied=plain and head["tied"])
+    prefix = "lm_head" if plain else "head"
+    state = {f"transformer.{name}": tensor for name, tensor in _body_state(model, config).items()}
+    write_weights(folder, state | {f"{prefix}.{name}": tensor for name, tensor in head_state.items()})
+    if plain:
+        write_json(folder / CONFIG, body)
     else:
-        if isinstance(model.head, ShortlistHead):
-            head = fold_directions(model.head, head)
-        state |= {f"head.{name}": tensor for name, tensor in head.items()}
-        values = {
-            "model_type": "gvc",
-            "architectures": ["GvcForCausalLM"],
-            "auto_map": {"AutoConfig": "modeling_gvc.GvcConfig", "AutoModelForCausalLM": "modeling_gvc.GvcForCausalLM"},
-            "body": {k: v for k, v in body.items() if k not in ("architectures", "dtype", "tie_word_embeddings")},
-            "head": head_sizes(model.head, config.head),
-            "tie_word_embeddings": False,
-            "bos_token_id": tokenizer.eot_id,
-            "eos_token_id": tokenizer.eot_id,
-            "dtype": "float32",
-        }
-        shutil.copy(MODELING, folder / MODELING.name)
-    save_file(_plain(state), folder / WEIGHTS, metadata={"format": "pt"})
-    write_json(folder / CONFIG, values)
-    ends = {"bos_token_id": tokenizer.eot_id, "eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.eot_id}
+        write_gvc_config(folder, body, head, {"bos_token_id": eot_id, "eos_token_id": eot_id}, "float32")
+    ends = {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id}
     write_json(folder / "generation_config.json", ends)
     write_tokenizer(tokenizer, config.model.block_size, folder)
-
-
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous().clone() for name, tensor in state.items()}
+    sizes = {
+        "body": config.model.body,
+        "head": config.head.name,
+        "params": count_params(model)[0],
+        "is_plain": plain,
+        "block_size": config.model.block_size,
+    }
+    ids = {"tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size, "eot_id": eot_id}
+    write_card(folder, {"title": config.name} | sizes | ids | card)
 
 
 @torch.no_grad()
-def fold_directions(head: ShortlistHead, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state with the mean rows of groups added to their directions, and nothing of how they came about."""
-    kept = {name: tensor for name, tensor in state.items() if name not in ("sharing", "parts", "directions")}
-    rows, _ = head.columns(head.weight[head.picked()])
-    directions = rows[head.shortlist_size :].view(*head.group_bias.shape, head.n_embd)
-    return kept | {"directions": directions, "group_bias": head.group_bias}
+def _body_state(model: LanguageModel, config: Config) -> dict[str, Tensor]:
+    """Return the tensors of the body under the names of transformers, with a table as the input embedding."""
+    state = named_state(model.body)
+    embedding: Any = model.body.wte
+    if shared_table(model.body) is None:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("wte.")}
+        state["wte.weight"] = embedding(torch.arange(model.head.vocab_size))
+    return body_to_hf(state, config.model.body)
 
 
-def head_sizes(head: Any, config: Any) -> dict[str, Any]:
-    """Return what `modeling_gvc.py` builds a head from: its config, with the sizes that the training text decided."""
-    sizes = asdict(config)
-    if isinstance(head, AdaptiveHead):
-        return sizes | {"cutoffs": head.adaptive.cutoffs[:-1], "div_value": head.adaptive.div_value}
-    sizes |= {"n_group": head.n_group, "group_size": head.group_size}
-    if not isinstance(head, ShortlistHead):
-        return sizes
-    return sizes | {
-        "directions": head.group_bias.shape[1],
-        "shortlist_size": head.shortlist_size,
-        "n_reserved": head.reserved.numel(),
-    }
-
-
-def import_checkpoint(source: Path, run: Path) -> Path:
+def import_checkpoint(source: Path, run: Path, tokenizer: str | None = None) -> Path:
     """Make a run folder of a transformers checkpoint of GPT-2 or GPT-Neo, and return it.
 
+    Nothing is guessed: the tokenizer in the folder is compared with ours and kept or refused, and the output layer is
+    tied where its weights equal the input embedding. A warning says what was left out.
+
     Args:
-        source: a folder with config.json and model.safetensors.
+        source: a folder with config.json and model.safetensors, or its shards.
         run: a folder that does not exist yet.
+        tokenizer: gpt2, bytes, or the path of a tokenizer.json; None takes the files in `source`.
 
     Raises:
-        DataError: files missing or unreadable, or a model that our bodies cannot hold.
-        RunFolderError: something stands at `run`.
+        DataError: files are missing or unreadable, or our bodies and tokenizers cannot hold the model.
+        RunFolderError: `run` exists.
     """
     if run.exists():
         raise RunFolderError(f"{run} exists already: name a new folder with --out")
-    try:
-        values = json.loads((source / CONFIG).read_text(encoding="utf-8"))
-        state = load_file(source / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise DataError(f"{source} has no readable {CONFIG} and {WEIGHTS}: {error}") from error
-    if not isinstance(values, dict):
-        raise DataError(f"{source / CONFIG} must hold an object, got {type(values).__name__}")
-    tokenizer = TokenizerConfig(name="bytes" if values.get("vocab_size") == 257 else "gpt2")
-    tied = "lm_head.weight" not in state or bool(values.get("tie_word_embeddings", True))
-    config = Config(
-        name=source.name,
-        model=config_from_hf(values, source.name),
-        head=DenseConfig(tied=tied),
-        tokenizer=tokenizer,
-    )
+    values = read_config(source)
+    model_config = config_from_hf(values, source.resolve().name)
+    state = body_from_hf(read_weights(source), model_config.body)
+    kept, notes = choose_tokenizer(source, tokenizer)
+    notes += _fit_vocabulary(state, values, kept.tokenizer, source)
+    tied = _is_tied(state, values, source)
+    config = Config(name=source.resolve().name, model=model_config, head=DenseConfig(tied=tied), tokenizer=kept.config)
     model = build_lm(config)
-    _fill(model, body_from_hf(state, config.model.body), tied, source)
+    _fill(model, state, tied, source)
     folder = RunFolder(run)
     run.mkdir(parents=True)
     folder.write_start(config, describe_environment(torch.device("cpu")))
+    kept.save(folder.tokenizer)
     write_checkpoint(folder.checkpoints, 0, pack(model, build_optimizer(config.optim, model), {}), keep=2)
-    write_json(folder.result, {"state": COMPLETE, "imported_from": str(source), "trainer/step": 0})
+    result = {"state": COMPLETE, "imported_from": str(source), "import_notes": notes, "trainer/step": 0}
+    write_json(folder.result, result)
+    for note in notes:
+        log.warning(note)
     return run
 
 
+def _fit_vocabulary(state: dict[str, Tensor], values: dict[str, Any], tokenizer: Tokenizer, source: Path) -> list[str]:
+    """Cut the rows of `state` that have no token, and return what was done.
+
+    Raises:
+        DataError: fewer rows than tokens, or config.json says another number of rows.
+    """
+    table = state.get("wte.weight")
+    n_row = 0 if table is None else len(table)
+    if n_row != values.get("vocab_size"):
+        raise DataError(f"{source}: {CONFIG} says vocab_size {values.get('vocab_size')}, wte.weight has {n_row} rows")
+    size = tokenizer.vocab_size
+    if n_row < size:
+        raise DataError(f"{source} has a vocabulary of {n_row} ids, tokenizer {tokenizer.name} has {size}")
+    notes = []
+    if n_row > size:
+        for name in ("wte.weight", "lm_head.weight"):
+            if name in state:
+                state[name] = state[name][:size].clone()
+        notes.append(
+            f"the vocabulary has {n_row} rows and tokenizer {tokenizer.name} {size} ids: the last {n_row - size} rows "
+            "were left out, and their probability goes to the other tokens"
+        )
+    eos = values.get("eos_token_id")
+    if eos is not None and eos != tokenizer.eot_id:
+        notes.append(
+            f"end-of-text is id {tokenizer.eot_id} of the tokenizer, and {CONFIG} says {eos}: check which is right"
+        )
+    return notes
+
+
+def _is_tied(state: dict[str, Tensor], values: dict[str, Any], source: Path) -> bool:
+    """Return whether the output layer is the input embedding, by its weights.
+
+    Raises:
+        DataError: config.json says otherwise.
+    """
+    says_tied = bool(values.get("tie_word_embeddings", True))  # transformers' own default
+    output = state.get("lm_head.weight")
+    if output is None:
+        if not says_tied:
+            raise DataError(f"{source}: {CONFIG} says tie_word_embeddings false, and there is no lm_head.weight")
+        return True
+    equal = torch.equal(output, state["wte.weight"])
+    if says_tied and not equal:
+        raise DataError(
+            f"{source}: {CONFIG} says that lm_head.weight is wte.weight (tie_word_embeddings), and the two differ: "
+            "set it to false to keep both, or remove lm_head.weight from the weights"
+        )
+    return says_tied
+
+
 def _fill(model: LanguageModel, state: dict[str, Tensor], tied: bool, source: Path) -> None:
+    """Load tensors into the model.
+
+    Raises:
+        DataError: a tensor is missing, unknown or of another shape.
+    """
     state = {(k if k.startswith("lm_head.") else f"body.{k}"): v for k, v in state.items()}
     output = state.pop("lm_head.weight", None)
-    state["head.weight"] = state.get("body.wte.weight", torch.empty(0)) if tied or output is None else output
+    state["head.weight"] = state["body.wte.weight"] if tied or output is None else output
     expected = model.state_dict()
-    wrong = sorted(expected.keys() ^ state.keys()) or [k for k, v in expected.items() if state[k].shape != v.shape]
+    wrong = [f"{name} is missing" for name in sorted(expected.keys() - state.keys())]
+    wrong += [f"{name} is unknown" for name in sorted(state.keys() - expected.keys())]
+    wrong += [
+        f"{name} has the shape {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
     if wrong:
-        raise DataError(f"{source}: {', '.join(wrong[:5])} missing, unknown or of another shape than config.json says")
+        names = "; ".join(line.replace("body.", "") for line in wrong[:5])
+        raise DataError(f"{source} is not the model that its {CONFIG} describes: {names}")
     model.load_state_dict(state)

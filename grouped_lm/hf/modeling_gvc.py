@@ -1,34 +1,107 @@
-"""A transformers model with a compressed output layer (arXiv 2411.06371): body of GPT-2 or GPT-Neo, two-step softmax.
+"""A transformers model with a compressed output layer (arXiv 2411.06371) on the body of GPT-2 or GPT-Neo.
 
-This file travels with exported checkpoints and needs torch and transformers alone. Its logits are log-probabilities
-of all tokens, exact and normalised, so that whatever works on logits works on them.
+This file is copied into exported folders and needs torch and transformers alone. Its logits are the exact, normalised
+log-probabilities of all tokens in fp32, so everything that works on logits works on them.
 
-Letters: N states, D width, V vocabulary, K tokens alone in the first step, G groups, S slots per group.
+Letters: B batch, T sequence, N states, D width, V vocabulary, K tokens without a group, G groups, S slots per group.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.generic import can_return_tuple
 
 
 class GvcConfig(PretrainedConfig):
-    """`body`: the config of a transformers body, with its model_type; `head`: name and sizes of the output layer."""
+    """The configs of body and head.
+
+    Args:
+        body: the config of a transformers body, or its values with their model_type.
+        head: the name and the sizes of the output layer.
+        kwargs: those of every config.
+    """
 
     model_type = "gvc"
     has_no_defaults_at_init = True
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    sub_configs: ClassVar[dict[str, type]] = {"body": AutoConfig}
 
-    def __init__(self, body: dict | None = None, head: dict | None = None, **kwargs: Any) -> None:
-        self.body, self.head = body or {"model_type": "gpt2"}, head or {"name": "grouped"}
-        body_config = AutoConfig.for_model(**self.body)
-        self.vocab_size, self.hidden_size = body_config.vocab_size, body_config.hidden_size
-        self.num_hidden_layers = body_config.num_hidden_layers
-        self.num_attention_heads = body_config.num_attention_heads
-        self.max_position_embeddings = body_config.max_position_embeddings
+    def __init__(
+        self, body: PretrainedConfig | dict[str, Any] | None = None, head: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        values = {"model_type": "gpt2"} if body is None else body
+        self.body = AutoConfig.for_model(**values) if isinstance(values, dict) else values
+        self.head = head or {"name": "grouped"}
+        self.vocab_size, self.hidden_size = self.body.vocab_size, self.body.hidden_size
+        self.num_hidden_layers = self.body.num_hidden_layers
+        self.num_attention_heads = self.body.num_attention_heads
+        self.max_position_embeddings = self.body.max_position_embeddings
         super().__init__(**kwargs)
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Return fp16 and bf16 logits as fp32, so that probabilities sum to 1 within 1e-6."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+class DenseHead(nn.Module):
+    """dense and sampled: the full softmax of W h + b."""
+
+    def __init__(self, width: int, vocab: int, tied: bool, bias: bool, **_: Any) -> None:
+        super().__init__()
+        self.weight = None if tied else nn.Parameter(torch.zeros(vocab, width))
+        self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
+
+    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
+        """Return (N, V) log-probabilities of (N, D) states."""
+        weight = embedding if self.weight is None else self.weight
+        return at_least_fp32(F.linear(states, weight, self.bias)).log_softmax(-1)
+
+
+class LowRankHead(nn.Module):
+    """low_rank: the full softmax of W (A h) + b."""
+
+    def __init__(self, width: int, vocab: int, rank: int, bias: bool, **_: Any) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, rank, bias=False)
+        self.weight = nn.Parameter(torch.zeros(vocab, rank))
+        self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
+
+    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
+        """Return (N, V) log-probabilities of (N, D) states."""
+        return at_least_fp32(F.linear(self.down(states), self.weight, self.bias)).log_softmax(-1)
+
+
+class TrimHead(nn.Module):
+    """trim: a softmax over the tokens of the training text and one class that all other tokens share equally."""
+
+    token_to_class: Tensor
+    seen: Tensor
+
+    def __init__(self, width: int, vocab: int, n_seen: int, tied: bool, bias: bool, **_: Any) -> None:
+        super().__init__()
+        self.n_seen, self.n_rest = n_seen, vocab - n_seen
+        n_class = n_seen + (self.n_rest > 0)
+        self.weight = None if tied else nn.Parameter(torch.zeros(n_seen, width))
+        self.rest = nn.Parameter(torch.zeros(1, width)) if self.n_rest else None
+        self.bias = nn.Parameter(torch.zeros(n_class)) if bias else None
+        self.register_buffer("token_to_class", torch.zeros(vocab, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros(n_seen, dtype=torch.int64))
+
+    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
+        """Return (N, V) log-probabilities of (N, D) states."""
+        rows = embedding[self.seen] if self.weight is None else self.weight
+        rows = rows if self.rest is None else torch.cat([rows, self.rest])
+        joint = at_least_fp32(F.linear(states, rows, self.bias)).log_softmax(-1)[:, self.token_to_class]
+        if not self.n_rest:
+            return joint
+        share = torch.tensor(float(self.n_rest), device=joint.device, dtype=joint.dtype).log()
+        return joint - share * (self.token_to_class == self.n_seen)
 
 
 class GroupedHead(nn.Module):
@@ -55,90 +128,93 @@ class GroupedHead(nn.Module):
             logits = self.slot(self.scale * states.unsqueeze(1) + self.shift) + self.bias
         else:
             logits = self.scale * self.slot(states).unsqueeze(1) + self.shift
-        place = self.token_to_group * logits.shape[2] + self.token_to_slot
-        phantom = torch.full_like(logits[0].flatten(), -torch.inf, dtype=torch.float32).index_fill(0, place, 0.0)
-        inside = (logits.float() + phantom.view_as(logits[0])).log_softmax(-1)
-        first = self.group(states).float().log_softmax(-1)
+        place = self.token_to_group.long() * logits.shape[2] + self.token_to_slot
+        padding = torch.ones_like(logits[0].flatten(), dtype=torch.bool).index_fill(0, place, False)
+        inside = at_least_fp32(logits).masked_fill(padding.view_as(logits[0]), -torch.inf).log_softmax(-1)
+        first = at_least_fp32(self.group(states)).log_softmax(-1)
         return (first.unsqueeze(-1) + inside).flatten(1)[:, place]
 
 
 class RowsHead(nn.Module):
-    """class_full and shortlist: a row of weights per token, K tokens beside the groups in the first step."""
+    """class_full and shortlist: a row of weights per token, K tokens beside the groups in the first softmax."""
 
     token_to_group: Tensor
     token_to_slot: Tensor
     reserved: Tensor
-    """(H,) log-probabilities of the last groups, whose tokens the training text never had."""
+    """(H,) log-probabilities of the last groups, whose tokens do not occur in the training text."""
 
-    def __init__(
-        self,
-        width: int,
-        vocab: int,
-        name: str,
-        n_group: int,
-        tied: bool,
-        directions: int = 1,
-        own_shortlist: bool = False,
-        shortlist_size: int = 0,
-        n_reserved: int = 0,
-        **_: Any,
-    ) -> None:
+    def __init__(self, width: int, vocab: int, name: str, n_group: int, tied: bool, **sizes: Any) -> None:
         super().__init__()
         self.name, self.n_group = name, n_group
         self.weight = None if tied else nn.Parameter(torch.zeros(vocab, width))
         self.bias = nn.Parameter(torch.zeros(vocab))
-        self.shortlist_weight = nn.Parameter(torch.zeros(shortlist_size, width)) if own_shortlist else None
+        own_rows = sizes.get("shortlist_size", 0) if sizes.get("own_shortlist") else None
+        self.shortlist_weight = None if own_rows is None else nn.Parameter(torch.zeros(own_rows, width))
+        n_reserved = sizes.get("n_reserved", 0)
         if name == "class_full":
             self.group = nn.Linear(width, n_group)
         else:
-            self.directions = nn.Parameter(torch.zeros(n_group - n_reserved, directions, width))
-            self.group_bias = nn.Parameter(torch.zeros(n_group - n_reserved, directions))
+            shape = n_group - n_reserved, sizes.get("directions", 1)
+            self.directions = nn.Parameter(torch.zeros(*shape, width))
+            self.group_bias = nn.Parameter(torch.zeros(shape))
         self.register_buffer("reserved", torch.zeros(n_reserved), persistent=n_reserved > 0)
         self.register_buffer("token_to_group", torch.zeros(vocab, dtype=torch.int64))
         self.register_buffer("token_to_slot", torch.zeros(vocab, dtype=torch.int64))
 
+    def group_logits(self, states: Tensor) -> Tensor:
+        """Return the (N, G - H) logits of the groups in the first softmax."""
+        if self.name == "class_full":
+            return at_least_fp32(self.group(states))
+        logits = torch.einsum("nd,grd->ngr", states, self.directions) + self.group_bias
+        return at_least_fp32(logits).logsumexp(-1)
+
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """Return (N, V) log-probabilities of (N, D) states."""
-        logits = F.linear(states, embedding if self.weight is None else self.weight, self.bias).float()
-        if self.name == "class_full":
-            groups = self.group(states).float()
-        else:
-            groups = torch.einsum("nd,grd->ngr", states, self.directions).add(self.group_bias).float().logsumexp(-1)
-        alone: Tensor = self.token_to_group < 0
+        logits = at_least_fp32(F.linear(states, embedding if self.weight is None else self.weight, self.bias))
+        groups, is_single = self.group_logits(states), self.token_to_group < 0
         if self.shortlist_weight is not None:
-            order = self.token_to_slot[alone]
-            logits[:, alone] = F.linear(states, self.shortlist_weight[order], self.bias[alone]).float()
-        first = torch.cat([logits[:, alone], groups], dim=1).logsumexp(1, keepdim=True)
-        first = first - torch.log1p(-self.reserved.exp().sum())
-        groups = torch.cat([groups, self.reserved + first], dim=1)
+            rows = self.shortlist_weight[self.token_to_slot[is_single].long()]
+            own = at_least_fp32(F.linear(states, rows, self.bias[is_single]))
+            logits = logits.index_copy(1, is_single.nonzero().squeeze(1), own)
+        norm = torch.cat([logits[:, is_single], groups], dim=1).logsumexp(1, keepdim=True)
+        reserved = self.reserved.to(logits.dtype)
+        norm = norm - torch.log1p(-reserved.exp().sum())
         if not self.n_group:
-            return logits - first
-        width = int(self.token_to_slot[~alone].max()) + 1
-        members = torch.full((self.n_group, width), -1, device=states.device)
-        members[self.token_to_group[~alone], self.token_to_slot[~alone]] = (~alone).nonzero().squeeze(1)
+            return logits - norm
+        groups = torch.cat([groups, reserved + norm], dim=1)
+        in_groups = (~is_single).nonzero().squeeze(1)
+        group, slot = self.token_to_group[in_groups].long(), self.token_to_slot[in_groups].long()
+        members = torch.full((self.n_group, int(slot.max()) + 1), -1, device=states.device)
+        members[group, slot] = in_groups
         inside = logits[:, members.clamp_min(0)].masked_fill(members < 0, -torch.inf).logsumexp(-1)
-        of_group = (groups - inside)[
-            :, self.token_to_group.clamp_min(0)
-        ]  # log p(group) up to `first`, less the sum in it
-        return logits + of_group.masked_fill(alone, 0.0) - first
+        # log p(group) + norm - log(sum in the group), added to the logit of each token of the group
+        shift = (groups - inside)[:, self.token_to_group.long().clamp_min(0)].masked_fill(is_single, 0.0)
+        return logits + shift - norm
 
 
 class AdaptiveHead(nn.Module):
-    """adaptive: torch's own, on ids sorted by frequency."""
+    """adaptive: the modules of torch's adaptive softmax, on ids sorted by frequency."""
 
     rank: Tensor
 
-    def __init__(self, width: int, vocab: int, cutoffs: list, div_value: float, **_: Any) -> None:
+    def __init__(self, width: int, vocab: int, cutoffs: list[int], div_value: float, **_: Any) -> None:
         super().__init__()
         self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(width, vocab, cutoffs, div_value)
         self.register_buffer("rank", torch.zeros(vocab, dtype=torch.int64))
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
-        """Return (N, V) log-probabilities of (N, D) states."""
-        return self.adaptive.log_prob(states)[:, self.rank].float()
+        """Return (N, V) log-probabilities of (N, D) states; torch's `log_prob` is not exact in bf16."""
+        first = at_least_fp32(self.adaptive.head(states)).log_softmax(-1)
+        n_single = first.shape[1] - len(self.adaptive.tail)
+        inside = [at_least_fp32(tail(states)).log_softmax(-1) for tail in self.adaptive.tail]
+        clusters = [part + first[:, n_single + index, None] for index, part in enumerate(inside)]
+        return torch.cat([first[:, :n_single], *clusters], dim=1)[:, self.rank.long()]
 
 
 HEADS = {
+    "dense": DenseHead,
+    "low_rank": LowRankHead,
+    "trim": TrimHead,
     "grouped": GroupedHead,
     "film": GroupedHead,
     "class_full": RowsHead,
@@ -147,50 +223,142 @@ HEADS = {
 }
 
 
+BODY_OUTPUTS = ("past_key_values", "hidden_states", "attentions")
+
+
 class GvcForCausalLM(PreTrainedModel, GenerationMixin):
-    """Body and compressed head. `logits` are log-probabilities; `loss` is the exact negative log-likelihood."""
+    """Body and head. `logits` are log-probabilities; `loss` is the exact negative log-likelihood in nats."""
 
     config_class = GvcConfig
     base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GPT2Block", "GPTNeoBlock"]  # noqa: RUF012 - transformers types it so
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = _supports_flash_attn = _supports_attention_backend = True  # the body has the last word
 
     def __init__(self, config: GvcConfig) -> None:
         super().__init__(config)
-        self.transformer = AutoModel.from_config(AutoConfig.for_model(**config.body))
+        self.transformer = AutoModel.from_config(config.body)
         self.head = HEADS[config.head["name"]](config.hidden_size, config.vocab_size, **config.head)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         """Every weight comes from the checkpoint."""
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.transformer.wte
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the table of the body."""
+        return self.transformer.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table of the body, which a tied head reads too."""
+        self.transformer.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> None:
+        """Return None: no linear layer gives the logits."""
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Return the input embedding; a vocabulary of another size is refused.
+
+        Raises:
+            ValueError: another size, which would need a group and a slot for each new token.
+        """
+        size = new_num_tokens or self.config.vocab_size
+        size = -(-size // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
+        if size != self.config.vocab_size:
+            raise ValueError(
+                f"the {self.config.head['name']} head is built for {self.config.vocab_size} tokens and cannot be "
+                f"resized to {size}: train with the larger vocabulary, or export a dense head"
+            )
+        return self.get_input_embeddings()
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         past_key_values: Any = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As every causal LM of transformers; `logits_to_keep` limits the V-wide part to the last positions."""
-        body = {
-            key: value for key, value in kwargs.items() if key in ("position_ids", "inputs_embeds", "cache_position")
-        }
+        """Return loss, logits, cache, and on request hidden states and attentions, as GPT-2 of transformers does.
+
+        Args:
+            input_ids: (B, T).
+            past_key_values: the cache of the tokens before these.
+            attention_mask: (B, T with the cached tokens), 0 at padding on either side.
+            position_ids: (B, T); None counts the tokens that the mask keeps.
+            inputs_embeds: (B, T, D) in place of `input_ids`.
+            labels: (B, T) ids at the same places as in `input_ids`, -100 where ignored.
+            use_cache: whether a cache is returned.
+            logits_to_keep: last positions, or their indices, that get logits; 0 is all. Labels need all.
+            kwargs: for body and loss, such as `output_hidden_states` and `num_items_in_batch`.
+
+        Raises:
+            ValueError: more tokens than the model has positions; or attentions from a kernel that does not give them.
+        """
+        inputs = input_ids if inputs_embeds is None else inputs_embeds
+        n_cached = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if position_ids is None:
+            position_ids = positions_of(attention_mask, inputs, n_cached)
+        self._check_length(position_ids, inputs, n_cached)
         output = self.transformer(
             input_ids=input_ids,
             past_key_values=past_key_values,
             attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
-            **body,
+            **kwargs,
         )
+        if kwargs.get("output_attentions") and not output.attentions:
+            raise ValueError(
+                "output_attentions=True needs from_pretrained(..., attn_implementation='eager'): "
+                f"{self.transformer.config._attn_implementation} does not return attentions"
+            )
         hidden = output.last_hidden_state
-        hidden = hidden[:, -logits_to_keep:] if logits_to_keep and labels is None else hidden
-        logits = self.head(hidden.flatten(0, 1), self.transformer.wte.weight).view(*hidden.shape[:2], -1)
+        if labels is None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            hidden = hidden[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+        table = self.get_input_embeddings().weight
+        logits = self.head(hidden.flatten(0, 1), table).view(*hidden.shape[:2], -1)
         loss = None
         if labels is not None:
-            loss = F.nll_loss(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=output.past_key_values)
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss, logits, *(output.get(name) for name in BODY_OUTPUTS))
+
+    def _check_length(self, position_ids: Tensor | None, inputs: Tensor | None, n_cached: int) -> None:
+        limit, n_token = self.config.max_position_embeddings, n_cached + (0 if inputs is None else inputs.shape[1])
+        if n_token <= limit:
+            return  # the usual case reads no numbers from the device
+        n_token = n_token if position_ids is None else int(position_ids.max()) + 1
+        if n_token > limit:
+            raise ValueError(f"the model reads at most {limit} tokens, got {n_token}: take a shorter prompt or text")
+
+
+def positions_of(attention_mask: Tensor | None, inputs: Tensor | None, n_cached: int) -> Tensor | None:
+    """Return (B, T) positions that count only the tokens that the mask keeps; None without a mask of all tokens.
+
+    Args:
+        attention_mask: (B, n_cached + T), 0 at padding.
+        inputs: (B, T) ids or (B, T, D) embeddings.
+        n_cached: tokens read before.
+    """
+    if attention_mask is None or inputs is None or attention_mask.shape[1:] != (n_cached + inputs.shape[1],):
+        return None
+    return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, n_cached:]
+
+
+# A saved copy brings this file along, and Trainer shifts labels for the models of this table alone.
+GvcConfig.register_for_auto_class()
+GvcForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault("gvc", "GvcForCausalLM")

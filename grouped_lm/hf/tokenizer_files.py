@@ -1,71 +1,259 @@
-"""Tokenizers as the files that transformers reads, made from what is already here."""
+"""Tokenizers as the files that transformers reads, and those files as tokenizers of ours.
+
+All three of ours are byte-level BPE: a character per byte, merges, end-of-text as the last id.
+"""
 
 import hashlib
+import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.data.tokenizers.base import EOT_TEXT, GPT2_URL, Tokenizer, gpt2_folder
-from grouped_lm.data.tokenizers.bpe import BPETokenizer
-from grouped_lm.errors import DataError
-from grouped_lm.system.files import write_json
+from grouped_lm.config import TokenizerConfig
+from grouped_lm.data.tokenizers.base import EOT_TEXT, GPT2_URL, VOCAB_SIZES, Tokenizer, build_tokenizer, gpt2_folder
+from grouped_lm.data.tokenizers.bpe import BPETokenizer, byte_characters
+from grouped_lm.errors import ConfigError, DataError
+from grouped_lm.system.files import read_json_dict, write_json
 
 GPT2_NAMES = {"encoder.json": "vocab.json", "vocab.bpe": "merges.txt"}
 """GPT-2's two files, and what transformers calls them."""
+OTHER_NAMES = ("tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.txt", "special_tokens_map.json")
+"""Files that show that a folder has a tokenizer, but not which one."""
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
 def write_tokenizer(tokenizer: Tokenizer, block_size: int, folder: Path) -> None:
-    """Write a tokenizer whose ids are those of ours.
+    """Write a tokenizer whose ids are those of ours; it pads with end-of-text on the left, where `generate` needs it.
 
     Raises:
         DataError: GPT-2's files are nowhere on this machine.
     """
-    values: dict[str, Any] = {
-        "bos_token": EOT_TEXT,
-        "eos_token": EOT_TEXT,
-        "unk_token": EOT_TEXT,
+    ends = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT_TEXT)
+    values: dict[str, Any] = ends | {
+        "padding_side": "left",
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
     }
     if tokenizer.name == "gpt2":
-        cache = gpt2_folder()
-        for name, target in GPT2_NAMES.items():
-            source = cache / hashlib.sha1((GPT2_URL + name).encode()).hexdigest() if cache else None
-            if source is None or not source.exists():
-                raise DataError(f"GPT-2's {name} is not in tiktoken's cache {cache}: unset TIKTOKEN_CACHE_DIR")
-            shutil.copy(source, folder / target)
+        for source, target in zip(gpt2_files(), GPT2_NAMES.values(), strict=True):
+            shutil.copyfile(source, folder / target)
         write_json(folder / "tokenizer_config.json", values | {"tokenizer_class": "GPT2Tokenizer"})
         return
     if isinstance(tokenizer, BPETokenizer):
-        tokenizer.save(folder / "tokenizer.json")
+        path = folder / "tokenizer.json"
+        tokenizer.save(path)
+        write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"added_tokens": [end_token(tokenizer.eot_id)]})
     else:
         write_json(folder / "tokenizer.json", byte_tokenizer(tokenizer))
     write_json(folder / "tokenizer_config.json", values | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
+def gpt2_files() -> list[Path]:
+    """Return the paths of encoder.json and vocab.bpe in tiktoken's cache.
+
+    Raises:
+        DataError: they are not there.
+    """
+    cache = gpt2_folder()
+    paths = []
+    for name in GPT2_NAMES:
+        path = cache / hashlib.sha1((GPT2_URL + name).encode()).hexdigest() if cache else None
+        if path is None or not path.exists():
+            raise DataError(f"GPT-2's {name} is not in tiktoken's cache {cache}: unset TIKTOKEN_CACHE_DIR")
+        paths.append(path)
+    return paths
+
+
+def end_token(eot_id: int) -> dict[str, Any]:
+    """Return end-of-text as an added token of tokenizer.json."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": eot_id, "content": EOT_TEXT, "special": True} | flags
+
+
 def byte_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return tokenizer.json of a byte-level BPE without merges: id = byte, then end-of-text."""
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    special = {"id": tokenizer.eot_id, "content": EOT_TEXT, "special": True, "normalized": False}
+    vocab = byte_characters() | {EOT_TEXT: tokenizer.eot_id}
+    values = bpe_values(vocab, [], [end_token(tokenizer.eot_id)])
+    level = LEVEL | {"use_regex": False}
+    return values | {"pre_tokenizer": level, "decoder": level}
+
+
+def bpe_values(vocab: dict[str, int], merges: list[Any], added_tokens: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return tokenizer.json of a byte-level BPE with GPT-2's splitting."""
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [special | {"single_word": False, "lstrip": False, "rstrip": False}],
+        "added_tokens": added_tokens,
         "normalizer": None,
-        "pre_tokenizer": level,
+        "pre_tokenizer": LEVEL,
         "post_processor": None,
-        "decoder": level,
-        "model": {
-            "type": "BPE",
-            "vocab": {char: byte for byte, char in enumerate(byte_characters())} | {EOT_TEXT: tokenizer.eot_id},
-            "merges": [],
-        },
+        "decoder": LEVEL,
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }
 
 
-def byte_characters() -> list[str]:
-    """Return the printable character that byte-level BPE writes for each byte (Radford et al. 2019)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) if byte in printable else chr(256 + others.index(byte)) for byte in range(256)]
+@dataclass(frozen=True)
+class KeptTokenizer:
+    """The tokenizer of an imported model: its config, and itself."""
+
+    config: TokenizerConfig
+    tokenizer: Tokenizer
+
+    def save(self, path: Path) -> None:
+        """Write the file of a run folder, which only a `bpe` tokenizer has."""
+        if isinstance(self.tokenizer, BPETokenizer):
+            self.tokenizer.save(path)
+
+
+def choose_tokenizer(folder: Path, given: str | None) -> tuple[KeptTokenizer, list[str]]:
+    """Return the tokenizer of a checkpoint of transformers, and what a user should know about the choice.
+
+    Args:
+        folder: of the checkpoint.
+        given: gpt2, bytes, the path of a tokenizer.json or of a folder that has it; None takes the files in `folder`.
+
+    Raises:
+        DataError: there are no such files, or their tokenizer is none that we can keep.
+    """
+    if given in VOCAB_SIZES:
+        has_files = read_values(folder) is not None
+        note = f"tokenizer {given} was taken as asked; the files of {folder} were not compared with it"
+        return _known(str(given)), [note] if has_files else []
+    place = folder if given is None else Path(given)
+    try:
+        values = read_values(place)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"the tokenizer files of {place} have an unknown form: {error!r}") from error
+    if values is None:
+        there = [name for name in OTHER_NAMES if (place / name).exists()]
+        what = f"has no tokenizer that gvc reads (only {', '.join(there)})" if there else "has no tokenizer files"
+        raise DataError(
+            f"{place} {what}: give --tokenizer gpt2, --tokenizer bytes, or --tokenizer FILE with a tokenizer.json"
+        )
+    try:
+        return keep_tokenizer(values), []
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"the tokenizer of {place} cannot be kept: {error}. gvc has GPT-2's, bytes, and byte-level BPE with "
+            "end-of-text as the last id and no other special token; --tokenizer gpt2 or bytes takes one of them anyway"
+        ) from error
+
+
+def _known(name: str) -> KeptTokenizer:
+    config = TokenizerConfig(name=name)
+    return KeptTokenizer(config, build_tokenizer(config))
+
+
+def read_values(place: Path) -> dict[str, Any] | None:
+    """Return tokenizer.json of a folder (or of its path), made from vocab.json and merges.txt where it has only those.
+
+    None means that there are no such files.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    path = place if place.is_file() else place / "tokenizer.json"
+    vocab, merges = (path.parent / name for name in GPT2_NAMES.values())
+    if path.exists():
+        values = read_json_dict(path)
+    elif vocab.exists() and merges.exists():
+        tokens = read_json_dict(vocab)
+        values = None if tokens is None else bpe_values(tokens, read_merges(merges), [])
+    else:
+        return None
+    if values is None:
+        raise DataError(f"{path if path.exists() else vocab} is no readable JSON object")
+    return add_named_tokens(values, path.parent)
+
+
+def add_named_tokens(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return tokenizer.json with the added tokens, and the end-of-text, that only other files of the folder name."""
+    config = read_json_dict(folder / "tokenizer_config.json") or {}
+    named = dict(read_json_dict(folder / "added_tokens.json") or {})
+    decoder = config.get("added_tokens_decoder")
+    if isinstance(decoder, dict):
+        named |= {token["content"]: int(index) for index, token in decoder.items()}
+    vocab, end = values.get("model", {}).get("vocab", {}), config.get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    if not named and isinstance(end, str) and end in vocab:
+        named[end] = vocab[end]
+    known = list(values.get("added_tokens") or [])
+    contents = {token["content"] for token in known}
+    new = [{"content": content, "id": index} for content, index in named.items() if content not in contents]
+    return values | {"added_tokens": known + new}
+
+
+def read_merges(path: Path) -> list[list[str]]:
+    """Return the pairs of merges.txt, first line first; the line with the version is left out.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not readable: {error}") from error
+    return [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
+
+
+def keep_tokenizer(values: dict[str, Any]) -> KeptTokenizer:
+    """Return our tokenizer with the ids of a tokenizer.json.
+
+    Raises:
+        ValueError: it has properties that ours lack; the message names the first.
+    """
+    model, added = values["model"], values.get("added_tokens") or []
+    _check_byte_level(values)
+    merges = [pair.split(" ") if isinstance(pair, str) else list(pair) for pair in model["merges"]]
+    tokens = dict(model["vocab"]) | {token["content"]: token["id"] for token in added}
+    byte_vocab = byte_characters() | {EOT_TEXT: VOCAB_SIZES["bytes"] - 1}
+    if tokens == byte_vocab and not merges:
+        return _known("bytes")
+    encoder, bpe = gpt2_files()
+    gpt2_tokens = json.loads(encoder.read_text(encoding="utf-8"))
+    if merges == read_merges(bpe):
+        if tokens == gpt2_tokens:
+            return _known("gpt2")
+        others = sorted(tokens.keys() - gpt2_tokens.keys())
+        if others:
+            raise ValueError(f"it is GPT-2's with {len(tokens)} ids instead of {len(gpt2_tokens)}; new: {others[:5]}")
+    return _keep_bpe(values, tokens, merges, [token["content"] for token in added])
+
+
+def _check_byte_level(values: dict[str, Any]) -> None:
+    model, level = values["model"], values.get("pre_tokenizer") or {}
+    if model.get("type", "BPE") != "BPE":
+        raise ValueError(f"its model is {model['type']}, not BPE")
+    if values.get("normalizer"):
+        raise ValueError("it changes the text before it splits it (a normalizer)")
+    if level.get("type") != "ByteLevel" or level.get("add_prefix_space", True):
+        raise ValueError("it does not split text into bytes as GPT-2 does (ByteLevel without add_prefix_space)")
+    odd = [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(key)]
+    if odd:
+        raise ValueError(f"its model has {', '.join(odd)}")
+
+
+def _keep_bpe(values: dict[str, Any], tokens: dict[str, int], merges: list[Any], added: list[str]) -> KeptTokenizer:
+    """Return a `bpe` tokenizer with these ids, of which the last is end-of-text."""
+    from tokenizers import Tokenizer as Model
+
+    ends = added or [token for token in (EOT_TEXT,) if token in tokens]
+    n_token = len(tokens) + (not ends)  # transformers adds the end-of-text that a file does not have
+    if len(ends) > 1:
+        raise ValueError(f"it has {len(ends)} special tokens: {', '.join(ends[:5])}")
+    if ends and tokens[ends[0]] != n_token - 1:
+        raise ValueError(f"{ends[0]} has id {tokens[ends[0]]}, not the last one, {n_token - 1}")
+    vocab = {token: index for token, index in tokens.items() if token not in ends}
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise ValueError("its ids are not 0, 1, 2, ... without gaps")
+    if missing := byte_characters().keys() - vocab.keys():
+        raise ValueError(f"it has no token for {len(missing)} of the 256 bytes")
+    try:
+        config = TokenizerConfig(name="bpe", vocab_size=n_token)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    model = values["model"] | {"vocab": vocab, "merges": merges}
+    plain = values | {"model": model, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return KeptTokenizer(config, BPETokenizer(Model.from_str(json.dumps(plain))))

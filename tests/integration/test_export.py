@@ -1,14 +1,14 @@
 """Runs that transformers loads offline, with the same logits and tokens, and its checkpoints as runs."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from exported import keep_modules_in, load, make_run
 from head_cases import plain_shortlist
 from safetensors.torch import save
 
-from grouped_lm.config import Config, ModelConfig, TokenizerConfig
+from grouped_lm.config import TokenizerConfig
 from grouped_lm.data.tokenizers.base import build_tokenizer
 from grouped_lm.errors import DataError
 from grouped_lm.generate import Sampling, write_texts
@@ -20,10 +20,7 @@ from grouped_lm.heads import (
     GroupedConfig,
 )
 from grouped_lm.hf.export import export_run, import_checkpoint
-from grouped_lm.models.build import build_lm
-from grouped_lm.runs.checkpoint import write_checkpoint
 from grouped_lm.runs.folder import RunFolder
-from grouped_lm.runs.train_state import pack
 
 transformers = pytest.importorskip("transformers")
 HEADS = [
@@ -42,31 +39,9 @@ HEADS = [
 PROMPT = "Once upon"
 
 
-def make_run(folder: Path, head, body: str = "gpt2", tokenizer: str = "bytes", n_layer: int = 3) -> Path:
-    torch.manual_seed(0)
-    shape = ModelConfig(body=body, n_layer=n_layer, n_head=2, n_embd=16, block_size=32, window_size=6)
-    config = Config(model=shape, head=head, tokenizer=TokenizerConfig(name=tokenizer))
-    counts = torch.randint(0, 50, (build_tokenizer(config.tokenizer).vocab_size,)).numpy()
-    model = build_lm(config, lambda: counts)
-    for parameter in model.parameters():
-        parameter.data.mul_(3).add_(0.1 * torch.randn_like(parameter))
-    folder.mkdir()
-    RunFolder(folder).write_start(config, {})
-    files = pack(model, torch.optim.SGD(model.parameters()), {})
-    write_checkpoint(RunFolder(folder).checkpoints, 1, files, keep=2)
-    return folder
-
-
-def load(folder: Path):
-    options = {"local_files_only": True, "trust_remote_code": True}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, **options).eval(), tokenizer
-
-
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    keep_modules_in(tmp_path / "modules", monkeypatch)
 
 
 CASES = [(head, "gpt2", 3) for head in HEADS] + [(DenseConfig(), "gpt_neo", 3), (GroupedConfig(), "gpt_neo", 2)]
@@ -125,7 +100,7 @@ def test_a_checkpoint_of_transformers_becomes_a_run(tmp_path, kind, tied):
     config = transformers.AutoConfig.for_model(kind, vocab_size=257, tie_word_embeddings=tied, **sizes)
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     theirs.save_pretrained(tmp_path / "hf")
-    run = import_checkpoint(tmp_path / "hf", tmp_path / "run")
+    run = import_checkpoint(tmp_path / "hf", tmp_path / "run", "bytes")
     ours, _ = RunFolder(run).load_model(RunFolder(run).read_config(), torch.device("cpu"))
     ids = torch.randint(0, 257, (2, 32))
     expected = theirs(ids).logits.log_softmax(-1)
