@@ -50,7 +50,7 @@ def evaluate_run(
     from grouped_lm.evaluate.run import compare_runs, import_harness, save_evaluation
     from grouped_lm.evaluate.run import evaluate_run as evaluate
     from grouped_lm.evaluate.tables import print_comparison, print_run
-    from grouped_lm.runs.folder import RunFolder
+    from grouped_lm.runs.load import load_config
 
     from .compose.run import override_saved, quoted
 
@@ -58,7 +58,7 @@ def evaluate_run(
     if data is not None:
         overrides = ["data=text", *(f"data.{split}={quoted(str(data))}" for split in ("train", "valid")), *overrides]
     say = functools.partial(typer.echo, err=True)
-    configs = [override_saved(RunFolder(run).read_config(), overrides) for run in runs]
+    configs = [override_saved(load_config(run), overrides) for run in runs]
     names = tasks.split(",") if tasks else None
     if names:
         import_harness().check_tasks(names)

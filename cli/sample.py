@@ -42,13 +42,13 @@ def sample(
     """
     from grouped_lm.generate import Sampling, generate_texts
     from grouped_lm.heads.decoding.truncation import Truncation
-    from grouped_lm.runs.folder import RunFolder
+    from grouped_lm.runs.load import load_config
 
     from .compose.run import override_saved
 
     truncation = Truncation(top_k=top_k, top_p=top_p, min_p=min_p)
     sampling = Sampling(temperature=temperature, truncation=truncation, repetition_penalty=repetition_penalty)
-    config = override_saved(RunFolder(run).read_config(), overrides or [])
+    config = override_saved(load_config(run), overrides or [])
     begin = read_prompt(prompt, prompt_file)
     streams = not as_json and num_samples == 1 and sys.stdout.isatty()
 

@@ -77,9 +77,9 @@ def check_prints(flags: "HydraFlags") -> None:
 def train_job(config: "Config", run_dir: Path) -> Any:
     """Train in `run_dir`, print it, and return the validation loss, which a sweeper may minimise."""
     from grouped_lm.distributed.process_group import rank_and_size
-    from grouped_lm.train.loop import train as train_model
+    from grouped_lm.jobs.launch import run_training
 
-    result = train_model(config, run_dir)
+    result = run_training(config, run_dir)
     if rank_and_size()[0] == 0:
         print(run_dir, flush=True)
     return result["val/loss"]

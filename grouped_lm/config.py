@@ -254,36 +254,48 @@ class TokenizerConfig:
 
 @dataclass(kw_only=True, slots=True)
 class OptimConfig:
-    """AdamW with linear warm-up, then cosine decay."""
+    """Settings that every optimizer has: linear warm-up, then cosine decay, and clipping."""
 
     name: str = "adamw"
     lr: float = 1e-3
     """Peak learning rate, > 0."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    """On matrices only; norms, biases, scales and shifts are left out."""
     warmup_steps: int = 50
     """Steps of linear rise, >= 0."""
     min_lr_ratio: float = 0.1
     """Learning rate at the last step, as a share of `lr`, in [0, 1]."""
     grad_clip: float = 1.0
-    """Largest norm of the whole gradient; 0 leaves it alone."""
-    sparse_rows: bool = False
-    """In tables with a row per token, update only rows that the step gave a gradient: not dense AdamW, where all
-    others decay and move on by their momentum. See `optim.SparseRowsAdamW`."""
+    """Largest norm of the whole gradient, >= 0. With 0 the gradient is not clipped."""
 
     def __post_init__(self) -> None:
-        check_choice("optim.name", self.name, ("adamw",))
         check_range("optim.lr", self.lr, 0, 1e9, open_low=True)
+        check_range("optim.warmup_steps", self.warmup_steps, 0, 10**9)
+        check_range("optim.min_lr_ratio", self.min_lr_ratio, 0, 1)
+        check_range("optim.grad_clip", self.grad_clip, 0, 1e9)
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamWConfig(OptimConfig):
+    """AdamW, the default. It is here so that `Config()` has an optimizer; others are in `grouped_lm.optim`."""
+
+    beta1: float = 0.9
+    """Decay of the average of gradients, in [0, 0.999999]."""
+    beta2: float = 0.95
+    """Decay of the average of squared gradients, in [0, 0.999999]."""
+    eps: float = 1e-8
+    """Added to the root of the second average, in (0, 1]."""
+    weight_decay: float = 0.1
+    """On matrices only. Norms, biases, scales and shifts have none."""
+    sparse_rows: bool = False
+    """In tables with a row per token, update only the rows that have a gradient in this step. This is not dense AdamW,
+    where all other rows decay and move by their momentum."""
+
+    def __post_init__(self) -> None:
+        OptimConfig.__post_init__(self)  # super() does not work in a dataclass with slots
+        check_choice("optim.name", self.name, ("adamw",))
         check_range("optim.beta1", self.beta1, 0, 0.999999)
         check_range("optim.beta2", self.beta2, 0, 0.999999)
         check_range("optim.eps", self.eps, 0, 1, open_low=True)
         check_range("optim.weight_decay", self.weight_decay, 0, 1e6)
-        check_range("optim.warmup_steps", self.warmup_steps, 0, 10**9)
-        check_range("optim.min_lr_ratio", self.min_lr_ratio, 0, 1)
-        check_range("optim.grad_clip", self.grad_clip, 0, 1e9)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -474,7 +486,8 @@ class Config:
     """The config of a grouping, such as `grouped_lm.grouping.KMeansConfig`; None means the paper's, `merge_rank`."""
     data: DataConfig = field(default_factory=DataConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
+    optim: Any = field(default_factory=AdamWConfig)
+    """An optimizer's own config, an `OptimConfig`."""
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)

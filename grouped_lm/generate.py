@@ -19,7 +19,7 @@ from grouped_lm.heads.base import Head
 from grouped_lm.heads.decoding.truncation import Truncation, draw_from
 from grouped_lm.models.kv_cache import KVCache
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.load import load_model, own_tokenizer
 from grouped_lm.system.runtime import resolve_device, set_threads
 
 BATCH = 32
@@ -273,8 +273,8 @@ def generate_texts(
     """
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
-    model, _ = RunFolder(run_dir).load_model(config, device)
-    tokenizer = build_tokenizer(RunFolder(run_dir).own_tokenizer(config.tokenizer), config.data)
+    model, _ = load_model(run_dir, config, device)
+    tokenizer = build_tokenizer(own_tokenizer(run_dir, config.tokenizer), config.data)
     generator = torch.Generator(device).manual_seed(seed)
     for batch in range(math.ceil(num_samples / BATCH)):
         size = min(BATCH, num_samples - batch * BATCH)

@@ -86,6 +86,7 @@ class ComposedConfig(Config):
     """What Hydra composes: the config of a run, and the variant's note, which runs do not keep."""
 
     variant: VariantNote = field(default_factory=VariantNote)
+    optim: Any = None  # the group optim fills it, as it fills head
 
 
 @dataclass(kw_only=True, slots=True)
@@ -149,16 +150,18 @@ def to_config(composed: DictConfig) -> Config:
     """
     from grouped_lm.grouping import parse_grouping
     from grouped_lm.heads import parse_head_config  # imports torch, which --cfg and --info need not wait for
+    from grouped_lm.optim import parse_optim_config
 
     plain: Any = OmegaConf.to_container(composed, resolve=True)  # a typed node would carry added keys along
     label = (plain.pop("variant", None) or {}).get("label")
     variant = next((v for v in load_variants().values() if v.label == label), None) if label else None
     if variant and variant.head["name"] != plain["head"]["name"]:
         raise ConfigError(two_heads(variant.name, plain["head"]["name"]))
+    optim = parse_optim_config(plain.pop("optim") or {})
     strict = OmegaConf.merge(OmegaConf.structured(Config), plain)
     config = OmegaConf.to_object(strict)
     assert isinstance(config, Config)
-    config.head = parse_head_config(config.head or {})
+    config.head, config.optim = parse_head_config(config.head or {}), optim
     config.grouping = parse_grouping(config.grouping if isinstance(config.grouping, dict) else config.grouping.name)
     return config
 

@@ -21,7 +21,7 @@ from grouped_lm.heads import DenseHead, Head
 from grouped_lm.heads.decoding.truncation import Truncation
 from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.load import load_config, load_model
 
 Picker = Callable[[Head, Tensor], Tensor]
 
@@ -55,8 +55,7 @@ def contenders(work: Workload) -> dict[str, LanguageModel]:
     grid = work.settings.decode
     torch.manual_seed(work.settings.seed)
     if grid.runs:
-        folders = [RunFolder(Path(run)) for run in grid.runs]
-        return {str(folder.path): folder.load_model(folder.read_config(), torch.device("cpu"))[0] for folder in folders}
+        return {run: load_model(Path(run), load_config(Path(run)), torch.device("cpu"))[0] for run in grid.runs}
     config = work.models[grid.model]
     body = build_body(config, work.vocab_size)
     wte = body.wte.weight

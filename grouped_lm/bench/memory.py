@@ -20,16 +20,16 @@ from grouped_lm.bench.results import Row
 from grouped_lm.bench.steps import Batch
 from grouped_lm.bench.workload import Workload, say
 from grouped_lm.config import Config, ModelConfig, TrainConfig
+from grouped_lm.distributed.parallel import clip_gradients
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import HEADS
 from grouped_lm.measure.live_bytes import KINDS, Moments
 from grouped_lm.measure.memory import GIB, PeakTensorMemory, live_state, tensor_bytes
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
-from grouped_lm.optim.adamw import build_optimizer
+from grouped_lm.optim import build_optimizer
 from grouped_lm.plan.fake_step import fake_model, fake_passes, fake_steps, faking, make_state, watch_step, with_shape
 from grouped_lm.plan.heads import MAX_BATCH, largest, least_batch, peak_function
-from grouped_lm.train.loop import clip_gradients
 
 PAIR = plain_implementation("memory", BASELINE), plain_implementation("memory", "grouped")
 """The claim is the paper's head against the full softmax."""

@@ -27,10 +27,10 @@ from grouped_lm.bench.place import Place
 from grouped_lm.bench.results import Row
 from grouped_lm.bench.timing import Sampler, Session, interleave, quickest
 from grouped_lm.bench.workload import Workload, say_too_large
-from grouped_lm.config import ModelConfig, OptimConfig
+from grouped_lm.config import AdamWConfig, ModelConfig
 from grouped_lm.models import build_body, estimate_body_flops_per_token
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.optim.adamw import build_optimizer
+from grouped_lm.optim import build_optimizer
 
 CAP = "no head"
 """The step with `hidden.pow(2).mean()` for a loss: same body, embedding and optimizer."""
@@ -163,7 +163,7 @@ def step_sampler(
         state: of all optimizers of the cell: the body's two averages exist once, not once per implementation.
         place: where.
     """
-    optimizer = build_optimizer(OptimConfig(lr=1e-4), model)
+    optimizer = build_optimizer(AdamWConfig(lr=1e-4), model)
     optimizer.state = state  # type: ignore[assignment]
     count = 0
 

@@ -18,12 +18,12 @@ from grouped_lm.bench.results import Row
 from grouped_lm.bench.steps import CAP, Batch, compare_steps
 from grouped_lm.bench.synthetic import Language, build_language
 from grouped_lm.bench.workload import Workload, draw_ids, zipf_counts
-from grouped_lm.config import Config, OptimConfig
+from grouped_lm.config import AdamWConfig, Config
+from grouped_lm.distributed.parallel import clip_gradients
 from grouped_lm.measure.memory import GIB
 from grouped_lm.models import build_body, estimate_body_params
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.optim.adamw import build_optimizer, learning_rate
-from grouped_lm.train.loop import clip_gradients
+from grouped_lm.optim import build_optimizer, learning_rate
 
 STATE_BYTES = 16
 """fp32 weight, gradient and Adam's two averages: the least a trained weight needs."""
@@ -104,7 +104,7 @@ def train_on(work: Workload, head: Implementation, language: Language, lr: float
     grid = work.settings.vocab
     torch.manual_seed(work.settings.seed)
     model = language_model(work, head, language)
-    optim = OptimConfig(lr=lr, warmup_steps=max(1, grid.excess_steps // 20))
+    optim = AdamWConfig(lr=lr, warmup_steps=max(1, grid.excess_steps // 20))
     optimizer = build_optimizer(optim, model)
     for step in range(grid.excess_steps):
         for group in optimizer.param_groups:

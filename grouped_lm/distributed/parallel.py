@@ -69,7 +69,7 @@ class ParallelModel:
         """Return the bytes of DDP's buckets, which hold the gradients during a step and stay between steps."""
         return sum(4 * p.numel() for p in self.model.parameters() if not is_sharded(p)) if self.ddp is not None else 0
 
-    def rest(self) -> None:
+    def reshard(self) -> None:
         """Let go of what an evaluation gathered."""
         for module in self.shards:
             module.reshard()

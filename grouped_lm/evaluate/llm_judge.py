@@ -25,7 +25,7 @@ from grouped_lm.data.sources.tinytales import generate_stories
 from grouped_lm.errors import ConfigError, GvcError
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.load import load_model, own_tokenizer
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import resolve_device, set_threads
 from grouped_lm.system.secret_values import hide_secrets
@@ -91,7 +91,7 @@ def write_stories(run: Path, config: Config, say: Say) -> list[Story]:
     """
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
-    model, step = RunFolder(run).load_model(config, device)
+    model, step = load_model(run, config, device)
     judge = config.judge
     asked = {
         "step": step,
@@ -104,7 +104,7 @@ def write_stories(run: Path, config: Config, say: Say) -> list[Story]:
     if known is not None:
         return known
     say(f"{run}: writing {judge.num_stories} stories")
-    tokenizer = build_tokenizer(RunFolder(run).own_tokenizer(config.tokenizer), config.data)
+    tokenizer = build_tokenizer(own_tokenizer(run, config.tokenizer), config.data)
     stories = [
         Story(beginning, complete(model, tokenizer, beginning, judge, index))
         for index, beginning in enumerate(make_beginnings(judge.num_stories))

@@ -21,8 +21,8 @@ from grouped_lm.evaluate.significance import compare_checkpoints, compare_method
 from grouped_lm.evaluate.story_tasks import score_tasks
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.identity import config_identity
+from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.runs.tracking import WandbRun
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import resolve_device, set_threads
@@ -72,10 +72,10 @@ def evaluate_run(
         name: ContextRule(window=config.model.block_size, stride=stride, per_story=name == "story")
         for name in ("val", "story")
     }
-    config = replace(config, tokenizer=RunFolder(run).own_tokenizer(config.tokenizer))
+    config = replace(config, tokenizer=own_tokenizer(run, config.tokenizer))
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
-    model, step = RunFolder(run).load_model(config, device)
+    model, step = load_model(run, config, device)
     tokenizer = build_tokenizer(config.tokenizer)
     valid = prepare_split(config.data, config.tokenizer, "valid")
     tokens, starts = np.asarray(valid.tokens()), np.asarray(valid.document_offsets())
@@ -141,10 +141,10 @@ def mean_tables(run: Path, scores: TokenScores, model: LanguageModel, cache_dir:
 
 def training_text(run: Path, cache_dir: str) -> TokenFile | None:
     """Return the run's training text, prepared in `cache_dir`; None if its source does not exist any more."""
-    config = RunFolder(run).read_config()
+    config = load_config(run)
     try:
         data = replace(config.data, cache_dir=cache_dir)
-        return prepare_split(data, RunFolder(run).own_tokenizer(config.tokenizer), "train")
+        return prepare_split(data, own_tokenizer(run, config.tokenizer), "train")
     except DataError:
         return None
 
@@ -175,7 +175,7 @@ def save_evaluation(evaluation: RunEvaluation, comparisons: dict[str, Any], name
         DiskError: the folder cannot be written.
     """
     write_json(evaluation.run / f"{name}.json", evaluation.metrics | comparisons)
-    trained = RunFolder(evaluation.run).read_config()
+    trained = load_config(evaluation.run)
     tracked = replace(trained, tracking=evaluation.config.tracking)
     numbers = {key: value for key, value in evaluation.metrics.items() if isinstance(value, int | float)}
     WandbRun(tracked, evaluation.run).finish({f"{name}/{key.removeprefix('val/')}": v for key, v in numbers.items()})

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from grouped_lm.config import IGNORE_INDEX, Config, GroupingConfig, config_from_dict, parse_named
+from grouped_lm.config import IGNORE_INDEX, GroupingConfig, parse_named
 from grouped_lm.grouping import GROUPINGS, Grouping, parse_grouping
 from grouped_lm.heads.adaptive import AdaptiveConfig, AdaptiveHead
 from grouped_lm.heads.base import Head, HeadContext, HeadLoss
@@ -45,17 +45,6 @@ def parse_head_config(values: dict[str, Any] | str) -> Any:
         ConfigError: an unknown name or key, a value of another type or out of range.
     """
     return parse_named(HEAD_CONFIGS, {"name": values} if isinstance(values, str) else values, "head")
-
-
-def config_from_saved(values: dict[str, Any]) -> Config:
-    """Return the config of a run from the dict that `config_to_dict` made, with its head and grouping parsed.
-
-    Raises:
-        ConfigError: an unknown key, a value of another type or out of range.
-        KeyError, TypeError, ValueError: there is no head or grouping.
-    """
-    head, grouping = parse_head_config(dict(values["head"])), parse_grouping(dict(values["grouping"]))
-    return config_from_dict(values, head=head, grouping=grouping)
 
 
 def needs_grouping(config: Any) -> bool:
@@ -142,7 +131,6 @@ __all__ = [
     "TrimHead",
     "TwoLevelHead",
     "build_head",
-    "config_from_saved",
     "needs_counts",
     "needs_grouping",
     "parse_head_config",

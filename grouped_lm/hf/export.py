@@ -25,9 +25,10 @@ from grouped_lm.hf.names import body_from_hf, body_to_hf, config_from_hf, config
 from grouped_lm.hf.tokenizer_files import choose_tokenizer, write_tokenizer
 from grouped_lm.models.build import build_lm, count_params
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.optim.adamw import build_optimizer
+from grouped_lm.optim import build_optimizer
 from grouped_lm.runs.checkpoint import write_checkpoint
 from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.runs.train_state import named_state, pack
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import describe_environment
@@ -57,9 +58,9 @@ def export_run(run: Path, target: Path) -> Path:
     if target.exists():  # before a large model is read
         raise RunFolderError(f"{target} exists already: name a new folder with --out")
     folder = RunFolder(run)
-    config = folder.read_config()
-    model, step = folder.load_model(config, torch.device("cpu"))
-    tokenizer = build_tokenizer(folder.own_tokenizer(config.tokenizer))
+    config = load_config(run)
+    model, step = load_model(run, config, torch.device("cpu"))
+    tokenizer = build_tokenizer(own_tokenizer(run, config.tokenizer))
     result = folder.read_result() or {}
     figures = [text.format(result[key]) for key, text in FIGURES if isinstance(result.get(key), float)]
     figures.insert(0, f"Training: {step:,} steps on `{config.data.name}`.")

@@ -23,7 +23,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from grouped_lm.config import Config, TrainConfig, config_to_dict
-from grouped_lm.distributed.process_group import describe_error, error_from
+from grouped_lm.distributed.process_group import describe_error, error_from, rank_and_size
 from grouped_lm.errors import (
     EXIT_INTERRUPTED,
     EXIT_PREEMPTED,
@@ -35,6 +35,7 @@ from grouped_lm.errors import (
 from grouped_lm.runs.folder import COMPLETE, RunFolder, failed
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import resolve_device
+from grouped_lm.train.loop import train
 
 LOGS = "workers"
 """Folder in the run folder with what every process but the first of a machine said."""
@@ -44,6 +45,19 @@ SAVE_S = 120
 """Seconds that processes asked to stop have for a last checkpoint."""
 HANDLED = (signal.SIGTERM, signal.SIGINT)
 """Not SIGHUP: whoever starts a run with nohup has said what that is to do."""
+
+
+def run_training(config: Config, run_dir: Path) -> dict[str, Any]:
+    """Train in this process, or start the processes that `train.devices` and `train.nodes` ask for.
+
+    A process that `launch` or `torchrun` started trains itself.
+
+    Returns:
+        The result of the run, as `train.loop.train` does.
+    """
+    if config.train.processes > 1 and rank_and_size()[1] == 1:
+        return launch(config, run_dir)
+    return train(config, run_dir)
 
 
 def launch(config: Config, run_dir: Path) -> dict[str, Any]:

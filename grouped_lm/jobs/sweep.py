@@ -6,7 +6,6 @@ that is run again, by the same driver or by several at once, does only what is l
 """
 
 import contextlib
-import json
 import math
 import os
 import shutil
@@ -22,11 +21,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from grouped_lm.config import Config, config_to_dict
-from grouped_lm.errors import BusyError, ConfigError, GvcError, RunFolderError
-from grouped_lm.heads import config_from_saved
+from grouped_lm.errors import BusyError, GvcError
 from grouped_lm.jobs.device_slots import Share
 from grouped_lm.runs.folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runs.identity import config_hash
+from grouped_lm.runs.load import load_config, read_job
 from grouped_lm.runs.table import is_held
 from grouped_lm.system.files import write_json
 
@@ -44,7 +43,7 @@ def job_state(config: Config, run_dir: Path) -> str:
         return result.get("state", "new")
     started = folder.config.exists()  # a job may have failed before it wrote its config
     try:
-        found = folder.read_config() if started else read_job(folder.job)
+        found = load_config(run_dir) if started else read_job(folder.job)
         same = config_hash(found) == config_hash(config)
     except GvcError:
         same = False
@@ -175,20 +174,6 @@ def failures(jobs: list[tuple[Config, Path]]) -> list[str]:
 def failure_reason(run_dir: Path) -> str:
     """Return why a job failed, as its folder says."""
     return (RunFolder(run_dir).read_result() or {}).get("reason", "unknown")
-
-
-def read_job(path: Path) -> Config:
-    """Return the config that a driver left for its worker in a file.
-
-    Raises:
-        RunFolderError: there is none.
-    """
-    try:
-        return config_from_saved(json.loads(path.read_text(encoding="utf-8")))
-    except ConfigError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise RunFolderError(f"{path.parent} holds no job") from error
 
 
 def jobs_below(folder: Path) -> list[tuple[Config, Path]]:

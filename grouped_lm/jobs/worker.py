@@ -14,12 +14,12 @@ from typing import Any
 
 from grouped_lm.distributed.process_group import describe_error
 from grouped_lm.errors import EXIT_FAILED, EXIT_INTERRUPTED, BusyError, GvcError
-from grouped_lm.jobs.launch import JOB, OUTCOME
-from grouped_lm.jobs.sweep import BUSY_EXIT, read_job
+from grouped_lm.jobs.launch import JOB, OUTCOME, run_training
+from grouped_lm.jobs.sweep import BUSY_EXIT
 from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.load import read_job
 from grouped_lm.system.files import write_json
 from grouped_lm.system.signals import exit_on_sigterm
-from grouped_lm.train.loop import train
 
 PR_SET_PDEATHSIG = 1
 
@@ -36,7 +36,7 @@ def train_job(job: Path, run_dir: Path) -> tuple[dict[str, Any], GvcError | None
     """Train the job that lies in a file, and return what became of it (a result, an error, a stop) and the error."""
     try:
         with exit_on_sigterm():  # until the training takes the signals over
-            return {"result": train(read_job(job), run_dir)}, None
+            return {"result": run_training(read_job(job), run_dir)}, None
     except KeyboardInterrupt:
         return {"stopped": EXIT_INTERRUPTED}, None
     except SystemExit as stop:

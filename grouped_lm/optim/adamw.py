@@ -1,22 +1,21 @@
-"""AdamW, for all rows of a table or those that a step touches, and its schedule.
+"""AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101)."""
 
-Letters: D width, V vocabulary.
-"""
-
-import math
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from grouped_lm.config import OptimConfig
-from grouped_lm.distributed.process_group import is_sharded, local_tensor
-from grouped_lm.heads.base import Head
+from grouped_lm.config import AdamWConfig
+from grouped_lm.distributed.process_group import is_sharded
+from grouped_lm.optim.sparse_adamw import SparseRowsAdamW, token_tables
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return parameters to decay and not: norms, biases, and what a module lists in `no_weight_decay` are not."""
+    """Return the parameters with and without weight decay.
+
+    Norms, biases and the parameters that a module lists in `no_weight_decay` have none.
+    """
     exempt = {
         id(parameter)
         for module in model.modules()
@@ -30,93 +29,27 @@ def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parame
     return decay, rest
 
 
-class SparseRowsAdamW(torch.optim.AdamW):
-    """AdamW that leaves alone those rows of given tables, and of their averages, whose gradient is all zero.
-
-    This is not dense AdamW: there, a row without a gradient still decays and drifts on by its momentum, and its
-    averages fade. Here it stands still until it is touched again, as in torch's SparseAdam; `step` counts for the whole
-    table. A step moves the bytes of the rows it touches, and reads the (V, D) gradient once to find them.
+def decay_groups(model: nn.Module, weight_decay: float, leave_out: Iterable[nn.Parameter] = ()) -> list[dict[str, Any]]:
+    """Return the parameter groups of AdamW: with and without weight decay, in shards or whole.
 
     Args:
-        groups: as torch's, tables among them.
-        tables: parameters of (V, D) that are updated by rows.
-        options: as torch's.
+        model: the model.
+        weight_decay: of the groups that have any.
+        leave_out: parameters that another optimizer updates.
     """
-
-    def __init__(self, groups: list[dict[str, Any]], tables: list[nn.Parameter], **options: Any) -> None:
-        super().__init__(groups, **options)
-        self._tables = {id(table) for table in tables}
-
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """See torch's; gradients are left as they were."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        held: list[tuple[Tensor, Tensor]] = []
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) in self._tables and parameter.grad is not None:
-                    held.append((parameter, parameter.grad))
-                    self._step_rows(parameter, group)
-                    parameter.grad = None  # the fused step passes it by
-        super().step()
-        for parameter, grad in held:
-            parameter.grad = grad
-        return loss
-
-    @torch.no_grad()
-    def _step_rows(self, table: Tensor, group: dict[str, Any]) -> None:
-        state, (beta1, beta2) = self.state[table], group["betas"]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=table.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
-        state["step"] += 1
-        here = [
-            local_tensor(t) for t in (table.grad, state["exp_avg"], state["exp_avg_sq"], table)
-        ]  # of shards, own rows
-        passed_over = getattr(self, "found_inf", None)  # as torch's fused step has it: 1 for a step to leave out
-        touched = torch.linalg.vector_norm(here[0], math.inf, dim=1) > 0
-        if passed_over is not None:
-            state["step"] -= passed_over
-            touched &= passed_over == 0
-        rows = touched.nonzero().squeeze(1)
-        part, first, second, weight = (t[rows] for t in here)
-        first.lerp_(part, 1 - beta1)
-        second.mul_(beta2).addcmul_(part, part, value=1 - beta2)
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        spread = second.sqrt().div_((1 - beta2 ** state["step"]).sqrt()).add_(group["eps"])
-        weight.sub_(first / spread * (group["lr"] / (1 - beta1 ** state["step"])))
-        for whole, values in zip(here[1:], (first, second, weight), strict=True):
-            whole.index_copy_(0, rows, values)
-
-
-def token_tables(model: nn.Module) -> list[nn.Parameter]:
-    """Return the matrices that have a row per token: the input embedding, and those of untied heads."""
-    sizes = {module.vocab_size for module in model.modules() if isinstance(module, Head)}
-    return [p for p in model.parameters() if p.ndim == 2 and p.shape[0] in sizes]
-
-
-def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.AdamW:
-    """Build torch's fused AdamW over the two kinds of parameters, or `SparseRowsAdamW` where the config asks for it."""
+    others = {id(parameter) for parameter in leave_out}
     groups = []
-    for parameters, weight_decay in zip(split_by_decay(model), (config.weight_decay, 0.0), strict=True):
-        for sharded in (False, True):  # the fused update takes one kind at a time
-            kind = [parameter for parameter in parameters if is_sharded(parameter) == sharded]
-            groups += [{"params": kind, "weight_decay": weight_decay}] if kind else []
+    for parameters, decay in zip(split_by_decay(model), (weight_decay, 0.0), strict=True):
+        for sharded in (False, True):  # torch's fused update takes one kind at a time
+            kind = [p for p in parameters if is_sharded(p) == sharded and id(p) not in others]
+            groups += [{"params": kind, "weight_decay": decay}] if kind else []
+    return groups
+
+
+def build_adamw(config: AdamWConfig, model: nn.Module) -> torch.optim.AdamW:
+    """Build torch's fused AdamW, or `SparseRowsAdamW` where the config asks for it."""
+    groups = decay_groups(model, config.weight_decay)
     options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": True}
     if config.sparse_rows:
         return SparseRowsAdamW(groups, token_tables(model), **options)
     return torch.optim.AdamW(groups, **options)
-
-
-def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
-    """Return the learning rate of update `step` in [0, max_steps): linear rise, then a cosine down to the floor.
-
-    lr * (floor + (1 - floor) * (1 + cos(pi * t)) / 2), t from 0 after warm-up to 1 at the last step.
-    """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, max_steps - 1 - config.warmup_steps)
-    floor = config.min_lr_ratio
-    return config.lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))

@@ -1,13 +1,14 @@
-"""One training step on shapes alone: the operators of the loop in `train`, none of them run.
+"""One training step on tensors without data: the step of `optim.training_step`, of which nothing is computed.
 
-Its bytes agree with the allocator events of a real step on a CPU within 1 % (`tests/test_plan.py`). Not seen: what a
-kernel written in C++ allocates inside, such as the few KiB per thread of CPU attention. On a GPU come on top of live
-tensors: the context, the libraries' workspaces, rounding to 512 bytes, fragmentation and larger chunks of logits
-(`chunked.DEVICE_CHUNK_ROWS`); that its attention kernels save about what the CPU's save is assumed, not measured.
+Its bytes agree with the allocator events of a real step on a CPU within 1 % (`tests/integration/test_plan.py`).
+It does not see what a C++ kernel allocates inside, such as a few KiB per thread of CPU attention. A GPU needs more than
+its live tensors: context, workspaces of libraries, rounding to 512 bytes, fragmentation and larger chunks of logits
+(`chunked.DEVICE_CHUNK_ROWS`). That its attention kernels save about as much as the CPU's is assumed, not measured.
+
+Letters: B windows, T tokens of a window, V vocabulary.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_lm.config import Config, GroupingConfig
-from grouped_lm.distributed.parallel import count_targets
+from grouped_lm.distributed.parallel import ParallelModel
 from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
 from grouped_lm.heads.base import HeadLoss
@@ -26,15 +27,14 @@ from grouped_lm.measure.live_bytes import LiveBytes, Moments
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.gpt_neo import forget_masks
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.optim.adamw import build_optimizer
-from grouped_lm.optim.step_metrics import StepMetricsBuffer
-from grouped_lm.system.precision import autocast
+from grouped_lm.optim import build_optimizer
+from grouped_lm.optim.training_step import TrainingStep
 
 
 def fake_model(config: Config, vocab_size: int | None = None, processes: int = 1) -> LanguageModel:
-    """Build the model of shapes alone, in training mode; which token is in which group changes no size.
+    """Build the model without data, in training mode. The grouping changes no size.
 
-    Of several `processes` it is that of the first, whose tables may be cut: see `train.vocab_parallel`.
+    Of several `processes` it is the model of the first one. With `train.vocab_parallel` its tables are cut.
     """
     model = build_lm(dataclasses.replace(config, grouping=GroupingConfig()), vocab_size=vocab_size).train()
     if config.train.vocab_parallel and processes > 1:
@@ -44,7 +44,7 @@ def fake_model(config: Config, vocab_size: int | None = None, processes: int = 1
 
 @contextmanager
 def faking() -> Iterator[None]:
-    """Make tensors inside have shapes alone, and leave no trace of them behind."""
+    """Make tensors inside have shapes but no data, and leave none of them behind."""
     forget_masks()
     try:
         with FakeTensorMode():
@@ -56,23 +56,32 @@ def faking() -> Iterator[None]:
 def fake_steps(
     config: Config, batches: Sequence[int], vocab_size: int | None = None, processes: int = 1
 ) -> list[Moments]:
-    """Return what lives during an optimizer step of the loop in `train`, for each B, with the state of a step before.
+    """Return the live bytes during one optimizer step for each B. The optimizer has its state already.
 
-    Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations. V is the
-    tokenizer's where none is given. B is that of one process of several. The text is not known: where it has at most
-    half of all tokens, the default head needs less (`heads/table_rows.py`).
+    Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations. The text
+    is not known: if it has at most half of all tokens, the default head needs less (`heads/losses/table_rows.py`).
+
+    Args:
+        config: the run.
+        batches: B of one process, one result each.
+        vocab_size: V. None takes the tokenizer's.
+        processes: number of processes that train together.
     """
     with faking():
         model = fake_model(config, vocab_size, processes)
-        every_row = dataclasses.replace(config.optim, sparse_rows=False)  # which ones a batch touches is not known
-        optimizer = build_optimizer(every_row, model)
+        optimizer = build_optimizer(with_every_row(config.optim), model)
         make_state(model, optimizer)
         shapes = [(batch, config.model.block_size) for batch in batches]
         return [watch_step(config, model, optimizer, partial(_zeros, shape)) for shape in shapes]
 
 
+def with_every_row(optim: Any) -> Any:
+    """Return the optimizer config without sparse rows: which rows a batch touches is not known."""
+    return dataclasses.replace(optim, sparse_rows=False) if getattr(optim, "sparse_rows", False) else optim
+
+
 def fake_passes(config: Config, batches: Sequence[int]) -> list[Moments]:
-    """Return what lives during a forward pass without gradients, as in evaluation, for each B."""
+    """Return the live bytes during a forward pass without gradients, as in evaluation, for each B."""
     with faking(), torch.no_grad():
         model = fake_model(config).eval()
         return [watch_pass(model, partial(_zeros, (batch, config.model.block_size))) for batch in batches]
@@ -83,7 +92,7 @@ def _zeros(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 
 def watch_pass(model: LanguageModel, make_batch: Callable[[], tuple[Tensor, Tensor]]) -> Moments:
-    """Return what lives during a forward pass."""
+    """Return the live bytes during a forward pass."""
     live = LiveBytes(model)
     live.hold([*model.parameters(), *model.buffers()], "weights")
     with live.watching():
@@ -101,7 +110,7 @@ def make_state(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
 
 
 def fake_step(config: Config, processes: int = 1, vocab_size: int | None = None) -> Moments:
-    """Return what lives during a step at the config's own B; see `fake_steps`."""
+    """Return the live bytes during a step with the config's own B (`fake_steps`)."""
     return fake_steps(config, [config.train.micro_batch_size], vocab_size, processes)[0]
 
 
@@ -111,30 +120,26 @@ def watch_step(
     optimizer: torch.optim.Optimizer,
     make_batch: Callable[[], tuple[Tensor, Tensor]],
 ) -> Moments:
-    """Return what lives during a step of the loop in `train`, fake or real.
+    """Return the live bytes during one training step on a CPU, with or without data.
 
     Args:
-        config: dtype, accumulation and clipping.
-        model: its gradients None.
+        config: dtype, gradient accumulation and clipping.
+        model: without gradients.
         optimizer: with its state.
-        make_batch: gives (B, T) ids and targets.
+        make_batch: returns (B, T) ids and targets.
     """
     parameters = list(model.parameters())
+    step = TrainingStep(config, ParallelModel(model, SINGLE_PROCESS, model), optimizer, torch.device("cpu"))
     live = LiveBytes(model)
     live.hold([*parameters, *model.buffers()], "weights")
     live.hold((v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)), "optimizer")
     with live.watching():
         losses: list[HeadLoss] = []
-        for _ in range(min(2, config.train.grad_accum_steps)):
-            input_ids, targets = make_batch()
-            with autocast(torch.device("cpu"), config.train.dtype):
-                losses.append(model(input_ids, targets, reduction="sum").over(count_targets(targets, SINGLE_PROCESS)))
-            (losses[-1].objective() / config.train.grad_accum_steps).backward()
+        for micro_step in range(min(2, config.train.grad_accum_steps)):
+            is_last = micro_step == config.train.grad_accum_steps - 1
+            losses.append(step.forward_backward(*make_batch(), is_last))
             live.hold((p.grad for p in parameters if p.grad is not None), "gradients")
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip or math.inf)
-        StepMetricsBuffer(torch.device("cpu")).add(optimizer, losses, grad_norm, 0, config.optim.lr)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        step.update(losses, step=0, lr=config.optim.lr)
     forget_masks()  # the next batch makes its own, as this one did
     return live.moments()
 

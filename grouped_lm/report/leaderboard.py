@@ -25,6 +25,7 @@ from grouped_lm.errors import DataError, RunFolderError, disk_errors
 from grouped_lm.evaluate.significance import paired_interval
 from grouped_lm.evaluate.validation import validate
 from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.runs.query import Row
 from grouped_lm.runs.table import collect_runs, whole_rows
 from grouped_lm.system.console import peak_memory_gib
@@ -69,7 +70,7 @@ def ladder_rows(folders: list[Path], report: Path | None, data: str | None = Non
 def ladder_row(row: Row, report: Path | None, data: str | None) -> Row:
     """Return the ladder's row of one run."""
     run = Path(row["run"])
-    config = RunFolder(run).read_config()
+    config = load_config(run)
     judged = judge_on(run, config, report, row["trainer/step"]) if report else {}
     return {
         "data": data or row["data"],
@@ -122,10 +123,10 @@ def judge_on(run: Path, config: Config, report: Path, step: int) -> dict[str, fl
         found = json.loads(kept.read_text(encoding="utf-8"))
         return {key: float(found[key]) for key in JUDGED}
     data = replace(config.data, name="text", source="text", train=str(report), valid=str(report))
-    config = replace(config, data=data, tokenizer=RunFolder(run).own_tokenizer(config.tokenizer))
+    config = replace(config, data=data, tokenizer=own_tokenizer(run, config.tokenizer))
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
-    model, _ = RunFolder(run).load_model(config, device)
+    model, _ = load_model(run, config, device)
     split = prepare_split(config.data, config.tokenizer, "valid")
     batch_size = config.train.eval_batch_size or config.train.micro_batch_size
     windows = ValidWindows(split.tokens(), config.model.block_size, batch_size)

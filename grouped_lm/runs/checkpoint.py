@@ -22,8 +22,8 @@ from typing import Any
 from grouped_lm.errors import CheckpointError, DiskError, SchemaError
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 1
-"""Of the folder, its manifest and `state.json`; `tests/faults/golden/` keeps one checkpoint of every version."""
+SCHEMA_VERSION = 2
+"""Version of the folder, its manifest and `state.json`. Other versions are refused."""
 LEAST_KEPT = 2
 """Good checkpoints that always stay: the newest may turn out bad after it was verified."""
 _CHUNK = 1 << 20

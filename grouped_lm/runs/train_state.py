@@ -95,7 +95,6 @@ def unpack_model(files: dict[str, bytes], model: nn.Module) -> dict[str, Any]:
     """
     tensors, state = _read(files)
     expected = named_state(model)
-    _fit_integers(tensors, expected)
     _check_weights(tensors, expected)
     with torch.no_grad():
         for name, target in expected.items():
@@ -132,7 +131,6 @@ def unpack(
     def look() -> dict[str, Any]:
         found, state = _read(files)
         accept(state)
-        _fit_integers(found, expected)
         for name, buffer in model.named_buffers():
             saved = found.get(f"model/{name}")
             if saved is not None and (saved.dtype != buffer.dtype or not torch.equal(saved, buffer.cpu())):
@@ -209,17 +207,6 @@ def _read(files: dict[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{STATE} of the checkpoint is no object")
     return tensors, state
-
-
-def _fit_integers(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Give integers the model's width where they fit into it: older checkpoints have 64 bits where 32 do."""
-    for name, target in expected.items():
-        saved = tensors.get(f"model/{name}")
-        if saved is None or saved.is_floating_point() or target.is_floating_point():
-            continue
-        fitted = saved.to(target.dtype)
-        if torch.equal(fitted.to(saved.dtype), saved):
-            tensors[f"model/{name}"] = fitted
 
 
 def _check_weights(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -98,7 +98,8 @@ class TrainDisplay:
         self._console.print(text, soft_wrap=True)
 
     def close(self, result: dict[str, Any]) -> None:
-        """Print the closing table."""
+        """Remove the progress line and print the closing table."""
+        self._progress.stop()
         self._console.print(figures_table(self._title, result))
 
 

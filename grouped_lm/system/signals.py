@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from grouped_lm.errors import EXIT_PREEMPTED
 
@@ -70,7 +70,7 @@ class StopSignals:
                 raise StopRequested
             yield item
 
-    def leave(self) -> None:
+    def leave(self) -> NoReturn:
         """End the process, and a sweep it is part of: 130 after Ctrl-C, 75 (run again to go on) after SIGTERM."""
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt

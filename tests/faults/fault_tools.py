@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from grouped_lm.config import Config, DataConfig, ModelConfig, OptimConfig, TokenizerConfig, TrackingConfig, TrainConfig
+from grouped_lm.config import AdamWConfig, Config, DataConfig, ModelConfig, TokenizerConfig, TrackingConfig, TrainConfig
 from grouped_lm.errors import GvcError
 from grouped_lm.heads import HEAD_CONFIGS
 
@@ -88,7 +88,7 @@ def small_config(texts: dict[str, str], cache_dir: Path, head: str = "grouped", 
         head=HEAD_CONFIGS[head](),
         tokenizer=TokenizerConfig(name="bytes"),
         data=DataConfig(source="text", name="text", cache_dir=str(cache_dir), **texts),
-        optim=OptimConfig(warmup_steps=3),
+        optim=AdamWConfig(warmup_steps=3),
         train=TrainConfig(**(values | train)),
         tracking=TrackingConfig(mode="disabled"),
     )
@@ -98,7 +98,7 @@ def small_config(texts: dict[str, str], cache_dir: Path, head: str = "grouped", 
 def nothing_measured() -> Iterator[None]:
     """Leave out what a clock or an allocator says, so that a training takes as long as its steps."""
     from grouped_lm.measure import memory
-    from grouped_lm.train import loop as train
+    from grouped_lm.train import meters as train
 
     class NoPeak:
         def __init__(self, baseline: int) -> None: ...

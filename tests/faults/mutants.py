@@ -35,8 +35,8 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
     ),
     "two good ones kept": ("runs.checkpoint", "good += 1\n", "good += 2\n", "test_save.py -k last_two"),
     "check before the update": (
-        "train.loop",
-        "if figures.finite:",
+        "train.session",
+        "if metrics.finite:",
         "if True:",
         "test_stop.py -k nan",
     ),

@@ -18,7 +18,7 @@ from safetensors.torch import save
 
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.heads import GroupedConfig
-from grouped_lm.runs.checkpoint import MANIFEST, list_checkpoints, write_checkpoint
+from grouped_lm.runs.checkpoint import MANIFEST, SCHEMA_VERSION, list_checkpoints, write_checkpoint
 from grouped_lm.runs.identity import FREE_FIELDS, IDENTITY_FIELDS
 
 INTS = ("train.max_steps", "train.micro_batch_size", "model.n_layer", "train.grad_accum_steps", "model.block_size")
@@ -172,7 +172,7 @@ def forge(folder: Path, files: dict[str, bytes], step: int | None = None) -> Non
     for old in folder.iterdir():
         old.unlink()
     entries = {n: {"bytes": len(d), "sha256": hashlib.sha256(d).hexdigest()} for n, d in files.items()}
-    manifest = {"schema_version": 1, "step": step or int(folder.name[5:]), "files": entries}
+    manifest = {"schema_version": SCHEMA_VERSION, "step": step or int(folder.name[5:]), "files": entries}
     manifest["sha256"] = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     for name, data in files.items():
         (folder / name).write_bytes(data) if "/" not in name else None

@@ -167,7 +167,7 @@ def small_files(limit: int):
 @contextlib.contextmanager
 def full_from(step: int, limit: int):
     """A disk that is full from the save of `step` on."""
-    from grouped_lm.train import loop as module
+    from grouped_lm.train import checkpoints as module
 
     original = module.write_checkpoint
 

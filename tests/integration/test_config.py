@@ -7,7 +7,7 @@ import pytest
 from grouped_lm.cli.compose.run import HydraFlags, compose_jobs, config_groups
 
 from grouped_lm.bench.variants import load_variants
-from grouped_lm.config import Config, OptimConfig, TrainConfig, config_to_dict
+from grouped_lm.config import AdamWConfig, Config, TrainConfig, config_to_dict
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import (
     DEFAULT_HEAD,
@@ -15,10 +15,10 @@ from grouped_lm.heads import (
     DenseConfig,
     GroupedConfig,
     ShortlistConfig,
-    config_from_saved,
     parse_head_config,
 )
 from grouped_lm.runs.identity import FREE_FIELDS, config_hash, config_identity
+from grouped_lm.runs.load import parse_config
 
 TEXT = ["data.train=a.txt", "data.valid=b.txt"]
 GROUPS = config_groups()
@@ -88,9 +88,9 @@ def test_what_an_experiment_sets_holds_and_the_command_line_wins():
 def test_a_saved_config_comes_back_equal():
     config = compose_one("head=dense", "head.chunk_rows=256", "tracking.tags=[a,b]")
     saved = config_to_dict(config)
-    assert config_from_saved(saved) == config
+    assert parse_config(saved) == config
     with pytest.raises(ConfigError, match="unknown key surprise"):
-        config_from_saved(saved | {"surprise": 1})
+        parse_config(saved | {"surprise": 1})
 
 
 def test_the_hash_ignores_what_changes_nothing_and_sees_what_does():
@@ -101,7 +101,7 @@ def test_the_hash_ignores_what_changes_nothing_and_sees_what_does():
         Config(head=DenseConfig()),
         Config(head=GroupedConfig(group_size=7)),
         Config(head=GroupedConfig(), seed=1),
-        Config(head=GroupedConfig(), optim=OptimConfig(lr=2e-3)),
+        Config(head=GroupedConfig(), optim=AdamWConfig(lr=2e-3)),
         Config(head=GroupedConfig(), train=TrainConfig(max_steps=301)),
     ):
         assert config_hash(base) != config_hash(other)

@@ -20,7 +20,7 @@ from grouped_lm.heads import (
     GroupedConfig,
 )
 from grouped_lm.hf.export import export_run, import_checkpoint
-from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.load import load_config, load_model
 
 transformers = pytest.importorskip("transformers")
 HEADS = [
@@ -52,8 +52,8 @@ CASES = [(head, "gpt2", 3) for head in HEADS] + [(DenseConfig(), "gpt_neo", 3), 
 def test_the_same_logits_and_tokens(tmp_path, head, body, n_layer):
     run = make_run(tmp_path / "run", head, body, n_layer=n_layer)
     theirs, tokenizer = load(export_run(run, tmp_path / "hf"))
-    config = RunFolder(run).read_config()
-    ours, _ = RunFolder(run).load_model(config, torch.device("cpu"))
+    config = load_config(run)
+    ours, _ = load_model(run, config, torch.device("cpu"))
     ids = torch.randint(0, 257, (2, 32))
     logits = theirs(ids).logits.log_softmax(-1)
     torch.testing.assert_close(logits, ours.head.log_prob(ours.hidden(ids)), atol=1e-4, rtol=0)
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_transformers_becomes_a_run(tmp_path, kind, tied):
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval()
     theirs.save_pretrained(tmp_path / "hf")
     run = import_checkpoint(tmp_path / "hf", tmp_path / "run", "bytes")
-    ours, _ = RunFolder(run).load_model(RunFolder(run).read_config(), torch.device("cpu"))
+    ours, _ = load_model(run, load_config(run), torch.device("cpu"))
     ids = torch.randint(0, 257, (2, 32))
     expected = theirs(ids).logits.log_softmax(-1)
     torch.testing.assert_close(ours.head.log_prob(ours.hidden(ids)), expected, atol=1e-5, rtol=0)

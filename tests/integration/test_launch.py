@@ -61,7 +61,7 @@ def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_curve(gvc,
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.splitlines() == [str(Path("two").absolute())]
-    assert "a process was lost; restart 1, going on from step" in err
+    assert "a process was lost; restart 1, continuing from step" in err
     assert "Traceback" not in err.split("restart 1")[1]
     assert_same_curve(Path("two"), Path("one"))
     result = json.loads(Path("two/result.json").read_text())
@@ -158,7 +158,7 @@ def test_a_process_lost_on_one_of_two_machines_is_restarted(rank, gvc, tiny, slu
     os.kill(lost, signal.SIGKILL)
     said = [process.communicate(timeout=100) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert "a process was lost; restart 1, going on from step" in said[0][1] + said[1][1]
+    assert "a process was lost; restart 1, continuing from step" in said[0][1] + said[1][1]
     assert gvc("train", *tiny, *LONG, "hydra.run.dir=one").code == 0
     assert_same_curve(Path("run"), Path("one"))
 

@@ -50,7 +50,9 @@ def planned(config, processes: int, strategy: str) -> DevicesPlan:
 def test_memory_and_bytes_are_those_of_one_two_and_four_processes(
     head, tokenizer, worlds, config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("grouped_lm.train.loop.measure_gemm_flops_per_sec", lambda device, dtype: 1e9)  # takes its time
+    monkeypatch.setattr(
+        "grouped_lm.train.meters.measure_gemm_flops_per_sec", lambda device, dtype: 1e9
+    )  # takes its time
     made = with_head(
         config(
             head, max_steps=5, micro_batch_size=4, grad_accum_steps=1, eval_batch_size=8, checkpoint_every_steps=100

@@ -13,16 +13,17 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import grouped_lm.optim.step_metrics
-from grouped_lm.config import OptimConfig
+from grouped_lm.config import AdamWConfig
 from grouped_lm.data.prefetch import Prefetcher
 from grouped_lm.errors import DivergedError
 from grouped_lm.heads import base, shortlist
 from grouped_lm.heads.base import HeadLoss
 from grouped_lm.measure.memory import StepMemory
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.optim.adamw import SparseRowsAdamW, build_optimizer
+from grouped_lm.optim import build_optimizer
+from grouped_lm.optim.sparse_adamw import SparseRowsAdamW
 from grouped_lm.optim.step_metrics import StepMetricsBuffer
-from grouped_lm.train import loop
+from grouped_lm.train import progress
 from grouped_lm.train.loop import train
 
 CPU = torch.device("cpu")
@@ -109,7 +110,7 @@ def test_going_back_counts_time_once_and_no_speed_below_zero(make_config, workdi
         return load(self, index)
 
     monkeypatch.setattr(Prefetcher, "batch", batch)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
     with poisoned(10):
         result = train(config, workdir / "run")
     assert result["time/total_s"] == now[0] == 15.0
@@ -203,7 +204,7 @@ def test_an_update_that_is_not_finite_is_passed_over(sparse):
     optimizer = (
         SparseRowsAdamW([{"params": model.parameters()}], [model.weight], **options)
         if sparse
-        else build_optimizer(OptimConfig(), model)
+        else build_optimizer(AdamWConfig(), model)
     )
     unread, before = StepMetricsBuffer(CPU), model.weight.detach().clone()
 

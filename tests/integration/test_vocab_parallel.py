@@ -134,7 +134,9 @@ def test_two_processes_train_as_one_does_and_their_checkpoints_are_anyones(case,
 
 @pytest.mark.parametrize("case", CUT)
 def test_memory_and_bytes_are_as_planned_and_the_table_takes_half(case, config, tmp_path, monkeypatch):
-    monkeypatch.setattr("grouped_lm.train.loop.measure_gemm_flops_per_sec", lambda device, dtype: 1e9)  # takes its time
+    monkeypatch.setattr(
+        "grouped_lm.train.meters.measure_gemm_flops_per_sec", lambda device, dtype: 1e9
+    )  # takes its time
     made = cut_config(config, case, max_steps=5, micro_batch_size=4, grad_accum_steps=2, checkpoint_every_steps=100)
     body = ModelConfig(n_layer=2, n_head=2, n_embd=32, block_size=32)
     made = dataclasses.replace(made, model=body, tokenizer=TokenizerConfig(name="gpt2"))

@@ -5,12 +5,12 @@ import torch
 from head_cases import batch_of, head_of, plain_shortlist
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from grouped_lm.config import Config, ModelConfig, OptimConfig, TokenizerConfig
+from grouped_lm.config import AdamWConfig, Config, ModelConfig, TokenizerConfig
 from grouped_lm.evaluate.scoring import score_hidden
 from grouped_lm.heads import HEAD_CONFIGS
 from grouped_lm.heads.decoding.truncation import Truncation
 from grouped_lm.models.build import build_lm
-from grouped_lm.optim.adamw import build_optimizer
+from grouped_lm.optim import build_optimizer
 from grouped_lm.plan.fake_step import faking, make_state, watch_step
 
 N, V, S, D = 128, 8_001, 90, 8
@@ -71,7 +71,7 @@ def test_the_recorder_sees_the_full_softmax():
 
 def step_of(head):
     model = ModelConfig(n_layer=1, n_head=2, n_embd=D, block_size=16)
-    config = Config(model=model, head=head, tokenizer=TokenizerConfig(name="bytes"), optim=OptimConfig())
+    config = Config(model=model, head=head, tokenizer=TokenizerConfig(name="bytes"), optim=AdamWConfig())
     lm = build_lm(config).train()
     optimizer = build_optimizer(config.optim, lm)
     make_state(lm, optimizer)

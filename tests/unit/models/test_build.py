@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from grouped_lm.config import Config, GroupingConfig, ModelConfig, OptimConfig, TokenizerConfig
+from grouped_lm.config import AdamWConfig, Config, GroupingConfig, ModelConfig, TokenizerConfig
 from grouped_lm.heads import HEAD_CONFIGS, HEADS
 from grouped_lm.models.build import build_lm
-from grouped_lm.optim.adamw import build_optimizer
+from grouped_lm.optim import build_optimizer
 from grouped_lm.runs.train_state import head_buffers, pack, unpack, unpack_model
 
 BY_COUNT = {name for name, (_, head) in HEADS.items() if head.needs_counts}
@@ -43,7 +43,7 @@ def test_a_checkpoint_brings_what_the_counts_decided(head):
     config, ids = config_of(head, "frequency"), torch.arange(16).view(2, 8) * 16
     counts = np.random.default_rng(0).integers(0, 100, 257)
     trained = build_lm(config, lambda: counts)
-    optimizer = build_optimizer(OptimConfig(), trained)
+    optimizer = build_optimizer(AdamWConfig(), trained)
     for _ in range(3):
         trained(ids, ids + 1).nll.backward()
         optimizer.step()
@@ -53,7 +53,7 @@ def test_a_checkpoint_brings_what_the_counts_decided(head):
     for_use = build_lm(config, lambda: np.zeros(257, dtype=np.int64), saved=head_buffers(files))
     unpack_model(files, for_use)
     going_on = build_lm(config, lambda: counts)
-    unpack(files, going_on, build_optimizer(OptimConfig(), going_on))
+    unpack(files, going_on, build_optimizer(AdamWConfig(), going_on))
     expected = trained.eval()(ids, ids + 1, reduction="none").nll
     for model in (for_use.eval(), going_on.eval()):
         assert torch.equal(model(ids, ids + 1, reduction="none").nll, expected)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from grouped_lm.config import Config, ModelConfig, OptimConfig, TokenizerConfig
+from grouped_lm.config import AdamWConfig, Config, ModelConfig, TokenizerConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import DenseConfig, GroupedConfig
 from grouped_lm.measure.devices import DEVICES
@@ -47,6 +47,6 @@ def test_a_tied_head_is_refused_and_the_planner_unties():
     config = Config(model=SMALL, head=DenseConfig(), tokenizer=TokenizerConfig(name="bytes"))
     with pytest.raises(ConfigError, match=r"head\.tied=false"):
         build_lm(config)
-    config = dataclasses.replace(config, head=DenseConfig(tied=False), optim=OptimConfig(sparse_rows=True))
+    config = dataclasses.replace(config, head=DenseConfig(tied=False), optim=AdamWConfig(sparse_rows=True))
     plans, _ = plan_heads(config, 2**30, DEVICES["t4"])
     assert {"dense", "grouped", "film", "low_rank", "sampled"} <= {plan.head for plan in plans}

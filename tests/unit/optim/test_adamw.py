@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from grouped_lm.config import OptimConfig
+from grouped_lm.config import AdamWConfig
 from grouped_lm.heads import ClassFullConfig, DenseConfig, FilmConfig, GroupedConfig, build_head
-from grouped_lm.optim.adamw import SparseRowsAdamW, build_optimizer, learning_rate, split_by_decay, token_tables
+from grouped_lm.optim import build_optimizer, learning_rate
+from grouped_lm.optim.adamw import split_by_decay
+from grouped_lm.optim.sparse_adamw import SparseRowsAdamW, token_tables
 
 
 def test_learning_rate_rises_then_falls_to_the_floor():
-    config = OptimConfig(lr=2.0, warmup_steps=10, min_lr_ratio=0.1)
+    config = AdamWConfig(lr=2.0, warmup_steps=10, min_lr_ratio=0.1)
     rates = [learning_rate(config, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == pytest.approx(2.0)
@@ -19,9 +21,9 @@ def test_learning_rate_rises_then_falls_to_the_floor():
 
 
 def test_learning_rate_of_runs_shorter_than_their_warm_up():
-    config = OptimConfig(lr=1.0, warmup_steps=50)
+    config = AdamWConfig(lr=1.0, warmup_steps=50)
     assert [learning_rate(config, step, 2) for step in range(2)] == pytest.approx([0.02, 0.04])
-    assert learning_rate(OptimConfig(lr=1.0, warmup_steps=0), 0, 1) == pytest.approx(1.0)
+    assert learning_rate(AdamWConfig(lr=1.0, warmup_steps=0), 0, 1) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_norms_and_biases_are_not_decayed_and_tied_weights_stand_once():
     embedding = torch.nn.Embedding(50, 8)
     model = torch.nn.ModuleDict({"wte": embedding, "norm": torch.nn.LayerNorm(8)})
     model["head"] = build_head(DenseConfig(), 8, 50, wte=embedding.weight)
-    optimizer = build_optimizer(OptimConfig(weight_decay=0.3), model)
+    optimizer = build_optimizer(AdamWConfig(weight_decay=0.3), model)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 2]
 
@@ -48,7 +50,7 @@ def table_model(sparse: bool, vocab_size: int = 30) -> tuple[torch.nn.Module, to
     embedding = torch.nn.Embedding(vocab_size, 8)
     model = torch.nn.ModuleDict({"wte": embedding, "norm": torch.nn.LayerNorm(8)})
     model["head"] = build_head(DenseConfig(), 8, vocab_size, wte=embedding.weight)
-    return model, build_optimizer(OptimConfig(weight_decay=0.3, lr=0.01, sparse_rows=sparse), model)
+    return model, build_optimizer(AdamWConfig(weight_decay=0.3, lr=0.01, sparse_rows=sparse), model)
 
 
 def test_sparse_rows_equal_adamw_where_all_rows_are_touched():

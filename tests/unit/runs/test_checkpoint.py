@@ -95,6 +95,6 @@ def test_another_schema_version_is_refused(tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "verify", lambda folder: None)
         write_checkpoint(tmp_path, 1, FILES, keep=2)
-    monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", 1)
+    monkeypatch.undo()
     with pytest.raises(SchemaError, match="schema version 99"):
         read_verified(write_checkpoint_folder)

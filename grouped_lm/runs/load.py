@@ -1,0 +1,92 @@
+"""Load a run from its folder: its config, its tokenizer and its model."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from grouped_lm.config import Config, TokenizerConfig, config_from_dict
+from grouped_lm.data.tokenizers.base import vocab_size_of
+from grouped_lm.errors import CheckpointError, ConfigError, RunFolderError
+from grouped_lm.grouping import parse_grouping
+from grouped_lm.heads import parse_head_config
+from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import LanguageModel
+from grouped_lm.optim import parse_optim_config
+from grouped_lm.runs.checkpoint import load_latest
+from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.train_state import head_buffers, unpack_model
+from grouped_lm.system.files import read_json_dict
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """Return the config that `config_to_dict` turned into a dict.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type or out of range.
+    """
+    head, grouping, optim = (values.get(key) for key in ("head", "grouping", "optim"))
+    return config_from_dict(
+        values,
+        head=parse_head_config(head or {}),
+        grouping=parse_grouping(grouping or {}),
+        optim=parse_optim_config(optim or {}),
+    )
+
+
+def load_config(path: Path) -> Config:
+    """Return the config of the run in the folder `path`.
+
+    Raises:
+        RunFolderError: this is no run folder, or this gvc cannot read its config.
+    """
+    folder = RunFolder(path)
+    values = folder.read_config()
+    try:
+        return parse_config(values)
+    except ConfigError as error:
+        raise RunFolderError(f"{folder.config} is damaged, or of another gvc: {error}") from error
+
+
+def read_job(path: Path) -> Config:
+    """Return the config that a sweep wrote into the file `path`.
+
+    Raises:
+        RunFolderError: there is none.
+    """
+    values = read_json_dict(path)
+    if values is None:
+        raise RunFolderError(f"{path.parent} holds no job")
+    return parse_config(values)
+
+
+def load_model(path: Path, config: Config, device: torch.device) -> tuple[LanguageModel, int]:
+    """Return the model of the newest checkpoint of the run in `path`, in evaluation mode, and its step.
+
+    Raises:
+        CheckpointError: there is none, none can be trusted, or it is not the model that `config` describes.
+    """
+    found = load_latest(RunFolder(path).checkpoints, quarantine=False)
+    if found is None:
+        raise CheckpointError(f"{path} has no checkpoint yet: train it first")
+    step, files = found
+    vocab_size = vocab_size_of(config.tokenizer)
+    table = vocab_size * config.model.n_embd if config.model.embedding == "table" else 0
+    min_weights = 12 * config.model.n_layer * config.model.n_embd**2 + table
+    if 4 * min_weights > sum(map(len, files.values())):  # a stranger's config must not make us allocate at will
+        raise CheckpointError(f"{path}: its config describes a larger model than its checkpoint holds")
+    buffers = head_buffers(files)  # with these the training text is not needed
+    model = build_lm(config, lambda: np.zeros(vocab_size, dtype=np.int64), saved=buffers)
+    unpack_model(files, model)
+    return model.to(device).eval(), step
+
+
+def own_tokenizer(path: Path, config: TokenizerConfig) -> TokenizerConfig:
+    """Return the config with the tokenizer that was trained for the run in `path`, if there is one.
+
+    Other text then changes no token ids.
+    """
+    file = RunFolder(path).tokenizer
+    return replace(config, file=str(file)) if config.name == "bpe" and file.exists() else config

@@ -1,0 +1,200 @@
+"""Save and resume a training run: checkpoints in the run folder, and a mirror of them."""
+
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from grouped_lm.config import Config, config_to_dict
+from grouped_lm.data import Corpus
+from grouped_lm.distributed.process_group import ProcessGroup
+from grouped_lm.errors import CheckpointError, DiskError, DivergedError, DriftError
+from grouped_lm.runs.checkpoint import list_checkpoints, load_latest, write_checkpoint
+from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.identity import changed_fields, config_hash, config_identity
+from grouped_lm.runs.tracking import MetricsLog
+from grouped_lm.runs.train_state import finite_weights, pack, unpack
+from grouped_lm.train.progress import History, Progress
+
+METRICS_COPY = "metrics.jsonl"
+"""The metrics so far, beside a mirrored checkpoint: a mirror is needed where the run folder is lost."""
+SAME_BITS = ("commit", "python", "libraries", "cpu", "threads", "device", "gpu", "processes")
+"""Parts of the environment that decide the last bits of a result."""
+
+
+def describe_origin(config: Config, corpus: Corpus, environment: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the part of `state.json` that tells which run a checkpoint belongs to."""
+    return {
+        "identity": {
+            "config": config_hash(config),
+            "train_tokens": corpus.train.manifest["sha256"],
+            "valid_tokens": corpus.valid.manifest["sha256"],
+        },
+        "config": config_identity(config_to_dict(config)),
+        "environment": {key: environment[key] for key in SAME_BITS if key in environment},
+    }
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: of the run.
+        config: of the run.
+        model: on its device.
+        optimizer: of the model's parameters.
+        log: the metrics, which are cut back to the length that a checkpoint knows.
+        origin: `describe_origin`.
+        process_group: the processes that train. The first one reads and writes.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: Config,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        log: MetricsLog,
+        origin: dict[str, dict[str, Any]],
+        process_group: ProcessGroup,
+    ) -> None:
+        self.folder, self.config, self.model, self.optimizer = folder, config, model, optimizer
+        self.log, self.origin, self.process_group = log, origin, process_group
+        self.mirror = folder.mirror(config, origin["identity"])
+        self.commits: list[str | None] = [origin["environment"].get("commit")]
+        """Commits of the code that made the steps so far, the last one now. None where git knows none."""
+        self.saved_step: int | None = None
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> tuple[Progress, History]:
+        """Load the last checkpoint of the run folder or of the mirror, if there is one, and return its counters.
+
+        Raises:
+            DriftError: the checkpoint belongs to another config or other tokens.
+            CheckpointError: there are checkpoints, and none can be trusted.
+        """
+        files: dict[str, bytes] = {}
+        step = self.process_group.on_first(self._find, files)
+        if step is None:
+            self.process_group.seed_generator(self.config.seed, 0)
+            return Progress(), History()
+        path, commit = self.folder.path, self.commits[-1]
+        try:
+            state = unpack(files, self.model, self.optimizer, self._refuse_drift, self.process_group, self.config.seed)
+            counters = dict(state["progress"])
+            history = History(**{f.name: counters.pop(f.name) for f in fields(History) if f.name != "started"})
+            progress = Progress(**counters)
+            self.process_group.on_first(self.log.cut, state["metrics_bytes"])
+            self.commits = [*(earlier for earlier in state["commits"] if earlier != commit), commit]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"the checkpoint of step {step} in {path} lacks or adds {error}") from error
+        self.saved_step = progress.step or None
+        return progress, history
+
+    def roll_back(self) -> Progress:
+        """Return to the last checkpoint after a step that was not finite.
+
+        Raises:
+            DivergedError: there is no checkpoint yet.
+        """
+        if not self.process_group.on_first(lambda: len(list_checkpoints(self.folder.checkpoints))):
+            raise DivergedError(
+                "diverged before the first checkpoint: there is nothing to go back to; a lower optim.lr?"
+            )
+        self.optimizer.state.clear()
+        return self.resume()[0]
+
+    def is_overdue(self) -> bool:
+        """Return whether the last save is `train.checkpoint_every_minutes` ago."""
+        return time.monotonic() - self.saved_at > 60 * self.config.train.checkpoint_every_minutes
+
+    def save(self, progress: Progress, history: History) -> None:
+        """Write a checkpoint of this step, and a copy to the mirror. A step that is saved already is left out.
+
+        Raises:
+            DivergedError: a weight is not finite.
+            DiskError: the disk is full or cannot be written.
+        """
+        step, keep = progress.step, self.config.train.keep_checkpoints
+        if self.saved_step == step:
+            return
+        started = time.monotonic()
+        if self.process_group.any(not finite_weights(self.model))[0]:
+            raise DivergedError(f"diverged at step {step}: weights are not finite numbers; nothing was saved")
+        counters = {"progress": vars(progress) | history.saved(), "metrics_bytes": self.log.size()}
+        files = pack(self.model, self.optimizer, self.origin | counters | {"commits": self.commits}, self.process_group)
+
+        def write() -> None:
+            write_checkpoint(self.folder.checkpoints, step, files, keep)
+            write_mirror(self.mirror, step, files, self.log, keep)
+
+        self.process_group.on_first(write)
+        self.saved_at, self.saved_step = time.monotonic(), step
+        history.checkpoint_seconds += self.saved_at - started
+
+    def _find(self, files: dict[str, bytes]) -> int | None:
+        """Put the files of the newest good checkpoint into `files`, and return its step, None without one."""
+        found = find_checkpoint(self.folder, self.mirror)
+        if found is None:
+            self.log.cut(0)
+            return None
+        files.update(found[1])
+        if METRICS_COPY in files:
+            self.log.restore(files.pop(METRICS_COPY))
+        return found[0]
+
+    def _refuse_drift(self, state: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another run, and warn of another machine or other code.
+
+        Raises:
+            DriftError: the checkpoint has another config or other tokens.
+        """
+        path, saved, own = self.folder.path, state["identity"], self.origin["identity"]
+        changed = [key for key in own if saved[key] != own[key]]
+        if changed:
+            names = changed_fields(state["config"], self.origin["config"])
+            raise DriftError(
+                f"the checkpoint in {path} was made with another {', '.join(changed)}{f' ({names})' if names else ''}: "
+                "restore what it was made with, or give another hydra.run.dir"
+            )
+        machine = changed_fields(state["environment"], self.origin["environment"])
+        if machine:
+            print(
+                f"gvc: warning: {path} continues on another machine or with other code; the bits may differ "
+                f"({machine})",
+                file=sys.stderr,
+            )
+
+
+def find_checkpoint(folder: RunFolder, mirror: Path | None) -> tuple[int, dict[str, bytes]] | None:
+    """Return the step and the files of the newest good checkpoint in the run folder, else in the mirror.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be trusted.
+    """
+    damaged: CheckpointError | None = None
+    try:
+        found = load_latest(folder.checkpoints)
+    except CheckpointError as error:
+        found, damaged = None, error
+    if found is None and mirror is not None:
+        found = load_latest(mirror, quarantine=False)  # another process may be writing there
+        if found is not None:
+            print(f"gvc: warning: no checkpoint in {folder.path}, continuing from {mirror}", file=sys.stderr)
+    if found is None and damaged is not None:
+        raise damaged
+    return found
+
+
+def write_mirror(mirror: Path | None, step: int, files: dict[str, bytes], log: MetricsLog, keep: int) -> None:
+    """Write a copy of a checkpoint, with the metrics so far. A failure is printed and does not end the run."""
+    if mirror is None:
+        return
+    try:
+        write_checkpoint(mirror, step, files | {METRICS_COPY: log.read()}, keep)
+    except DiskError as error:
+        print(f"gvc: warning: no copy: {error}", file=sys.stderr)

@@ -1,0 +1,291 @@
+"""One training run: everything that the loop in `train.loop` works on, and what it does with it."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+
+from grouped_lm.config import Config
+from grouped_lm.data import Corpus
+from grouped_lm.data.loader import TrainBatches, ValidWindows
+from grouped_lm.data.prefetch import Prefetcher
+from grouped_lm.distributed.parallel import parallelize
+from grouped_lm.distributed.process_group import ProcessGroup
+from grouped_lm.errors import DivergedError
+from grouped_lm.evaluate.validation import validate
+from grouped_lm.heads.base import HeadLoss
+from grouped_lm.models.build import count_params
+from grouped_lm.models.lm import LanguageModel
+from grouped_lm.optim import build_optimizer, set_learning_rate
+from grouped_lm.optim.step_metrics import StepMetrics
+from grouped_lm.optim.training_step import TrainingStep
+from grouped_lm.runs.folder import COMPLETE, INTERRUPTED, RunFolder, failed
+from grouped_lm.runs.tracking import MetricsLog, Tracker
+from grouped_lm.system.console import TrainDisplay
+from grouped_lm.system.files import write_json
+from grouped_lm.system.runtime import describe_environment
+from grouped_lm.system.signals import StopRequested, StopSignals
+from grouped_lm.system.watchdog import Watchdog
+from grouped_lm.train.checkpoints import Checkpoints, describe_origin
+from grouped_lm.train.meters import Meters
+from grouped_lm.train.setup import write_tokens
+
+
+@dataclass(frozen=True)
+class Due:
+    """The work after a step. All processes agree on it."""
+
+    log: bool
+    validate: bool
+    save: bool
+    stop: bool
+
+
+class TrainingRun:
+    """A run between its first and its last step. Enter it as a context to show progress and to catch signals.
+
+    Args:
+        config: the run.
+        folder: locked.
+        process_group: the processes that train this run.
+        corpus: training and validation text.
+        model: new, on the CPU. It gets the weights of the last checkpoint.
+        device: of this process.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: RunFolder,
+        process_group: ProcessGroup,
+        corpus: Corpus,
+        model: LanguageModel,
+        device: torch.device,
+    ) -> None:
+        self.config, self.folder, self.process_group = config, folder, process_group
+        self._open_text(corpus, device)
+        parallel = parallelize(model, config.train, process_group, device)
+        optimizer = build_optimizer(config.optim, model)
+        self.model = model
+        self.training_step = TrainingStep(config, parallel, optimizer, device)
+
+        self.environment = process_group.on_first(describe_environment, device)
+        if process_group.size > 1:
+            self.environment["processes"] = process_group.size
+        log = MetricsLog(folder.metrics)
+        self.origin = describe_origin(config, corpus, self.environment)
+        self.checkpoints = Checkpoints(folder, config, model, optimizer, log, self.origin, process_group)
+        self.progress, self.history = self.checkpoints.resume()
+        commits = {"commits": self.checkpoints.commits}
+        process_group.on_first(folder.write_start, config, self.environment | commits)
+        process_group.on_first(write_tokens, folder, config, model.head)
+
+        self.tracker = Tracker(config, folder.path, log, quiet=not process_group.is_first)
+        self.meters = Meters(config, parallel, optimizer, device, self.progress.step)
+        self.history.start()
+        self._open_display()
+
+    def _open_text(self, corpus: Corpus, device: torch.device) -> None:
+        train, block_size, group = self.config.train, self.config.model.block_size, self.process_group
+        tokens = corpus.train.tokens()
+        batches = TrainBatches(tokens, block_size, train.micro_batch_size, self.config.seed, group.rank, group.size)
+        self.prefetcher = Prefetcher(batches.batch, device)
+        self.windows = ValidWindows(corpus.valid.tokens(), block_size, train.eval_batch_size or train.share(group.size))
+        self.valid_bytes = corpus.valid.text_bytes
+
+    def _open_display(self) -> None:
+        config, group = self.config, self.process_group
+        title = f"{config.model.name} {config.head.name}"
+        self.signals = StopSignals()
+        self.watchdog = Watchdog(self.folder.path, config.train.hang_minutes, self._record_hang, group.rank)
+        self.display = TrainDisplay(title, config.train.max_steps, self.progress.step, quiet=not group.is_first)
+        self._contexts = ExitStack()
+
+    def _record_hang(self, reason: str) -> None:
+        if self.process_group.is_first:
+            write_json(self.folder.result, failed(reason))
+
+    def __enter__(self) -> "TrainingRun":
+        for context in (self.signals, self.watchdog, self.display):
+            self._contexts.enter_context(context)
+        step, max_steps, warmup = self.progress.step, self.config.train.max_steps, self.config.optim.warmup_steps
+        if self.process_group.restarts:
+            restarts = self.process_group.restarts
+            self.display.say(f"a process was lost; restart {restarts}, continuing from step {step}")
+        if warmup >= max_steps:
+            self.display.say(
+                f"gvc: warning: optim.warmup_steps={warmup}, train.max_steps={max_steps}: "
+                "the learning rate rises to the end"
+            )
+        self.model.train()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._contexts.__exit__(*exception)
+
+    @property
+    def has_steps_left(self) -> bool:
+        """Whether the run has not reached `train.max_steps`."""
+        return self.progress.step < self.config.train.max_steps
+
+    def set_lr(self, lr: float) -> None:
+        """Set the learning rate of the next step."""
+        self.lr = lr
+        set_learning_rate(self.training_step.optimizer, lr)
+
+    def forward_backward(self, micro_step: int) -> HeadLoss:
+        """Add the gradient of one micro-batch, fetch the next one, and return the loss."""
+        accum = self.config.train.grad_accum_steps
+        index = (self.progress.step + self.history.skipped_steps) * accum + micro_step
+        input_ids, targets = self.prefetcher.batch(index)
+        loss = self.training_step.forward_backward(input_ids, targets, is_last=micro_step == accum - 1)
+        self.prefetcher.prefetch(index + 1)
+        return loss
+
+    def update(self, losses: list[HeadLoss]) -> None:
+        """Clip the gradient and update the weights."""
+        self.training_step.update(losses, self.progress.step, self.lr)
+
+    def count_step(self) -> Due:
+        """Count the step, and return the work that is due after it."""
+        self.progress.step += 1
+        self.watchdog.beat()
+        self.display.step(self.progress.step)
+        train, step = self.config.train, self.progress.step
+        is_last = not self.has_steps_left
+        stop, overdue = self.process_group.any(self.signals.received is not None, self.checkpoints.is_overdue())
+        save_every = train.checkpoint_every_steps or max(1, train.max_steps // 10)
+        eval_every = train.eval_every_steps
+        return Due(
+            log=is_last or step % train.log_every_steps == 0,
+            validate=not is_last and eval_every is not None and step % eval_every == 0,
+            save=is_last or stop or overdue or step % save_every == 0,
+            stop=stop and not is_last,
+        )
+
+    def read_metrics(self, due: Due) -> StepMetrics | None:
+        """Read the metrics of the steps so far, if anything needs them, and add up their losses.
+
+        Returns:
+            The step to roll back, if there is one.
+
+        Raises:
+            DivergedError: a step was not finite, and `train.on_nonfinite` or `train.max_nonfinite` ends the run.
+        """
+        buffer, train = self.training_step.metrics, self.config.train
+        if not (buffer.at_once or due.log or due.validate or due.save):
+            return None
+        for metrics in buffer.read():
+            self.last_metrics = metrics
+            if metrics.finite:
+                self.progress.add(metrics.losses)
+                continue
+            self.display.say(f"{metrics.problem} (train.on_nonfinite={train.on_nonfinite})")
+            if train.on_nonfinite == "raise" or self.history.nonfinite + 1 > train.max_nonfinite:
+                raise DivergedError(f"{metrics.problem}; a lower optim.lr or more optim.warmup_steps may help")
+            self.history.nonfinite += 1
+            if train.on_nonfinite == "rollback":
+                return metrics
+        return None
+
+    def roll_back(self, failed_step: StepMetrics) -> None:
+        """Return to the last checkpoint, and continue with the text after the failed step."""
+        next_text = failed_step.step + self.history.skipped_steps + 1
+        self.progress = self.checkpoints.roll_back()
+        self.history.skipped_steps = next_text - self.progress.step
+        self.meters.restart(self.progress.step)
+
+    def measure_speed(self) -> None:
+        """End the running measurement of speed and memory."""
+        self.speed, row = self.meters.stop(self.progress.step)
+        self.progress.row |= row
+
+    def log(self) -> None:
+        """Write a row of metrics, if any step since the last row was finite."""
+        progress = self.progress
+        if not progress.loss_steps:
+            return
+        progress.row |= {
+            "trainer/step": progress.step,
+            "trainer/tokens": progress.step * self.meters.step_tokens,
+            **progress.pop_mean_losses(),
+            "train/grad_norm": self.last_metrics.grad_norm if self.last_metrics.finite else None,  # JSON has no NaN
+            "train/lr": self.lr,
+        }
+        if self.history.nonfinite:
+            progress.row["train/nonfinite_steps"] = self.history.nonfinite
+        self.process_group.on_first(self.tracker.log, progress.row | self.speed)
+        self.display.row(progress.step, progress.row | self.speed)
+
+    def validate(self) -> dict[str, float]:
+        """Log and return the metrics of the validation set."""
+        progress, group, device = self.progress, self.process_group, self.training_step.device
+        batches = self.signals.between(self.windows.part(group.rank, group.size), group.any)
+        batches = self.display.validating(self.watchdog.between(batches), -(-len(self.windows) // group.size))
+        try:
+            metrics = validate(self.model, batches, self.valid_bytes, device, self.config.train.dtype, group)
+        except StopRequested:
+            self.save()  # with the validation still due
+            self.interrupt()
+        self.training_step.model.reshard()
+        position = {"trainer/step": progress.step, "trainer/tokens": progress.step * self.meters.step_tokens}
+        group.on_first(self.tracker.log, position | metrics)
+        self.display.row(progress.step, progress.row | metrics)
+        progress.eval_due = False
+        self.meters.memory.restart()
+        return metrics
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        self.checkpoints.save(self.progress, self.history)
+
+    def interrupt(self) -> NoReturn:
+        """End the process after a signal. The state is saved."""
+        step = self.progress.step
+        self.display.say(f"stopped at step {step} and saved; the same command with this folder continues")
+        self.process_group.on_first(write_json, self.folder.result, {"state": INTERRUPTED, "trainer/step": step})
+        self.tracker.finish({"state": INTERRUPTED}, exit_code=1)
+        self.signals.leave()
+
+    def finish(self) -> dict[str, Any]:
+        """Validate once more, write result.json, and return the result."""
+        config, group, meters = self.config, self.process_group, self.meters
+        final = self.validate()
+        result = {
+            "state": COMPLETE,
+            "config_hash": self.origin["identity"]["config"],
+            "commit": self.environment["commit"],
+            "seed": config.seed,
+            **describe_model(config, self.model),
+            **meters.speed(None),
+            **self.progress.row,
+            **final,
+            "time/total_s": self.history.total_seconds(),
+            "time/checkpoint_s": self.history.checkpoint_seconds,
+            "memory/peak_head_gib": meters.head_peak_gib,
+            "throughput/roof_tflops_per_sec": meters.peak_flops_per_sec / 1e12,
+        }
+        if group.size > 1:
+            result |= {"processes": group.size, "network/sent_bytes_per_step": meters.traffic.sent}
+        group.on_first(write_json, self.folder.result, result)
+        self.tracker.finish(result)
+        self.display.close(result)
+        return group.on_first(lambda: result)
+
+
+def describe_model(config: Config, model: LanguageModel) -> dict[str, Any]:
+    """Return the labels and sizes by which runs are compared."""
+    head = model.head
+    total, own = count_params(model)
+    return {
+        "model": config.model.name,
+        "head": config.head.name,
+        "grouping": config.grouping.name if hasattr(head, "n_group") else None,
+        "group_size": getattr(head, "group_size", None),
+        "n_group": getattr(head, "n_group", None),
+        "data": config.data.name,
+        "tokenizer": config.tokenizer.label,
+        "params/total": total,
+        "params/head": own,
+    }
