@@ -42,7 +42,7 @@ def leaderboard(
     """
     from grouped_lm.errors import ConfigError, disk_errors
     from grouped_lm.report.leaderboard import PLACE, ladder_rows, merge_rows, read_rows, standings, text_row
-    from grouped_lm.report.leaderboard_plot import write_ladder_plot
+    from grouped_lm.report.leaderboard_plot import write_leaderboard_plot
     from grouped_lm.system.console import print_table
 
     if folders:
@@ -66,7 +66,7 @@ def leaderboard(
         if plots is not None:
             name = "leaderboard-{}-{}-{}x{}-{}-{}".format(*place).replace("/", "-")
             with disk_errors(plots):
-                drawn = write_ladder_plot(title, found, reference, plots / name)
+                drawn = write_leaderboard_plot(title, found, reference, plots / name)
             if not drawn:
                 print(f"no picture: no head was evaluated at two steps or more that {reference} has too")
             print(*drawn, sep="\n", end="\n" if drawn else "")

@@ -1,101 +1,201 @@
-"""Parts of our plots: the look, axes with plain numbers, names beside lines and points instead of legends."""
+"""The style of all figures, and the functions that draw and save one. matplotlib is loaded when a figure is drawn.
 
+The look is in `gvc.mplstyle`. Names are written beside lines and points; there are no legends to look up.
+"""
+
+import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from grouped_lm.errors import GvcError
-from grouped_lm.report.series import Point
+from grouped_lm.system.files import write_bytes
 
-# Okabe and Ito's colours for every kind of sight; marks and dashes tell the same apart in grey.
-STYLES: tuple[tuple[Any, ...], ...] = (
-    ("#0072B2", "o", "-"),
-    ("#D55E00", "^", "--"),
-    ("#009E73", "s", "-."),
-    ("#CC79A7", "D", ":"),
-    ("#E69F00", "v", "-"),
-    ("#56B4E9", "P", "--"),
+Draw = Callable[[Any], None]
+"""Draws on matplotlib axes."""
+
+
+class Style(NamedTuple):
+    """Colour, mark and dashes of a line."""
+
+    color: str
+    marker: str | None
+    dashes: Any
+
+    def options(self) -> dict[str, Any]:
+        """Return the style as arguments of matplotlib."""
+        return {"color": self.color, "marker": self.marker, "linestyle": self.dashes}
+
+
+# Okabe and Ito's colours, for every kind of sight. Marks and dashes tell the same apart in grey.
+STYLES = (
+    Style("#0072B2", "o", "-"),
+    Style("#D55E00", "^", "--"),
+    Style("#009E73", "s", "-."),
+    Style("#CC79A7", "D", ":"),
+    Style("#E69F00", "v", "-"),
+    Style("#56B4E9", "P", "--"),
 )
-DENSE_STYLE = ("#000000", "X", (0, (5, 2)))
+GREY, BAND = "#555555", "#c4c4c4"
+DENSE_STYLE, OTHER_STYLE = Style("#000000", "X", (0, (5, 2))), Style(GREY, "h", ":")
+LIMIT_STYLE = Style("#000000", None, "--")
+"""Of floors and caps."""
 HEADS = ("grouped", "shortlist", "film", "class_full", "adaptive", "low_rank")
-"""Heads with a colour of their own, that of the same place in `STYLES`."""
-GREY = "#555555"
+"""Heads with a colour of their own: that of the same place in `STYLES`."""
+SVG_METADATA = {"Date": None, "Creator": None}
+TITLE_LETTERS = 66
+"""Letters of a subtitle that fit at full size."""
 LINE_POINTS = 14
 """Height of a line of text."""
-LINE_LETTERS = 66
-"""Letters under a title that fit at full size."""
-LOOK: dict[Any, Any] = {
-    "svg.hashsalt": "gvc",
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same letters everywhere
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "axes.axisbelow": True,
-    "figure.constrained_layout.use": True,
-    "figure.constrained_layout.w_pad": 0.12,  # inches; names at the right end need not touch the edge
-    "figure.constrained_layout.h_pad": 0.08,
-}
 
 
 class PlotLibraryError(GvcError):
     """matplotlib is not installed."""
 
 
-@dataclass
-class Label:
-    """A text at the end of a line."""
+@dataclass(frozen=True)
+class Line:
+    """A line of a figure, with its name at its right end."""
 
-    y: float
-    text: str
-    color: str
+    name: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+    style: Style
+    errors: list[list[float]] | None = None
+    """Distances below and above each point."""
 
 
 @contextmanager
 def styled_matplotlib() -> Iterator[Any]:
-    """Give matplotlib in our look, and leave that of a notebook around us alone."""
+    """Give matplotlib with our style, and restore the settings of the caller.
+
+    Raises:
+        PlotLibraryError: matplotlib is not installed.
+    """
     try:
-        import matplotlib
+        import matplotlib.style
     except ImportError as error:
         raise PlotLibraryError("no plots: they need matplotlib, pip install 'grouped-lm[report]'") from error
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # also nobody's matplotlibrc
-        matplotlib.rcParams.update(LOOK)
+    with matplotlib.rc_context(), as_file(files("grouped_lm.report") / "gvc.mplstyle") as path:
+        matplotlib.rcdefaults()  # the user's matplotlibrc does not count
+        matplotlib.style.use(path)
         yield matplotlib
 
 
-def style_of(series: str, points: list[Point]) -> tuple[Any, ...]:
-    """Return colour, mark and dashes of a series; dense ones are black."""
-    names = sorted({p.series for p in points if p.head != "dense"})
-    return STYLES[names.index(series) % len(STYLES)] if series in names else DENSE_STYLE
-
-
-def styles_by_head(names: list[str]) -> dict[str, tuple[Any, ...]]:
-    """Return colour, mark and dashes of names that begin with their head: one colour per head on every picture.
+def make_figure(draw: Draw, size: tuple[float, float] | None = None) -> Any:
+    """Return a figure with one pair of axes, drawn; call it within `styled_matplotlib`.
 
     Args:
-        names: of what is drawn together; those of one head differ in mark and dashes.
+        draw: gets the axes.
+        size: width and height, inches; None for that of the style.
     """
-    found: dict[str, tuple[Any, ...]] = {}
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    draw(figure.subplots())
+    return figure
+
+
+def save_figure(stem: Path, draw: Draw, size: tuple[float, float] | None = None) -> list[Path]:
+    """Draw a figure and write it as SVG and PNG, without dates and versions inside.
+
+    Args:
+        stem: path of the files without a suffix.
+        draw: gets the axes.
+        size: width and height, inches; None for that of the style.
+
+    Raises:
+        PlotLibraryError: matplotlib is not installed.
+    """
+    written = []
+    with styled_matplotlib():
+        figure = make_figure(draw, size)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for suffix, metadata in ((".svg", SVG_METADATA), (".png", {"Software": None})):
+            content = io.BytesIO()
+            figure.savefig(content, format=suffix[1:], metadata=metadata)
+            written.append(stem.with_name(f"{stem.name}{suffix}"))
+            write_bytes(written[-1], content.getvalue())
+    return written
+
+
+def render_svg(draw: Draw, size: tuple[float, float] | None = None) -> str:
+    """Draw a figure and return its SVG, the same text for the same figure.
+
+    Args:
+        draw: gets the axes.
+        size: width and height, inches; None for that of the style.
+
+    Raises:
+        PlotLibraryError: matplotlib is not installed.
+    """
+    with styled_matplotlib():
+        text = io.StringIO()
+        make_figure(draw, size).savefig(text, format="svg", metadata=SVG_METADATA)
+    return text.getvalue()
+
+
+def styles_by_head(names: Sequence[str]) -> dict[str, Style]:
+    """Return the style of each name that begins with a head: one colour per head in every figure, black for dense.
+
+    Args:
+        names: of everything in one figure. Names of one head differ in mark and dashes.
+    """
+    styles: dict[str, Style] = {}
     for name in sorted(set(names), key=lambda name: (len(name), name)):
         head = name.split(",")[0].split(" ")[0]
-        base = DENSE_STYLE if head == "dense" else STYLES[HEADS.index(head)] if head in HEADS else (GREY, "h", ":")
-        others = sum(style[0] == base[0] for style in found.values())
+        base = STYLES[HEADS.index(head)] if head in HEADS else DENSE_STYLE if head == "dense" else OTHER_STYLE
+        others = sum(style.color == base.color for style in styles.values())
         place = STYLES.index(base) if base in STYLES else 0
         shape = STYLES[(place + others) % len(STYLES)] if others else base
-        found[name] = (base[0], *shape[1:])
-    return found
+        styles[name] = Style(base.color, shape.marker, shape.dashes)
+    return styles
 
 
-def set_scale(axis: Any, values: list[float], from_zero: bool = False) -> None:
-    """Make an axis logarithmic where figures differ eightfold, with plain numbers on it.
+def draw_lines(axes: Any, lines: Sequence[Line]) -> None:
+    """Draw lines, with their errors where they have some."""
+    for line in lines:
+        axes.errorbar(line.xs, line.ys, yerr=line.errors, **line.style.options())
+
+
+def finish(axes: Any, title: str, below: str, lines: Sequence[Line] = ()) -> None:
+    """Write the title, a grey subtitle, and the name of every line at its end; the axes' limits must be final."""
+    axes.set_title(title)
+    size = min(10.0, 10.0 * TITLE_LETTERS / max(1, len(below)))
+    spot = {"xycoords": "axes fraction", "textcoords": "offset points", "color": GREY}
+    axes.annotate(below, (0, 1), (0, 7), fontsize=size, **spot)
+    label_ends(axes, lines)
+
+
+def label_ends(axes: Any, lines: Sequence[Line]) -> None:
+    """Write names to the right of lines, moved apart where they would overlap."""
+    gap = LINE_POINTS / (axes.get_window_extent().height * 72 / axes.figure.dpi)
+    to_axes, right = axes.transData + axes.transAxes.inverted(), axes.get_xlim()[1]
+    ends = sorted((float(to_axes.transform((right, line.ys[-1]))[1]), i) for i, line in enumerate(lines))
+    heights = [height for height, _ in ends]
+    for _ in range(50):  # each pass moves neighbours apart by half of what is missing, so that a crowd spreads
+        for low in range(len(heights) - 1):
+            missing = gap - (heights[low + 1] - heights[low])
+            if missing > 1e-9:
+                heights[low] -= missing / 2
+                heights[low + 1] += missing / 2
+    spot = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    for height, (_, i) in zip(heights, ends, strict=True):
+        axes.annotate(lines[i].name, (1, height), (6, 0), color=lines[i].style.color, **spot)
+
+
+def set_scale(axis: Any, values: Sequence[float], from_zero: bool = False) -> None:
+    """Make an axis logarithmic if the values differ by a factor of eight, with plain numbers on it.
 
     Args:
         axis: `axes.xaxis` or `axes.yaxis`.
-        values: what it shows.
+        values: everything that it shows.
         from_zero: let a linear axis start at zero.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
@@ -106,97 +206,51 @@ def set_scale(axis: Any, values: list[float], from_zero: bool = False) -> None:
         getattr(axes, f"set_{name}scale")("log")
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 1000 else (1.0,)))
         axis.set_minor_locator(NullLocator())
-        if high / low < 20:  # at least two numbers in sight
+        if high / low < 20:  # so that two numbers are visible
             getattr(axes, f"set_{name}lim")(low / 1.6, high * 1.6)
     elif from_zero:
         getattr(axes, f"set_{name}lim")(0, high * 1.1)
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}"))
 
 
-def name_sizes(axes: Any, sizes: list[int]) -> None:
-    """Make x logarithmic in powers of two, with ticks at every or, where there are many, every second one."""
-    from matplotlib.ticker import NullLocator
-
-    axes.set_xscale("log", base=2)
-    powers = range(math.floor(math.log2(sizes[0])), math.ceil(math.log2(sizes[-1])) + 1)
-    ticks = [2**power for power in powers[:: 2 if len(powers) > 8 else 1]]
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
-def write_title(axes: Any, title: str, below: str) -> None:
-    """Write what is shown, and under it in grey of what."""
-    axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", pad=22)
-    spot = {"xycoords": "axes fraction", "textcoords": "offset points", "color": GREY}
-    axes.annotate(below, (0, 1), (0, 7), fontsize=min(10.0, 10.0 * LINE_LETTERS / max(1, len(below))), **spot)
-
-
-def label_ends(axes: Any, labels: list[Label]) -> None:
-    """Write names to the right of lines, pushed apart where they would overlap."""
-    points_high = axes.get_window_extent().height * 72 / axes.figure.dpi
-    gap = LINE_POINTS / points_high
-    to_axes = axes.transData + axes.transAxes.inverted()
-    places = sorted((float(to_axes.transform((axes.get_xlim()[1], lb.y))[1]), i) for i, lb in enumerate(labels))
-    heights = [place for place, _ in places]
-    for _ in range(50):  # each pass moves neighbours apart by halves, so that a crowd spreads both ways
-        for low in range(len(heights) - 1):
-            lack = gap - (heights[low + 1] - heights[low])
-            if lack > 1e-9:
-                heights[low] -= lack / 2
-                heights[low + 1] += lack / 2
-    for height, (_, i) in zip(heights, places, strict=True):
-        spot = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "center"}
-        axes.annotate(labels[i].text, (1, height), (6, 0), color=labels[i].color, annotation_clip=False, **spot)
-
-
 def halo() -> list[Any]:
-    """Return the effect that keeps a text legible on top of a line."""
+    """Return the effect that keeps text readable on top of a line."""
     from matplotlib.patheffects import withStroke
 
     return [withStroke(linewidth=3, foreground="white")]
 
 
-SPOTS: tuple[tuple[int, int, str], ...] = (
-    (9, 0, "left"),
-    (-9, 0, "right"),
-    (0, 12, "center"),
-    (0, -12, "center"),
-    (8, 10, "left"),
-    (-8, 10, "right"),
-    (8, -10, "left"),
-    (-8, -10, "right"),
-)
-
-
-def label_points(axes: Any, spots: list[tuple[float, float, str, str]]) -> None:
-    """Write a name beside every point where there is room; the first ones choose first, those without room go without.
+def label_points(axes: Any, points: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write a name beside every point that has space for one; the first points choose first.
 
     Args:
-        axes: with its limits set.
-        spots: x, y, name, colour.
+        axes: with final limits.
+        points: x, y, name, colour.
     """
-    figure = axes.figure
-    figure.draw_without_rendering()  # sizes of texts are known only then
-    marks = [axes.transData.transform((x, y)) for x, y, _, _ in spots]
-    scale, frame = figure.dpi / 72, axes.get_window_extent()
-    taken: list[Any] = []
-    for (x, y, name, color), mark in zip(spots, marks, strict=True):
-        for right, up, side in SPOTS:
-            text = axes.annotate(
-                name,
-                (x, y),
-                (right, up),
-                textcoords="offset points",
-                ha=side,
-                va="center",
-                color=color,
-                fontsize=9.5,
-                path_effects=halo(),
-            )
+    axes.figure.draw_without_rendering()  # before this, the sizes of texts are not known
+    marks = [axes.transData.transform((x, y)) for x, y, _, _ in points]
+    margin, frame, taken = 3 * axes.figure.dpi / 72, axes.get_window_extent(), list[Any]()
+    sides = ((9, 0, "left"), (-9, 0, "right"), (0, 12, "center"), (0, -12, "center"))
+    corners = ((8, 10, "left"), (-8, 10, "right"), (8, -10, "left"), (-8, -10, "right"))
+    look = {"textcoords": "offset points", "va": "center", "fontsize": 9.5, "path_effects": halo()}
+    for (x, y, name, color), mark in zip(points, marks, strict=True):
+        for right, up, side in (*sides, *corners):
+            text = axes.annotate(name, (x, y), (right, up), ha=side, color=color, **look)
             box = text.get_window_extent()
             hits = any(box.overlaps(other) for other in taken)
-            hits |= any(box.padded(3 * scale).contains(*m) for m in marks if m is not mark)
+            hits |= any(box.padded(margin).contains(*other) for other in marks if other is not mark)
             if not hits and frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1:
                 taken.append(box)
                 break
             text.remove()
+
+
+def set_powers_of_two(axes: Any, values: Sequence[float]) -> None:
+    """Make x logarithmic, with ticks at powers of two; at every second one if there are many."""
+    from matplotlib.ticker import NullLocator
+
+    axes.set_xscale("log", base=2)
+    powers = range(math.floor(math.log2(min(values))), math.ceil(math.log2(max(values))) + 1)
+    ticks = [2**power for power in powers[:: 2 if len(powers) > 8 else 1]]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())

@@ -4,10 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_lm.report.style import PlotLibraryError
+from grouped_lm.report.style import PlotLibraryError, styled_matplotlib
 from grouped_lm.reproduction.claims import Claims, load_claims
+from grouped_lm.reproduction.curves import Picture
 from grouped_lm.reproduction.evidence import BENCHES, Evidence
-from grouped_lm.reproduction.pictures import Picture, all_pictures
+from grouped_lm.reproduction.pictures import all_pictures
 from grouped_lm.reproduction.rules import Answer, answer_claims
 from grouped_lm.reproduction.tables import all_tables
 from grouped_lm.reproduction.verdicts import WORDS, matches
@@ -75,7 +76,8 @@ def make_report(evidence: Evidence, say: Callable[[str], None]) -> Report:
     answers = answer_claims(claims, evidence)
     pictures: list[Picture] = []
     try:
-        pictures = all_pictures(claims, evidence)
+        with styled_matplotlib():  # is it installed?
+            pictures = all_pictures(claims, evidence)
     except PlotLibraryError as error:
         say(f"gvc: {error}")
     return Report(

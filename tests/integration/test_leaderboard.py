@@ -7,7 +7,7 @@ import pytest
 
 from grouped_lm.errors import DataError
 from grouped_lm.report.leaderboard import KEY, merge_rows, short_names, standings
-from grouped_lm.report.leaderboard_plot import write_ladder_plot
+from grouped_lm.report.leaderboard_plot import write_leaderboard_plot
 
 
 def row(head, loss, *, seed=0, lr="0.001", options="", report=None, curve="", bits=1.0):
@@ -98,8 +98,8 @@ def test_names_have_what_tells_heads_apart():
 def test_the_picture_names_who_is_too_far_to_be_drawn(tmp_path):
     rows = [row("dense", 3, curve="100:4.0 200:3.0"), row("film", 3.1, curve="100:4.1 200:3.1")]
     rows.append(row("grouped", 4, curve="100:5.0 200:4.0"))
-    assert write_ladder_plot("here", standings(rows[:1]), "dense", tmp_path / "none") == []
-    svg, png = write_ladder_plot("here", standings(rows), "dense", tmp_path / "plot")
+    assert write_leaderboard_plot("here", standings(rows[:1]), "dense", tmp_path / "none") == []
+    svg, png = write_leaderboard_plot("here", standings(rows), "dense", tmp_path / "plot")
     text = svg.read_text()
     assert "here; outside the frame: grouped +1.00" in text
     assert "film" in text
@@ -110,7 +110,7 @@ def test_a_crowded_picture_has_the_best_of_every_head(tmp_path):
     rows = [row("dense", 3, curve="100:4.0 200:3.0")]
     rows += [row("film", 3 + i / 100, options=f"rank={i}", curve=f"100:4.1 200:{3 + i / 100}") for i in range(1, 20)]
     rows.append(row("low_rank", 3.3, curve="100:4.1 200:3.3"))
-    svg, _ = write_ladder_plot("here", standings(rows), "dense", tmp_path / "plot")
+    svg, _ = write_leaderboard_plot("here", standings(rows), "dense", tmp_path / "plot")
     text = svg.read_text()
     assert "here; 7 more are in the table" in text
     assert "film rank=12" in text

@@ -13,7 +13,7 @@ from grouped_lm.reproduction.claims import load_claims
 from grouped_lm.reproduction.curves import style
 from grouped_lm.reproduction.evidence import write_evidence
 from grouped_lm.reproduction.page import write_report
-from grouped_lm.reproduction.pictures import bench_jobs
+from grouped_lm.reproduction.pictures import bench_pictures
 from grouped_lm.reproduction.report import SECTIONS
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -122,10 +122,10 @@ def test_a_picture_of_vocabularies_says_how_far_each_curve_goes():
     for row in evidence["bench-vocab"]:
         if row["head"] == "dense" and row["vocab_size"] > 200_000:
             del row["ms"]
-    memory, time = (job for job in bench_jobs(load_claims(), evidence) if job[1] == "vocabularies")
-    assert "dense up to 1,000,000 tokens" in memory[3]
-    assert "dense up to 100,000 tokens, grouped up to 1,000,000 tokens" in time[3]
-    assert memory[2] != time[2]
+    memory, time = (entry for entry in bench_pictures(load_claims(), evidence) if entry.section == "vocabularies")
+    assert "dense up to 1,000,000 tokens" in memory.alt
+    assert "dense up to 100,000 tokens, grouped up to 1,000,000 tokens" in time.alt
+    assert memory.alt != time.alt
 
 
 def test_the_page_is_one_file_with_everything(report):
