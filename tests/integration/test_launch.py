@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fault_tools import curve
+from gate import Gate
 from test_parallel import assert_same_curve
 
 from grouped_lm.config import TrainConfig
@@ -35,18 +36,9 @@ def workers_of(pid: int) -> dict[int, int]:
     return found
 
 
-def wait_for_checkpoint(run_dir: Path, step: int, process: subprocess.Popen) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None:
-        if any(int(path.name[5:]) >= step for path in run_dir.glob("checkpoints/step-*")):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no checkpoint of step {step}: {process.communicate()}")
-
-
 def start(*words: str, **environment: str) -> subprocess.Popen:
     """Call `gvc` as nohup does."""
-    made = {"CUDA_VISIBLE_DEVICES": "", **os.environ, **environment}
+    made = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | environment
     words = ("nohup", GVC, *words)
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=made)
 
@@ -54,11 +46,13 @@ def start(*words: str, **environment: str) -> subprocess.Popen:
 def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_curve(gvc, tiny):
     words = ["train", *tiny, *LONG]
     assert gvc(*words, "hydra.run.dir=one").code == 0
-    process = start(*words, "train.devices=2", "train.resume=never", "hydra.run.dir=two")
-    wait_for_checkpoint(Path("two"), 20, process)
+    gate = Gate(20)
+    process = start(*words, "train.devices=2", "train.resume=never", "hydra.run.dir=two", **gate.environment)
+    gate.wait(process)
     process.send_signal(signal.SIGHUP)
     os.kill(workers_of(process.pid)[1], signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
+    gate.open()
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert out.splitlines() == [str(Path("two").absolute())]
     assert "a process was lost; restart 1, continuing from step" in err
@@ -70,11 +64,12 @@ def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_curve(gvc,
 
 def test_a_stop_saves_and_another_number_of_processes_goes_on(gvc, tiny):
     words = ["train", *tiny, *LONG, "hydra.run.dir=run"]
-    process = start(*words, "train.devices=2", "train.strategy=fsdp2")
-    wait_for_checkpoint(Path("run"), 10, process)
+    gate = Gate(10)
+    process = start(*words, "train.devices=2", "train.strategy=fsdp2", **gate.environment)
+    gate.wait(process)
     workers = workers_of(process.pid).values()
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == 75, err
     assert "Traceback" not in err
     assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
@@ -91,7 +86,7 @@ def test_a_stop_whose_save_fails_says_so(tiny, workdir):
         time.sleep(0.05)
     Path("run/checkpoints").write_text("no folder")
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == DiskError.exit_code, err
     assert "gvc: error: " in err.splitlines()[-1]
     assert json.loads(Path("run/result.json").read_text())["state"] == "failed"
@@ -140,7 +135,7 @@ def test_machines_of_a_slurm_job_meet_at_its_first(slurm, monkeypatch):
 def test_two_machines_train_one_model(gvc, tiny, slurm):
     words = ["train", *tiny, "hydra.run.dir=run", "train.nodes=2"]
     both = [start(*words, **slurm) for _ in range(2)]
-    said = [process.communicate(timeout=180) for process in both]
+    said = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert json.loads(Path("run/result.json").read_text())["processes"] == 2
     assert len(list(Path("run", LOGS).glob("*"))) == 2
@@ -152,11 +147,13 @@ def test_two_machines_train_one_model(gvc, tiny, slurm):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_lost_on_one_of_two_machines_is_restarted(rank, gvc, tiny, slurm):
     words = ["train", *tiny, *LONG, "train.nodes=2", "hydra.run.dir=run"]
-    both = [start(*words, **slurm) for _ in range(2)]
-    wait_for_checkpoint(Path("run"), 20, both[0])
+    gate = Gate(20)
+    both = [start(*words, **gate.environment | slurm) for _ in range(2)]
+    gate.wait(both[0])
     (lost,) = [pids[rank] for pids in map(workers_of, (both[0].pid, both[1].pid)) if rank in pids]
     os.kill(lost, signal.SIGKILL)
-    said = [process.communicate(timeout=100) for process in both]
+    gate.open()
+    said = [process.communicate(timeout=600) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert "a process was lost; restart 1, continuing from step" in said[0][1] + said[1][1]
     assert gvc("train", *tiny, *LONG, "hydra.run.dir=one").code == 0

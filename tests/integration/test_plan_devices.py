@@ -175,7 +175,7 @@ def test_command(gvc):
     assert values["interconnect"]["name"] == "nvlink4"
     two = gvc(*words, "--nodes", "2", "--interconnect", "ib-ndr").out
     assert "8 x h100 over ib-ndr" in two
-    assert "sent by each device in a step" in two
+    assert "sent by each device in a step, MiB" in two
 
 
 @pytest.mark.parametrize(

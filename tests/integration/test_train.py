@@ -4,10 +4,10 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from gate import Gate
 from safetensors.numpy import load_file
 
 GVC = str(Path(sys.executable).parent / "gvc")
@@ -24,15 +24,6 @@ def weights(run: Path) -> dict[str, bytes]:
     return {name: value.tobytes() for name, value in load_file(newest / "state.safetensors").items()}
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None:
-        if any(int(p.name[5:]) >= step for p in (run / "checkpoints").glob("step-*")):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"no checkpoint of step {step}: {process.poll()}")
-
-
 LONG = ["train.max_steps=60", "train.checkpoint_every_steps=7", "train.log_every_steps=5", "model.dropout=0.1"]
 
 
@@ -41,10 +32,12 @@ LONG = ["train.max_steps=60", "train.checkpoint_every_steps=7", "train.log_every
 def test_stopped_and_resumed_equals_uninterrupted(gvc, tiny, head, number, code):
     words = ["train", *tiny, *LONG, f"head={head}", "train.grad_accum_steps=2"]
     assert gvc(*words, "hydra.run.dir=whole").code == 0
-    process = subprocess.Popen([GVC, *words, "hydra.run.dir=cut"], stderr=subprocess.PIPE, text=True)
-    wait_for_step(Path("cut"), 14, process)
+    gate = Gate(14)
+    command = [GVC, *words, "hydra.run.dir=cut"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=gate.environment)
+    gate.wait(process)
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=600)
     assert process.returncode == code, err
     assert "Traceback" not in err
     assert json.loads((Path("cut") / "result.json").read_text())["state"] == "interrupted" if code > 0 else True

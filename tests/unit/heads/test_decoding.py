@@ -201,8 +201,8 @@ SINGLE = [
 
 @pytest.mark.parametrize("options", SINGLE, ids=str)
 def test_one_draw_a_state_follows_what_the_cut_leaves(options):
-    """The way of `gvc sample`, 40,000 times the same state: another one than that of many draws a state."""
-    state, draws = random_states(1), 40_000
+    """The way of `gvc sample`, 10,000 times the same state: another one than that of many draws a state."""
+    state, draws = random_states(1), 10_000
     p_values = []
     for config in CONFIGS[1:]:
         head = random_head(config, 1_000)
