@@ -3,13 +3,15 @@
 Letters: B batch, T sequence, N states, D width, V vocabulary, G groups, S slots per group.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import GroupingConfig
+from grouped_lm.config import GroupingConfig, check_range
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import (
     DEFAULT_HEAD,
@@ -22,9 +24,14 @@ from grouped_lm.heads import (
     TwoLevelHead,
     build_head,
 )
+from grouped_lm.hf.files import new_folder, write_compressed_card, write_gvc_config, write_weights
+from grouped_lm.hf.heads import head_to_hf
 
+FITTED = (ShortlistHead, ClassFullHead, FilmHead, GroupedHead)
 RANDOM_TOKENS = 4096
 """Tokens drawn at random whose states the groups are fitted on where no text is given."""
+HELD_OUT = 8
+"""One state in so many, the last ones of the text, is kept for measuring the divergence alone."""
 RIDGE = 1e-4
 """Share of the states' mean variance that is added to it, so that directions nobody uses stay small."""
 DISTILL_ROWS = 256
@@ -33,8 +40,39 @@ SPREAD = 0.01
 """Standard deviation, over that of the fitted directions, by which several ones of a group start apart."""
 
 
+@dataclass(frozen=True)
+class CompressionReport:
+    """What compression changed. KL is the mean of KL(model || compressed) in nats, on states kept out of the fit."""
+
+    kl_before: float
+    """Of the head as `build_head` returns it."""
+    kl_fitted: float
+    """After the fit to the output layer."""
+    kl_after: float
+    """After distillation too."""
+    parameters_before: int
+    """Of the whole model; a tied table counts once."""
+    parameters_after: int
+    bytes_before: int
+    """Of all parameters and buffers."""
+    bytes_after: int
+    logits_before: int
+    """Numbers computed per token for the training loss: V."""
+    logits_after: float
+
+    def __str__(self) -> str:
+        mib_before, mib_after = (size / 2**20 for size in (self.bytes_before, self.bytes_after))
+        return (
+            f"KL(model || compressed): {self.kl_before:.4f} nats with a new head, {self.kl_fitted:.4f} fitted, "
+            f"{self.kl_after:.4f} at the end\n"
+            f"parameters: {self.parameters_before:,} before, {self.parameters_after:,} after\n"
+            f"memory of the weights: {mib_before:.2f} MiB before, {mib_after:.2f} MiB after\n"
+            f"logits per token of the training loss: {self.logits_before:,} before, {self.logits_after:,.0f} after"
+        )
+
+
 class LogProbs(nn.Module):
-    """What takes the place of the output layer: hidden states to (..., V) log-probabilities, which are logits too."""
+    """The new output layer: hidden states to (..., V) log-probabilities, which are logits too."""
 
     def __init__(self, head: Head) -> None:
         super().__init__()
@@ -49,12 +87,14 @@ class CompressedLM(nn.Module):
     """A transformers model with a compressed head.
 
     `model` is the one that was given: it generates, and gives V-wide logits, as before. `forward` is for training: the
-    exact loss without a V-wide tensor.
+    exact loss without a V-wide tensor. `report` says what compression changed.
     """
 
-    def __init__(self, model: Any, head: Head) -> None:
+    def __init__(self, model: Any, head: Head, report: CompressionReport) -> None:
         super().__init__()
-        self.model, self.head = model, head
+        self.model, self.head, self.report = model, head, report
+        model.save_pretrained = _refuse_save  # its files would be loaded with the old output layer
+        model.resize_token_embeddings = _refuse_resize
 
     def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> HeadLoss:
         """Return the loss of the tokens that follow, in nats.
@@ -67,6 +107,43 @@ class CompressedLM(nn.Module):
         hidden = self.model.base_model(input_ids=input_ids, **kwargs).last_hidden_state
         return self.head(hidden[:, :-1], labels[:, 1:])
 
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> Path:
+        """Write a checkpoint that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads.
+
+        Args:
+            folder: one that does not exist yet.
+            tokenizer: of transformers, saved along.
+
+        Returns:
+            The folder.
+
+        Raises:
+            RunFolderError: it exists.
+            DiskError: it cannot be written.
+        """
+        target, body = Path(folder), self.model.base_model
+        values, state = head_to_hf(self.head, self.model.get_input_embeddings().weight)
+        names = {f"transformer.{name}": tensor for name, tensor in body.state_dict().items()}
+        ids = {name: getattr(self.model.config, name, None) for name in ("bos_token_id", "eos_token_id")}
+        with new_folder(target) as new:
+            write_weights(new, names | {f"head.{name}": tensor for name, tensor in state.items()})
+            dtype = str(next(body.parameters()).dtype).removeprefix("torch.")
+            write_gvc_config(new, self.model.config.to_dict(), values, ids, dtype)
+            if getattr(self.model, "generation_config", None) is not None:
+                self.model.generation_config.save_pretrained(new)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(new)
+            write_compressed_card(new, target.name, type(self.model).__name__, values["name"], str(self.report))
+        return target
+
+
+def _refuse_save(*_: Any, **__: Any) -> NoReturn:
+    raise ConfigError("a compressed model is saved by compressed.save_pretrained(folder), not by model.save_pretrained")
+
+
+def _refuse_resize(*_: Any, **__: Any) -> NoReturn:
+    raise ConfigError("a compressed model cannot be resized: resize_token_embeddings first, then compress")
+
 
 def compress(
     model: Any,
@@ -75,7 +152,7 @@ def compress(
     input_ids: Tensor | None = None,
     distill_steps: int = 0,
     lr: float = 1e-3,
-    grouping: GroupingConfig | None = None,
+    grouping: GroupingConfig | str | None = None,
     counts: Tensor | None = None,
     seed: int = 0,
 ) -> CompressedLM:
@@ -86,38 +163,119 @@ def compress(
 
     Args:
         model: a causal LM of transformers, whose last hidden state a linear layer maps to logits. It is changed.
-        head: config of a `shortlist` (default), `class_full`, `film` or `grouped` head.
-        input_ids: (B, T) text to fit groups on and to distil with; None draws random tokens.
+        head: name or config of a `shortlist` (default), `class_full`, `film` or `grouped` head.
+        input_ids: (B, T) text to fit groups on and to distil with; None draws random tokens. The last eighth is kept
+            for the report alone.
         distill_steps: steps of AdamW on the head's own weights towards the model's distribution, >= 0.
         lr: their learning rate, > 0.
         grouping: how tokens are put into groups; None is by id.
         counts: (V,) training occurrences, which put frequent tokens in the shortlist; None takes the first ids.
-        seed: of everything drawn.
+        seed: of everything drawn; torch's global generator is left as it was.
 
     Raises:
-        ConfigError: an output layer that is not linear, or a head of another kind.
+        ConfigError: no model of transformers, an output layer that is not linear, or a head of another kind.
     """
-    layer = model.get_output_embeddings()
-    if not isinstance(layer, nn.Linear) or getattr(model.config, "final_logit_softcapping", None):
-        raise ConfigError(f"only a linear output layer can be compressed, {type(model).__name__} has {layer}")
-    weight = layer.weight
-    torch.manual_seed(seed)
-    built = build_head(head or DEFAULT_HEAD, weight.shape[1], weight.shape[0], grouping, counts, weight)
-    built = built.to(device=weight.device, dtype=weight.dtype)
-    if input_ids is None:
-        length = min(getattr(model.config, "max_position_embeddings", 256), 256)
-        input_ids = torch.randint(weight.shape[0], (max(1, RANDOM_TOKENS // length), length), device=weight.device)
-    with torch.no_grad():
-        was_training = model.training
-        model.eval()
-        hidden = model.base_model(input_ids=input_ids).last_hidden_state.flatten(0, 1)
-        model.train(was_training)
-        fit_tokens(built, weight, layer.bias)
-        fit_groups(built, hidden, layer)
-    if distill_steps:
-        distill(built, hidden, layer, distill_steps, lr)
+    check_range("distill_steps", distill_steps, 0)
+    check_range("lr", lr, 0, open_low=True)
+    layer = output_layer(model)
+    vocab_size, width = layer.weight.shape
+    if input_ids is not None:
+        _check_ids(input_ids, vocab_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        built = build_head(head or DEFAULT_HEAD, width, vocab_size, grouping, counts, layer.weight)
+        if not isinstance(built, FITTED):
+            raise ConfigError(
+                f"compress knows shortlist, class_full, film and grouped heads, got {type(built).__name__}"
+            )
+        built = built.to(device=layer.weight.device, dtype=layer.weight.dtype)
+        if input_ids is None:
+            length = min(getattr(model.config, "max_position_embeddings", 256), 256)
+            input_ids = torch.randint(vocab_size, (max(1, RANDOM_TOKENS // length), length))
+        divergences = _fit(built, layer, _states(model, layer, input_ids.to(layer.weight.device)), distill_steps, lr)
+    before = _sizes(model)
     model.set_output_embeddings(LogProbs(built))
-    return CompressedLM(model, built)
+    after, logits = _sizes(model), (vocab_size, built.logits_per_token())
+    return CompressedLM(
+        model, built, CompressionReport(*divergences, before[0], after[0], before[1], after[1], *logits)
+    )
+
+
+def _fit(head: Head, layer: nn.Linear, hidden: Tensor, distill_steps: int, lr: float) -> tuple[float, float, float]:
+    """Fit a head to a layer on (N, D) states; return the divergence before, after the fit, and after distillation."""
+    held_out = hidden[-max(1, len(hidden) // HELD_OUT) :]
+    states = hidden[: -len(held_out)] if len(hidden) > 1 else hidden
+    before = mean_kl(head, held_out, layer)
+    with torch.no_grad():
+        fit_tokens(head, layer.weight, layer.bias)
+        fit_groups(head, states, layer)
+    fitted = mean_kl(head, held_out, layer)
+    if not distill_steps:
+        return before, fitted, fitted
+    distill(head, states, layer, distill_steps, lr)
+    return before, fitted, mean_kl(head, held_out, layer)
+
+
+def output_layer(model: Any) -> nn.Linear:
+    """Return the linear layer that makes a model's logits.
+
+    Raises:
+        ConfigError: this is no causal LM of transformers, or it has no such layer.
+    """
+    if not hasattr(model, "get_output_embeddings") or not hasattr(model, "base_model"):
+        given = repr(model) if isinstance(model, str | None) else type(model).__name__
+        load = f"AutoModelForCausalLM.from_pretrained({model!r})" if isinstance(model, str) else "AutoModelForCausalLM"
+        raise ConfigError(f"compress needs a loaded causal language model of transformers, got {given}: use {load}")
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear) or model.base_model is model:
+        raise ConfigError(f"only a linear output layer can be compressed, {type(model).__name__} has {layer}")
+    return layer
+
+
+def _check_ids(input_ids: Any, vocab_size: int) -> None:
+    if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
+        shape = tuple(getattr(input_ids, "shape", ()))
+        kind = getattr(input_ids, "dtype", type(input_ids).__name__)
+        raise ConfigError(f"input_ids must be a (B, T) tensor of token ids, got {kind} of shape {shape}")
+    if not input_ids.numel() or int(input_ids.min()) < 0 or int(input_ids.max()) >= vocab_size:
+        raise ConfigError(f"input_ids must hold ids in [0, {vocab_size}), got {input_ids.numel()} with others or none")
+
+
+@torch.no_grad()
+def _states(model: Any, layer: nn.Linear, input_ids: Tensor) -> Tensor:
+    """Return the (N, D) last hidden states of (B, T) ids, and leave the model in the mode that it was in.
+
+    Raises:
+        ConfigError: the model's logits are not those of its output layer, as with a soft cap.
+    """
+    was_training = model.training
+    model.eval()
+    hidden = model.base_model(input_ids=input_ids).last_hidden_state
+    first, logits = layer(hidden[:1, :8]).float(), model(input_ids=input_ids[:1, :8]).logits.float()
+    model.train(was_training)
+    if (first - logits).abs().max() > 0.02 * first.abs().max() + 1e-4:  # bf16 has 8 bits
+        raise ConfigError(
+            f"{type(model).__name__} changes the logits after its linear output layer (a soft cap or a scale): "
+            "compress cannot replace that"
+        )
+    return hidden.flatten(0, 1)
+
+
+@torch.no_grad()
+def mean_kl(head: Head, hidden: Tensor, layer: nn.Linear) -> float:
+    """Return the mean over (N, D) states of KL(layer || head) in nats."""
+    total = 0.0
+    for rows in hidden.split(DISTILL_ROWS):
+        teacher = layer(rows).float().log_softmax(-1)
+        total += (teacher.exp() * (teacher - head.log_prob(rows).float())).sum().item()
+    return total / len(hidden)
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
+    """Return the number of parameters, shared ones once, and the bytes of parameters and buffers."""
+    parameters = list(model.parameters())
+    tensors = [*parameters, *model.buffers()]
+    return sum(p.numel() for p in parameters), sum(t.numel() * t.element_size() for t in tensors)
 
 
 def fit_tokens(head: Head, weight: Tensor, bias: Tensor | None) -> None:
@@ -130,11 +288,9 @@ def fit_tokens(head: Head, weight: Tensor, bias: Tensor | None) -> None:
         head.weight.copy_(weight)
         if isinstance(head, ShortlistHead) and head.shortlist_weight is not None:
             head.shortlist_weight.copy_(weight[head.rows.outside])
-        if bias is not None:
-            head.bias.copy_(bias)
+        head.bias.copy_(torch.zeros_like(head.bias) if bias is None else bias)  # it may have started at log counts
         return
-    if not isinstance(head, FilmHead | GroupedHead):
-        raise ConfigError(f"compress knows shortlist, class_full, film and grouped heads, got {type(head).__name__}")
+    assert isinstance(head, FilmHead | GroupedHead)  # `compress` takes no other
     members = head.members
     table = weight[members.clamp_min(0)] * (members >= 0).unsqueeze(-1)  # (G, S, D), 0 at padding slots
     if isinstance(head, FilmHead):
@@ -201,21 +357,24 @@ def _group_logits(logits: Tensor, table: Tensor) -> Tensor:
 def distill(head: Head, hidden: Tensor, layer: nn.Linear, steps: int, lr: float) -> None:
     """Train the head's own weights, not rows it shares with `layer`, towards the layer's distribution.
 
-    The loss is the cross entropy of the teacher's and the student's distributions, on random states of `hidden`.
+    The loss is the cross entropy of the teacher's and the student's distributions, on random states of `hidden`. Fp16
+    and bf16 weights are trained as fp32 copies: AdamW's numbers are too small for them.
     """
     shared = {id(parameter) for parameter in layer.parameters()}
     own = [parameter for parameter in head.parameters() if id(parameter) not in shared]
-    optimizer = torch.optim.AdamW(own, lr=lr, weight_decay=0.0)
+    copies = [parameter.detach().float().requires_grad_() for parameter in own]
+    optimizer = torch.optim.AdamW(copies, lr=lr, weight_decay=0.0)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * (1 - step / steps)
         rows = hidden[torch.randint(len(hidden), (DISTILL_ROWS,), device=hidden.device)]
         with torch.no_grad():
             teacher = layer(rows).float().softmax(-1)
-        loss = -(teacher * head.log_prob(rows)).sum(-1).mean()
+        loss = -(teacher * head.log_prob(rows)).sum()  # the mean's gradients would be too small for fp16
         gradients = torch.autograd.grad(loss, own)
-        for parameter, gradient in zip(own, gradients, strict=True):
-            parameter.grad = gradient
+        for copy, gradient in zip(copies, gradients, strict=True):
+            copy.grad = gradient.float() / DISTILL_ROWS
         optimizer.step()
-    for parameter in own:
-        parameter.grad = None
+        with torch.no_grad():
+            for parameter, copy in zip(own, copies, strict=True):
+                parameter.copy_(copy)

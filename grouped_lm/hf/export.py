@@ -83,15 +83,13 @@ def _write(model: LanguageModel, config: Config, tokenizer: Tokenizer, folder: P
     ends = {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id}
     write_json(folder / "generation_config.json", ends)
     write_tokenizer(tokenizer, config.model.block_size, folder)
-    sizes = {
-        "body": config.model.body,
-        "head": config.head.name,
-        "params": count_params(model)[0],
-        "is_plain": plain,
-        "block_size": config.model.block_size,
-    }
+    origin = (
+        f"A {config.model.body} language model of {count_params(model)[0]:,} parameters with a `{config.head.name}` "
+        "output layer, trained with `gvc` of grouped-lm."
+    )
+    values = {"title": config.name, "origin": origin, "tags": (config.model.body,), "is_plain": plain}
     ids = {"tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size, "eot_id": eot_id}
-    write_card(folder, {"title": config.name} | sizes | ids | card)
+    write_card(folder, values | ids | {"block_size": config.model.block_size} | card)
 
 
 @torch.no_grad()

@@ -134,27 +134,37 @@ def write_card(folder: Path, values: dict[str, Any]) -> None:
 
     Args:
         folder: of the checkpoint.
-        values: title, folder (the name under which it is loaded), body, head, params, is_plain, tokenizer, vocab_size,
-            eot_id, block_size, figures (a list of lines).
+        values: title, folder (the name under which it is loaded), origin (a sentence), tags, is_plain, tokenizer,
+            vocab_size, eot_id, block_size, figures (a list of lines).
     """
-    plain = values["is_plain"]
-    code, trust = ("", "") if plain else (CODE, ", trust_remote_code=True")
     figures = "".join(f"- {line}\n" for line in values["figures"])
-    write_text(folder / "README.md", CARD.format(**values | {"code": code, "trust": trust, "figures": figures}))
+    write_text(folder / "README.md", _head(values) + CARD_END.format(**values | {"figures": figures}))
 
 
-CARD = """\
+def write_compressed_card(folder: Path, name: str, model: str, head: str, report: str) -> None:
+    """Write README.md of a compressed model: three lines that load it, and the report of `compress`."""
+    origin = f"`{model}` of transformers, whose output layer `grouped_lm.compress` replaced by a `{head}` one."
+    values = {"title": name, "folder": name, "origin": origin, "tags": (), "is_plain": False}
+    report = "".join(f"- {line}\n" for line in report.splitlines())
+    write_text(folder / "README.md", f"{_head(values)}\n## What changed\n\n{report}")
+
+
+def _head(values: dict[str, Any]) -> str:
+    tags = "".join(f"- {tag}\n" for tag in (*values["tags"], "grouped-lm"))
+    trust, note = ("", "") if values["is_plain"] else (", trust_remote_code=True", CODE_NOTE)
+    return CARD_HEAD.format(**values | {"tags": tags, "trust": trust, "note": note})
+
+
+CARD_HEAD = """\
 ---
 library_name: transformers
 pipeline_tag: text-generation
 tags:
-- {body}
-- grouped-lm
----
+{tags}---
 
 # {title}
 
-A {body} language model of {params:,} parameters with a `{head}` output layer, trained with `gvc` of grouped-lm.
+{origin}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -163,7 +173,14 @@ model = AutoModelForCausalLM.from_pretrained("{folder}"{trust})
 ```
 
 `{folder}` is this folder, as seen from the one above it.
-{code}
+{note}"""
+
+CODE_NOTE = """\
+`trust_remote_code=True` lets transformers run `modeling_gvc.py` of this folder, which defines the output layer. Its
+logits are log-probabilities of all tokens. `resize_token_embeddings` is refused.
+"""
+
+CARD_END = """
 ## Put end-of-text in front of a prompt
 
 In training every text begins after `<|endoftext|>` (id {eot_id}). `gvc sample` puts this token in front of the prompt.
@@ -181,8 +198,3 @@ print(tokenizer.batch_decode(output, skip_special_tokens=True)[0])
 - Tokenizer: `{tokenizer}`, {vocab_size:,} ids. It pads on the left with end-of-text. For training, set the labels of
   padding to -100 by the attention mask, not by the id, or the model does not learn where texts end.
 {figures}"""
-
-CODE = """\
-`trust_remote_code=True` lets transformers run `modeling_gvc.py` of this folder, which defines the output layer. Its
-logits are log-probabilities of all tokens. `resize_token_embeddings` is refused.
-"""
