@@ -154,9 +154,9 @@ def test_processes_on_one_cpu_share_it(gvc):
     assert (half.fp32_flops_per_sec, half.bytes_per_sec) == (4.05e12, 160e9)
 
 
-def test_the_command_of_the_readme(gvc):
-    lines = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
-    (line,) = (line for line in lines if line.startswith("gvc plan --devices"))
+def test_the_command_of_the_guide(gvc):
+    lines = (Path(__file__).parents[2] / "docs" / "guide" / "clusters.md").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith("gvc plan --devices 8 --nodes"))
     done = gvc(*line.split("#")[0].split()[1:])
     assert done.code == 0, done.err
     assert "16 x h100 over ib-ndr" in done.out

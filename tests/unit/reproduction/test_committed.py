@@ -1,4 +1,4 @@
-"""The committed results of `make reproduce-paper SCALE=cpu`: README and the page say what their figures give."""
+"""The committed results of `make reproduce-paper SCALE=cpu`: docs/paper.md and the report agree with the figures."""
 
 import shutil
 from pathlib import Path
@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "runs" / "results" / "cpu"
 
 
-def test_readme_has_the_verdicts_of_the_figures():
-    check_table(ROOT / "README.md", [RESULTS])
+def test_docs_have_the_verdicts_of_the_figures():
+    check_table(ROOT / "docs" / "paper.md", [RESULTS])
 
 
 def test_another_figure_is_noticed(tmp_path):
@@ -23,7 +23,7 @@ def test_another_figure_is_noticed(tmp_path):
     rows = read_csv(tmp_path / DATA / "order.csv")
     (tmp_path / DATA / "order.csv").write_text(csv_text([row | {"rank_correlation": 0.987} for row in rows]))
     with pytest.raises(StaleTableError):
-        check_table(ROOT / "README.md", [tmp_path])
+        check_table(ROOT / "docs" / "paper.md", [tmp_path])
 
 
 def test_the_page_of_the_figures_is_the_committed_one(tmp_path):

@@ -1,0 +1,554 @@
+"""The tables of the documentation, computed from the committed CSV files of runs/results.
+
+Each function of `BLOCKS` returns the Markdown of one block. A block in a page stands between
+`<!-- block: NAME -->` and `<!-- end of block -->`.
+"""
+
+import csv
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "runs" / "results"
+GIB = 2**30
+Row = dict[str, str]
+
+DEFAULT = {
+    "head": "shortlist",
+    "directions": "0",
+    "own_shortlist": "False",
+    "reserve": "True",
+    "shared_rows": "32768",
+    "shortlist_size": "256",
+    "grouping": "brown",
+}
+"""The settings of the default head in leaderboard.csv."""
+DENSE_BIAS = {"head": "dense", "bias": "True", "tied": "True", "bpe": ""}
+DENSE_PLAIN = {"head": "dense", "bias": "False", "tied": "True", "bpe": ""}
+HEADS: dict[str, Row] = {
+    "the default head": DEFAULT,
+    "the default with a shortlist of 1,024 tokens": DEFAULT | {"shortlist_size": "1024"},
+    "the default with groups of 448 tokens": DEFAULT | {"group_size": "448"},
+    "the default with a vector of its own per group": DEFAULT | {"directions": "1"},
+    "`shortlist`, own 2,048, 4 directions": {
+        "head": "shortlist",
+        "shortlist_size": "2048",
+        "directions": "4",
+        "shared_rows": "0",
+        "own_shortlist": "True",
+        "reserve": "False",
+    },
+    "`dense`, tied, a bias per token": DENSE_BIAS,
+    "`dense`, tied, as in GPT-2": DENSE_PLAIN,
+    "`trim` with biases": {"head": "trim", "bias": "True"},
+    "`trim` without biases": {"head": "trim", "bias": "False"},
+    "`adaptive`": {"head": "adaptive"},
+    "`grouped`, the paper's head": {"head": "grouped", "grouping": "merge_rank"},
+}
+BPE = {
+    "`dense`, own vocabulary of 4,096": {"head": "dense", "bias": "True", "bpe": "4096"},
+    "`dense`, own vocabulary of 8,192": {"head": "dense", "bias": "True", "bpe": "8192"},
+}
+PLACES = {
+    "stories, width 128": ("tinystories", "128", "2457600", DENSE_BIAS),
+    "stories, width 256": ("tinystories", "256", "1228800", DENSE_BIAS),
+    "prose, width 128": ("prose", "128", "2457600", DENSE_PLAIN),
+}
+"""Text, width, tokens, and the best dense head there."""
+MODELS = ("gpt2-128x3", "gpt2-256x4", "gpt2-1m", "gpt2-8m", "gpt2-28m", "neo-33m")
+DEFAULT_LABEL = "shortlist, mean rows"
+"""The default head's name in the benchmark files."""
+
+
+@cache
+def read(name: str) -> tuple[Row, ...]:
+    """Return the rows of a CSV file below runs/results."""
+    with (RESULTS / name).open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; all columns but the first are aligned to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def listing(paths: Sequence[str]) -> str:
+    """Return names of result files, in backticks."""
+    return ", ".join(f"`runs/results/{path}`" for path in paths)
+
+
+def source(name: str, rows: Sequence[Row]) -> str:
+    """Return the footer of a table: file, commits, machines, versions and commands."""
+
+    def values(key: str, cut: int | None = None) -> str:
+        return ", ".join(sorted({row[key][:cut] for row in rows}))
+
+    commands = "".join(f"    {command}\n" for command in sorted({row["command"] for row in rows}))
+    text = f"Source: {listing([name])}, commit {values('commit', 7)}, {values('machine')}, torch {values('torch')},"
+    return f'\n{text} {values("threads")} thread.\n\n??? info "Commands"\n\n{indent(commands)}'
+
+
+def indent(text: str) -> str:
+    """Return text moved right by four spaces."""
+    return "".join(f"    {line}\n" for line in text.splitlines())
+
+
+def settings(row: Row) -> Row:
+    """Return what tells a run of leaderboard.csv from others: the head, its options, grouping and group size."""
+    options = dict(option.split("=", 1) for option in row["options"].replace(", ", ",").split())
+    options = {key: {"true": "True", "false": "False"}.get(value, value) for key, value in options.items()}
+    return {"bpe": "", "group_size": row["group_size"], "grouping": row["grouping"], "head": row["head"]} | options
+
+
+def losses(place: tuple[str, str, str], wanted: Row, column: str, lr: str = "0.004") -> dict[str, float]:
+    """Return the loss of each seed of a head in leaderboard.csv, for one text, width and number of tokens."""
+    wanted = {"group_size": "224" if wanted["head"] in ("shortlist", "grouped", "film", "class_full") else ""} | wanted
+    found = {}
+    for row in read("leaderboard.csv"):
+        have = settings(row)
+        same = (row["data"], row["n_embd"], row["tokens"]) == place and row["lr"] == lr and row[column]
+        if same and all(have.get(key) == value for key, value in wanted.items()):
+            found[row["seed"]] = float(row[column])
+    return found
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean difference over seeds (t distribution), None for one seed."""
+    if len(differences) < 2:
+        return None
+    error = stats.sem(differences)
+    low, high = stats.t.interval(0.95, len(differences) - 1, np.mean(differences), error) if error else (0.0, 0.0)
+    return float(low), float(high)
+
+
+def difference(
+    place: str, head: Row, column: str = "report_loss_nats"
+) -> tuple[float, tuple[float, float] | None] | None:
+    """Return the mean difference of a head to the best dense head, paired by seed, and its interval."""
+    *where, dense = PLACES[place]
+    ours, theirs = (losses((where[0], where[1], where[2]), one, column) for one in (head, dense))
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    values = [ours[seed] - theirs[seed] for seed in seeds]
+    return float(np.mean(values)), interval(values)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Return a number with its sign; zero has none."""
+    return f"{value:+.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
+
+
+def _difference_cell(place: str, head: Row, column: str = "report_loss_nats") -> str:
+    found = difference(place, head, column)
+    return "-" if found is None else signed(found[0])
+
+
+def _interval_cell(place: str, head: Row) -> str:
+    found = difference(place, head)
+    if found is None or found[1] is None or found[0] == 0:
+        return "-"
+    return f"{signed(found[1][0])} to {signed(found[1][1])}"
+
+
+def leaderboard() -> str:
+    """Return the losses of all heads minus those of the best dense head, at three places."""
+    rows = [[name, *[_difference_cell(place, head) for place in PLACES]] for name, head in HEADS.items()]
+    absolute = []
+    for place, (*where, dense) in PLACES.items():
+        found = losses((where[0], where[1], where[2]), dense, "report_loss_nats")
+        absolute.append(f"{place}: {np.mean(list(found.values())):.3f} nats")
+    text = table(["head", *PLACES], rows)
+    return text + f"\nThe best dense head has these losses: {'; '.join(absolute)}.\n" + _leaderboard_source()
+
+
+def _leaderboard_source() -> str:
+    return f"\nSource: {listing(['leaderboard.csv'])}; each row has its commit and its device.\n"
+
+
+def leaderboard_intervals() -> str:
+    """Return the 95 % intervals over seeds of the differences in `leaderboard`."""
+    rows = [[name, *[_interval_cell(place, head) for place in PLACES]] for name, head in HEADS.items()]
+    return table(["head", *PLACES], [row for row in rows if set(row[1:]) != {"-"}]) + _leaderboard_source()
+
+
+def own_vocabulary() -> str:
+    """Return bits per byte of dense heads with a small vocabulary, minus those of the best dense head."""
+    heads = {"the default head": DEFAULT} | BPE
+    rows = [
+        [name, *[_difference_cell(place, head, "report_bits_per_byte") for place in PLACES]]
+        for name, head in heads.items()
+    ]
+    return table(["head", *PLACES], rows) + _leaderboard_source()
+
+
+def groupings() -> str:
+    """Return the validation loss of heads with groups under each grouping."""
+    place = ("tinystories", "128", "1638400")
+    heads: dict[str, Row] = {
+        "`grouped`": {"head": "grouped"},
+        "`film`": {"head": "film"},
+        "`class_full`": {"head": "class_full", "tied": "True"},
+        "`shortlist`": {key: value for key, value in DEFAULT.items() if key != "grouping"},
+    }
+    names = ["merge_rank", "random", "frequency", "sqrt_frequency", "kmeans", "brown"]
+    rows = []
+    for label, head in heads.items():
+        cells = []
+        for grouping in names:
+            size = {"group_size": "338"} if grouping == "sqrt_frequency" else {}  # its largest group
+            found = losses(place, head | {"grouping": grouping} | size, "report_loss_nats")
+            cells.append(f"{found['0']:.3f}" if "0" in found else "-")
+        rows.append([label, *cells])
+    return table(["head", *[f"`{name}`" for name in names]], rows) + _leaderboard_source()
+
+
+def rates() -> str:
+    """Return the losses of one head of every kind at three learning rates."""
+    place = ("tinystories", "128", "1638400")
+    heads = {name: head for name, head in (HEADS | BPE).items() if "own 2,048" not in name} | {
+        "`class_full`": {"head": "class_full", "tied": "True", "grouping": "merge_rank"},
+        "`film`": {"head": "film", "grouping": "merge_rank"},
+        "`low_rank`, 64": {"head": "low_rank"},
+        "`sampled`": {"head": "sampled"},
+    }
+    rows = []
+    for name, head in heads.items():
+        found = [losses(place, head, "val_loss_nats", lr).get("0") for lr in ("0.002", "0.004", "0.008")]
+        if sum(loss is not None for loss in found) > 1:
+            rows.append([name, *["-" if loss is None else f"{loss:.3f}" for loss in found]])
+    return table(["head", "2e-3", "4e-3", "8e-3"], rows) + _leaderboard_source()
+
+
+def _steps(name: str, batch: str = "8") -> dict[tuple[str, str], Row]:
+    return {(row["model"], row["head"]): row for row in read(name) if row["micro_batch_size"] == batch}
+
+
+def _speed_table(name: str, key: str, form: Callable[[float], str]) -> str:
+    found = _steps(name)
+    models = [model for model in MODELS if any(model == place for place, _ in found)]
+    heads = list(dict.fromkeys(head for _, head in found))
+    rows = []
+    for head in heads:
+        cells = [form(float(found[model, head][key])) if (model, head) in found else "-" for model in models]
+        rows.append([_label(head), *cells])
+    return table(["head", *[f"`{model}`" for model in models]], rows)
+
+
+def _label(head: str) -> str:
+    if head == DEFAULT_LABEL:
+        return "**the default head**"
+    if head == "shortlist":
+        return "shortlist, 1,024 tokens, 1 direction"
+    return head
+
+
+def default_steps() -> str:
+    """Return the speed of whole steps over dense, with the default head."""
+    name = "default-head/bench-steps.csv"
+    return _speed_table(name, "over_dense", lambda value: f"{value:.2f}x") + source(name, read(name))
+
+
+def default_steps_ms() -> str:
+    """Return the milliseconds of whole steps, with the default head."""
+    name = "default-head/bench-steps.csv"
+    return _speed_table(name, "ms", lambda value: f"{value:,.0f}") + source(name, read(name))
+
+
+def steps() -> str:
+    """Return the speed of whole steps over dense, for all heads and older settings of `shortlist`."""
+    return _speed_table("bench-steps.csv", "over_dense", lambda value: f"{value:.2f}x") + source(
+        "bench-steps.csv", read("bench-steps.csv")
+    )
+
+
+def share_of_cap() -> str:
+    """Return the share of the speed without any head."""
+    return _speed_table("bench-steps.csv", "share_of_cap", lambda value: f"{100 * value:.0f} %") + source(
+        "bench-steps.csv", read("bench-steps.csv")
+    )
+
+
+def _heads_table(name: str, cell: Callable[[Row], str]) -> str:
+    rows = read(name)
+    shapes = list(dict.fromkeys((row["n_tokens"], row["n_embd"]) for row in rows))
+    found = {(row["n_tokens"], row["n_embd"], row["head"]): row for row in rows}
+    heads = list(dict.fromkeys(row["head"] for row in rows))
+    body = []
+    for head in heads:
+        cells = [cell(found[(*shape, head)]) if (*shape, head) in found else "-" for shape in shapes]
+        body.append([_label(head), *cells])
+    header = ["head", *[f"{int(n):,} x {d}" for n, d in shapes]]
+    return table(header, body)
+
+
+def heads_speed() -> str:
+    """Return how many times faster than dense each head alone is, forward and backward."""
+    text = _heads_table("bench-heads.csv", lambda row: f"{float(row['speedup']):.3g}x")
+    return text + source("bench-heads.csv", read("bench-heads.csv"))
+
+
+def heads_memory() -> str:
+    """Return how many times smaller than dense the peak memory of each head alone is."""
+    text = _heads_table("bench-heads.csv", lambda row: f"{float(row['memory_ratio']):.3g}x")
+    return text + source("bench-heads.csv", read("bench-heads.csv"))
+
+
+def default_heads() -> str:
+    """Return the milliseconds of the default head alone and of its rivals, forward and backward."""
+    name = "default-head/bench-heads.csv"
+    return _heads_table(name, lambda row: f"{float(row['ms']):,.3g}") + source(name, read(name))
+
+
+def default_heads_memory() -> str:
+    """Return the peak memory of the default head alone and of its rivals, over the floor."""
+    name = "default-head/bench-heads.csv"
+    return _heads_table(name, lambda row: f"{float(row['peak_over_floor']):.2f}x") + source(name, read(name))
+
+
+def decode() -> str:
+    """Return milliseconds a token in generation."""
+    rows = read("bench-decode.csv")
+    body = [
+        [
+            row["batch_size"],
+            row["head"].removeprefix("runs/t8m/"),
+            row["way"],
+            f"{float(row['head_ms']):.2f}",
+            f"{float(row['ms']):.1f}",
+            f"{float(row['speedup']):.2f}x",
+        ]
+        for row in rows
+    ]
+    header = ["texts at once", "head", "way", "head, ms", "whole token, ms", "over dense"]
+    return table(header, body) + source("bench-decode.csv", rows)
+
+
+def memory_claim() -> str:
+    """Return the memory of a step with dense over that with `grouped`, by body, attention and batch."""
+    rows = [row for row in read("bench-memory.csv") if row["part"] == "claim"]
+    body = [
+        [
+            f"`{row['model']}`",
+            row["attention"],
+            f"{row['micro_batch_size']} x {row['block_size']}",
+            f"{float(row['dense_bytes']) / GIB:.2f}",
+            f"{float(row['grouped_bytes']) / GIB:.2f}",
+            f"{float(row['memory_ratio']):.2f}x",
+            f"{float(row['ratio_limit']):.2f}x",
+        ]
+        for row in rows
+    ]
+    header = ["body", "attention", "batch", "dense, GiB", "grouped, GiB", "ratio", "limit of the ratio"]
+    return table(header, body) + source("bench-memory.csv", rows)
+
+
+def memory_truth() -> str:
+    """Return measured and predicted peaks of whole steps."""
+    rows = [row for row in read("bench-memory.csv") if row["part"] == "truth"]
+    largest = max(abs(float(row["prediction_error"])) for row in rows if row["prediction_error"])
+    body = [
+        [
+            f"`{row['model']}`",
+            f"{row['micro_batch_size']} x {row['block_size']}",
+            row["head"],
+            f"{float(row['measured_bytes']) / GIB:.3f}",
+            f"{float(row['predicted_bytes']) / GIB:.3f}" if row["predicted_bytes"] else "-",
+            row["peak_module"] or "-",
+        ]
+        for row in rows
+    ]
+    header = ["body", "batch", "head", "measured, GiB", "predicted, GiB", "module at the peak"]
+    text = f"The largest error of a prediction is {100 * largest:.2g} %.\n\n"
+    return text + table(header, body) + source("bench-memory.csv", rows)
+
+
+def vocabulary_memory() -> str:
+    """Return the peak memory of a step by vocabulary size, in GiB."""
+
+    def cell(row: Row) -> str:
+        value = row["measured_bytes"] or row["predicted_bytes"]
+        return f"{float(value) / GIB:.2f}{'' if row['measured_bytes'] else ' (predicted)'}" if value else "-"
+
+    return _vocabulary_table(cell)
+
+
+def vocabulary_ms() -> str:
+    """Return the milliseconds of a step by vocabulary size."""
+    return _vocabulary_table(lambda row: f"{float(row['ms']):,.0f}" if row["ms"] else "-")
+
+
+def _vocabulary_table(cell: Callable[[Row], str]) -> str:
+    rows = [row for row in read("bench-vocab.csv") if row["part"] == "step"]
+    found = {(row["vocab_size"], row["head"]): row for row in rows}
+    heads = list(dict.fromkeys(row["head"] for row in rows))
+    sizes = list(dict.fromkeys(row["vocab_size"] for row in rows))
+    body = [[f"{int(size):,}", *[cell(found[size, head]) for head in heads]] for size in sizes]
+    return table(["V", *heads], body) + source("bench-vocab.csv", rows)
+
+
+def vocabulary_language() -> str:
+    """Return the losses above the known entropy of two synthetic languages."""
+    rows = [row for row in read("bench-vocab.csv") if row["part"] == "excess"]
+    body = [
+        [
+            row["language"],
+            f"{int(row['vocab_size']):,}",
+            row["head"],
+            f"{float(row['entropy_nats']):.3f}",
+            f"{float(row['excess_nats']):+.3f}",
+        ]
+        for row in rows
+    ]
+    header = ["language", "V", "head", "entropy, nats", "loss above it, nats"]
+    return table(header, body) + source("bench-vocab.csv", rows)
+
+
+def gpu_heads() -> str:
+    """Return milliseconds and memory of heads alone on a GPU."""
+    rows = read("bench-heads-gpu.csv")
+    body = [
+        [
+            _label(row["head"]),
+            f"{float(row['ms']):.2f}",
+            f"{float(row['speedup']):.2f}x",
+            f"{float(row['peak_bytes']) / 2**20:,.0f}" if "graphs" not in row["head"] else "not counted",
+        ]
+        for row in rows
+    ]
+    return table(["head", "ms", "over dense", "peak, MiB"], body) + source("bench-heads-gpu.csv", rows)
+
+
+def verdict_counts() -> str:
+    """Return one sentence with the number of claims by verdict."""
+    words = [row["word"] for row in read("cpu/tables/verdicts.csv")]
+    names = {
+        "holds": "{} holds",
+        "holds where": "{} hold under stated conditions",
+        "does not hold": "{} do not hold",
+        "not shown at this scale": "{} are not shown at this scale",
+    }
+    parts = [names[word].format(words.count(word)) for word in names]
+    return f"Of {len(words)} claims:\n\n" + "".join(f"- {part}\n" for part in parts)
+
+
+def summary() -> str:
+    """Return the five rows of results on the front page."""
+    quality = [difference(place, DEFAULT) for place in PLACES]
+    paper = [difference(place, HEADS["`grouped`, the paper's head"]) for place in PLACES]
+    mean = [[found[0] for found in kind if found] for kind in (quality, paper)]
+    found = _steps("default-head/bench-steps.csv")
+    over = {model: float(found[model, DEFAULT_LABEL]["over_dense"]) for model in MODELS if (model, "dense") in found}
+    claims = [row for row in read("bench-memory.csv") if row["part"] == "claim" and row["attention"] == "fused"]
+    ratio = {model: max(float(row["memory_ratio"]) for row in claims if row["model"] == model) for model in MODELS[2:]}
+    gpu = {row["head"]: float(row["ms"]) for row in read("bench-heads-gpu.csv")}
+    rows = [
+        [
+            "Loss of the default head, minus dense ([quality])",
+            f"{signed(min(mean[0]), 2)} to {signed(max(mean[0]), 2)} nats",
+        ],
+        [
+            "Loss of the paper's head, minus dense ([quality])",
+            f"{signed(min(mean[1]), 2)} to {signed(max(mean[1]), 2)} nats",
+        ],
+        [
+            "Speed of training steps over dense, width 128 to 512 ([speed])",
+            f"{over['gpt2-128x3']:.1f}x to {over['gpt2-28m']:.1f}x",
+        ],
+        ["Memory of steps, dense over the paper's head, 33M ([memory])", f"up to {ratio['neo-33m']:.2f}x"],
+        ["Speed of the default head alone over dense, large GPU ([GPU])", f"{gpu['dense'] / gpu[DEFAULT_LABEL]:.1f}x"],
+    ]
+    return table(["measured", "result"], rows)
+
+
+def measured(head: str) -> Callable[[], str]:
+    """Return the function that gives the measured results of one head."""
+
+    def block() -> str:
+        text = _measured_quality(head) + _measured_speed(head)
+        return text or "Nothing about this head is in a committed file yet.\n"
+
+    return block
+
+
+QUALITY_OF: dict[str, list[str]] = {
+    "dense": ["`dense`, tied, a bias per token", "`dense`, tied, as in GPT-2"],
+    "shortlist": [
+        "the default head",
+        "the default with a shortlist of 1,024 tokens",
+        "the default with groups of 448 tokens",
+        "the default with a vector of its own per group",
+        "`shortlist`, own 2,048, 4 directions",
+    ],
+    "trim": ["`trim` with biases", "`trim` without biases"],
+    "adaptive": ["`adaptive`"],
+    "grouped": ["`grouped`, the paper's head"],
+}
+SPEED_OF: dict[str, list[str]] = {
+    "dense": ["dense, compiled", "dense, CCE", "dense, chunked, tuned"],
+    "shortlist": [],
+    "trim": ["trim"],
+    "adaptive": ["adaptive", "adaptive, tuned"],
+    "grouped": ["grouped"],
+    "film": ["film"],
+    "class_full": ["class_full"],
+    "low_rank": ["low_rank"],
+    "sampled": ["sampled"],
+}
+
+
+def _measured_quality(head: str) -> str:
+    rows = [[name, *[_difference_cell(place, HEADS[name]) for place in PLACES]] for name in QUALITY_OF.get(head, [])]
+    if not rows:
+        return ""
+    note = "Loss minus that of the best dense head, in nats; below 0 is better.\n\n"
+    return note + table(["setting", *PLACES], rows) + "\n"
+
+
+def _measured_speed(head: str) -> str:
+    found = _steps("bench-steps.csv")
+    rows = []
+    models: Sequence[Any] = MODELS[2:]
+    for label in SPEED_OF[head]:
+        rows.append([label, *[f"{float(found[model, label]['over_dense']):.2f}x" for model in models]])
+    if head == "shortlist":
+        default = _steps("default-head/bench-steps.csv")
+        models = [model for model in MODELS if (model, DEFAULT_LABEL) in default]
+        cells = [f"{float(default[model, DEFAULT_LABEL]['over_dense']):.2f}x" for model in models]
+        rows = [["the default head", *cells]]
+    note = "Tokens per second of a whole training step over dense, on one CPU thread.\n\n"
+    files = ["leaderboard.csv", "default-head/bench-steps.csv" if head == "shortlist" else "bench-steps.csv"]
+    text = note + table(["setting", *[f"`{model}`" for model in models]], rows)
+    return text + f"\nSource: {listing(files if head in QUALITY_OF else files[1:])}.\n"
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "decode": decode,
+    "default-heads": default_heads,
+    "default-heads-memory": default_heads_memory,
+    "default-steps": default_steps,
+    "default-steps-ms": default_steps_ms,
+    "gpu-heads": gpu_heads,
+    "groupings": groupings,
+    "heads-memory": heads_memory,
+    "heads-speed": heads_speed,
+    "leaderboard": leaderboard,
+    "leaderboard-intervals": leaderboard_intervals,
+    "memory-claim": memory_claim,
+    "memory-truth": memory_truth,
+    "own-vocabulary": own_vocabulary,
+    "rates": rates,
+    "share-of-cap": share_of_cap,
+    "steps": steps,
+    "summary": summary,
+    "verdict-counts": verdict_counts,
+    "vocabulary-language": vocabulary_language,
+    "vocabulary-memory": vocabulary_memory,
+    "vocabulary-ms": vocabulary_ms,
+} | {f"measured-{head}": measured(head) for head in SPEED_OF}
