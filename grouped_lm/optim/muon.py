@@ -48,61 +48,50 @@ class MuonConfig(OptimConfig):
         check_range("optim.eps", self.eps, 0, 1, open_low=True)
 
 
-class MuonAdamW(torch.optim.AdamW):
-    """One optimizer that updates given matrices with torch's Muon, and all other parameters with fused AdamW.
+class MuonAdamW(torch.optim.Optimizer):
+    """One optimizer that updates some matrices with torch's Muon, and all other parameters with torch's AdamW.
 
     Args:
-        matrices: (rows, columns) parameters for Muon.
-        groups: parameter groups of the others, as torch's AdamW takes them.
-        muon: options of torch.optim.Muon.
+        muon: of the matrices.
+        adamw: fused, of the other parameters.
         lr_factor: learning rate of the matrices as a share of the others'.
-        options: as torch's AdamW takes them.
     """
 
-    def __init__(
-        self,
-        matrices: list[nn.Parameter],
-        groups: list[dict[str, Any]],
-        muon: dict[str, Any],
-        lr_factor: float,
-        **options: Any,
-    ) -> None:
-        super().__init__([*groups, {"params": matrices, "lr_factor": lr_factor}], **options)
-        self._muon = torch.optim.Muon(matrices, **muon)
-
-    @property
-    def _matrix_group(self) -> dict[str, Any]:
-        return self.param_groups[-1]
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW, lr_factor: float) -> None:
+        super().__init__([*adamw.param_groups, *muon.param_groups], {})
+        self._muon, self._adamw = muon, adamw
+        self.param_groups[-1]["lr_factor"] = lr_factor
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Update all parameters, or none where `found_inf` is 1."""
-        grads = [matrix.grad for matrix in self._matrix_group["params"]]
-        for matrix, grad in zip(self._matrix_group["params"], grads, strict=True):
-            if grad is not None:
-                self._step_matrix(matrix, grad)
-            matrix.grad = None  # the fused AdamW then skips this parameter
-        loss = super().step(closure)
-        for matrix, grad in zip(self._matrix_group["params"], grads, strict=True):
-            matrix.grad = grad
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        skip = getattr(self, "found_inf", None)
+        *other_groups, muon_group = self.param_groups
+        self._adamw.state = self._muon.state = self.state  # set each time: load_state_dict replaces state and groups
+        self._adamw.param_groups, self._adamw.found_inf = other_groups, skip  # type: ignore[attr-defined]
+        self._adamw.step()
+        for matrix in muon_group["params"]:
+            if matrix.grad is not None:
+                self._muon.param_groups = [muon_group | {"params": [matrix]}]
+                self._step_matrix(matrix, skip)
         return loss
 
-    def _step_matrix(self, matrix: nn.Parameter, grad: Tensor) -> None:
-        """Let Muon update one matrix. Whether to skip the step stays on the device, so that the host need not wait."""
-        self._muon.state = self.state  # one state for both, also after load_state_dict
-        (muon_group,) = self._muon.param_groups
-        muon_group |= {"params": [matrix], "lr": self._matrix_group["lr"]}
-        skip = getattr(self, "found_inf", None)
+    def _step_matrix(self, matrix: Tensor, skip: Tensor | None) -> None:
+        """Let Muon update one matrix. `skip` stays on the device, so that the host does not wait for it."""
         if skip is None:
             self._muon.step()
             return
-        before = matrix.clone()
-        buffer = self.state[matrix].get("momentum_buffer")
-        if buffer is None:
-            buffer = torch.zeros_like(matrix)
-        matrix.grad = torch.where(skip > 0, buffer, grad)  # buffer.lerp_(buffer, ...) changes nothing
+        grad, before = matrix.grad, matrix.clone()
+        assert grad is not None
+        buffer = self.state[matrix].get("momentum_buffer", torch.zeros_like(matrix))
+        matrix.grad = torch.where(skip > 0, buffer, grad)  # a buffer that is averaged with itself does not change
         self._muon.step()
         matrix.copy_(torch.where(skip > 0, before, matrix))
+        matrix.grad = grad
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> MuonAdamW:
@@ -111,20 +100,20 @@ def build_muon(config: MuonConfig, model: nn.Module) -> MuonAdamW:
     Raises:
         ConfigError: the matrices are in shards. Muon needs whole ones.
     """
-    blocks: Any = model.get_submodule("body.h")
+    blocks = model.get_submodule("body.h")
     matrices = [parameter for parameter in blocks.parameters() if parameter.ndim == 2]
     if any(map(is_sharded, matrices)):
         raise ConfigError(
             "optim=muon needs whole matrices, and train.strategy=fsdp2 cuts them: take ddp, or optim=adamw"
         )
-    muon = {"momentum": config.momentum, "ns_steps": config.ns_steps, "weight_decay": config.weight_decay}
-    return MuonAdamW(
+    muon = torch.optim.Muon(
         matrices,
-        decay_groups(model, config.weight_decay, matrices),
-        muon | {"adjust_lr_fn": "match_rms_adamw"},
-        config.matrix_lr_ratio,
         lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        fused=True,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        ns_steps=config.ns_steps,
+        adjust_lr_fn="match_rms_adamw",
     )
+    groups, betas = decay_groups(model, config.weight_decay, matrices), (config.beta1, config.beta2)
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+    return MuonAdamW(muon, adamw, config.matrix_lr_ratio)
