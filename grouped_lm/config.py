@@ -7,15 +7,17 @@ file: `Config.head` holds one of them.
 
 import difflib
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from grouped_lm.errors import ConfigError
+from grouped_lm.errors import ConfigError, SchemaError
 
 IGNORE_INDEX = -100
 """A target of this value is ignored: no loss, no gradient, not part of the mean."""
+SCHEMA_VERSION = 2
+"""Version of the files in a run folder: config.json, job.json and checkpoints. Other versions are refused."""
 
 
 def check_range(path: str, value: float | None, low: float, high: float = math.inf, *, open_low: bool = False) -> None:
@@ -40,16 +42,17 @@ def check_choice(path: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{path} must be one of {', '.join(allowed)}, got {value!r}")
 
 
-def free(default: Any, *, cost: bool = False) -> Any:
+def free(default: Any = MISSING, *, factory: Any = MISSING, cost: bool = False) -> Any:
     """Return a dataclass field that may change between a run and its continuation.
 
     All other fields are part of the run's identity (`grouped_lm.runs.identity`).
 
     Args:
         default: the default value.
+        factory: a function that makes the default value, instead of `default`.
         cost: whether the field changes the speed or the memory of a run. Tables of runs show such a field.
     """
-    return field(default=default, metadata={"identity": False, "cost": cost})
+    return field(default=default, default_factory=factory, metadata={"identity": False, "cost": cost})
 
 
 def parse_named(registry: Mapping[str, type], values: Any, path: str, key: str = "name") -> Any:
@@ -111,7 +114,7 @@ def check_type(path: str, kind: Any, value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
         return float(value)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise ConfigError(f"{path} must be {getattr(kind, '__name__', kind)}, got {value!r:.100}")
+        raise ConfigError(f"{path} must be {kind.__name__ if isinstance(kind, type) else kind}, got {value!r:.100}")
     return value
 
 
@@ -136,9 +139,9 @@ class ModelConfig:
     """GPT-Neo's local attention span, tokens, >= 1; every second layer uses it."""
     embedding: str = "table"
     """Input side: `table`, a row per token, or `factorised`, scale and shift per group on a row per slot (no tying)."""
-    attention: str = "fused"
+    attention: str = free("fused", cost=True)
     """`fused` (torch's kernel) or `unfused`: the same function with T x T scores in memory, to measure their cost."""
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = free(False, cost=True)
     """Keep only the states between blocks for the backward pass, which computes the inside of each again: less memory,
     a third more operations of the body."""
 
@@ -166,7 +169,7 @@ class GroupingConfig:
 class DataConfig:
     """Where the text comes from. `source` says which of the fields below count."""
 
-    name: str = "tinytales"
+    name: str = free("tinytales")
     source: str = "tinytales"
     """`tinytales` (embedded generator), `hub` (a Hugging Face dataset) or `text` (own files)."""
     train: Any = None
@@ -193,7 +196,7 @@ class DataConfig:
     """`hub`: the same for validation."""
     hub_join_rows: bool = False
     """`hub`: rows are lines of one long text, as in WikiText: join them without borders."""
-    cache_dir: str = "~/.cache/gvc"
+    cache_dir: str = free("~/.cache/gvc")
     """Prepared token files; rebuilt at any time from the source."""
 
     def __post_init__(self) -> None:
@@ -317,47 +320,47 @@ class TrainConfig:
     """Weight in [0, 1] of the squared log of the first softmax's partition function; 1e-4 is usual."""
     compile: bool = False
     """Run the body and head through `torch.compile`."""
-    cuda_graphs: bool = False
+    cuda_graphs: bool = free(False, cost=True)
     """Record compiled passes as CUDA graphs, so that small models do not wait for launches; needs train.compile=true,
     train.grad_accum_steps=1 and a GPU."""
-    device: str = "auto"
+    device: str = free("auto")
     """`auto`, `cpu` or `cuda`."""
-    devices: int = 1
+    devices: int = free(1, cost=True)
     """Processes that train together on this machine, one per GPU, in [1, 1024]; each takes an equal part of every
     micro-batch. Neither this nor the four below change what is computed, but for rounding and dropout."""
-    nodes: int = 1
+    nodes: int = free(1, cost=True)
     """Machines with `devices` processes each, in [1, 1024]; more than 1 inside a SLURM job that has as many."""
-    strategy: str = "ddp"
+    strategy: str = free("ddp", cost=True)
     """`ddp`: the whole model on each device; `fsdp2`: weights, gradients and optimizer state in shards."""
-    vocab_parallel: bool = False
+    vocab_parallel: bool = free(False, cost=True)
     """With `ddp` and several processes: each has its part of the rows of the input embedding and of a dense head, with
     their gradients and optimizer state, and states travel instead of these gradients. Other heads stay whole."""
-    max_restarts: int = 3
+    max_restarts: int = free(3)
     """How often all processes are started again, from the last checkpoint, when one is lost, >= 0."""
     threads: int | None = None
     """CPU threads, >= 1; null leaves torch's choice. Part of what makes a run repeatable to the bit."""
-    resume: str = "auto"
+    resume: str = free("auto")
     """`auto` goes on from the folder's last checkpoint; `never` refuses a folder that has one."""
-    log_every_steps: int = 10
-    eval_every_steps: int | None = None
+    log_every_steps: int = free(10)
+    eval_every_steps: int | None = free(None)
     """Validation also every so many steps; null means at the end only."""
-    eval_batch_size: int | None = None
+    eval_batch_size: int | None = free(None)
     """Windows per validation pass of one process; null means its part of micro_batch_size."""
-    checkpoint_every_steps: int | None = None
+    checkpoint_every_steps: int | None = free(None)
     """null means every tenth of the run; the last step is always saved."""
-    checkpoint_every_minutes: float = 10.0
+    checkpoint_every_minutes: float = free(10.0)
     """A save at least this often, whatever the steps."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = free(2)
     """Newest ones kept, >= 2, so that a bad one always has a predecessor."""
-    mirror: str | None = None
+    mirror: str | None = free(None)
     """A folder for a verified copy of every checkpoint, in a folder named after the run and a hash of it;
     used when none is here."""
-    on_nonfinite: str = "raise"
+    on_nonfinite: str = free("raise")
     """What a loss or gradient that is no finite number does: `raise` ends the run, `skip` leaves the update out,
     `rollback` goes back to the last checkpoint and on with the text after the one that did it."""
-    max_nonfinite: int = 3
+    max_nonfinite: int = free(3)
     """`skip`, `rollback`: so many times, >= 0; then as `raise`."""
-    hang_minutes: float | None = 30.0
+    hang_minutes: float | None = free(30.0)
     """End the process when no step and no batch of an evaluation was done for so long, > 0; null waits for ever."""
 
     def __post_init__(self) -> None:
@@ -475,7 +478,7 @@ class JudgeConfig:
 class Config:
     """One run."""
 
-    name: str = "run"
+    name: str = free("run")
     """A label for people; it changes nothing."""
     seed: int = 0
     """Seeds weights, dropout and the order of the data."""
@@ -489,8 +492,8 @@ class Config:
     optim: Any = field(default_factory=AdamWConfig)
     """An optimizer's own config, an `OptimConfig`."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    tracking: TrackingConfig = free(factory=TrackingConfig)
+    judge: JudgeConfig = free(factory=JudgeConfig)
 
     def __post_init__(self) -> None:
         check_label("name", self.name)
@@ -500,23 +503,43 @@ class Config:
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
-    """The config as plain dicts, lists and scalars, ready for JSON."""
-    return asdict(config)
+    """Return the config and the schema version as plain dicts, lists and scalars, ready for JSON."""
+    return {"schema_version": SCHEMA_VERSION, **asdict(config)}
 
 
-def config_from_dict(values: dict[str, Any], **parsed: Any) -> Config:
-    """Rebuild a config saved by `config_to_dict`.
+def config_from_dict(values: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> Config:
+    """Rebuild a config from plain values.
 
     Args:
-        values: what was saved.
-        parsed: the parts that `parse_named` parsed, such as head=DenseConfig().
+        values: the settings by part, as `config_to_dict` returns them; "schema_version" is ignored.
+        parsers: a function for each part whose schema depends on a name in it, such as `parse_head_config`.
 
     Raises:
         ConfigError: an unknown key, a value of another type or out of range.
     """
     types: dict[str, Any] = {f.name: f.type for f in fields(Config)}
-    built = {
-        key: parse_fields(types[key], value, key) if is_dataclass(types.get(key)) else value
-        for key, value in values.items()
-    }
-    return parse_fields(Config, built | parsed, "")
+    built = {part: parse(values.get(part)) for part, parse in parsers.items()}
+    for key, value in values.items():
+        if key not in parsers and key != "schema_version":
+            built[key] = parse_fields(types[key], value, key) if is_dataclass(types.get(key)) else value
+    config: Config = parse_fields(Config, built, "")
+    return config
+
+
+def check_schema(version: Any, place: object) -> None:
+    """Refuse a file that another version of gvc wrote.
+
+    Args:
+        version: the schema version in the file, None where the file has none.
+        place: the file or folder, for the message.
+
+    Raises:
+        SchemaError: the version is not `SCHEMA_VERSION`.
+    """
+    if version == SCHEMA_VERSION:
+        return
+    old = version is None or (isinstance(version, int) and version < SCHEMA_VERSION)
+    advice = "train again, or read it with gvc 0.1" if old else "use the gvc that wrote it"
+    raise SchemaError(
+        f"{place} has schema version {1 if version is None else version}, this gvc reads {SCHEMA_VERSION}: {advice}"
+    )

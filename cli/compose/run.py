@@ -13,7 +13,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -148,21 +148,19 @@ def to_config(composed: DictConfig) -> Config:
     Raises:
         ConfigError, OmegaConfBaseException: a key, type or value outside the schema.
     """
-    from grouped_lm.grouping import parse_grouping
-    from grouped_lm.heads import parse_head_config  # imports torch, which --cfg and --info need not wait for
-    from grouped_lm.optim import parse_optim_config
+    from grouped_lm.runs.load import PARSERS  # imports torch, which --cfg and --info need not wait for
 
     plain: Any = OmegaConf.to_container(composed, resolve=True)  # a typed node would carry added keys along
     label = (plain.pop("variant", None) or {}).get("label")
     variant = next((v for v in load_variants().values() if v.label == label), None) if label else None
     if variant and variant.head["name"] != plain["head"]["name"]:
         raise ConfigError(two_heads(variant.name, plain["head"]["name"]))
-    optim = parse_optim_config(plain.pop("optim") or {})
     strict = OmegaConf.merge(OmegaConf.structured(Config), plain)
     config = OmegaConf.to_object(strict)
     assert isinstance(config, Config)
-    config.head, config.optim = parse_head_config(config.head or {}), optim
-    config.grouping = parse_grouping(config.grouping if isinstance(config.grouping, dict) else config.grouping.name)
+    for part, parse_part in PARSERS.items():
+        value = getattr(config, part)
+        setattr(config, part, value if is_dataclass(value) else parse_part(value))
     return config
 
 
@@ -290,11 +288,9 @@ def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path
 
 def override_saved(config: Config, overrides: list[str]) -> Config:
     """Return a run's saved config with overrides on top: `data=text` replaces a group, `train.device=cpu` a value."""
-    from grouped_lm.config import config_to_dict
-
     flags = HydraFlags()
     with explained(overrides, flags), composing(flags) as compose_with:
-        composed = OmegaConf.create(config_to_dict(config))
+        composed = OmegaConf.create(asdict(config))
         composed.data.cache_dir = compose_with([]).data.cache_dir  # a stranger's run may not say where we write
         chosen = [o for o in parse(overrides) if o.key_or_group in config_groups()]
         for override in chosen:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grouped_lm.config import Config, config_to_dict
+from grouped_lm.config import Config
 from grouped_lm.data import TokenFile, build_tokenizer, iter_documents, prepare_split
 from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.errors import ConfigError, DataError
@@ -208,11 +208,7 @@ def compare_runs(evaluations: list[RunEvaluation]) -> dict[str, Any]:
 def losses_by_method(evaluations: list[RunEvaluation]) -> dict[str, list[float]]:
     """Return the losses of every method, by a name that lists the settings in which the methods differ."""
     identities = [
-        {
-            k: v
-            for k, v in config_identity(config_to_dict(e.config)).items()
-            if k != "seed" and not k.startswith("data.")
-        }
+        {k: v for k, v in config_identity(e.config).items() if k != "seed" and not k.startswith("data.")}
         for e in evaluations
     ]
     keys = sorted({key for identity in identities for key in identity})

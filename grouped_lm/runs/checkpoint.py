@@ -19,11 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from grouped_lm.config import SCHEMA_VERSION, check_schema
 from grouped_lm.errors import CheckpointError, DiskError, SchemaError
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 2
-"""Version of the folder, its manifest and `state.json`. Other versions are refused."""
 LEAST_KEPT = 2
 """Good checkpoints that always stay: the newest may turn out bad after it was verified."""
 _CHUNK = 1 << 20
@@ -177,10 +176,7 @@ def _entries(folder: Path) -> dict[str, dict[str, Any]]:
         entries, version = manifest["files"], manifest["schema_version"]
         if manifest.pop("sha256") != _hash_manifest(manifest):
             raise CheckpointError(f"{folder}: {MANIFEST} was changed")
-        if version != SCHEMA_VERSION:
-            raise SchemaError(
-                f"{folder} has schema version {version}, this gvc reads {SCHEMA_VERSION}: use the gvc that wrote it"
-            )
+        check_schema(version, folder)
         if manifest["step"] != int(folder.name[5:]):
             raise CheckpointError(f"{folder}: it holds step {manifest['step']}")
         present = {p.name for p in folder.iterdir()} - {MANIFEST}

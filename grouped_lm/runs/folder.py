@@ -12,9 +12,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from grouped_lm.config import Config, config_to_dict
+from grouped_lm.config import Config, check_schema, config_to_dict
 from grouped_lm.errors import BusyError, DriftError, RunFolderError
-from grouped_lm.runs.identity import changed_fields, config_identity
+from grouped_lm.runs.identity import changed_fields, config_identity, saved_identity
 from grouped_lm.system.files import read_json_dict, write_json
 
 COMPLETE, INTERRUPTED, FAILED = "complete", "interrupted", "failed"
@@ -61,10 +61,12 @@ class RunFolder:
 
         Raises:
             RunFolderError: there is none that can be read.
+            SchemaError: another version of gvc wrote it.
         """
         values = read_json_dict(self.config)
-        if values is None or not isinstance(values.get("head"), dict):
+        if values is None or not is_saved_config(values):
             raise RunFolderError(f"{self.path} is not a run folder: no readable {self.config.name}")
+        check_schema(values.get("schema_version"), self.path)
         return values
 
     def read_result(self) -> dict[str, Any] | None:
@@ -93,7 +95,7 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} already holds a run: give another hydra.run.dir, or train.resume=auto to continue it"
             )
-        changed = changed_fields(config_identity(self.read_config()), config_identity(config_to_dict(config)))
+        changed = changed_fields(saved_identity(self.read_config(), config), config_identity(config))
         if changed:
             raise DriftError(f"{self.path} holds another run ({changed}): give another hydra.run.dir")
 
@@ -111,6 +113,11 @@ class RunFolder:
         """Write config.json and environment.json."""
         write_json(self.config, config_to_dict(config))
         write_json(self.environment, environment)
+
+
+def is_saved_config(values: dict[str, Any]) -> bool:
+    """Return whether a JSON object is the config of a run, of any version."""
+    return all(isinstance(values.get(part), dict) for part in ("model", "head", "train"))
 
 
 def failed(reason: str) -> dict[str, Any]:

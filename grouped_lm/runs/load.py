@@ -1,5 +1,6 @@
 """Load a run from its folder: its config, its tokenizer and its model."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grouped_lm.config import Config, TokenizerConfig, config_from_dict
+from grouped_lm.config import Config, TokenizerConfig, check_schema, config_from_dict
 from grouped_lm.data.tokenizers.base import vocab_size_of
 from grouped_lm.errors import CheckpointError, ConfigError, RunFolderError
 from grouped_lm.grouping import parse_grouping
@@ -20,6 +21,13 @@ from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.train_state import head_buffers, unpack_model
 from grouped_lm.system.files import read_json_dict
 
+PARSERS: dict[str, Callable[[Any], Any]] = {
+    "head": parse_head_config,
+    "grouping": parse_grouping,
+    "optim": parse_optim_config,
+}
+"""Parts of a config whose schema depends on a name in them."""
+
 
 def parse_config(values: dict[str, Any]) -> Config:
     """Return the config that `config_to_dict` turned into a dict.
@@ -27,27 +35,22 @@ def parse_config(values: dict[str, Any]) -> Config:
     Raises:
         ConfigError: an unknown key, a value of another type or out of range.
     """
-    head, grouping, optim = (values.get(key) for key in ("head", "grouping", "optim"))
-    return config_from_dict(
-        values,
-        head=parse_head_config(head or {}),
-        grouping=parse_grouping(grouping or {}),
-        optim=parse_optim_config(optim or {}),
-    )
+    return config_from_dict(values, PARSERS)
 
 
 def load_config(path: Path) -> Config:
     """Return the config of the run in the folder `path`.
 
     Raises:
-        RunFolderError: this is no run folder, or this gvc cannot read its config.
+        RunFolderError: this is no run folder, or its config is damaged.
+        SchemaError: another version of gvc wrote it.
     """
     folder = RunFolder(path)
     values = folder.read_config()
     try:
         return parse_config(values)
     except ConfigError as error:
-        raise RunFolderError(f"{folder.config} is damaged, or of another gvc: {error}") from error
+        raise RunFolderError(f"{folder.config} is damaged: {error}") from error
 
 
 def read_job(path: Path) -> Config:
@@ -55,10 +58,12 @@ def read_job(path: Path) -> Config:
 
     Raises:
         RunFolderError: there is none.
+        SchemaError: another version of gvc wrote it.
     """
     values = read_json_dict(path)
     if values is None:
         raise RunFolderError(f"{path.parent} holds no job")
+    check_schema(values.get("schema_version"), path.parent)
     return parse_config(values)
 
 

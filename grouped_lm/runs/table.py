@@ -1,4 +1,8 @@
-"""Runs as rows: what their folders say about each, finished or not. Reads only; never takes a run's lock."""
+"""Collect runs as rows for tables: one row per run folder, finished or not.
+
+A row is a flat dict: metrics such as "val/loss", settings such as "optim.lr", and labels such as "head".
+This module only reads. It never takes a run's lock.
+"""
 
 import hashlib
 import json
@@ -8,48 +12,70 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.config import tokenizer_label
-from grouped_lm.data.tokenizers.base import VOCAB_SIZES
-from grouped_lm.errors import RunFolderError
+from grouped_lm.config import Config
+from grouped_lm.data.tokenizers.base import vocab_size_of
+from grouped_lm.errors import GvcError, RunFolderError, SchemaError
 from grouped_lm.grouping import default_group_size
-from grouped_lm.runs.folder import COMPLETE, RunFolder
-from grouped_lm.runs.identity import first_identity
-from grouped_lm.runs.query import COLUMNS, PARETO_KEYS, text_of
+from grouped_lm.runs.folder import COMPLETE, RunFolder, is_saved_config
+from grouped_lm.runs.identity import is_identity, iter_settings
+from grouped_lm.runs.load import load_config, read_job
+from grouped_lm.runs.query import COLUMNS, PARETO_KEYS, Row, text_of
 from grouped_lm.system.console import peak_memory_gib
+from grouped_lm.system.files import read_json_dict
 
-Row = dict[str, Any]
-
-RUNNING, UNFINISHED, DAMAGED = "running", "unfinished", "damaged"
-PARTS = ("model", "grouping", "data", "tokenizer", "optim", "train")
-"""Parts of a config whose settings a row carries under the names that commands use."""
-COSTS = {
-    "model.attention": "fused",
-    "model.activation_checkpointing": False,
-    "train.cuda_graphs": False,
-    "train.devices": 1,
-    "train.nodes": 1,
-    "train.strategy": "ddp",
-    "train.vocab_parallel": False,
-}
-"""Settings that change a run's speed and memory and not what it computes, and what they were before they were there:
-of that value they are left out of a row, as `identity.first_identity` leaves out others."""
-PATHS = ("data.train", "data.valid", "tokenizer.file")
-"""Settings of which a row has the last part alone: tables are shown to others."""
-ALIKE = (
-    *("model", "trainer/tokens", "device", "model.body", "model.n_layer", "model.n_head", "model.n_embd"),
-    *("model.block_size", "model.window_size", "model.dropout", "train.micro_batch_size", "train.grad_accum_steps"),
-    *("train.dtype", "train.compile", "train.threads", *COSTS),
+RUNNING, UNFINISHED, DAMAGED, OTHER_VERSION = "running", "unfinished", "damaged", "other version"
+LABELS = (
+    "model",
+    "head",
+    "head_options",
+    "group_size",
+    "grouping",
+    "data",
+    "tokenizer",
+    "vocab_size",
+    "seed",
+    "device",
 )
-"""What runs on one text must share for their speed and memory to compare."""
-NUMBERS = {key for _, key, form in COLUMNS if form != "{}"} | {key for key, _ in PARETO_KEYS}
-WORDS = {key for _, key, form in COLUMNS if form == "{}"} | {"data", "tokenizer", "device", "reason", "trainer/tokens"}
-"""What tables compute with, and what they compare."""
+"""Keys that every row has, None where nothing is known."""
+SETTING_PARTS = ("model", "grouping", "data", "tokenizer", "optim", "train")
+"""Parts of a config whose settings become columns such as "optim.lr"."""
+PATH_SETTINGS = ("data.train", "data.valid", "tokenizer.file")
+"""A row shows only the last part of these paths: tables are shown to other people."""
+COST_SETTINGS = tuple(path for path, spec, _ in iter_settings(Config()) if spec.metadata.get("cost"))
+"""Settings that change speed and memory, but not what is computed. A row has them where they are not the default."""
+EQUAL_FOR_RATIOS = (
+    "model",
+    "trainer/tokens",
+    "device",
+    "model.body",
+    "model.n_layer",
+    "model.n_head",
+    "model.n_embd",
+    "model.block_size",
+    "model.window_size",
+    "model.dropout",
+    "train.micro_batch_size",
+    "train.grad_accum_steps",
+    "train.dtype",
+    "train.compile",
+    "train.threads",
+    *COST_SETTINGS,
+)
+"""Two runs on one text must be equal in these columns before their speed and memory are compared."""
+NUMBER_COLUMNS = {key for _, key, form in COLUMNS if form != "{}"} | {key for key, _ in PARETO_KEYS}
+TEXT_COLUMNS = {key for _, key, form in COLUMNS if form == "{}"} | {
+    "data",
+    "tokenizer",
+    "device",
+    "reason",
+    "trainer/tokens",
+}
 TAIL_BYTES = 65_536
-"""How much of the end of metrics.jsonl is read: over a hundred rows, whatever the file's length."""
+"""Bytes that are read from the end of metrics.jsonl: over a hundred rows, whatever the file's length."""
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
-    """Return the run folders among and below `folders`, numbers in their names in order of size.
+    """Return the run folders among and below `folders`, sorted by name, with numbers in order of size.
 
     Raises:
         RunFolderError: a folder that does not exist, or no run anywhere.
@@ -67,11 +93,17 @@ def find_runs(folders: list[Path]) -> list[Path]:
 def _runs_below(folder: Path) -> list[Path]:
     found = []
     for path, inside, _ in os.walk(folder):
-        if read_config(Path(path)) is not None:
+        if is_run(Path(path)):
             found.append(Path(path))
-            inside.clear()  # checkpoints and W&B files are no runs
-        inside[:] = [name for name in inside if not name.startswith(".")]  # `.replaced` keeps what was run anew
+            inside.clear()  # its checkpoints and W&B files are not runs
+        inside[:] = [name for name in inside if not name.startswith(".")]  # `.replaced` holds runs that were repeated
     return found
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a folder holds the config of a run, of any version."""
+    folder = RunFolder(path)
+    return any(is_saved_config(read_json_dict(file) or {}) for file in (folder.config, folder.job))
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
@@ -80,23 +112,11 @@ def natural_order(path: Path) -> list[tuple[int, int, str]]:
     return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
 
 
-def read_config(path: Path) -> Row | None:
-    """Return a run folder's config as plain values, None where there is none: an old run need not fit the schema."""
-    for file in (RunFolder(path).config, RunFolder(path).job):
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(values, dict) and all(isinstance(values.get(k), dict) for k in ("model", "head", "train")):
-            return values
-    return None
-
-
 def collect_runs(folders: list[Path]) -> list[Row]:
-    """Return a row per run: its folder, sweep, state, labels and the last figures known.
+    """Return one row per run: its folder, sweep, state, labels, settings and last metrics.
 
     Raises:
-        RunFolderError: see `find_runs`.
+        RunFolderError: a folder that does not exist, or no run anywhere.
     """
     rows = [read_row(path) for path in find_runs(folders)]
     add_ratios(rows)
@@ -104,117 +124,125 @@ def collect_runs(folders: list[Path]) -> list[Row]:
 
 
 def read_row(path: Path) -> Row:
-    """Return what one run folder says.
+    """Return the row of one run folder.
 
-    `state` is result.json's once complete; before that `running` while a process holds the folder, then what the last
-    one left (`failed` with its `reason`, `interrupted`), and `unfinished` where it left nothing. A folder with values
-    of another kind than ours reads `damaged`: it must not hide the others.
+    `state` is that of result.json once it is complete. Before that it is `running` while a process holds the folder,
+    then what the last process wrote (`failed` with a `reason`, or `interrupted`), or `unfinished` if it wrote nothing.
+    A folder with wrong values gets the state `damaged`, so that it does not hide the other runs; one that another
+    version of gvc wrote gets `other version`.
     """
     try:
         row = _read_row(path)
-        _check_kinds(row)
+        _check_types(row)
+    except SchemaError as error:
+        return _row_without_values(path, OTHER_VERSION, str(error))
+    except GvcError as error:
+        return _row_without_values(path, DAMAGED, str(error))
     except (TypeError, AttributeError, ValueError) as error:
-        reason = f"config.json, metrics.jsonl or result.json holds a value of another kind than gvc writes ({error})"
-        return {"run": str(path), "sweep": sweep_of(path)} | _labels({}) | {"state": DAMAGED, "reason": reason}
+        reason = f"metrics.jsonl or result.json holds a value of another kind than gvc writes ({error})"
+        return _row_without_values(path, DAMAGED, reason)
     return row
 
 
-def _check_kinds(row: Row) -> None:
-    for key in sorted((NUMBERS | WORDS) & row.keys()):
-        value, kinds = row[key], int | float if key in NUMBERS else int | float | str
+def _row_without_values(path: Path, state: str, reason: str) -> Row:
+    return {"run": str(path), "sweep": sweep_of(path), **dict.fromkeys(LABELS), "state": state, "reason": reason}
+
+
+def _check_types(row: Row) -> None:
+    for key in sorted((NUMBER_COLUMNS | TEXT_COLUMNS) & row.keys()):
+        value, kinds = row[key], int | float if key in NUMBER_COLUMNS else int | float | str
         if value is not None and not isinstance(value, kinds):
             raise TypeError(f"{key}: {value!r:.50}")
 
 
 def _read_row(path: Path) -> Row:
-    figures, result = last_metrics(path), RunFolder(path).read_result() or {}
+    folder = RunFolder(path)
+    metrics, result = last_metrics(path), folder.read_result() or {}
     state = result.get("state", UNFINISHED)
     if state != COMPLETE and is_held(path / ".lock"):
-        state, known = RUNNING, result | figures  # the result is an earlier attempt's
-        known.pop("reason", None)
+        state, values = RUNNING, result | metrics  # the result is that of an earlier attempt
+        values.pop("reason", None)
     else:
-        known = figures | result
-    labels = _labels(read_config(path) or {})
-    environment = RunFolder(path).read_environment()
+        values = metrics | result
+    config = load_config(path) if folder.config.exists() else read_job(folder.job)
+    labels = run_labels(config) | run_settings(config)
+    environment = folder.read_environment()
     labels["device"] = environment.get("gpu") or environment.get("device") or labels["device"]
-    row = {"run": str(path), "sweep": sweep_of(path)} | labels | known | {"state": state}
-    return row | read_tasks(path) | {"memory/peak": peak_memory_gib(row)}
+    row = {"run": str(path), "sweep": sweep_of(path)} | labels | values | {"state": state}
+    return row | read_eval_metrics(path) | {"memory/peak": peak_memory_gib(row)}
 
 
-def read_tasks(path: Path) -> Row:
-    """Return what `gvc eval` found of a run's tasks and written texts, nothing where it has not judged it."""
-    try:
-        figures = json.loads((path / "eval.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(figures, dict):
-        return {}
-    return {key: value for key, value in figures.items() if key.startswith(("task/", "sample/", "judge/"))}
+def read_eval_metrics(path: Path) -> Row:
+    """Return the metrics of tasks and samples that `gvc eval` wrote into a run folder; {} if it wrote none."""
+    metrics = read_json_dict(path / "eval.json") or {}
+    return {key: value for key, value in metrics.items() if key.startswith(("task/", "sample/", "judge/"))}
 
 
-def _labels(config: Row) -> Row:
-    """Return what tells runs apart, and the sizes that theory needs."""
-    config = {key: value for key, value in config.items() if value is not None}
-    head, tokenizer = config.get("head", {}), config.get("tokenizer", {})
-    vocab_size = tokenizer.get("vocab_size") or VOCAB_SIZES.get(str(tokenizer.get("name")))
-    group_size = head.get("group_size")
-    if "group_size" in head and group_size is None and vocab_size is not None:
+def run_labels(config: Config) -> Row:
+    """Return the names that tell runs apart, and the sizes of vocabulary and groups."""
+    head = {spec.name: value for _, spec, value in iter_settings(config.head) if value is not None}
+    vocab_size, group_size = vocab_size_of(config.tokenizer), head.get("group_size")
+    is_grouped = hasattr(config.head, "group_size")
+    if is_grouped and group_size is None:
         group_size = default_group_size(vocab_size)
     options = [f"{key}={value}" for key, value in sorted(head.items()) if key not in ("name", "group_size")]
-    labels = {
-        "model": config.get("model", {}).get("name"),
-        "head": head.get("name"),
+    return {
+        "model": config.model.name,
+        "head": head["name"],
         "head_options": " ".join(options) or None,
         "group_size": group_size,
-        "grouping": config.get("grouping", {}).get("name") if group_size is not None else None,
-        "data": config.get("data", {}).get("name"),
-        "tokenizer": tokenizer_label(tokenizer) or None,
+        "grouping": config.grouping.name if is_grouped else None,
+        "data": config.data.name if config.data is not None else None,
+        "tokenizer": config.tokenizer.label,
         "vocab_size": vocab_size,
-        "seed": config.get("seed"),
-        "device": config.get("train", {}).get("device"),
+        "seed": config.seed,
+        "device": config.train.device,
     }
-    return labels | _settings(config, grouped=group_size is not None)
 
 
-def _settings(config: Row, grouped: bool) -> Row:
-    """Return what a run computes and how, flat, without head and seed; `text` is a hash of what tells its text."""
-    parts = {part: dict(config.get(part, {})) for part in PARTS}
-    settings = {key: value for key, value in first_identity(parts).items() if value is not None}
-    if not grouped:
-        settings = {key: value for key, value in settings.items() if not key.startswith("grouping.")}
-    for key, usual in COSTS.items():
-        part, name = key.split(".")
-        if parts[part].get(name, usual) != usual:
-            settings[key] = parts[part][name]
-    text = {key: value for key, value in settings.items() if key.startswith(("data.", "tokenizer."))}
-    row = {key: _cell(key, value) for key, value in settings.items()}
-    if parts["data"]:
-        row["text"] = hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:12]
-    return row
+def run_settings(config: Config) -> Row:
+    """Return the settings of a run as columns, without the head and the seed, which are labels.
+
+    `text` is a hash of the settings that decide the training text and its tokens.
+    """
+    values: Row = {}
+    for part in SETTING_PARTS:
+        if getattr(config, part) is None or (part == "grouping" and not hasattr(config.head, "group_size")):
+            continue
+        for path, spec, value in iter_settings(getattr(config, part), f"{part}."):
+            is_shown = is_identity(spec) or (path in COST_SETTINGS and value != spec.default)
+            if is_shown and value is not None:
+                values[path] = value
+    text = {key: value for key, value in values.items() if key.startswith(("data.", "tokenizer."))}
+    text_hash = hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:12]
+    return {key: _cell(key, value) for key, value in values.items()} | {"text": text_hash}
 
 
 def _cell(key: str, value: Any) -> Any:
-    if key in PATHS:
+    if key in PATH_SETTINGS:
         return " ".join(Path(str(path)).name for path in (value if isinstance(value, list) else [value]))
     return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
 def last_metrics(path: Path) -> Row:
-    """Return the last known figure of every metric; a line that is being written just now is left out."""
+    """Return the last value of every metric. A last line that is only half written is left out."""
     try:
         with RunFolder(path).metrics.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             lines = file.read().split(b"\n")
     except OSError:
         return {}
-    known: Row = {}
+    metrics: Row = {}
     for row in whole_rows(lines):
-        known |= row
-    return known
+        metrics |= row
+    return metrics
 
 
 def whole_rows(lines: Iterable[bytes]) -> Iterator[Row]:
-    """Yield the lines of a `metrics.jsonl` that can be read; the first may be cut by its reader, the last by a kill."""
+    """Yield the rows of a `metrics.jsonl` that can be read.
+
+    The first line may be cut because its reader began in the middle, the last because the process was killed.
+    """
     for line in lines:
         try:
             row = json.loads(line)
@@ -225,11 +253,12 @@ def whole_rows(lines: Iterable[bytes]) -> Iterator[Row]:
 
 
 def is_held(lock: Path) -> bool:
-    """Return whether a process holds `lock`, without taking it for even an instant.
+    """Return whether a process holds the lock file `lock`, without taking the lock.
 
-    Trying it would make a trainer that starts in that instant fail, since it does not wait. filelock uses flock(2),
-    which the kernel lists in /proc/locks by inode. Over NFS flock is a byte-range lock on the server, which other
-    machines do not list. There, and where there is no /proc/locks, a run in training reads `unfinished`.
+    A trainer does not wait for the lock: to take it here, even for an instant, could make a trainer fail that starts
+    in that instant. filelock uses flock(2), and the kernel lists such locks by inode in /proc/locks. Over NFS a lock is
+    kept by the server, and other machines do not list it. There, and on systems without /proc/locks, a run in training
+    has the state `unfinished`.
     """
     try:
         inode = lock.stat().st_ino
@@ -241,7 +270,7 @@ def is_held(lock: Path) -> bool:
 
 
 def sweep_of(path: Path) -> str | None:
-    """Return the name of the sweep folder that a run lies in, None for a run of its own."""
+    """Return the name of the sweep folder that a run is in, None for a single run."""
     for parent in list(path.resolve().parents)[:4]:
         if (parent / "multirun.yaml").exists():
             return parent.name
@@ -249,7 +278,11 @@ def sweep_of(path: Path) -> str | None:
 
 
 def add_ratios(rows: list[Row]) -> None:
-    """Add speed and memory over those of the first dense run on the same text that is `ALIKE`, where there is one."""
+    """Add "throughput/vs_dense" and "memory/vs_dense" to the rows: the value over that of a dense run.
+
+    The dense run is the first one on the same text that is equal in `EQUAL_FOR_RATIOS`. Rows without one stay as they
+    are.
+    """
     dense: dict[Any, Row] = {}
     for row in rows:
         if row["head"] == "dense":
@@ -262,4 +295,4 @@ def add_ratios(rows: list[Row]) -> None:
 
 
 def _conditions(row: Row) -> tuple[Any, ...]:
-    return text_of(row), *(row.get(key) for key in ALIKE)
+    return text_of(row), *(row.get(key) for key in EQUAL_FOR_RATIOS)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from grouped_lm.config import Config, config_to_dict
+from grouped_lm.config import Config
 from grouped_lm.data import Corpus
 from grouped_lm.distributed.process_group import ProcessGroup
 from grouped_lm.errors import CheckpointError, DiskError, DivergedError, DriftError
@@ -34,7 +34,7 @@ def describe_origin(config: Config, corpus: Corpus, environment: dict[str, Any])
             "train_tokens": corpus.train.manifest["sha256"],
             "valid_tokens": corpus.valid.manifest["sha256"],
         },
-        "config": config_identity(config_to_dict(config)),
+        "config": config_identity(config),
         "environment": {key: environment[key] for key in SAME_BITS if key in environment},
     }
 

@@ -16,10 +16,7 @@ import pytest
 from fault_tools import replay, train_to_end, trials
 from safetensors.torch import save
 
-from grouped_lm.config import Config, config_to_dict
-from grouped_lm.heads import GroupedConfig
 from grouped_lm.runs.checkpoint import MANIFEST, SCHEMA_VERSION, list_checkpoints, write_checkpoint
-from grouped_lm.runs.identity import FREE_FIELDS, IDENTITY_FIELDS
 
 INTS = ("train.max_steps", "train.micro_batch_size", "model.n_layer", "train.grad_accum_steps", "model.block_size")
 FLOATS = ("optim.lr", "optim.eps", "train.checkpoint_every_minutes", "tracking.init_timeout_s")
@@ -280,20 +277,6 @@ def test_a_strangers_config_does_not_say_where_we_write(gvc, config, tmp_path):
     assert gvc("sample", str(tmp_path / "run")).code == 0
     assert gvc("eval", str(tmp_path / "run")).code == 0
     assert not (tmp_path / "outside").exists()
-
-
-def test_every_field_is_classified():
-    def leaves(prefix: str, node: dict):
-        for key, value in node.items():
-            if isinstance(value, dict):
-                yield from leaves(f"{prefix}{key}.", value)
-            else:
-                yield f"{prefix}{key}"
-
-    for path in leaves("", config_to_dict(Config(head=GroupedConfig()))):
-        parts = path.split(".")
-        names = {".".join(parts[: n + 1]) for n in range(len(parts))}
-        assert len(names & set(FREE_FIELDS)) + len(names & set(IDENTITY_FIELDS)) == 1, f"{path}: identity or free?"
 
 
 SECRETS = {

@@ -97,16 +97,37 @@ def test_resume_matrix(config, tmp_path, figure):
     figure("resume: 2 heads x 6 places x dropout on, off", f"{len(cells)} of {len(cells)} cells byte-equal")
 
 
-@pytest.mark.parametrize("version", [SCHEMA_VERSION - 1, SCHEMA_VERSION + 1])
-def test_a_checkpoint_of_another_schema_is_refused_and_left_alone(tmp_path, monkeypatch, version):
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [(SCHEMA_VERSION - 1, "train again, or read it with gvc 0.1"), (SCHEMA_VERSION + 1, "use the gvc that wrote it")],
+)
+def test_a_checkpoint_of_another_schema_version_is_refused_and_left_alone(tmp_path, monkeypatch, version, advice):
     from grouped_lm.runs import checkpoint
 
     monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", version)
+    monkeypatch.setattr(checkpoint, "verify", lambda folder: None)
     folder = write_checkpoint(tmp_path, 1, {"state.json": b"{}"}, keep=2)
-    monkeypatch.setattr(checkpoint, "SCHEMA_VERSION", SCHEMA_VERSION)
-    with pytest.raises(SchemaError, match="use the gvc that wrote it"):
+    with pytest.raises(SchemaError, match=rf"has schema version {version}, this gvc reads 2: {advice}"):
         load_latest(tmp_path)
     assert list_checkpoints(tmp_path) == [folder]
+
+
+@pytest.mark.parametrize("command", ["eval", "sample", "export", "train"])
+def test_a_run_folder_of_schema_1_is_refused_in_one_line(gvc, config, texts, tmp_path, workdir, command):
+    train_to_end(config(), tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    values = json.loads(path.read_text())
+    assert values.pop("schema_version") == SCHEMA_VERSION == 2
+    path.write_text(json.dumps(values))
+    before = sorted(tmp_path.rglob("*"))
+    same = ["model=debug", "head=grouped", f"hydra.run.dir={tmp_path}/run", "data=text"]
+    words = [*same, *(f"data.{k}={v}" for k, v in texts.items())] if command == "train" else [str(tmp_path / "run")]
+    outcome = gvc(command, *words)
+    message = f"gvc: error: {tmp_path}/run has schema version 1, this gvc reads 2: train again, or read it with gvc 0.1"
+    assert (outcome.code, outcome.err.strip()) == (6, message)
+    assert sorted(tmp_path.rglob("*")) == before
+    listed = json.loads(gvc("ls", str(tmp_path / "run"), "--json").out)
+    assert [row["state"] for row in listed] == ["other version"]
 
 
 def test_a_checkpoint_of_another_config_is_refused_field_by_field(config, tmp_path):

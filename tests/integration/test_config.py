@@ -7,17 +7,10 @@ import pytest
 from grouped_lm.cli.compose.run import HydraFlags, compose_jobs, config_groups
 
 from grouped_lm.bench.variants import load_variants
-from grouped_lm.config import AdamWConfig, Config, TrainConfig, config_to_dict
+from grouped_lm.config import AdamWConfig, Config, TrainConfig, config_to_dict, free, parse_named
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import (
-    DEFAULT_HEAD,
-    HEAD_CONFIGS,
-    DenseConfig,
-    GroupedConfig,
-    ShortlistConfig,
-    parse_head_config,
-)
-from grouped_lm.runs.identity import FREE_FIELDS, config_hash, config_identity
+from grouped_lm.heads import DEFAULT_HEAD, HEAD_CONFIGS, DenseConfig, GroupedConfig, ShortlistConfig, parse_head_config
+from grouped_lm.runs.identity import config_hash, config_identity, is_identity, iter_settings
 from grouped_lm.runs.load import parse_config
 
 TEXT = ["data.train=a.txt", "data.valid=b.txt"]
@@ -88,9 +81,54 @@ def test_what_an_experiment_sets_holds_and_the_command_line_wins():
 def test_a_saved_config_comes_back_equal():
     config = compose_one("head=dense", "head.chunk_rows=256", "tracking.tags=[a,b]")
     saved = config_to_dict(config)
+    assert saved["schema_version"] == 2
     assert parse_config(saved) == config
-    with pytest.raises(ConfigError, match="unknown key surprise"):
-        parse_config(saved | {"surprise": 1})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"surprise": 1}, "unknown key surprise"),
+        ({"train": {"max_stpes": 3}}, r"unknown key train.max_stpes; did you mean train.max_steps\?"),
+        ({"train": {"max_steps": "3"}}, "train.max_steps must be int, got '3'"),
+        ({"train": {"max_steps": True}}, "train.max_steps must be int, got True"),
+        ({"optim": {"lr": "fast"}}, "optim.lr must be float, got 'fast'"),
+        ({"tracking": {"tags": "a"}}, r"tracking.tags must be list\[str\], got 'a'"),
+        ({"model": [3]}, r"model must hold settings, got \[3\]"),
+        ({"seed": "0"}, "seed must be int, got '0'"),
+    ],
+)
+def test_a_saved_config_with_a_wrong_value_is_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(config_to_dict(compose_one()) | changes)
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Wave:
+    name: str = "wave"
+    height: float = 1.0
+    label: str | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "wafe"}, "kind must be one of wave, flat, got 'wafe'"),
+        ({}, "kind must be one of wave, flat, got None"),
+        (None, "kind must be one of wave, flat, got None"),
+        ({"name": "wave", "hight": 1}, r"unknown key kind.hight for kind=wave; did you mean kind.height\?"),
+        ({"name": "wave", "speed": 1}, r"unknown key kind.speed for kind=wave \(kind has name, height, label\)"),
+        ({"name": "wave", "height": "2"}, "kind.height must be float, got '2'"),
+    ],
+)
+def test_named_settings_that_are_wrong(values, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_named({"wave": Wave, "flat": Wave}, values, "kind")
+
+
+def test_named_settings():
+    wave = parse_named({"wave": Wave}, {"name": "wave", "height": 2, "label": None}, "kind")
+    assert (wave, type(wave.height)) == (Wave(height=2.0), float)
 
 
 def test_the_hash_ignores_what_changes_nothing_and_sees_what_does():
@@ -107,12 +145,34 @@ def test_the_hash_ignores_what_changes_nothing_and_sees_what_does():
         assert config_hash(base) != config_hash(other)
 
 
-def test_free_fields_exist():
-    flat = set(config_identity(config_to_dict(Config(head=GroupedConfig()))))
-    values = config_to_dict(Config(head=GroupedConfig()))
-    for path in FREE_FIELDS:
-        node = values
-        for part in path.split("."):
-            assert part in node, path
-            node = node[part]
-        assert path not in flat
+FREE = """
+name tracking judge data.name data.cache_dir model.attention model.activation_checkpointing train.log_every_steps
+train.eval_every_steps train.eval_batch_size train.checkpoint_every_steps train.checkpoint_every_minutes
+train.keep_checkpoints train.mirror train.on_nonfinite train.max_nonfinite train.hang_minutes train.resume train.device
+train.cuda_graphs train.devices train.nodes train.strategy train.vocab_parallel train.max_restarts
+"""
+
+
+def test_the_fields_that_may_change_in_a_continued_run():
+    """A change of this list changes which runs continue and which are refused: make it on purpose."""
+    config = compose_one()
+    free = {path for path, spec, _ in iter_settings(config) if not is_identity(spec)}
+    assert free == set(FREE.split())
+    assert free.isdisjoint(config_identity(config))
+    assert {"optim.lr", "head.group_size", "data.seed", "train.max_steps"} < config_identity(config).keys()
+
+
+def test_a_new_field_belongs_to_the_identity_unless_it_is_declared_free():
+    @dataclasses.dataclass(kw_only=True, slots=True)
+    class Part:
+        lr: float = 1e-3
+        threads: int = free(1)
+        folder: str = free("x", cost=True)
+
+    settings = list(iter_settings(Part(), "part."))
+    assert [(path, is_identity(spec), value) for path, spec, value in settings] == [
+        ("part.lr", True, 1e-3),
+        ("part.threads", False, 1),
+        ("part.folder", False, "x"),
+    ]
+    assert [spec.metadata.get("cost", False) for _, spec, _ in settings] == [False, False, True]
