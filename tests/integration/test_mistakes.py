@@ -219,7 +219,7 @@ def test_a_config_of_another_version(gvc, tiny):
     values = json.loads((run / "config.json").read_text())
     values["train"]["newthing"] = 1
     (run / "config.json").write_text(json.dumps(values))
-    message = "run/config.json is damaged, or of another gvc: unknown key train.newthing"
+    message = "run/config.json is damaged: unknown key train.newthing"
     assert_one_line(gvc("eval", "run"), 3, message)
 
 
