@@ -13,7 +13,7 @@ import secrets
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -155,12 +155,11 @@ def to_config(composed: DictConfig) -> Config:
     variant = next((v for v in load_variants().values() if v.label == label), None) if label else None
     if variant and variant.head["name"] != plain["head"]["name"]:
         raise ConfigError(two_heads(variant.name, plain["head"]["name"]))
-    strict = OmegaConf.merge(OmegaConf.structured(Config), plain)
-    config = OmegaConf.to_object(strict)
+    parts = {part: parse_part(plain.pop(part, None)) for part, parse_part in PARSERS.items()}
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     assert isinstance(config, Config)
-    for part, parse_part in PARSERS.items():
-        value = getattr(config, part)
-        setattr(config, part, value if is_dataclass(value) else parse_part(value))
+    for part, value in parts.items():
+        setattr(config, part, value)
     return config
 
 

@@ -92,7 +92,7 @@ def test_a_saved_config_comes_back_equal():
         ({"train": {"max_stpes": 3}}, r"unknown key train.max_stpes; did you mean train.max_steps\?"),
         ({"train": {"max_steps": "3"}}, "train.max_steps must be int, got '3'"),
         ({"train": {"max_steps": True}}, "train.max_steps must be int, got True"),
-        ({"optim": {"lr": "fast"}}, "optim.lr must be float, got 'fast'"),
+        ({"optim": {"name": "adamw", "lr": "fast"}}, "optim.lr must be float, got 'fast'"),
         ({"tracking": {"tags": "a"}}, r"tracking.tags must be list\[str\], got 'a'"),
         ({"model": [3]}, r"model must hold settings, got \[3\]"),
         ({"seed": "0"}, "seed must be int, got '0'"),
