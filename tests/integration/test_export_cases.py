@@ -25,6 +25,7 @@ from grouped_lm.heads import (
 )
 from grouped_lm.hf.export import export_run, import_checkpoint
 from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 
 transformers = pytest.importorskip("transformers")
 TEXT = "Once upon a time, it's 10 o'clock.\n\nFür Anna 🙂"
@@ -94,7 +95,7 @@ def gpt2_folder(folder, vocab_size=257, tied=True, **values):
     return folder
 
 
-def own_tokenizer(n_token, ends=("<|endoftext|>",), first=False):
+def trained_tokenizer(n_token, ends=("<|endoftext|>",), first=False):
     """Return a byte-level BPE of so many ids, with its special tokens first or last, as users train them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -117,15 +118,15 @@ def own_tokenizer(n_token, ends=("<|endoftext|>",), first=False):
 
 @torch.no_grad()
 def test_case_E3_a_tokenizer_of_its_own_is_kept(tmp_path, caplog):
-    folder, theirs = gpt2_folder(tmp_path / "hf", 400, eos_token_id=399), own_tokenizer(400)
+    folder, theirs = gpt2_folder(tmp_path / "hf", 400, eos_token_id=399), trained_tokenizer(400)
     theirs.save_pretrained(folder)
     run = import_checkpoint(folder, tmp_path / "run")
-    config = RunFolder(run).read_config()
-    ours = build_tokenizer(RunFolder(run).own_tokenizer(config.tokenizer))
+    config = load_config(run)
+    ours = build_tokenizer(own_tokenizer(run, config.tokenizer))
     assert (ours.name, ours.vocab_size, ours.eot_id) == ("bpe", 400, 399)
     assert ours.encode(TEXT) == theirs(TEXT).input_ids != []
     assert not caplog.records
-    model, _ = RunFolder(run).load_model(config, torch.device("cpu"))
+    model, _ = load_model(run, config, torch.device("cpu"))
     ids = torch.randint(0, 400, (1, 9))
     expected = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits.log_softmax(-1)
     torch.testing.assert_close(model.head.log_prob(model.hidden(ids)), expected, atol=1e-5, rtol=0)
@@ -140,7 +141,7 @@ def test_case_E3_a_tokenizer_of_its_own_is_kept(tmp_path, caplog):
 )
 def test_case_E3_a_tokenizer_that_cannot_be_kept_is_refused(tmp_path, n_token, ends, first, reason):
     folder = gpt2_folder(tmp_path / "hf", n_token)
-    own_tokenizer(n_token, ends, first).save_pretrained(folder)
+    trained_tokenizer(n_token, ends, first).save_pretrained(folder)
     with pytest.raises(DataError, match=re.escape(reason)):
         import_checkpoint(folder, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -148,14 +149,14 @@ def test_case_E3_a_tokenizer_that_cannot_be_kept_is_refused(tmp_path, n_token, e
 
 def test_case_E3_gpt2s_size_is_not_gpt2s_tokenizer(tmp_path):
     folder = gpt2_folder(tmp_path / "hf", 50257)
-    values = json.loads(own_tokenizer(400).backend_tokenizer.to_str())
+    values = json.loads(trained_tokenizer(400).backend_tokenizer.to_str())
     values["pre_tokenizer"]["add_prefix_space"] = True
     (folder / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match="add_prefix_space"):
         import_checkpoint(folder, tmp_path / "run")
-    own_tokenizer(400).save_pretrained(folder)
+    trained_tokenizer(400).save_pretrained(folder)
     run = import_checkpoint(folder, tmp_path / "run")  # rows without a token are cut, and that is said
-    assert RunFolder(run).read_config().tokenizer == TokenizerConfig(name="bpe", vocab_size=400)
+    assert load_config(run).tokenizer == TokenizerConfig(name="bpe", vocab_size=400)
     (note,) = RunFolder(run).read_result()["import_notes"]
     assert "50257 rows and tokenizer bpe 400 ids" in note
 
@@ -168,7 +169,7 @@ def test_case_E3_no_tokenizer_files_and_no_guess(tmp_path, gvc, size):
     assert "has no tokenizer files: give --tokenizer gpt2, --tokenizer bytes" in outcome.err
     name = {257: "bytes", 50257: "gpt2"}[size]
     assert gvc("import", str(folder), "--out", str(tmp_path / "run"), "--tokenizer", name).code == 0
-    assert RunFolder(tmp_path / "run").read_config().tokenizer.name == name
+    assert load_config(tmp_path / "run").tokenizer.name == name
 
 
 def test_case_E3_a_tie_is_compared(tmp_path):
@@ -177,13 +178,13 @@ def test_case_E3_a_tie_is_compared(tmp_path):
     values = json.loads((folder / "config.json").read_text())
     assert not torch.equal(state["lm_head.weight"], state["transformer.wte.weight"])
     run = import_checkpoint(folder, tmp_path / "untied", "bytes")
-    assert RunFolder(run).read_config().head.tied is False
+    assert load_config(run).head.tied is False
     (folder / "config.json").write_text(json.dumps(values | {"tie_word_embeddings": True}))
     with pytest.raises(DataError, match=r"says that lm_head.weight is wte.weight .* the two differ"):
         import_checkpoint(folder, tmp_path / "run", "bytes")
     equal = state | {"lm_head.weight": state["transformer.wte.weight"].clone()}
     save_file(equal, folder / "model.safetensors")
-    assert RunFolder(import_checkpoint(folder, tmp_path / "tied", "bytes")).read_config().head.tied is True
+    assert load_config(import_checkpoint(folder, tmp_path / "tied", "bytes")).head.tied is True
     del equal["lm_head.weight"]
     save_file(equal, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(values))
@@ -199,11 +200,11 @@ def test_case_E4_padded_rows_are_cut_and_that_is_said(tmp_path, gvc):
     )
     outcome = gvc("import", str(folder), "--out", str(tmp_path / "got"), "--tokenizer", str(tmp_path / "tokenizer"))
     assert outcome.code == 0
-    assert RunFolder(tmp_path / "got").read_config().tokenizer.name == "gpt2"
+    assert load_config(tmp_path / "got").tokenizer.name == "gpt2"
     assert "50304 rows and tokenizer gpt2 50257 ids: the last 47 rows were left out" in (
         outcome.err + str(RunFolder(tmp_path / "got").read_result())
     )
-    model, _ = RunFolder(tmp_path / "got").load_model(RunFolder(tmp_path / "got").read_config(), torch.device("cpu"))
+    model, _ = load_model(tmp_path / "got", load_config(tmp_path / "got"), torch.device("cpu"))
     ids = torch.randint(0, 257, (1, 9))
     whole = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()(ids).logits
     expected = whole[..., :50257].log_softmax(-1)
@@ -241,13 +242,12 @@ def test_case_E4_an_export_of_our_own_bpe_comes_back(tmp_path):
     run = make_bpe_run(tmp_path / "run", DenseConfig())
     folder = export_run(run, tmp_path / "hf")
     again = import_checkpoint(folder, tmp_path / "again")
-    ours, theirs = (RunFolder(path) for path in (again, run))
-    config = ours.read_config()
+    config = load_config(again)
     assert config.tokenizer == TokenizerConfig(name="bpe", vocab_size=300)
-    found, before = (build_tokenizer(one.own_tokenizer(config.tokenizer)) for one in (ours, theirs))
+    found, before = (build_tokenizer(own_tokenizer(path, config.tokenizer)) for path in (again, run))
     assert found.encode(TEXT) == before.encode(TEXT) == load(folder)[1](TEXT).input_ids
     assert load(folder)[1].eos_token_id == found.eot_id == 299
-    models = [one.load_model(config, torch.device("cpu"))[0] for one in (ours, theirs)]
+    models = [load_model(path, config, torch.device("cpu"))[0] for path in (again, run)]
     assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in models), strict=True))
 
 
@@ -309,7 +309,7 @@ def test_case_E7_pickles_shards_and_names_of_the_hub(tmp_path, gvc, monkeypatch)
     index = {"weight_map": {name: shard for shard, own in shards.items() for name in own}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     run = import_checkpoint(folder, tmp_path / "run", "bytes")
-    model, _ = RunFolder(run).load_model(RunFolder(run).read_config(), torch.device("cpu"))
+    model, _ = load_model(run, load_config(run), torch.device("cpu"))
     assert torch.equal(model.body.wte.weight, state["transformer.wte.weight"])
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(DataError, match=r"model-00002-of-00002.safetensors is not readable"):
@@ -342,7 +342,7 @@ def test_case_E7_pickles_shards_and_names_of_the_hub(tmp_path, gvc, monkeypatch)
 def test_case_E8_every_head_is_exported(tmp_path, head, options):
     run = make_run(tmp_path / "run", head, **options)
     model, _ = load(export_run(run, tmp_path / "hf"))
-    ours, _ = RunFolder(run).load_model(RunFolder(run).read_config(), torch.device("cpu"))
+    ours, _ = load_model(run, load_config(run), torch.device("cpu"))
     ids = torch.randint(0, 257, (2, 32))
     expected = ours.head.log_prob(ours.hidden(ids))
     torch.testing.assert_close(model(ids).logits.log_softmax(-1), expected, atol=1e-4, rtol=0)
@@ -374,8 +374,8 @@ def test_case_E10_the_card_runs_as_printed_and_knows_end_of_text(tmp_path, head,
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(f"{load_block}\n{greedy}", names)
-    config = RunFolder(run).read_config()
-    model, _ = RunFolder(run).load_model(config, torch.device("cpu"))
+    config = load_config(run)
+    model, _ = load_model(run, config, torch.device("cpu"))
     bytes_tokenizer = build_tokenizer(config.tokenizer)
     (ours,) = write_texts(
         model, bytes_tokenizer, "Once upon a time", max_new_tokens=15, sampling=Sampling(temperature=0)
