@@ -1,10 +1,12 @@
-"""One model on several devices, by torch's own engines: whole on each (DDP) or in shards (FSDP2).
+"""One model on several devices: whole on each (torch's DDP) or in shards (torch's FSDP2).
 
-Under DDP, tables with a row per token can be left to `vocab_parallel`.
+Under DDP, `vocab_parallel` can cut the tables that have a row per token.
 
 Source: Li et al. 2020 (arXiv 2006.15704) and Zhao et al. 2023 (arXiv 2304.11277), as `DistributedDataParallel` and
-`fully_shard`. Gradients are summed over the processes, not averaged: the loss of each is its part of a sum that was
-divided once, by the targets that count in all of them.
+`fully_shard`. Gradients are summed over the processes, not averaged: the loss of each process is already divided by the
+number of targets in all processes.
+
+Letters: B windows of one process, T tokens of a window.
 """
 
 import contextlib
@@ -28,37 +30,37 @@ from grouped_lm.system.runtime import compile_mode
 
 @dataclass
 class ParallelModel:
-    """A model as the processes of a process group train it."""
+    """A model with the means to train it in several processes."""
 
     model: LanguageModel
-    """The module itself, for its names, weights and evaluation; under FSDP2 its parameters are shards."""
+    """The module itself, for names, weights and evaluation. Under FSDP2 its parameters are shards."""
     process_group: ProcessGroup
     forward: Callable[..., HeadLoss]
-    """To be called in training."""
+    """The forward pass of training."""
     ddp: DistributedDataParallel | None = None
     shards: tuple[Any, ...] = ()
-    """Modules that FSDP2 gathers one after another, the whole model last."""
+    """Modules that FSDP2 gathers one after another. The last one is the whole model."""
 
     def micro_step(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Return the context of a micro-step.
 
-        DDP sends gradients in the last one of an optimizer step alone; FSDP2 in each, since what it is taken for, not
-        to hold a whole gradient, would be lost.
+        DDP sums gradients only in the last micro-step of an optimizer step. FSDP2 does it in each one, because no
+        process may hold a whole gradient.
         """
         return contextlib.nullcontext() if self.ddp is None or last else self.ddp.no_sync()
 
     def mean_loss(self, input_ids: Tensor, targets: Tensor, counted: Tensor) -> HeadLoss:
-        """Return this process's part of the mean over all targets that count in any process.
+        """Return this process's part of the mean loss over the targets of all processes.
 
         Args:
             input_ids: (B, T) on the model's device.
             targets: (B, T).
-            counted: (), how many targets count in all processes.
+            counted: (), number of targets of all processes that are not ignored.
         """
         return self.forward(input_ids, targets, reduction="sum").over(counted)
 
     def add_up(self, losses: list[HeadLoss]) -> list[HeadLoss]:
-        """Return the losses with every part summed over the processes, without gradients."""
+        """Return the losses, with every part summed over the processes and without gradients."""
         if self.process_group.size == 1:
             return losses
         parts = [[part for part in (one.nll, one.group_nll, one.token_nll) if part is not None] for one in losses]
@@ -66,32 +68,32 @@ class ParallelModel:
         return [HeadLoss(*row) for row in sums.view(len(losses), -1).unbind()]
 
     def held_bytes(self) -> int:
-        """Return the bytes of DDP's buckets, which hold the gradients during a step and stay between steps."""
+        """Return the bytes of DDP's buckets. They hold the gradients during a step and stay between steps."""
         return sum(4 * p.numel() for p in self.model.parameters() if not is_sharded(p)) if self.ddp is not None else 0
 
     def reshard(self) -> None:
-        """Let go of what an evaluation gathered."""
+        """Free the full weights that an evaluation gathered."""
         for module in self.shards:
             module.reshard()
 
 
 def count_targets(targets: Tensor, process_group: ProcessGroup) -> Tensor:
-    """Return how many targets count in all processes together, (), at least 1."""
+    """Return the number of targets in all processes that are not ignored, (), at least 1."""
     return process_group.sum((targets != IGNORE_INDEX).sum()).clamp_min(1)
 
 
 def parallelize(
     model: LanguageModel, cfg: TrainConfig, process_group: ProcessGroup, device: torch.device
 ) -> ParallelModel:
-    """Put `model` on `device`, and its gradients or all of it under torch's engine where there are several processes.
+    """Move `model` to `device`, and wrap it for several processes.
 
     Args:
         model: on the CPU, the same in every process. FSDP2 moves and cuts it block by block.
-        cfg: strategy, and whether forward and backward run through `torch.compile`.
+        cfg: strategy, and whether forward and backward pass run through `torch.compile`.
         process_group: the processes.
-        device: this process's own.
+        device: of this process.
     """
-    made = ParallelModel(model, process_group, model)
+    parallel = ParallelModel(model, process_group, model)
     if process_group.size == 1:
         model.to(device)
     elif cfg.strategy == "ddp":
@@ -100,19 +102,19 @@ def parallelize(
             cut = [name for name, p in model.named_parameters(remove_duplicate=False) if is_sharded(p)]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, cut)
         model.to(device)
-        made.ddp = DistributedDataParallel(
+        parallel.ddp = DistributedDataParallel(
             model,
             device_ids=[device.index] if device.type == "cuda" else None,
             forward_sync_buffers=False,  # groupings, the same everywhere
             gradient_as_bucket_view=True,
         )
-        made.ddp.register_comm_hook(None, sum_bucket)
-        made.forward = made.ddp
+        parallel.ddp.register_comm_hook(None, sum_bucket)
+        parallel.forward = parallel.ddp
     else:
-        made.shards = shard(model, device)
+        parallel.shards = shard(model, device)
     if cfg.compile:
-        made.forward = torch.compile(made.forward, mode=compile_mode(cfg, device))
-    return made
+        parallel.forward = torch.compile(parallel.forward, mode=compile_mode(cfg, device))
+    return parallel
 
 
 def sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -123,9 +125,9 @@ def sum_bucket(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Ten
 
 
 def shard(model: LanguageModel, device: torch.device) -> tuple[Any, ...]:
-    """Cut every block, then all the rest, into a part for each process; return the modules that were cut.
+    """Cut every block, then all the rest, into one part for each process, and return the cut modules.
 
-    A table that body and head share stands in the rest, which is gathered before the body's first layer and kept until
+    A table that body and head share is in the rest. The rest is gathered before the body's first layer, and kept until
     the end of the backward pass.
     """
     from torch.distributed.device_mesh import init_device_mesh
@@ -138,17 +140,22 @@ def shard(model: LanguageModel, device: torch.device) -> tuple[Any, ...]:
     for block in model.body.h:  # type: ignore[union-attr]
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    found = tuple(module for module in model.modules() if isinstance(module, FSDPModule))
-    for module in found:
+    cut = tuple(module for module in model.modules() if isinstance(module, FSDPModule))
+    for module in cut:
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
-    return found
+    return cut
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradient down to `max_norm` (0 leaves it alone) and return its norm, over all shards, before that."""
+    """Scale the gradient down to `max_norm`, and return its norm over all shards before that.
+
+    Args:
+        model: with gradients.
+        max_norm: largest norm, >= 0. With 0 the gradient is not scaled.
+    """
     parameters = list(model.parameters())
-    kinds = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]  # torch takes no mixture
+    kinds = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]  # torch cannot mix them
     grads = [[p.grad for p in kind if p.grad is not None] for kind in kinds]
     norms = [full_tensor(torch.nn.utils.get_total_norm(kind)) for kind in grads if kind]
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))

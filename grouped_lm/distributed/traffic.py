@@ -1,4 +1,4 @@
-"""What a process sends over the network, as the kernel counts it."""
+"""Bytes that a process sends over the network, as the kernel counts them."""
 
 import contextlib
 import os
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 BYTES_SENT, BYTES_RETRANS = 200, 208
-"""Where Linux keeps two counters in `struct tcp_info` (include/uapi/linux/tcp.h), 8 bytes each."""
+"""Offsets of two 8-byte counters in Linux's `struct tcp_info` (include/uapi/linux/tcp.h)."""
 
 
 def sent_bytes() -> int | None:
-    """Return the bytes that this process has sent over TCP connections that are open, None where nobody counts.
+    """Return the bytes that this process has sent over its open TCP connections, or None where Linux does not count.
 
-    Gloo's traffic is all there, on one machine too; NCCL's is not where GPUs reach each other by other ways.
+    They include all of gloo's traffic. NCCL uses other ways too, between GPUs of one machine for example.
     """
     if not Path("/proc/self/fd").is_dir():
         return None
@@ -25,13 +25,13 @@ def sent_bytes() -> int | None:
                 with socket.socket(fileno=os.dup(int(link.name))) as connection:
                     if connection.family in (socket.AF_INET, socket.AF_INET6):
                         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RETRANS + 8)
-                        sent, again = struct.unpack_from("=QQ", info, BYTES_SENT)
-                        total += sent - again
+                        sent, sent_again = struct.unpack_from("=QQ", info, BYTES_SENT)
+                        total += sent - sent_again
     return total
 
 
 class StepTraffic:
-    """Bytes that one step of the loop sends, counted on a step after everything is set up."""
+    """Bytes that one training step sends. They are counted in a step after the first ones, which set up connections."""
 
     def __init__(self, watched_step: int = 3) -> None:
         self._watched = watched_step
@@ -39,7 +39,7 @@ class StepTraffic:
 
     @contextlib.contextmanager
     def watch(self, steps_before: int) -> Iterator[None]:
-        """Enclose one whole optimizer step; `steps_before` counts those of this process."""
+        """Enclose one optimizer step. `steps_before` is the number of steps that this process did before."""
         before = sent_bytes() if steps_before == self._watched else None
         yield
         if before is not None and (after := sent_bytes()) is not None:

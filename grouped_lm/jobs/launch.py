@@ -1,11 +1,10 @@
-"""One run on several devices or machines: torch's elastic launcher starts the processes and restarts lost ones.
+"""One run on several devices or machines. Torch's elastic launcher starts the processes, and restarts lost ones.
 
-The config is composed once, here; `grouped_lm.jobs.worker` trains it in every process, in one run folder. See
-https://docs.pytorch.org/docs/stable/distributed.elastic.html.
+The config is composed once, in this process. `grouped_lm.jobs.worker` trains it in every process, in one run folder.
+Source: https://docs.pytorch.org/docs/stable/distributed.elastic.html.
 """
 
 import contextlib
-import json
 import logging
 import os
 import signal
@@ -14,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
@@ -33,18 +32,18 @@ from grouped_lm.errors import (
     RunFolderError,
 )
 from grouped_lm.runs.folder import COMPLETE, RunFolder, failed
-from grouped_lm.system.files import write_json
+from grouped_lm.system.files import read_json_dict, write_json
 from grouped_lm.system.runtime import resolve_device
 from grouped_lm.train.loop import train
 
 LOGS = "workers"
-"""Folder in the run folder with what every process but the first of a machine said."""
+"""Folder in the run folder for the output of every process but the first of a machine."""
 JOB, OUTCOME = "job.json", "outcome.json"
-"""In a folder of the launcher's own: the config for the processes, and what they leave behind, see `worker`."""
+"""Files in a temporary folder of the launcher: the config for the processes, and what became of it (`worker`)."""
 SAVE_S = 120
-"""Seconds that processes asked to stop have for a last checkpoint."""
+"""Seconds that processes have for a last checkpoint after a signal."""
 HANDLED = (signal.SIGTERM, signal.SIGINT)
-"""Not SIGHUP: whoever starts a run with nohup has said what that is to do."""
+"""Not SIGHUP: under nohup a run must survive it."""
 
 
 def run_training(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -61,12 +60,12 @@ def run_training(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def launch(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Train with `train.devices` processes on each of `train.nodes` machines, and return the run's result.
+    """Train with `train.devices` processes on each of `train.nodes` machines, and return the result of the run.
 
     Raises:
-        ConfigError: there are fewer devices or machines here.
-        GvcError: what the training raised, or that a process was lost more often than `train.max_restarts` allows.
-        KeyboardInterrupt, SystemExit: asked to stop; the state was saved before.
+        ConfigError: this machine has fewer devices, or there are fewer machines.
+        GvcError: raised by the training, or a process was lost more often than `train.max_restarts` allows.
+        KeyboardInterrupt, SystemExit: the user stopped the run. Its state was saved before.
     """
     folder = RunFolder(run_dir)
     folder.check_same_run(config)
@@ -75,49 +74,68 @@ def launch(config: Config, run_dir: Path) -> dict[str, Any]:
         return result
     check_gpus(config.train.devices, resolve_device(config.train.device))
     run_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="gvc-") as scratch, own_signals():
-        write_json(Path(scratch) / JOB, config_to_dict(config))  # the run folder may be another launcher's
-        outcome = Path(scratch) / OUTCOME
-        words = ["-m", "grouped_lm.jobs.worker", str(run_dir.absolute()), str(os.getpid()), scratch]
-        try:
-            elastic_launch(launch_config(config.train, run_dir), sys.executable)(*words)
-        except SignalException as stopped:
-            told = read_outcome(outcome)
-            if "error" not in told:  # the last save may have failed
-                told = {"stopped": EXIT_INTERRUPTED if stopped.sigval == signal.SIGINT else EXIT_PREEMPTED}
-        except RendezvousError as error:
-            raise alone(config.train, error) from error
-        except ChildFailedError as failure:
-            told = read_outcome(outcome)
-            if "error" not in told:
-                told = {"error": describe_error(lost(failure, config.train, run_dir))}
-        else:
-            told = read_outcome(outcome)
-    if "error" in told:
-        raised = error_from(told["error"])
-        if not isinstance(raised, RunFolderError | DriftError):  # the folder is another's
+    with tempfile.TemporaryDirectory(prefix="gvc-") as scratch, restored_signals():
+        write_json(Path(scratch) / JOB, config_to_dict(config))  # the run folder may belong to another launcher
+        outcome = start_processes(config.train, run_dir, Path(scratch))
+    if "error" in outcome:
+        error = error_from(outcome["error"])
+        if not isinstance(error, RunFolderError | DriftError):  # then the folder belongs to another run
             with contextlib.suppress(OSError):
-                write_json(folder.result, failed(str(raised)))
-        raise raised
-    if "stopped" in told:
-        raise_stop(told["stopped"])
-    return told["result"]
+                write_json(folder.result, failed(str(error)))
+        raise error
+    if "stopped" in outcome:
+        if outcome["stopped"] == EXIT_INTERRUPTED:
+            raise KeyboardInterrupt
+        raise SystemExit(outcome["stopped"])
+    return outcome["result"]
 
 
-def alone(train: TrainConfig, error: RendezvousError) -> GvcError:
-    """Return what to say when the machines do not all meet."""
-    _, endpoint = meeting_point(train)
+def start_processes(train: TrainConfig, run_dir: Path, scratch: Path) -> dict[str, Any]:
+    """Start the processes, wait for them, and return their outcome: "result", "error" or "stopped" (`worker`)."""
+    words = ["-m", "grouped_lm.jobs.worker", str(run_dir.absolute()), str(os.getpid()), str(scratch)]
+    stopped: int | None = None
+    failure: ChildFailedError | None = None
+    try:
+        elastic_launch(launch_config(train, run_dir), sys.executable)(*words)
+    except SignalException as signalled:
+        stopped = EXIT_INTERRUPTED if signalled.sigval == signal.SIGINT else EXIT_PREEMPTED
+    except RendezvousError as error:
+        raise rendezvous_error(train, error) from error
+    except ChildFailedError as error:
+        failure = error
+    outcome = read_json_dict(scratch / OUTCOME) or {}
+    if "error" in outcome:  # after a signal, too: the last save may have failed
+        return outcome
+    if failure is not None:
+        return {"error": describe_error(lost_process_error(failure, train, run_dir))}
+    return outcome if stopped is None else {"stopped": stopped}
+
+
+def rendezvous_error(train: TrainConfig, error: RendezvousError) -> GvcError:
+    """Return the error for machines that do not reach each other."""
+    _, endpoint = rendezvous_endpoint(train)
     return GvcError(
         f"not all of {train.nodes} machines (train.nodes) met at {endpoint} ({type(error).__name__}): see what gvc "
-        "said on the others and whether they reach that address; the same command on all of them goes on"
+        "printed on the others and whether they reach that address; the same command on all of them continues the run"
+    )
+
+
+def lost_process_error(failure: ChildFailedError, train: TrainConfig, run_dir: Path) -> GvcError:
+    """Return the error for a process that was lost after the last allowed restart."""
+    rank, first = failure.get_first_failure()
+    code = first.exitcode
+    how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"{code}"
+    return GvcError(
+        f"process {rank} of {train.processes} ended with {how}, after {train.max_restarts} restarts "
+        f"(train.max_restarts); the output of the processes is in {run_dir / LOGS}; the same command continues the run"
     )
 
 
 def check_gpus(processes: int, device: torch.device) -> None:
-    """Refuse more processes on this machine than it has GPUs; any number can share a CPU.
+    """Refuse more processes on this machine than it has GPUs. Any number can share a CPU.
 
     Raises:
-        ConfigError: there are fewer.
+        ConfigError: there are fewer GPUs.
     """
     if device.type == "cuda" and processes > torch.cuda.device_count():
         raise ConfigError(
@@ -127,18 +145,21 @@ def check_gpus(processes: int, device: torch.device) -> None:
 
 
 def launch_config(train: TrainConfig, run_dir: Path) -> LaunchConfig:
-    """Return how torch is to start the processes, and how they find each other.
+    """Return the settings of torch's launcher: how many processes, and how they find each other.
 
     Raises:
-        ConfigError: several machines are asked for where nobody says which.
+        ConfigError: several machines outside of a SLURM job.
     """
-    quiet_elastic()
-    id_, endpoint = meeting_point(train)
+    if not os.environ.get("GVC_DEBUG"):  # its own log says in ten lines what one of our errors says
+        for name in [*logging.Logger.manager.loggerDict]:
+            if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
+                logging.getLogger(name).setLevel(logging.CRITICAL)
+    run_id, endpoint = rendezvous_endpoint(train)
     return LaunchConfig(
         min_nodes=train.nodes,
         max_nodes=train.nodes,
         nproc_per_node=train.devices,
-        run_id=id_,
+        run_id=run_id,
         rdzv_backend="c10d",
         rdzv_endpoint=endpoint,
         local_addr="localhost" if train.nodes == 1 else None,
@@ -152,28 +173,27 @@ def launch_config(train: TrainConfig, run_dir: Path) -> LaunchConfig:
     )
 
 
-def meeting_point(train: TrainConfig) -> tuple[str, str]:
-    """Return the name of this launch and the HOST:PORT where its machines meet.
+def rendezvous_endpoint(train: TrainConfig) -> tuple[str, str]:
+    """Return the name of this launch and the HOST:PORT where its machines find each other.
 
-    In a SLURM job that is the job's first machine, with a port that follows from the job's number, so that two jobs
-    can share a machine.
+    In a SLURM job the host is the job's first machine. The port follows from the job's number, so that two jobs can
+    share a machine.
 
     Raises:
-        ConfigError: several machines are asked for outside of a SLURM job of as many.
+        ConfigError: several machines outside of a SLURM job of as many.
     """
     if train.nodes == 1:
         return f"gvc-{os.getpid()}", "localhost:0"
     environment = os.environ
-    found = environment.get("SLURM_JOB_NUM_NODES") or environment.get("SLURM_NNODES")
-    if found != str(train.nodes):
-        there = f"this SLURM job has {found}" if found else "this is no SLURM job"
+    nodes = environment.get("SLURM_JOB_NUM_NODES") or environment.get("SLURM_NNODES")
+    if nodes != str(train.nodes):
+        here = f"this SLURM job has {nodes}" if nodes else "this is no SLURM job"
         raise ConfigError(
-            f"train.nodes={train.nodes} needs a SLURM job with as many machines and one task on each ({there}); "
+            f"train.nodes={train.nodes} needs a SLURM job with as many machines and one task on each ({here}); "
             "elsewhere start gvc train with torchrun on every machine and leave train.nodes out"
         )
-    job = environment["SLURM_JOB_ID"]
-    turn = environment.get("SLURM_RESTART_COUNT", "0")
-    return f"gvc-{job}-{turn}", f"{first_host(environment['SLURM_JOB_NODELIST'])}:{20_000 + int(job) % 20_000}"
+    job, restarts = environment["SLURM_JOB_ID"], environment.get("SLURM_RESTART_COUNT", "0")
+    return f"gvc-{job}-{restarts}", f"{first_host(environment['SLURM_JOB_NODELIST'])}:{20_000 + int(job) % 20_000}"
 
 
 def first_host(nodelist: str) -> str:
@@ -182,57 +202,22 @@ def first_host(nodelist: str) -> str:
     Raises:
         GvcError: SLURM's own command, which reads such lists, fails.
     """
+    command = ["scontrol", "show", "hostnames", nodelist]
     try:
-        said = subprocess.run(
-            ["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True, timeout=60, check=True
-        )
-        return said.stdout.split()[0]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError) as error:
         raise GvcError(
             f"scontrol cannot say which machines {nodelist} is ({error}): is SLURM's client installed?"
         ) from error
 
 
-def read_outcome(path: Path) -> dict[str, Any]:
-    """Return what the processes agreed on and left behind, see `worker`; nothing where they were lost before."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def raise_stop(code: int) -> NoReturn:
-    """End as a training that was asked to stop."""
-    if code == EXIT_INTERRUPTED:
-        raise KeyboardInterrupt
-    raise SystemExit(code)
-
-
-def lost(failure: ChildFailedError, train: TrainConfig, run_dir: Path) -> GvcError:
-    """Return what to say when a process was lost for the last time."""
-    rank, first = failure.get_first_failure()
-    how = f"signal {-first.exitcode} ({signal.Signals(-first.exitcode).name})" if first.exitcode < 0 else ""
-    return GvcError(
-        f"process {rank} of {train.processes} ended with {how or first.exitcode}, after {train.max_restarts} restarts "
-        f"(train.max_restarts); what the processes said is in {run_dir / LOGS}; the same command goes on"
-    )
-
-
-def quiet_elastic() -> None:
-    """Leave out the launcher's own log, unless --debug asks for everything: what is lost is said here in one line."""
-    if not os.environ.get("GVC_DEBUG"):
-        for name in [*logging.Logger.manager.loggerDict]:
-            if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
-                logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
 @contextlib.contextmanager
-def own_signals() -> Iterator[None]:
-    """Put the handlers back that the launcher replaces and leaves replaced."""
+def restored_signals() -> Iterator[None]:
+    """Restore at the end the signal handlers that torch's launcher replaces."""
     before = {number: signal.getsignal(number) for number in HANDLED}
     try:
         yield
     finally:
-        with contextlib.suppress(ValueError):  # not the main thread, and nothing was replaced
+        with contextlib.suppress(ValueError):  # not the main thread, where nothing was replaced
             for number, handler in before.items():
                 signal.signal(number, handler)

@@ -7,11 +7,11 @@ from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches
 from grouped_lm.data.tokenizers.base import vocab_size_of
 from grouped_lm.distributed.process_group import ProcessGroup, processes_on_this_machine, rank_and_size
-from grouped_lm.distributed.vocab_parallel import Rows
+from grouped_lm.distributed.vocab_parallel import VocabShard
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
-from grouped_lm.jobs.launch import check_gpus, meeting_point
+from grouped_lm.jobs.launch import check_gpus, rendezvous_endpoint
 from grouped_lm.models.build import check_head
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.system.console import PrepareDisplay
@@ -42,11 +42,11 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True) ->
     if here:
         check_gpus(processes_on_this_machine() if started > 1 else config.train.devices, device)
         if config.train.nodes > 1 and started == 1:
-            meeting_point(config.train)
+            rendezvous_endpoint(config.train)
         compile_mode(config.train, device)
     check_head(config)
     if config.train.vocab_parallel:
-        Rows.of(vocab_size_of(config.tokenizer), ProcessGroup(size=max(config.train.processes, started)))
+        VocabShard.of(vocab_size_of(config.tokenizer), ProcessGroup(size=max(config.train.processes, started)))
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
     if run_dir is not None and started == 1:  # several ask together, who know how often they were restarted

@@ -1,8 +1,9 @@
-"""`python -m grouped_lm.jobs.worker RUN_FOLDER PARENT_PID [SCRATCH]`: one job of a sweep, or one of a run's processes.
+"""`python -m grouped_lm.jobs.worker RUN_FOLDER PARENT_PID [SCRATCH]`: a job of a sweep, or one process of a run.
 
-With a SCRATCH, a folder that holds the job, its parent is torch's launcher, which starts all processes again when one
-fails: an error that all have is left there instead, and so are a stop that all agreed on, and the result. An error of
-this process alone makes it fail, so that no other process waits. After the restart all raise it (`join_process_group`).
+With SCRATCH the parent is torch's launcher, and the folder SCRATCH holds the job. The launcher starts all processes
+again when one of them fails. An outcome that all processes share (result, error or stop) must not do that: it is
+written to SCRATCH, and the exit code is 0. An error of this process alone exits with 1, so that no other process waits
+for it. After the restart all processes raise it (`join_process_group`).
 """
 
 import ctypes
@@ -25,17 +26,17 @@ PR_SET_PDEATHSIG = 1
 
 
 def stop_with_parent(parent: int) -> None:
-    """Ask Linux for a SIGTERM when the driver dies, so that a killed sweep leaves nobody training unseen."""
+    """Ask Linux for a SIGTERM when the parent dies, so that no job of a killed sweep trains unnoticed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we could ask
+    if os.getppid() != parent:  # it died before this call
         sys.exit(0)
 
 
 def train_job(job: Path, run_dir: Path) -> tuple[dict[str, Any], GvcError | None]:
-    """Train the job that lies in a file, and return what became of it (a result, an error, a stop) and the error."""
+    """Train the job in the file `job`, and return the outcome (a result, an error or a stop) and the error."""
     try:
-        with exit_on_sigterm():  # until the training takes the signals over
+        with exit_on_sigterm():  # until the training handles signals itself
             return {"result": run_training(read_job(job), run_dir)}, None
     except KeyboardInterrupt:
         return {"stopped": EXIT_INTERRUPTED}, None
@@ -46,24 +47,24 @@ def train_job(job: Path, run_dir: Path) -> tuple[dict[str, Any], GvcError | None
 
 
 def main() -> None:
-    """Train, and leave the outcome or exit as `gvc train` would."""
+    """Train, then write the outcome or exit as `gvc train` would."""
     run_dir, scratch = Path(sys.argv[1]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
     stop_with_parent(int(sys.argv[2]))
-    told, raised = train_job(scratch / JOB if scratch else RunFolder(run_dir).job, run_dir)
+    outcome, error = train_job(scratch / JOB if scratch else RunFolder(run_dir).job, run_dir)
     if scratch is not None:
-        if os.environ["LOCAL_RANK"] == "0" or raised is not None:  # one process of a machine speaks for all
-            write_json(scratch / OUTCOME, told)
+        if os.environ["LOCAL_RANK"] == "0" or error is not None:
+            write_json(scratch / OUTCOME, outcome)
         sys.stdout.flush()
         sys.stderr.flush()
-        # at once, and with `raised` alive: a DDP model that is taken apart after its process group can wait for ever
-        os._exit(0 if told.get("agreed", True) else EXIT_FAILED)
-    if "stopped" in told:
-        sys.exit(told["stopped"])
-    if raised is not None:
-        if isinstance(raised, BusyError):
+        # os._exit while `error` holds the frames: a DDP model that is deleted after its process group can hang
+        os._exit(0 if outcome.get("agreed", True) else EXIT_FAILED)
+    if "stopped" in outcome:
+        sys.exit(outcome["stopped"])
+    if error is not None:
+        if isinstance(error, BusyError):
             sys.exit(BUSY_EXIT)
-        print(f"gvc: error: {raised}", file=sys.stderr)
-        sys.exit(raised.exit_code)
+        print(f"gvc: error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ DDP sends and when, Li et al. 2020 (arXiv 2006.15704).
 import dataclasses
 
 from grouped_lm.config import Config
-from grouped_lm.distributed.vocab_parallel import SplitDenseHead, SplitEmbedding, split_parameters
+from grouped_lm.distributed.vocab_parallel import VocabParallelDenseHead, VocabParallelEmbedding, split_parameters
 from grouped_lm.measure.interconnects import Interconnect
 from grouped_lm.models.lm import LanguageModel
 
@@ -96,8 +96,8 @@ def states_sent_bytes(config: Config, model: LanguageModel, processes: int, link
     """
     n_tokens = processes * config.train.micro_batch_size * config.model.block_size
     states = 4 * n_tokens * config.model.n_embd * (1 + link.reduce_scatter_passes) + 8 * n_tokens
-    moved = states if isinstance(model.body.wte, SplitEmbedding) else 0
-    if isinstance(model.head, SplitDenseHead):
+    moved = states if isinstance(model.body.wte, VocabParallelEmbedding) else 0
+    if isinstance(model.head, VocabParallelDenseHead):
         moved += states + 4 * n_tokens * (2 * 4 + 3)
     return config.train.grad_accum_steps * (processes - 1) * moved // processes
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from grouped_lm.config import Config
-from grouped_lm.distributed.vocab_parallel import SplitDenseHead
+from grouped_lm.distributed.vocab_parallel import VocabParallelDenseHead
 from grouped_lm.heads import HEAD_CONFIGS, HEADS
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS
 from grouped_lm.measure.devices import Device
@@ -162,7 +162,7 @@ def step_flops_per_token(config: Config, model: LanguageModel) -> float:
     body = estimate_body_flops_per_token(config.model, config.model.block_size)
     head = model.head.flops_per_token()
     again = body / 3 if config.model.activation_checkpointing else 0.0  # forward once more, of three parts
-    again += head / 3 if isinstance(model.head, SplitDenseHead) else 0.0
+    again += head / 3 if isinstance(model.head, VocabParallelDenseHead) else 0.0
     return body + again + head
 
 

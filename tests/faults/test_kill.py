@@ -15,7 +15,7 @@ from grouped_lm.runs.checkpoint import verify
 @contextlib.contextmanager
 def saves_reported(pipe: int):
     """Write `(` into a pipe when a save begins and `)` when it is over, in the child."""
-    from grouped_lm.train import loop as train
+    from grouped_lm.train import checkpoints as train
 
     original = train.write_checkpoint
 

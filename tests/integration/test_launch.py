@@ -15,7 +15,7 @@ from test_parallel import assert_same_curve
 
 from grouped_lm.config import TrainConfig
 from grouped_lm.errors import ConfigError, DiskError, GvcError
-from grouped_lm.jobs.launch import LOGS, meeting_point
+from grouped_lm.jobs.launch import LOGS, rendezvous_endpoint
 from grouped_lm.runs.folder import RunFolder
 
 GVC = str(Path(sys.executable).parent / "gvc")
@@ -116,20 +116,20 @@ def slurm(tmp_path, monkeypatch) -> dict[str, str]:
 
 def test_machines_of_a_slurm_job_meet_at_its_first(slurm, monkeypatch):
     train = TrainConfig(devices=4, nodes=2)
-    name, endpoint = meeting_point(train)
+    name, endpoint = rendezvous_endpoint(train)
     assert name == f"gvc-{os.getpid()}-0"
     assert endpoint == f"localhost:{20_000 + os.getpid() % 20_000}"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    assert meeting_point(train)[0].endswith("-3")
+    assert rendezvous_endpoint(train)[0].endswith("-3")
     with pytest.raises(ConfigError, match="this SLURM job has 2"):
-        meeting_point(TrainConfig(devices=2, nodes=4))
+        rendezvous_endpoint(TrainConfig(devices=2, nodes=4))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(GvcError, match="scontrol cannot say"):
-        meeting_point(train)
+        rendezvous_endpoint(train)
     monkeypatch.delenv("SLURM_JOB_NUM_NODES")
     with pytest.raises(ConfigError, match="this is no SLURM job"):
-        meeting_point(train)
-    assert meeting_point(TrainConfig(devices=2))[1] == "localhost:0"
+        rendezvous_endpoint(train)
+    assert rendezvous_endpoint(TrainConfig(devices=2))[1] == "localhost:0"
 
 
 def test_two_machines_train_one_model(gvc, tiny, slurm):
