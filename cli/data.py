@@ -26,7 +26,8 @@ def prepare(
     from grouped_lm.data import prepare_data
     from grouped_lm.system.console import PrepareDisplay
 
-    from .compose.run import HydraFlags, compose_one
+    from .compose.compose import HydraFlags
+    from .compose.run import compose_one
 
     config = compose_one(overrides or [], HydraFlags())
     started = time.perf_counter()
@@ -57,7 +58,8 @@ def order(
     from grouped_lm.system.files import write_text
     from grouped_lm.system.tables import csv_text
 
-    from .compose.run import HydraFlags, compose_one
+    from .compose.compose import HydraFlags
+    from .compose.run import compose_one
 
     config = compose_one(overrides or [], HydraFlags())
     counts = prepare_split(config.data, config.tokenizer, "train").counts()

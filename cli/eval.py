@@ -52,7 +52,8 @@ def evaluate_run(
     from grouped_lm.evaluate.tables import print_comparison, print_run
     from grouped_lm.runs.load import load_config
 
-    from .compose.run import override_saved, quoted
+    from .compose.compose import quoted
+    from .compose.run import override_saved
 
     runs, overrides = split_words(words)
     if data is not None:

@@ -1,11 +1,13 @@
-"""`gvc`: one file per command; heavy imports wait inside the commands, so that `gvc --help` is quick."""
+"""`gvc`: one file per command. Commands import torch and Hydra when they run, so that `gvc --help` is fast."""
 
 import contextlib
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from importlib import metadata
+from typing import Annotated, Any
 
 import typer
 
@@ -24,12 +26,13 @@ from .sample import sample
 from .sweep import sweep
 from .train import train
 
+ABOUT = "Train and measure small language models with compressed output layers (arXiv 2411.06371)."
 app = typer.Typer(
     name="gvc",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
-    help="Train and measure small language models with grouped output layers (arXiv 2411.06371).",
+    help=ABOUT,
 )
 app.command("train")(train)
 app.command("plan")(plan)
@@ -48,34 +51,47 @@ app.add_typer(data_app, name="data")
 app.command("doctor")(doctor)
 
 RENAMED_COMMANDS = {"ladder": "leaderboard"}
-"""Names of the release before, for one line with the new name."""
+"""Names of the release before, answered with the new name."""
 UsageError: Any = typer.BadParameter.__mro__[1]  # Typer carries its own click and exports no other name for it
 
 
-@app.callback()
+def print_version(asked: bool) -> None:
+    """Print the version of the package and end."""
+    if asked:
+        print(f"gvc {metadata.version('grouped-lm')}")
+        raise typer.Exit
+
+
+@app.callback(help=ABOUT)
 def gvc(
-    debug: bool = typer.Option(False, "--debug", help="Show tracebacks; allowed after a command too."),
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for every error.")] = False,
 ) -> None:
-    """Train and measure small language models with grouped output layers (arXiv 2411.06371)."""
+    """Declare the options of `gvc` itself. `main` reads --debug, which may stand after a command too."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `gvc` and exit with its code: 0 done, 1 failed, 2 usage or config, 3 data or run folder; see `errors`."""
+    """Run `gvc` and exit: 0 done, 1 failed, 2 wrong usage or config, 3 data or run folder, as `errors` has them."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's own remarks are not for our users
+    logging.raiseExceptions = False  # `gvc train --info all | head` would print a traceback per line after the tenth
     words = list(sys.argv[1:] if argv is None else argv)
     if "--debug" in words:
         words.remove("--debug")
         os.environ["GVC_DEBUG"] = "1"
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     if "--info" in words and words[words.index("--info") + 1 :][:1] in (
         [],
         *([w] for w in words if "=" in w),
     ):
         words[words.index("--info")] = "--info=all"  # Hydra's --info may stand alone, Typer's options may not
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="replace")  # a story is worth more than the characters that a terminal lacks
+        sys.stdout.reconfigure(errors="replace")  # characters that the terminal lacks become ?
     from grouped_lm.system.signals import exit_on_sigterm
 
-    with exit_on_sigterm():  # a training takes the signals over, to save first
+    with exit_on_sigterm():  # during training its own handler saves first
         code = _run(words)
     sys.exit(code)
 
@@ -92,7 +108,7 @@ def _run(words: list[str]) -> int:
         print("gvc: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        return 1  # who read our output has seen enough
+        return 1  # the reader of our output has closed it
     except typer.Exit as error:
         return error.exit_code
     except UsageError as error:
@@ -112,10 +128,10 @@ def _run(words: list[str]) -> int:
 
 
 def refuse_empty(words: Sequence[str]) -> None:
-    """Refuse words that are empty, as those of an unset variable are: as a path one would mean the current folder.
+    """Refuse an empty argument, such as an unset shell variable. As a path it would mean the current folder.
 
     Raises:
-        ConfigError: there is one where no text is asked for.
+        ConfigError: An argument is empty, and it is no text such as that of --prompt.
     """
     from grouped_lm.errors import ConfigError
 
@@ -126,7 +142,7 @@ def refuse_empty(words: Sequence[str]) -> None:
 
 
 def _usage_line(error: Any) -> str:
-    """Return what is wrong with the words, and which value it is about where Typer leaves that out."""
+    """Return Typer's message, with the value that it is about."""
     message = error.format_message()  # `message` is empty where an argument is missing
     if not message:
         return f"name a command of {error.ctx.command_path}, one of those above"
@@ -135,7 +151,7 @@ def _usage_line(error: Any) -> str:
 
 
 def _disk_line(error: OSError) -> str | None:
-    """Return what the file system refused where nobody expected it; None for errors of anything else."""
+    """Return one line for an error of the file system, None for an error of something else."""
     from grouped_lm.errors import is_full, why_refused
 
     place = error.filename2 or error.filename
@@ -149,7 +165,7 @@ def _disk_line(error: OSError) -> str | None:
 
 
 def _flush() -> None:
-    """Print what is left; where that fails it goes nowhere, or Python would fail over it again at its end."""
+    """Print the rest of the output. If that fails, drop it, since Python would fail again at exit."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -49,7 +49,8 @@ def plan(
     from grouped_lm.config import check_range
     from grouped_lm.measure.devices import find_device, parse_bytes
 
-    from .compose.run import HydraFlags, compose_one
+    from .compose.compose import HydraFlags
+    from .compose.run import compose_one
 
     check_range("--tokens", tokens, 1, 10**18)
     check_range("--devices", devices, 1, 10**6)

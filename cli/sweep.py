@@ -10,7 +10,7 @@ from .train import ConfigDir, Overrides
 if TYPE_CHECKING:
     from grouped_lm.config import Config
 
-    from .compose.run import HydraFlags
+    from .compose.compose import HydraFlags
     from .compose.sweep_plan import SweepPlan
 
 
@@ -36,7 +36,7 @@ def sweep(
     from grouped_lm.report.tables import runs_csv, write_results
     from grouped_lm.runs.tracking import log_sweep
 
-    from .compose.run import HydraFlags
+    from .compose.compose import HydraFlags
     from .compose.sweep_plan import describe_presets, plan_sweep
 
     flags = HydraFlags(multirun=True, config_dir=config_dir)
@@ -72,7 +72,8 @@ def drive(
     from grouped_lm.jobs.progress import SweepDisplay
     from grouped_lm.jobs.sweep import SweepLimits, driver_ledger
 
-    from .compose.run import explained, launch
+    from .compose.explain import explained
+    from .compose.run import launch
     from .compose.search import continued_study
     from .compose.sweep_plan import SweepTask
 

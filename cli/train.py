@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from grouped_lm.config import Config
 
-    from .compose.run import HydraFlags
+    from .compose.compose import HydraFlags
 
 Overrides = Annotated[
     list[str] | None,
@@ -37,7 +37,8 @@ def train(
 
     Config groups: model head grouping data tokenizer optim tracking experiment sweep, and Hydra's own.
     """
-    from .compose.run import HydraFlags, run
+    from .compose.compose import HydraFlags
+    from .compose.run import run
 
     flags = HydraFlags(
         multirun=multirun,

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 from grouped_lm.bench.settings import SUITES, BenchConfig
 from grouped_lm.config import ModelConfig, check_choice
 
-from .run import BENCH_CONFIG, HydraFlags, composing, explained, to_config
+from .compose import BENCH_CONFIG, HydraFlags, composing, to_config
+from .explain import explained
 
 ConfigStore.instance().store(name="gvc_bench_schema", node=BenchConfig)
 DEFAULTS = ["gvc_bench_schema", "_self_", {"data": "tinytales"}, {"tokenizer": "gpt2"}, {"bench": "quick"}]

@@ -14,21 +14,19 @@ from grouped_lm.config import Config
 from grouped_lm.errors import ConfigError
 from grouped_lm.jobs.preflight import preflight
 
-from .files import check_config_files
-from .launchers import LONGEST_MINUTES, check_launcher, launcher_kind, missing_plugin, share_of_job
-from .run import (
+from .compose import (
     CONF,
-    RENAMED_SWEEPS,
     HydraFlags,
     check_folders,
     composing,
     config_groups,
     expand_jobs,
-    explained,
-    nearest,
     parse,
     to_config,
 )
+from .explain import RENAMED_SWEEPS, explained, nearest
+from .files import check_config_files
+from .launchers import LONGEST_MINUTES, check_launcher, launcher_kind, missing_plugin, share_of_job
 from .search import is_search
 
 if TYPE_CHECKING:

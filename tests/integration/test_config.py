@@ -4,7 +4,7 @@ import dataclasses
 from importlib.resources import files
 
 import pytest
-from grouped_lm.cli.compose.run import HydraFlags, compose_jobs, config_groups
+from grouped_lm.cli.compose.compose import HydraFlags, compose_jobs, config_groups
 
 from grouped_lm.bench.variants import load_variants
 from grouped_lm.config import AdamWConfig, Config, TrainConfig, config_to_dict, free, parse_named

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from grouped_lm.cli.compose.run import HydraFlags, compose_jobs
+from grouped_lm.cli.compose.compose import HydraFlags, compose_jobs
 
 from grouped_lm.config import Config, ModelConfig, TokenizerConfig, TrainConfig
 from grouped_lm.errors import ConfigError

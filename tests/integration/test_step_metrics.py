@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from grouped_lm.cli.compose.run import HydraFlags, compose_jobs
+from grouped_lm.cli.compose.compose import HydraFlags, compose_jobs
 from safetensors.numpy import load_file
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

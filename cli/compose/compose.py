@@ -1,0 +1,190 @@
+"""Compose configs with Hydra: flags and overrides in, one typed `Config` per job out."""
+
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
+
+from grouped_lm.bench.variants import load_variants
+from grouped_lm.config import Config
+from grouped_lm.errors import ConfigError
+
+from .files import check_config_files
+
+CONF = "grouped_lm.conf"
+BENCH_CONFIG = "gvc_bench"
+"""The primary config of `gvc bench`."""
+NO_GROUPS = ("__pycache__", "hydra", "reproduction")
+"""Folders of `conf` that are no config groups."""
+
+
+@dataclass(kw_only=True, slots=True)
+class VariantNote:
+    """What a file of conf/variant says about itself."""
+
+    label: str | None = None
+    description: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class ComposedConfig(Config):
+    """What Hydra composes: the config of a run, and the variant's note, which runs do not keep."""
+
+    variant: VariantNote = field(default_factory=VariantNote)
+    optim: Any = None  # the group optim fills it, as it fills head
+
+
+def register() -> None:
+    """Give Hydra the schema, and resolvers for the names of run folders."""
+    ConfigStore.instance().store(name="gvc_schema", node=ComposedConfig)
+    OmegaConf.register_new_resolver("gvc_slug", lambda value: re.sub(r"[^\w.+-]", "_", str(value)), replace=True)
+    OmegaConf.register_new_resolver("gvc_unique", lambda: secrets.token_hex(4), use_cache=True, replace=True)
+
+
+register()  # at import, because a launcher's worker process unpickles a task and needs them too
+
+
+@dataclass(kw_only=True, slots=True)
+class HydraFlags:
+    """Hydra's own flags, as Typer collected them."""
+
+    multirun: bool = False
+    cfg: str | None = None
+    package: str | None = None
+    resolve: bool = False
+    info: str | None = None
+    config_dir: str | None = None
+    config_name: str = "config"
+    may_sweep: bool = False
+    """Whether the command has -m."""
+
+    @property
+    def only_prints(self) -> bool:
+        """Whether Hydra is to show something instead of running the task."""
+        return self.cfg is not None or self.info is not None
+
+    def argv(self) -> list[str]:
+        """Return the flags as Hydra's command line has them."""
+        words = ["--multirun"] if self.multirun else []
+        words += ["--resolve"] if self.resolve else []
+        for name in ("cfg", "package", "info"):
+            if getattr(self, name) is not None:
+                words += [f"--{name}", getattr(self, name)]
+        return words + (["--config-dir", str(Path(self.config_dir).absolute())] if self.config_dir else [])
+
+
+@contextmanager
+def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
+    """Give a function that composes overrides outside of a run, from the same places as the run itself.
+
+    Raises:
+        ConfigError: --config-dir is no folder, or one with files that nobody needs to be that large.
+    """
+    if flags.config_dir:
+        check_config_files(Path(flags.config_dir))
+
+    def compose_with(overrides: list[str], **kwargs: Any) -> DictConfig:
+        return compose(config_name=flags.config_name, overrides=overrides, **kwargs)
+
+    with initialize_config_module(config_module=CONF, version_base="1.3", job_name="gvc"):
+        if flags.config_dir:
+            loader: Any = GlobalHydra.instance().config_loader()
+            loader.get_search_path().prepend("command-line", f"file://{Path(flags.config_dir).absolute()}", "schema")
+            loader.repository.initialize_sources(loader.get_search_path())
+        yield compose_with
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Return the typed config. It refuses what Hydra lets pass, such as `+typo=1`, NaN, or a negative count.
+
+    Raises:
+        ConfigError, OmegaConfBaseException: A key, type or value outside the schema.
+    """
+    from grouped_lm.runs.load import PARSERS  # imports torch, which --cfg and --info need not wait for
+
+    plain: Any = OmegaConf.to_container(composed, resolve=True)  # a typed node would carry added keys along
+    label = (plain.pop("variant", None) or {}).get("label")
+    variant = next((v for v in load_variants().values() if v.label == label), None) if label else None
+    if variant and variant.head["name"] != plain["head"]["name"]:
+        raise ConfigError(two_heads(variant.name, plain["head"]["name"]))
+    parts = {part: parse_part(plain.pop(part, None)) for part, parse_part in PARSERS.items()}
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+    assert isinstance(config, Config)
+    for part, value in parts.items():
+        setattr(config, part, value)
+    return config
+
+
+def two_heads(variant: str, head: str) -> str:
+    """Return the line for a variant beside another choice of the head."""
+    return f"variant={variant} and head={head} do not go together, since a variant chooses the head: leave one out"
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """Return Hydra's reading of the overrides."""
+    return OverridesParser.create().parse_overrides(overrides)
+
+
+def quoted(text: str) -> str:
+    """Return `text` as a value that Hydra reads as it is."""
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def expand_jobs(overrides: list[str], params: dict[str, Any]) -> list[list[str]]:
+    """Return the overrides of every job of a multirun; ranges that only a sweeper can fill are left out."""
+    parsed = parse([f"{key}={value}" for key, value in params.items()] + overrides)
+    discrete = [o for o in parsed if not o.is_sweep_override() or o.is_discrete_sweep()]
+    return [job for batch in BasicSweeper.split_arguments(discrete, None) for job in batch]
+
+
+def check_folders(overrides: list[Override]) -> None:
+    """Refuse an empty name of a folder, such as an unset variable's, which would mean the current one.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for override in overrides:
+        if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not str(override.value() or "").strip():
+            raise ConfigError(f"{override.key_or_group} is empty: name a folder, or leave it out")
+
+
+def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, Path | None]]:
+    """Compose and validate every job before any folder is made.
+
+    Returns:
+        Each job's config, and its run folder where the user named one.
+    """
+    check_folders(parse(overrides))
+    with composing(flags) as compose_with:
+        sweeps = [o.input_line or "" for o in parse(overrides) if o.is_sweep_override()] if flags.multirun else []
+        plain = [o for o in overrides if o not in sweeps]
+        base = compose_with(plain, return_hydra_config=True)
+        is_multirun = flags.multirun or str(base.hydra.mode).endswith("MULTIRUN")
+        if not is_multirun:
+            named = [o for o in parse(overrides) if o.key_or_group == "hydra.run.dir"]
+            return [(to_config(compose_with(overrides)), Path(str(named[-1].value())) if named else None)]
+        jobs = expand_jobs(overrides, dict(base.hydra.sweeper.get("params") or {}))
+        return [(to_config(compose_with(job)), None) for job in jobs]
+
+
+def config_groups(config_dir: str | None = None) -> dict[str, list[str]]:
+    """Return the config groups and their choices, with those of the user's own folder."""
+    groups: dict[str, list[str]] = {}
+    for root in (files(CONF), *([Path(config_dir)] if config_dir and Path(config_dir).is_dir() else [])):
+        for folder in root.iterdir():
+            if folder.is_dir() and folder.name not in ("__pycache__", "hydra", "reproduction"):
+                names = {f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")}
+                groups[folder.name] = sorted(names.union(groups.get(folder.name, [])))
+    return groups

@@ -1,0 +1,273 @@
+"""Turn Hydra's errors into one line: which override or file, what is allowed, and the nearest name."""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from grouped_lm.bench.variants import load_variants
+from grouped_lm.errors import ConfigError, GvcError
+
+from .compose import BENCH_CONFIG, HydraFlags, composing, config_groups, parse, quoted, two_heads
+from .launchers import missing_plugin
+
+COMMON_NAMES = {
+    "learning_rate": "optim.lr",
+    "lr": "optim.lr",
+    "batch_size": "train.micro_batch_size",
+    "steps": "train.max_steps",
+    "max_iters": "train.max_steps",
+    "gradient_accumulation_steps": "train.grad_accum_steps",
+    "hidden_size": "model.n_embd",
+    "num_layers": "model.n_layer",
+    "num_heads": "model.n_head",
+    "context_length": "model.block_size",
+    "output_dir": "hydra.run.dir",
+    "wandb_project": "tracking.project",
+}
+"""What other trainers call our keys: a misspelt one is looked up here too."""
+RENAMED_KEYS = {"entrant": "variant"}
+RENAMED_SWEEPS = {f"ladder-{name}": f"leaderboard-{name}" for name in ("screen", "rates", "final")}
+"""Names of the release before, answered with the new name."""
+QUOTES = "'\""
+RAISED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
+RAISED_COMPOSING = (ValueError, TypeError, AssertionError, RecursionError)
+"""Other errors that Hydra raises for odd overrides and files. Caught only while it composes, when none of our own code
+runs."""
+VALUE_KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "string": "a text"}
+"""OmegaConf's name of a type -> ours."""
+
+
+@contextmanager
+def explained(overrides: list[str], flags: HydraFlags, raised: tuple[type[Exception], ...] = RAISED) -> Iterator[None]:
+    """Raise a `ConfigError` of one line for each error of Hydra or OmegaConf."""
+    try:
+        yield
+    except GvcError:
+        raise
+    except raised as error:
+        if os.environ.get("GVC_DEBUG"):
+            raise
+        raise ConfigError(explain(error, overrides, flags)) from error
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error of Hydra's, with the overrides and flags that led to it."""
+
+    error: Exception
+    overrides: list[Override]
+    flags: HydraFlags
+
+    @cached_property
+    def groups(self) -> dict[str, list[str]]:
+        """The config groups and their choices."""
+        return config_groups(self.flags.config_dir)
+
+    @cached_property
+    def keys(self) -> list[str]:
+        """Every key that can be overridden, with the groups chosen as given."""
+        return known_keys([o.input_line or "" for o in self.overrides if o.key_or_group in self.groups], self.flags)
+
+    @property
+    def cause(self) -> Exception:
+        """OmegaConf's own error, which says more than the one of Hydra around it."""
+        inner = self.error.__cause__
+        return inner if isinstance(inner, OmegaConfBaseException) else self.error
+
+
+def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
+    """Return one line for an error: the first of `CAUSES` that applies, else the first line of the error."""
+    wrong = next((word for word in overrides if not is_override(word)), None)
+    if wrong is not None:
+        key, _, value = wrong.partition("=")
+        quotes = f'; a value with spaces, =, quotes or brackets goes in quotes: "{key}={quoted(value.strip(QUOTES))}"'
+        return f"{wrong} is no override: write KEY=VALUE{quotes if key and value else ''}"
+    failure = Failure(error, parse(overrides), flags)
+    try:
+        return next(line for cause in CAUSES if (line := cause(failure)))
+    except (*RAISED, *RAISED_COMPOSING):
+        return " ".join(str(error).split())[:300]  # the config files cannot be read at all
+
+
+def renamed(failure: Failure) -> str | None:
+    """Explain a key or sweep of the release before."""
+    for override in failure.overrides:
+        key, value = override.key_or_group, override.value()
+        if key in RENAMED_KEYS:
+            return f"{key}= is now {RENAMED_KEYS[key]}="
+        if key == "sweep" and isinstance(value, str) and value in RENAMED_SWEEPS:
+            return f"sweep {value} is now {RENAMED_SWEEPS[value]}"
+    return None
+
+
+def unknown_choice(failure: Failure) -> str | None:
+    """Explain a choice that a config group does not have."""
+    for override in failure.overrides:
+        group, choice = override.key_or_group, override.value()
+        if group not in failure.groups:
+            continue
+        known = failure.groups[group]
+        if override.is_delete():
+            return f"{override.input_line}: a choice cannot be removed; write {group}=NAME, one of {', '.join(known)}"
+        if override.is_add() and "Multiple values" in str(failure.error):
+            return f"{override.input_line}: {group} has a choice already; write {group}={choice}, without the +"
+        if choice is None and "must be a string" in str(failure.error):
+            return f"{group}=null: a choice is needed; there are {', '.join(known)}"
+        if isinstance(choice, str) and choice not in known:
+            given = f"--grid {choice}" if group == "bench" else f"{group}={choice}"
+            return f"{given} is not known{nearest(choice, known)}; there are {', '.join(known)}"
+    return None
+
+
+def head_beside_variant(failure: Failure) -> str | None:
+    """Explain a head beside a variant of another head."""
+    choices = {o.key_or_group: str(o.value()) for o in failure.overrides}
+    variant = load_variants().get(choices.get("variant", ""))
+    if variant and choices.get("head", variant.head["name"]) != variant.head["name"]:
+        return two_heads(variant.name, choices["head"])
+    return None
+
+
+def mistake_in_file(failure: Failure) -> str | None:
+    """Explain a mistake in a config file: a choice, a key or a value."""
+    text, folder = str(failure.error), Path(failure.flags.config_dir or ".")
+    absent = re.search(r"Could not find '(\w+)/([^']*)'", text)
+    if absent and absent[1] in failure.groups:
+        group, choice = absent[1], absent[2]
+        names = [str(path) for path in sorted(folder.glob("*/*.yaml")) if choice in path.read_text(errors="replace")]
+        where = names[0] if failure.flags.config_dir and names else "a config file"
+        known = failure.groups[group]
+        return f"{where}: {group}: {choice} is not known{nearest(choice, known)}; there are {', '.join(known)}"
+    found = re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)", text, re.DOTALL)
+    key = found and re.search(r"full_key: (\S+)", found[2])
+    if not found or not key:
+        return None
+    path = folder / f"{found[1]}.yaml"
+    file = str(path) if failure.flags.config_dir and path.is_file() else f"{found[1]}.yaml"
+    if re.match(r"Key '.*' not in", found[2]):
+        return f"{file}: unknown key {key[1]}{nearest_key(key[1], known_keys([], failure.flags))}"
+    return f"{file}: {describe_value(key[1], found[2])}"
+
+
+def unknown_key(failure: Failure) -> str | None:
+    """Explain a key that does not exist, and several values for a command that takes one."""
+    keys = failure.keys
+    for override in failure.overrides:
+        key = override.key_or_group
+        if key not in failure.groups and key not in keys and not key.startswith("hydra"):
+            in_bench = failure.flags.config_name == BENCH_CONFIG
+            where = "grouped_lm/bench/settings.py has" if in_bench else "`gvc train --cfg job` lists"
+            return f"unknown key {key}{nearest_key(key, keys)}; {where} them all"
+        if override.is_sweep_override() and not failure.flags.multirun:
+            to_do = "add -m to run a job for each" if failure.flags.may_sweep else "this command takes one"
+            return f"{override.input_line} gives several values: {to_do}"
+    return None
+
+
+def absent_plugin(failure: Failure) -> str | None:
+    """Explain a launcher or sweeper that is not installed."""
+    return missing_plugin(str(failure.error))
+
+
+def wrong_value(failure: Failure) -> str:
+    """Explain a value of the wrong type, or whatever else OmegaConf says about a key."""
+    full_key = getattr(failure.cause, "full_key", None)
+    override = next((o for o in failure.overrides if o.key_or_group == full_key), None)
+    given = (override.input_line or "").partition("=")[2] if override else ""
+    if override and override.is_delete():
+        return f"{override.input_line}: a key cannot be removed; write {full_key}=VALUE"
+    if "is not a ListConfig" in str(failure.cause):
+        return f"{full_key} takes a list: write {full_key}=[{given}]"
+    return describe_value(full_key, str(failure.cause), given) if full_key else first_line(failure.cause)
+
+
+def describe_value(key: str, message: str, given: str = "") -> str:
+    """Return one line for OmegaConf's message about the value of a key."""
+    found = re.match(r"(?:Value '(.*?)' of type|Cannot convert '(.*?)' to).*?(Integer|Float|Boolean|string)", message)
+    if found:
+        return f"{key} takes {VALUE_KINDS[found[3]]}, got {given or found[1] or found[2]}"
+    if "is not Optional" in message:
+        return f"{key} cannot be null: give a value"
+    if "Invalid type assigned" in message:
+        return f"{key} is a group of keys: write {key}.NAME=VALUE"
+    return f"{key}: {message.strip().splitlines()[0]}"
+
+
+CAUSES: tuple[Callable[[Failure], str | None], ...] = (
+    renamed,
+    unknown_choice,
+    head_beside_variant,
+    mistake_in_file,
+    unknown_key,
+    absent_plugin,
+    wrong_value,
+)
+"""What may be wrong, in the order in which it is looked for."""
+
+
+def is_override(word: str) -> bool:
+    """Return whether Hydra can parse `word`, and it names a key."""
+    try:
+        return bool(parse([word])[0].key_or_group)
+    except HydraException:
+        return False
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def nearest(word: str, allowed: list[str]) -> str:
+    """Return "; did you mean X?" for the nearest of `allowed`, by its whole name, its last part, or a common name."""
+    whole = difflib.get_close_matches(word, allowed, n=1, cutoff=0.7)
+    if whole:
+        return f"; did you mean {whole[0]}?"
+    names = {name.rsplit(".", 1)[-1]: name for name in reversed(allowed)}
+    names |= {common: name for common, name in COMMON_NAMES.items() if name in allowed}
+    found = difflib.get_close_matches(word.rsplit(".", 1)[-1], names, n=1, cutoff=0.5)
+    return f"; did you mean {names[found[0]]}?" if found else ""
+
+
+def nearest_key(key: str, keys: list[str]) -> str:
+    """Return what `nearest` does; where a part of the config is named, only from there, or else what it has."""
+    part, _, last = key.rpartition(".")
+    own = [name.removeprefix(f"{part}.") for name in keys if part and name.startswith(f"{part}.")]
+    if not own:
+        return nearest(key, keys)
+    near = difflib.get_close_matches(last, own, n=1, cutoff=0.6)
+    if near and last not in COMMON_NAMES:
+        return f"; did you mean {part}.{near[0]}?"
+    same = [name for name in keys if name == COMMON_NAMES.get(last) or name.endswith(f".{last}")]
+    return f"; did you mean {same[0]}?" if len(same) == 1 else f"; {part} has {', '.join(own)}"
+
+
+def known_keys(group_choices: list[str], flags: HydraFlags) -> list[str]:
+    """Return every key that can be overridden, with the given choices of groups."""
+    with composing(flags) as compose_with:
+        try:
+            composed = compose_with(group_choices)
+        except (HydraException, OmegaConfBaseException):
+            composed = compose_with([])
+    plain = OmegaConf.to_container(composed, resolve=False)
+
+    def walk(prefix: str, node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield f"{prefix}{key}"
+                yield from walk(f"{prefix}{key}.", value)
+
+    return [*walk("", plain), "hydra.run.dir", "hydra.sweep.dir"]
