@@ -184,7 +184,7 @@ def absent_plugin(failure: Failure) -> str | None:
 def wrong_value(failure: Failure) -> str:
     """Explain a value of the wrong type, or whatever else OmegaConf says about a key."""
     full_key = getattr(failure.cause, "full_key", None)
-    override = next((o for o in failure.overrides if o.key_or_group == full_key), None)
+    override = next((o for o in reversed(failure.overrides) if o.key_or_group == full_key), None)
     given = (override.input_line or "").partition("=")[2] if override else ""
     if override and override.is_delete():
         return f"{override.input_line}: a key cannot be removed; write {full_key}=VALUE"
