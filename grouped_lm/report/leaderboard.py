@@ -1,11 +1,11 @@
-"""The ladder of heads: a row a run, judged on text that no choice was made on, and paired with the best dense.
+"""The leaderboard of heads: one row per run, and the differences to the best dense head over seeds.
 
-Learning rates and heads are chosen by the validation text of the runs; what is reported comes from another text.
+Learning rates and heads are chosen by the validation text of the runs. The reported figures come from another text, the
+report text, so that no choice was made on it.
 """
 
 import contextlib
 import csv
-import json
 import math
 import re
 from collections import Counter, defaultdict
@@ -29,9 +29,9 @@ from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.runs.query import Row
 from grouped_lm.runs.table import collect_runs, whole_rows
 from grouped_lm.system.console import peak_memory_gib
-from grouped_lm.system.files import write_text
+from grouped_lm.system.files import read_json_dict, write_json, write_text
 from grouped_lm.system.runtime import resolve_device, set_threads
-from grouped_lm.system.tables import csv_text
+from grouped_lm.system.tables import Table, columns, csv_text
 
 COLUMNS = (
     *("data", "body", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr"),
@@ -39,46 +39,49 @@ COLUMNS = (
     *("val_loss_nats", "val_bits_per_byte", "report_loss_nats", "report_bits_per_byte", "tokens_per_sec"),
     *("peak_tensor_gib", "params_head", "commit", "device", "curve"),
 )
-"""`val`: the text of the run's own evaluations. `report`: the text given to the ladder. `peak_tensor_gib`: on a GPU, of
-its allocator. `device`: the GPU, or cpu. `curve`: step:nats of `val`."""
-PLACE = ("data", "body", "n_embd", "n_layer", "steps", "tokens")
-"""What heads must have alike to be held against each other."""
-KEY = (*PLACE, "head", "options", "grouping", "group_size", "seed", "lr")
-"""What tells runs apart: a second run of the same replaces the first."""
-JUDGED = ("val/loss", "val/bits_per_byte")
+"""`val`: on the validation text of the run. `report`: on the report text. `peak_tensor_gib`: on a GPU, the peak of its
+allocator. `device`: name of the GPU, or cpu. `curve`: step:nats on the validation text."""
+SETTING = ("data", "body", "n_embd", "n_layer", "steps", "tokens")
+"""What heads must have in common to be compared."""
+KEY = (*SETTING, "head", "options", "grouping", "group_size", "seed", "lr")
+"""What identifies a run. A second run with the same key replaces the first."""
+METRICS = ("val/loss", "val/bits_per_byte")
 REPORT = ("report_loss_nats", "report_bits_per_byte")
-LEVEL = 0.95
+CONFIDENCE = 0.95
+SHOWN = "head; lr; seeds; nats; bits/byte = bits; minus best {} = gap; 95 % = interval; along training = along"
 
 
-def ladder_rows(folders: list[Path], report: Path | None, data: str | None = None) -> list[Row]:
-    """Return a row per complete run below `folders`.
+def leaderboard_rows(folders: list[Path], report: Path | None, data: str | None = None) -> list[Row]:
+    """Return one row per complete run below `folders`.
 
     Args:
         folders: of runs.
-        report: a text to judge them on; None leaves its columns empty.
-        data: what to call their text; None is the config's own name for it.
+        report: the report text; None leaves its columns empty.
+        data: name for the text of the runs; None for the name in their config.
 
     Raises:
-        RunFolderError, CheckpointError, DataError: no runs, no checkpoint in one of them, no such text.
+        RunFolderError: there is no complete run.
+        CheckpointError: a run has no checkpoint.
+        DataError: there is no such text.
     """
     complete = [row for row in collect_runs(folders) if row["state"] == COMPLETE]
     if not complete:
         raise RunFolderError(f"no complete run in {', '.join(map(str, folders))}: `gvc ls` shows their states")
-    return [ladder_row(row, report, data) for row in complete]
+    return [_row_of(row, report, data) for row in complete]
 
 
-def ladder_row(row: Row, report: Path | None, data: str | None) -> Row:
-    """Return the ladder's row of one run."""
+def _row_of(row: Row, report: Path | None, data: str | None) -> Row:
+    """Return the leaderboard's row of one run."""
     run = Path(row["run"])
     config = load_config(run)
-    judged = judge_on(run, config, report, row["trainer/step"]) if report else {}
+    reported = validate_on(run, config, report, row["trainer/step"]) if report else {}
     return {
         "data": data or row["data"],
         "body": config.model.body,
         "n_embd": config.model.n_embd,
         "n_layer": config.model.n_layer,
         "head": row["head"],
-        "options": " ".join(filter(None, [row["head_options"], vocabulary(config)])),
+        "options": " ".join(filter(None, [row["head_options"], _vocabulary(config)])),
         "grouping": row["grouping"],
         "group_size": row["group_size"],
         "seed": config.seed,
@@ -87,41 +90,41 @@ def ladder_row(row: Row, report: Path | None, data: str | None) -> Row:
         "tokens": row["trainer/tokens"],
         "val_loss_nats": row["val/loss"],
         "val_bits_per_byte": row["val/bits_per_byte"],
-        "report_loss_nats": judged.get("val/loss"),
-        "report_bits_per_byte": judged.get("val/bits_per_byte"),
+        "report_loss_nats": reported.get("val/loss"),
+        "report_bits_per_byte": reported.get("val/bits_per_byte"),
         "tokens_per_sec": row.get("throughput/tokens_per_sec"),
         "peak_tensor_gib": peak_memory_gib(row),
         "params_head": row.get("params/head"),
         "commit": str(row.get("commit") or "")[:7],
         "device": RunFolder(run).read_environment().get("gpu") or "cpu",
-        "curve": curve(run),
+        "curve": _curve(run),
     }
 
 
-def vocabulary(config: Config) -> str:
-    """Return the vocabulary where it is not GPT-2's: losses per token compare only where it is the same."""
+def _vocabulary(config: Config) -> str:
+    """Return the vocabulary, "" for GPT-2's: losses per token can only be compared within one vocabulary."""
     name = config.tokenizer.name
     return {"gpt2": "", "bpe": f"bpe={config.tokenizer.vocab_size}"}.get(name, f"tokenizer={name}")
 
 
-def vocabulary_of(row: Row) -> str:
-    """Return the `vocabulary` that a row's options name."""
-    found = re.search(r"\b(bpe|tokenizer)=\S+", row["options"])
-    return found[0] if found else ""
+def _vocabulary_in(row: Row) -> str:
+    """Return the vocabulary that a row's options name."""
+    match = re.search(r"\b(bpe|tokenizer)=\S+", row["options"])
+    return match[0] if match else ""
 
 
-def judge_on(run: Path, config: Config, report: Path, step: int) -> dict[str, float]:
-    """Return the figures of the checkpoint at `step` on another text; they are kept in the run folder.
+def validate_on(run: Path, config: Config, report: Path, step: int) -> dict[str, float]:
+    """Return the metrics of the checkpoint at `step` on the report text, and cache them in the run folder.
 
     Raises:
         DataError: there is no such text.
     """
     if not report.is_file():
         raise DataError(f"--report: there is no file {report}")
-    kept = run / f"ladder-{file_sha256(report)[:16]}-{step}.json"
-    with contextlib.suppress(OSError, ValueError):  # measured anew, then
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        return {key: float(found[key]) for key in JUDGED}
+    cache = run / f"leaderboard-{file_sha256(report)[:16]}-{step}.json"
+    cached = read_json_dict(cache) or {}
+    if all(isinstance(cached.get(key), float) for key in METRICS):
+        return cached
     data = replace(config.data, name="text", source="text", train=str(report), valid=str(report))
     config = replace(config, data=data, tokenizer=own_tokenizer(run, config.tokenizer))
     device = resolve_device(config.train.device)
@@ -130,45 +133,45 @@ def judge_on(run: Path, config: Config, report: Path, step: int) -> dict[str, fl
     split = prepare_split(config.data, config.tokenizer, "valid")
     batch_size = config.train.eval_batch_size or config.train.micro_batch_size
     windows = ValidWindows(split.tokens(), config.model.block_size, batch_size)
-    figures = validate(model, windows, split.text_bytes, device, config.train.dtype)
-    with contextlib.suppress(OSError):  # a run that may only be read
-        write_text(kept, json.dumps({key: figures[key] for key in JUDGED}))
-    return figures
+    metrics = validate(model, windows, split.text_bytes, device, config.train.dtype)
+    with contextlib.suppress(OSError):  # a run folder that is read-only
+        write_json(cache, {key: metrics[key] for key in METRICS})
+    return metrics
 
 
-def curve(run: Path) -> str:
-    """Return the validation losses along a run, "100:4.9131 200:4.4020"."""
-    with contextlib.suppress(FileNotFoundError), (run / "metrics.jsonl").open("rb") as file:
+def _curve(run: Path) -> str:
+    """Return the validation losses during a run, such as "100:4.9131 200:4.4020"."""
+    with contextlib.suppress(FileNotFoundError), RunFolder(run).metrics.open("rb") as file:
         rows = [row for row in whole_rows(file) if isinstance(row.get("val/loss"), float)]
         return " ".join(f"{row['trainer/step']}:{row['val/loss']:.4f}" for row in rows)
     return ""
 
 
 def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
-    """Put rows into the CSV at `path`, in place of those of the same runs, and return all of them as text.
+    """Write rows into the CSV at `path`, in place of those of the same runs, and return all rows as text.
 
-    A run that was judged on a report text keeps those figures where the new row has none.
+    A run keeps its figures of a report text if the new row has none.
 
     Raises:
-        DataError: there is something else at `path`.
+        DataError: the file is not a leaderboard.
         DiskError: it cannot be written.
     """
     with disk_errors(path.parent), FileLock(path.with_suffix(".lock")):
-        found = {key_of(row): row for row in read_rows(path)}
-        for row in rows:
-            new, old = text_row(row), found.get(key_of(row), {})
-            same = old.get("val_loss_nats") == new["val_loss_nats"]
-            found[key_of(row)] = new | {key: old[key] for key in REPORT if same and not new[key]}
-        merged = sorted(found.values(), key=lambda row: [natural(row.get(key, "")) for key in KEY])
-        write_text(path, csv_text(merged, COLUMNS))
-    return merged
+        merged = {_key(row): row for row in read_rows(path)}
+        for row in map(text_row, rows):
+            old = merged.get(_key(row), {})
+            same = old.get("val_loss_nats") == row["val_loss_nats"]
+            merged[_key(row)] = row | {key: old[key] for key in REPORT if same and not row[key]}
+        ordered = sorted(merged.values(), key=lambda row: [_natural(row.get(key, "")) for key in KEY])
+        write_text(path, csv_text(ordered, COLUMNS))
+    return ordered
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a ladder's CSV, none where there is no file; older ones have fewer columns.
+    """Return the rows of a leaderboard's CSV, none if there is no file. Columns may be missing.
 
     Raises:
-        DataError: it is no ladder, or a row of it is damaged.
+        DataError: the file is not a leaderboard, or a row is damaged.
     """
     if not path.exists():
         return []
@@ -177,41 +180,43 @@ def read_rows(path: Path) -> list[Row]:
             reader = csv.DictReader(file)
             lacks = [key for key in ("head", "seed", "val_loss_nats") if key not in (reader.fieldnames or ())]
             if lacks:
-                raise DataError(f"{path} is no ladder: it has no column {', '.join(lacks)}")
+                raise DataError(f"{path} is no leaderboard: it has no column {', '.join(lacks)}")
             rows = [dict.fromkeys(COLUMNS, "") | row for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a ladder: {error}") from error
+        raise DataError(f"{path} cannot be read as a leaderboard: {error}") from error
     for number, row in enumerate(rows, 2):
         try:
             float(row["val_loss_nats"])
             for key in ("val_bits_per_byte", *REPORT):
                 float(row[key] or 0)
             int(row["tokens"] or 0)
-            for point in row["curve"].split():
-                step, nats = point.split(":")
-                int(step), float(nats)
+            _points(row)
         except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}, row {number} is damaged: {error}") from error
     return rows
 
 
-def key_of(row: Row) -> tuple[str, ...]:
-    """Return what tells a run apart, whether its values are text or not."""
-    return tuple(as_text(row.get(key)) for key in KEY)
+def _points(row: Row) -> dict[int, float]:
+    """Return step -> nats of a row's curve."""
+    pairs = (point.split(":") for point in row["curve"].split())
+    return {int(step): float(nats) for step, nats in pairs}
+
+
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(_as_text(row.get(key)) for key in KEY)
 
 
 def text_row(row: Row) -> Row:
-    """Return a row as the CSV has it."""
-    return {key: as_text(row.get(key)) for key in COLUMNS}
+    """Return a row as it is in the CSV: numbers with 6 digits, nothing for None."""
+    return {key: _as_text(row.get(key)) for key in COLUMNS}
 
 
-def as_text(value: Any) -> str:
-    """Return a value as it stands in the CSV: numbers with 6 digits, nothing for None."""
+def _as_text(value: Any) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def natural(text: str) -> tuple[int, float, str]:
-    """Return what sorts numbers by size and before words."""
+def _natural(text: str) -> tuple[int, float, str]:
+    """Return a sort key: numbers by value, before words."""
     try:
         return 0, float(text), ""
     except ValueError:
@@ -220,78 +225,71 @@ def natural(text: str) -> tuple[int, float, str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """A head on the ladder, over its seeds."""
+    """The place of one head on the leaderboard, over its seeds."""
 
     head: str
-    """With all of its options, and its grouping."""
+    """Name with all options and the grouping."""
     settings: dict[str, str]
-    """The same by name, the head's name as `name`."""
+    """The options by name, and the head as `name`."""
     lr: str
     seeds: int
-    judged: bool
-    """Whether its figures, and those that it is held against, are of the report text; else of `val`."""
+    on_report: bool
+    """Whether the figures are of the report text; else they are of the validation text."""
     loss: float
     """Mean nats per token."""
     bits_per_byte: float
-    """NaN where an older file does not say."""
+    """NaN if it is not known."""
     difference: float | None
-    """Mean difference to the reference over the seeds that both have."""
+    """Mean difference to the reference, over the seeds that both have."""
     unit: str
-    """Of the difference: `loss_nats`, or `bits_per_byte` where vocabularies differ."""
+    """Unit of the difference: `loss_nats`, or `bits_per_byte` for different vocabularies."""
     low: float | None
     """95 % interval (paired t test over seeds); None with one seed."""
     high: float | None
     trend: list[tuple[float, float]]
-    """(share of the run, mean difference in nats of `val`)."""
+    """(share of the run, mean difference in nats on the validation text)."""
     tokens: int
-    """Of the whole run."""
+    """Tokens of the whole run."""
 
 
 def standings(rows: list[Row], reference: str = "dense") -> list[Standing]:
-    """Return heads of one body, text and length, best first, each at its `best_lr`.
+    """Return the heads of one body, text and length, best first, each at its `best_lr`.
 
     Args:
-        rows: of `merge_rows`, all of one `PLACE`.
-        reference: the head of which the best row of options is what others are held against, one with GPT-2's
-            vocabulary and judged on the report text where there is one.
+        rows: as `merge_rows` returns them, all of one `SETTING`.
+        reference: the head that others are compared with, in the variant with the best loss; one with GPT-2's
+            vocabulary and figures of the report text goes first.
     """
-    chosen = {name: best_lr(own) for name, own in by_head(rows).items()}
+    variants: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        variants[" ".join(filter(None, [row["head"], row["options"], row["grouping"], row["group_size"]]))].append(row)
+    chosen = {name: best_lr(own) for name, own in variants.items()}
 
     def rank(name: str) -> tuple[str, bool, float]:
         own = chosen[name]
-        return vocabulary_of(own[0]), not are_judged(own), mean_of(own, "loss_nats", are_judged(own))
+        return _vocabulary_in(own[0]), not _have_report(own), _mean(own, "loss_nats", _have_report(own))
 
     base = min((name for name, own in chosen.items() if own[0]["head"] == reference), key=rank, default=None)
-    found = [standing(name, own, chosen[base] if base else []) for name, own in chosen.items()]
-    return sorted(found, key=lambda entry: (math.isnan(entry.bits_per_byte), entry.bits_per_byte, entry.loss))
+    entries = [_standing(name, own, chosen[base] if base else []) for name, own in chosen.items()]
+    return sorted(entries, key=lambda entry: (math.isnan(entry.bits_per_byte), entry.bits_per_byte, entry.loss))
 
 
-def short_names(found: Sequence[Standing]) -> dict[str, str]:
-    """Return for each `head` its name, with the settings that more than half of those of that name have otherwise."""
+def short_names(entries: Sequence[Standing]) -> dict[str, str]:
+    """Return a short name for each `head`: its name and the settings that most variants of that head do not have."""
     names = {}
-    for entry in found:
-        peers = [other.settings for other in found if other.settings["name"] == entry.settings["name"]]
+    for entry in entries:
+        peers = [other.settings for other in entries if other.settings["name"] == entry.settings["name"]]
         rare = [k for k, v in entry.settings.items() if 2 * sum(peer.get(k) == v for peer in peers) <= len(peers)]
-        names[entry.head] = " ".join([entry.settings["name"], *(word_of(k, entry.settings[k]) for k in rare)])
-    shared = [name for name, count in Counter(names.values()).items() if count > 1]  # where older rows say less
+        names[entry.head] = " ".join([entry.settings["name"], *(_short_setting(k, entry.settings[k]) for k in rare)])
+    shared = [name for name, count in Counter(names.values()).items() if count > 1]
     return {head: head if name in shared else name for head, name in names.items()}
 
 
-def word_of(key: str, value: str) -> str:
-    """Return a setting in as few letters as tell it."""
-    switch = {"true": key, "false": f"no {key}"}
-    return switch.get(value, value if key == "grouping" else f"{key}={value}")
+def _short_setting(key: str, value: str) -> str:
+    return {"true": key, "false": f"no {key}"}.get(value, value if key == "grouping" else f"{key}={value}")
 
 
-def by_head(rows: list[Row]) -> dict[str, list[Row]]:
-    """Return rows by head with its options and grouping."""
-    found: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        found[" ".join(filter(None, [row["head"], row["options"], row["grouping"], row["group_size"]]))].append(row)
-    return found
-
-
-def settings_of(row: Row) -> dict[str, str]:
+def _settings(row: Row) -> dict[str, str]:
     """Return a row's head, options, grouping and group size by name."""
     options = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", row["options"].lower()))
     groups = {key: row[key] for key in ("grouping", "group_size") if row[key]}
@@ -299,60 +297,76 @@ def settings_of(row: Row) -> dict[str, str]:
 
 
 def best_lr(rows: list[Row]) -> list[Row]:
-    """Return the rows of the learning rate with the most seeds, of these the one with the least mean `val` loss."""
+    """Return the rows of the learning rate with most seeds; of several, the one with the best mean validation loss."""
     rates: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         rates[row["lr"]].append(row)
     return min(rates.values(), key=lambda own: (-len(own), np.mean([float(row["val_loss_nats"]) for row in own])))
 
 
-def are_judged(rows: Sequence[Row]) -> bool:
+def _have_report(rows: Sequence[Row]) -> bool:
     """Return whether all rows have figures of the report text."""
     return all(row["report_loss_nats"] for row in rows)
 
 
-def of(row: Row, unit: str, judged: bool) -> float:
-    """Return the figure of the report text, or of the run's own validation text; NaN where it has none."""
-    return float(row[f"{'report' if judged else 'val'}_{unit}"] or math.nan)
+def _figure(row: Row, unit: str, on_report: bool) -> float:
+    """Return a figure of the report text, or of the validation text; NaN if it is not known."""
+    return float(row[f"{'report' if on_report else 'val'}_{unit}"] or math.nan)
 
 
-def mean_of(rows: Sequence[Row], unit: str, judged: bool) -> float:
-    """Return the mean of `of` over rows."""
-    return float(np.mean([of(row, unit, judged) for row in rows]))
+def _mean(rows: Sequence[Row], unit: str, on_report: bool) -> float:
+    return float(np.mean([_figure(row, unit, on_report) for row in rows]))
 
 
-def standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
-    """Return where one head stands against the reference's rows, on a text that all of them were judged on."""
-    theirs = {row["seed"]: row for row in base}
-    pairs = [(row, theirs[row["seed"]]) for row in rows if row["seed"] in theirs]
-    judged = are_judged([*rows, *(other for _, other in pairs)])
-    alike = not base or vocabulary_of(rows[0]) == vocabulary_of(base[0])
-    unit = "loss_nats" if alike else "bits_per_byte"
-    gaps = [of(row, unit, judged) - of(other, unit, judged) for row, other in pairs]
-    low, high = paired_interval(gaps, LEVEL) or (None, None)
+def _standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
+    """Return the place of one head against the reference's rows, on a text for which all of them have figures."""
+    base_by_seed = {row["seed"]: row for row in base}
+    pairs = [(row, base_by_seed[row["seed"]]) for row in rows if row["seed"] in base_by_seed]
+    on_report = _have_report([*rows, *(other for _, other in pairs)])
+    same_vocabulary = not base or _vocabulary_in(rows[0]) == _vocabulary_in(base[0])
+    unit = "loss_nats" if same_vocabulary else "bits_per_byte"
+    gaps = [_figure(row, unit, on_report) - _figure(other, unit, on_report) for row, other in pairs]
+    low, high = paired_interval(gaps, CONFIDENCE) or (None, None)
     return Standing(
         head=name,
-        settings=settings_of(rows[0]),
+        settings=_settings(rows[0]),
         lr=rows[0]["lr"],
         seeds=len(rows),
-        judged=judged,
-        loss=mean_of(rows, "loss_nats", judged),
-        bits_per_byte=mean_of(rows, "bits_per_byte", judged),
+        on_report=on_report,
+        loss=_mean(rows, "loss_nats", on_report),
+        bits_per_byte=_mean(rows, "bits_per_byte", on_report),
         difference=float(np.mean(gaps)) if gaps else None,
         unit=unit,
         low=low,
         high=high,
-        trend=trend(pairs) if alike else [],
+        trend=_trend(pairs) if same_vocabulary else [],
         tokens=int(rows[0]["tokens"] or 0),
     )
 
 
-def trend(pairs: list[tuple[Row, Row]]) -> list[tuple[float, float]]:
-    """Return (share of the run, mean difference in nats) at the steps at which all were evaluated."""
-    curves = [[dict(point.split(":") for point in row["curve"].split()) for row in pair] for pair in pairs]
-    shared = set.intersection(*(set(points) for pair in curves for points in pair)) if curves else set()
-    last = max((int(step) for step in shared), default=1)
-    return [
-        (int(step) / last, float(np.mean([float(own[step]) - float(other[step]) for own, other in curves])))
-        for step in sorted(shared, key=int)
-    ]
+def _trend(pairs: list[tuple[Row, Row]]) -> list[tuple[float, float]]:
+    """Return (share of the run, mean difference in nats) at the steps that all curves have."""
+    curves = [(_points(own), _points(other)) for own, other in pairs]
+    steps = sorted(set.intersection(*(set(points) for pair in curves for points in pair))) if curves else []
+    return [(step / max(steps), float(np.mean([own[step] - other[step] for own, other in curves]))) for step in steps]
+
+
+def standings_table(title: str, entries: Sequence[Standing], reference: str) -> Table:
+    """Return the leaderboard as a table for a terminal."""
+    partly = len({entry.on_report for entry in entries}) == 2
+    notes = ["of the --report text, where runs were judged on one", "b: bits per byte"]
+    notes += ["*: of the runs' own validation text"] if partly else []
+    names, rows = short_names(entries), []
+    for entry in entries:
+        unit = "" if entry.unit == "loss_nats" else " b"
+        row: Row = {"head": names[entry.head], "lr": entry.lr, "seeds": entry.seeds}
+        row["nats"] = f"{entry.loss:.4f}" + ("*" if partly and not entry.on_report else "")
+        row["bits"] = None if math.isnan(entry.bits_per_byte) else f"{entry.bits_per_byte:.4f}"
+        row["gap"] = None if entry.difference is None else f"{entry.difference:+.3f}{unit}"
+        if entry.low is not None:
+            row["interval"] = f"{entry.low:+.3f} to {entry.high:+.3f}{unit}"
+        points = entry.trend[:: -max(1, len(entry.trend) // 4)][::-1]  # the last one is always shown
+        row["along"] = " ".join(f"{gap:+.3f}" for _, gap in points)
+        rows.append(row)
+    note = "; ".join([*notes, "along training: of the runs' validation text"])
+    return Table(columns=columns(SHOWN.format(reference)), rows=rows, title=title, note=note, missing="")

@@ -55,11 +55,11 @@ def test_two_runs_are_compared_on_a_text_that_both_were_judged_on():
     rows += [row("grouped", 3.2, report=3.4), row("grouped", 3.3, seed=1)]
     rows.append(row("dense", 3.05, report=3.31, seed=1))
     found = {entry.head: entry for entry in standings(rows)}
-    assert (found["dense"].difference, found["dense"].judged) == (0.0, True)  # before one that was not judged
-    assert (found["film"].difference, found["film"].judged) == (pytest.approx(0.1), False)
+    assert (found["dense"].difference, found["dense"].on_report) == (0.0, True)  # before one that was not judged
+    assert (found["film"].difference, found["film"].on_report) == (pytest.approx(0.1), False)
     assert found["film"].loss == 3.1
     assert found["grouped"].difference == pytest.approx((0.2 + 0.25) / 2)  # one of its seeds was not
-    assert not found["grouped"].judged
+    assert not found["grouped"].on_report
 
 
 def test_a_leaderboard_of_one_own_vocabulary_has_differences_in_nats():
@@ -170,12 +170,12 @@ def test_a_file_of_fewer_columns_is_read(gvc, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("date,note\n2026,mine\n", "is no ladder: it has no column head, seed, val_loss_nats"),
-        ("head;seed;val_loss_nats\ndense;0;3\n", "is no ladder"),
+        ("date,note\n2026,mine\n", "is no leaderboard: it has no column head, seed, val_loss_nats"),
+        ("head;seed;val_loss_nats\ndense;0;3\n", "is no leaderboard"),
         ("head,seed,val_loss_nats,tokens\ndense,0,3.5,7\nfilm,1,many,7\n", "row 3 is damaged"),
         ("head,seed,val_loss_nats\ndense,0,\n", "row 2 is damaged"),
         ("head,seed,val_loss_nats,curve\ndense,0,3.5,100:4\nfilm,1\n", "row 3 is damaged"),
-        ("", "is no ladder"),
+        ("", "is no leaderboard"),
     ],
 )
 def test_what_is_no_leaderboard_is_left_as_it_is(tmp_path, text, message):
