@@ -1,6 +1,5 @@
-"""Where cells go: appended one by one, so that a killed bench keeps what it has; then CSV for people and programs."""
+"""Cells of a bench, kept one by one so that a killed bench continues, and written as CSV."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -10,10 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from grouped_lm.bench.place import Place
-from grouped_lm.errors import BusyError, DataError
+from grouped_lm.jobs.store import JobStore
 from grouped_lm.system.files import write_text
 from grouped_lm.system.runtime import cpu_model, git_commit, library_versions
 from grouped_lm.system.tables import Row, csv_text
@@ -23,56 +21,20 @@ LAST = ("device", "dtype", "threads", "machine", "torch", "commit", "command")
 GPU_PACKAGES = ("triton", "cut-cross-entropy", "liger_kernel", "liger-kernel")
 
 
-class CellStore:
-    """Finished cells of one folder, a line of JSON each.
-
-    A cell is a group of rows that were measured together. Its line is written with one call and synced: after a kill
-    the last line may be cut short, and is then ignored and measured again.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._file = folder, folder / "cells.jsonl"
-
-    def read(self) -> dict[str, list[Row]]:
-        """Return the rows of every whole line by the cell's key.
-
-        Raises:
-            DataError: the file is not a bench's.
-        """
-        cells: dict[str, list[Row]] = {}
-        try:
-            for line in self._file.read_text(encoding="utf-8").splitlines() if self._file.exists() else []:
-                with contextlib.suppress(json.JSONDecodeError):  # cut short
-                    cell = json.loads(line)
-                    cells[cell["key"]] = cell["rows"]
-        except (UnicodeDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{self._file} holds no cells of a bench: give another --dir") from error
-        return cells
-
-    def append(self, key: str, rows: list[Row]) -> None:
-        """Add a finished cell."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        cut = self._file.exists() and self._file.stat().st_size > 0 and not self._file.read_bytes().endswith(b"\n")
-        with self._file.open("ab") as file:
-            file.write((b"\n" if cut else b"") + json.dumps({"key": key, "rows": rows}).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
 def cell_key(suite: str, cell: Row, identity: Row) -> str:
-    """Return a hash of what decides a cell's figures."""
+    """Return a hash of everything that the figures of a cell depend on."""
     text = json.dumps([suite, cell, identity], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 def describe_peers() -> str:
-    """Return the versions of what a GPU's rows come from besides torch."""
+    """Return the versions of the packages with GPU kernels."""
     found = {d.name: d.version for d in metadata.distributions() if d.name in GPU_PACKAGES}
     return ", ".join(f"{name} {found[name]}" for name in sorted(found))
 
 
 def environment_columns(command: str, place: Place) -> Row:
-    """Return what every row says about where it comes from."""
+    """Return the columns of every row that describe the machine and the code."""
     versions, on_gpu = library_versions(), place.device.type == "cuda"
     gpu = (
         f"{torch.cuda.get_device_name(place.device)}, CUDA {torch.version.cuda}, {describe_peers()}, " if on_gpu else ""
@@ -91,42 +53,34 @@ def environment_columns(command: str, place: Place) -> Row:
 def run_cells(
     folder: Path, cells: Iterable[tuple[Row, Callable[[], list[Row]]]], suite: str, identity: Row, environment: Row
 ) -> list[Row]:
-    """Measure every cell that the folder does not hold yet, and return the rows of all.
+    """Measure every cell that the folder does not hold, and return the rows of all cells.
 
-    `bench.csv` is written anew after each cell.
+    A cell is a group of rows that are measured together. `bench.csv` is written after each cell.
+
+    Args:
+        folder: keeps the cells.
+        cells: what tells each cell from the others, and the function that measures its rows.
+        suite: name of the suite.
+        identity: what the figures depend on besides.
+        environment: columns that every row gets.
 
     Raises:
         BusyError: another process measures into this folder.
-        DataError: it holds cells that are not a bench's.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise BusyError(f"another gvc bench writes into {folder}: wait for it, or give another --dir") from None
-    try:
-        return _run_cells(CellStore(folder), list(cells), suite, identity, environment)
-    finally:
-        lock.release()
-
-
-def _run_cells(
-    store: CellStore, cells: list[tuple[Row, Callable[[], list[Row]]]], suite: str, identity: Row, environment: Row
-) -> list[Row]:
-    known, rows = store.read(), []
-    reused = sum(cell_key(suite, cell, identity) in known for cell, _ in cells)
-    if reused:
-        print(f"{reused} of {len(cells)} cells stand in {store.folder}; remove it to measure anew", file=sys.stderr)
-    for number, (cell, measure) in enumerate(cells, start=1):
-        key = cell_key(suite, cell, identity)
-        if key not in known:
-            label = ", ".join(f"{name} {value}" for name, value in cell.items())
-            print(f"{suite}, cell {number} of {len(cells)}: {label}", file=sys.stderr, flush=True)
-            known[key] = [{"suite": suite, **cell, **row, **environment} for row in measure()]
-            store.append(key, known[key])
-        rows += known[key]
-        write_text(store.folder / "bench.csv", to_csv(rows))
+    store, cells, rows = JobStore(folder, "cells"), list(cells), list[Row]()
+    with store.lock(f"another gvc bench writes into {folder}: wait for it, or give another --dir"):
+        keys = [cell_key(suite, cell, identity) for cell, _ in cells]
+        known = {key: record["rows"] for key in keys if (record := store.read(key)) and "rows" in record}
+        if known:
+            print(f"{len(known)} of {len(cells)} cells are in {folder}; remove it to measure again", file=sys.stderr)
+        for number, (key, (cell, measure)) in enumerate(zip(keys, cells, strict=True), start=1):
+            if key not in known:
+                label = ", ".join(f"{name} {value}" for name, value in cell.items())
+                print(f"{suite}, cell {number} of {len(cells)}: {label}", file=sys.stderr, flush=True)
+                known[key] = [{"suite": suite, **cell, **row, **environment} for row in measure()]
+                store.write(key, {"rows": known[key]})
+            rows += known[key]
+            write_text(folder / "bench.csv", to_csv(rows))
     return rows
 
 

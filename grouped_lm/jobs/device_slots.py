@@ -1,6 +1,7 @@
-"""A job's share of the machine: how many CPU threads it takes, and GPUs of its own where several jobs run at once.
+"""The share of a machine that one job of a sweep uses: CPU threads, and GPUs of its own if several jobs run at once.
 
-Slots are lock files that every driver of one user on one machine shares; the kernel frees them when a holder dies.
+A device slot is a lock file that all drivers of one user on one machine share. The kernel frees it when
+its holder dies.
 """
 
 import os
@@ -17,13 +18,13 @@ POLL_SECONDS = 0.2
 
 
 def slots_folder() -> Path:
-    """Return the folder of this user's slots on this machine."""
+    """Return the folder of this user's device slots on this machine."""
     return Path(tempfile.gettempdir()) / f"gvc-slots-{os.getuid()}"
 
 
 @contextmanager
 def take_slot(names: list[str], folder: Path) -> Iterator[str]:
-    """Hold the first free slot of `names`, waiting for one; the earlier in the list, the sooner it is tried."""
+    """Wait for a free slot of `names`, hold it, and give its name. Earlier names are tried first."""
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         for name in names:
@@ -42,9 +43,9 @@ def take_slot(names: list[str], folder: Path) -> Iterator[str]:
 
 @contextmanager
 def take_slots(names: list[str], count: int, folder: Path) -> Iterator[list[str]]:
-    """Hold `count` slots, or all that there are, on a GPU no more than one while there are others.
+    """Wait for `count` slots, or all that exist, on different GPUs if possible; hold them and give their names.
 
-    Who collects several does so alone: two that each held half of what they need would wait for ever.
+    Only one process at a time collects several slots: two that each held half of what they need would wait forever.
     """
     with ExitStack() as held:
         taken: list[str] = []
@@ -58,12 +59,12 @@ def take_slots(names: list[str], count: int, folder: Path) -> Iterator[list[str]
 
 
 def device_of(slot: str) -> str:
-    """Return the GPU of a slot `gpu-GPU-TURN`; a CPU's slot is one of its own."""
+    """Return the GPU of a slot `gpu-GPU-ROUND`; a CPU slot is a device of its own."""
     return slot.removeprefix("gpu-").rsplit("-", 1)[0] if slot.startswith("gpu-") else slot
 
 
 def visible_gpus() -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES names, or every CUDA device where it is not set."""
+    """Return the GPUs in CUDA_VISIBLE_DEVICES, or every CUDA device if it is not set."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [name.strip() for name in named.split(",") if name.strip() and name.strip() != "-1"]
@@ -74,20 +75,18 @@ def visible_gpus() -> list[str]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one job of a sweep may use.
-
-    threads: CPU threads where `train.threads` leaves them open; None leaves torch's choice. Jobs side by side that
-        each take all cores are many times slower than one after the other.
-    cpu_slots: jobs at once on this machine, >= 1, where the launcher starts all of them; None: it counts itself.
-    per_gpu: jobs at once on each GPU, >= 1; None where a scheduler has given this job its devices.
-    """
+    """What one job of a sweep may use of a machine."""
 
     threads: int | None = None
+    """CPU threads, if `train.threads` is not set; None leaves torch's choice. Jobs side by side that each take all
+    cores are many times slower than one after the other."""
     cpu_slots: int | None = None
+    """Jobs at once on this machine, >= 1, if the launcher starts all of them; None: the launcher counts itself."""
     per_gpu: int | None = None
+    """Jobs at once on each GPU, >= 1; None if a scheduler gave this job its devices."""
 
     def slot_names(self, device: str) -> list[str]:
-        """Return the slots that a job on `device` (a `train.device`) may take, GPUs filled evenly; none: no limit."""
+        """Return the slots for a job on `device` (a `train.device`), GPUs in turn; an empty list means no limit."""
         if self.per_gpu is not None and device != "cpu":
             gpus = visible_gpus()
             if gpus:
@@ -96,7 +95,13 @@ class Share:
 
     @contextmanager
     def environment(self, device: str, folder: Path | None = None, processes: int = 1) -> Iterator[dict[str, str]]:
-        """Wait for this job's slots, one for each of its processes, hold them, and give its environment variables."""
+        """Wait for one slot per process of a job, hold them, and give the environment variables of the job.
+
+        Args:
+            device: `train.device` of the job.
+            folder: of the slots; None for `slots_folder()`.
+            processes: number of processes of the job.
+        """
         names, folder = self.slot_names(device), folder or slots_folder()
         each = self.threads if self.threads is None or self.cpu_slots else max(1, self.threads // processes)
         variables = {"OMP_NUM_THREADS": str(each)} if each else {}

@@ -1,4 +1,4 @@
-"""What a run is refused for before anything of it exists."""
+"""The checks of a run before anything of it exists."""
 
 from pathlib import Path
 
@@ -20,19 +20,18 @@ from grouped_lm.system.secret_values import refuse_secrets
 
 
 def preflight(config: Config, run_dir: Path | None = None, here: bool = True) -> None:
-    """Refuse what cannot run, before any folder is made; prepare the data on the way.
+    """Check that a run can start, before its folder is made, and prepare its data.
 
     Args:
-        config: the run.
-        run_dir: its folder, where it is known.
-        here: it will run on this machine, and not where a launcher takes it.
+        config: of the run.
+        run_dir: its folder, if it is known.
+        here: whether it runs on this machine; a launcher may take it to another one.
 
     Raises:
-        ConfigError: a group size above V, devices or machines that are not there, a batch that they cannot share, CUDA
-            graphs without a GPU, a head tied to nothing or without the losses asked for, too few rows
-            of V for all processes, a file that data.train and data.valid both read.
-        DataError: text that is missing, unreadable or too short.
-        DriftError, RunFolderError: `run_dir` already holds something else.
+        ConfigError: settings that do not fit each other, the vocabulary or this machine.
+        DataError: a text is missing, unreadable or too short.
+        DriftError: `run_dir` holds a run with another config.
+        RunFolderError: `run_dir` holds something else than this run.
     """
     refuse_secrets(config_to_dict(config))
     device, started = resolve_device(config.train.device), rank_and_size()[1]
@@ -49,7 +48,7 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True) ->
         VocabShard.of(vocab_size_of(config.tokenizer), ProcessGroup(size=max(config.train.processes, started)))
     if needs_grouping(config.head):
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
-    if run_dir is not None and started == 1:  # several ask together, who know how often they were restarted
+    if run_dir is not None and started == 1:  # several processes check it together later
         RunFolder(run_dir).check_same_run(config)
     with PrepareDisplay() as display:
         corpus = prepare_data(config.data, config.tokenizer, display.progress)

@@ -1,49 +1,41 @@
-"""A sweep while it runs: a line per job, read from the jobs' own folders, so that it works over every launcher."""
+"""The progress of a sweep, one line per job, read from the folders of the jobs, so that every launcher has it."""
 
-import json
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from grouped_lm.config import Config
 from grouped_lm.jobs.sweep import failure_reason, job_state
 from grouped_lm.runs.folder import COMPLETE, FAILED, RunFolder
+from grouped_lm.runs.table import last_metrics
 from grouped_lm.system.console import one_line
+from grouped_lm.system.tables import Table, columns, shorten_middle
 
 POLL_SECONDS = 1.0
 ENDED = (COMPLETE, FAILED)
-
-
-def last_row(run_dir: Path) -> dict[str, Any]:
-    """Return the last whole line of a run's metrics, empty where there is none."""
-    try:
-        lines = RunFolder(run_dir).metrics.read_text(encoding="utf-8").splitlines()
-        return json.loads(lines[-1]) if lines else {}
-    except (OSError, ValueError):
-        return {}
+NAME_SHARE = 3
+"""A job's name takes at most one third of the terminal."""
 
 
 class SweepDisplay:
-    """A live table on a terminal; elsewhere a plain line whenever a job ends.
+    """A live table on a terminal; elsewhere one line for each job that ends.
 
     Args:
-        find_jobs: gives the jobs known by now; a sweeper may still choose more.
-        total: how many there will be.
+        find_jobs: returns the jobs known so far; a search may still add some.
+        total: how many jobs there will be.
     """
 
     def __init__(self, find_jobs: Callable[[], list[tuple[Config, Path]]], total: int) -> None:
         self._find_jobs, self._total = find_jobs, total
-        jobs = find_jobs()
         self._console = Console(stderr=True, highlight=False)
         self._started = time.monotonic()
-        self._ended_before = sum(job_state(config, path) in ENDED for config, path in jobs)
-        self._said: set[Path] = {path for config, path in jobs if job_state(config, path) in ENDED}
+        self._reported = {path for config, path in find_jobs() if job_state(config, path) in ENDED}
+        self._ended_before = len(self._reported)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -62,31 +54,32 @@ class SweepDisplay:
                     live.update(self.table())
         else:
             while not self._stop.wait(POLL_SECONDS):
-                self._say_ends()
-        self._say_ends()
+                self._report_ended()
+        self._report_ended()
 
-    def _say_ends(self) -> None:
+    def _report_ended(self) -> None:
+        """Print a line for each job that ended since the last call."""
         for config, path in self._find_jobs():
             state = job_state(config, path)
-            if state in ENDED and path not in self._said:
-                self._said.add(path)
+            if state in ENDED and path not in self._reported:
+                self._reported.add(path)
                 result = RunFolder(path).read_result() or {}
-                what = one_line(result) if state == COMPLETE else failure_reason(path)
-                self._console.print(f"{len(self._said)}/{self._total} {path.name}: {state}  {what}", soft_wrap=True)
+                text = one_line(result) if state == COMPLETE else failure_reason(path)
+                self._console.print(f"{len(self._reported)}/{self._total} {path.name}: {state}  {text}", soft_wrap=True)
 
-    def table(self) -> Table:
-        """Return the state of every job, and how long the rest may take."""
-        jobs = self._find_jobs()
-        states = [job_state(config, path) for config, path in jobs]
-        ended = sum(state in ENDED for state in states)
-        table = Table(title=f"{ended}/{self._total} jobs{self._time_left(ended)}", title_justify="left")
-        for column in ("job", "state", "step", "last figures"):
-            table.add_column(column)
-        for (config, path), state in zip(jobs, states, strict=True):
-            row = last_row(path) if state != "changed" else {}
-            step = f"{row['trainer/step']}/{config.train.max_steps}" if row else "-"
-            table.add_row(path.name, state, step, failure_reason(path) if state == FAILED else one_line(row))
-        return table
+    def table(self) -> RichTable:
+        """Return the state of every job, with the estimated time left."""
+        rows = []
+        for config, path in self._find_jobs():
+            state = job_state(config, path)
+            metrics = last_metrics(path) if state != "changed" else {}
+            row = {"job": shorten_middle(path.name, self._console.width // NAME_SHARE), "state": state}
+            if "trainer/step" in metrics:
+                row["step"] = f"{metrics['trainer/step']}/{config.train.max_steps}"
+            rows.append(row | {"last figures": failure_reason(path) if state == FAILED else one_line(metrics)})
+        ended = sum(row["state"] in ENDED for row in rows)
+        title = f"{ended}/{self._total} jobs{self._time_left(ended)}"
+        return Table(columns=columns("job; state; step; last figures"), rows=rows, title=title).terminal()
 
     def _time_left(self, ended: int) -> str:
         ended_now = ended - self._ended_before

@@ -1,8 +1,8 @@
-"""The jobs of a sweep: each in a process of its own, in a folder of its own, ended exactly once.
+"""The jobs of a sweep. Each runs in a process and a folder of its own, and is finished exactly once.
 
-A job is its run folder. Its config hash says whether what lies there is what is asked for, the folder's lock whether
-somebody trains in it, a lock beside the folder whether a driver has the job, and `result.json` how it ended; so a sweep
-that is run again, by the same driver or by several at once, does only what is left.
+The run folder records the state of a job. The hash of its config says whether it holds this job. The lock in it says
+whether a process trains it, the lock beside it whether a driver has it, and `result.json` how it ended. A sweep that is
+run again, by one driver or by several at once, does only what is left.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from grouped_lm.system.files import write_json
 LOG = "job.log"
 RUNNING = "running"
 BUSY_EXIT = 64
-"""A worker's exit code where another process trains in its folder."""
+"""A worker's exit code if another process trains in its folder."""
 
 
 def job_state(config: Config, run_dir: Path) -> str:
@@ -54,10 +54,10 @@ def job_state(config: Config, run_dir: Path) -> str:
 
 
 def set_aside(run_dir: Path) -> Path:
-    """Move a run folder out of the sweep's sight, into `.replaced/` beside it, and return where it went.
+    """Move a run folder into `.replaced/` beside it, and return its new path.
 
     Raises:
-        BusyError: somebody trains there; it is left as it is.
+        BusyError: a process trains in it; it is left as it is.
     """
     aside = run_dir.parent / ".replaced" / f"{run_dir.name}-{time.time_ns()}"
     with RunFolder(run_dir).lock():
@@ -66,16 +66,16 @@ def set_aside(run_dir: Path) -> Path:
 
 
 def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict[str, str] | None = None) -> str:
-    """Train `config` in `run_dir` in a child process, if that is not done yet, and return the state it ended in.
+    """Train `config` in `run_dir` in a child process, unless it is complete, and return the state of the job.
 
-    The child is asked to save and stop when this process dies, however it dies.
+    The child saves and stops when this process dies, also when it is killed.
 
     Args:
         config: the job.
-        run_dir: its folder; one that holds another config is set aside, and that is said. Where another gvc works on
-            that one, it is left alone, that is said, and the job counts as failed.
+        run_dir: its folder. A folder with another config is moved aside. If another gvc works in that one, it is left
+            alone and the job counts as failed. A line on stderr says either.
         wait: wait for another process that has this job; otherwise return `running` at once.
-        environment: variables of the child on top of this process's.
+        environment: variables of the child in addition to those of this process.
 
     Raises:
         KeyboardInterrupt, SystemExit: this process was asked to stop; the child has saved.
@@ -84,10 +84,10 @@ def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict
     if state == COMPLETE:
         return state
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    beside = run_dir.parent / f".{run_dir.name}.lock"  # in the folder it would be set aside with it
+    beside = run_dir.parent / f".{run_dir.name}.lock"  # inside the folder it would be moved aside with it
     try:
         with FileLock(beside, timeout=-1 if wait else 0):
-            return _run_held(config, run_dir, wait, environment or {})
+            return _run_locked(config, run_dir, wait, environment or {})
     except (BusyError, Timeout):
         if job_state(config, run_dir) != "changed":
             return RUNNING
@@ -99,11 +99,11 @@ def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict
     return FAILED
 
 
-def _run_held(config: Config, run_dir: Path, wait: bool, environment: dict[str, str]) -> str:
-    """Do what `run_job` says, as the one driver that has the job.
+def _run_locked(config: Config, run_dir: Path, wait: bool, environment: dict[str, str]) -> str:
+    """Run a job as the only driver that has it, and return its state.
 
     Raises:
-        BusyError: the folder is, or was while this driver waited, another's with another config.
+        BusyError: another process uses the folder with another config.
     """
     state = job_state(config, run_dir)
     if state == COMPLETE:
@@ -142,7 +142,7 @@ def _run_child(run_dir: Path, environment: dict[str, str]) -> int:
 
 
 def _record_end(run_dir: Path, code: int) -> str:
-    """Return the state that the child left, writing it where the child could not."""
+    """Return the state that the child left; write the reason if the child could not."""
     folder = RunFolder(run_dir)
     state = (folder.read_result() or {}).get("state")
     if code == 0 and state == COMPLETE:
@@ -150,7 +150,7 @@ def _record_end(run_dir: Path, code: int) -> str:
     if state == INTERRUPTED and code > 0:
         return INTERRUPTED
     if state != FAILED or code < 0:
-        why = last_line(run_dir / LOG)
+        why = _last_line(run_dir / LOG)
         if code < 0:
             why = f"killed by signal {-code} ({signal.Signals(-code).name})"
         if code == -signal.SIGKILL:
@@ -159,8 +159,8 @@ def _record_end(run_dir: Path, code: int) -> str:
     return FAILED
 
 
-def last_line(path: Path) -> str:
-    """Return the last line of a log that says something."""
+def _last_line(path: Path) -> str:
+    """Return the last line of a log that is not empty."""
     lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     return lines[-1] if lines else "it ended without a word"
 
@@ -172,12 +172,12 @@ def failures(jobs: list[tuple[Config, Path]]) -> list[str]:
 
 
 def failure_reason(run_dir: Path) -> str:
-    """Return why a job failed, as its folder says."""
+    """Return the reason of a failed job."""
     return (RunFolder(run_dir).read_result() or {}).get("reason", "unknown")
 
 
 def jobs_below(folder: Path) -> list[tuple[Config, Path]]:
-    """Return the jobs that lie in a sweep's folder: all there are where a sweeper chooses values as it goes."""
+    """Return the jobs in a sweep's folder. For a search these are all jobs that exist so far."""
     jobs = []
     for path in sorted(folder.glob("*")):
         with contextlib.suppress(GvcError):  # not a job's folder
@@ -187,13 +187,13 @@ def jobs_below(folder: Path) -> list[tuple[Config, Path]]:
 
 @contextlib.contextmanager
 def driver_ledger(sweep_dir: Path) -> Iterator[Path]:
-    """Make a folder for one call of a driver, beside its jobs, since these may run on other machines.
+    """Make a folder that one driver shares with its workers, which may run on other machines; remove it afterwards.
 
-    It is gone afterwards; what killed drivers left is removed by the next one.
+    The ledgers of killed drivers are removed too.
     """
     sweep_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with FileLock(sweep_dir / ".drivers.lock"):  # no driver may look at a ledger that is not locked yet
+        with FileLock(sweep_dir / ".drivers.lock"):  # a ledger without its lock looks stale to another driver
             for stale in sweep_dir.glob(".driver-*"):
                 with contextlib.suppress(Timeout, OSError), FileLock(stale / ".lock", timeout=0):
                     shutil.rmtree(stale)
@@ -205,7 +205,7 @@ def driver_ledger(sweep_dir: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class SweepLimits:
-    """What one call of a driver may start. `ledger` is a folder that its workers share, wherever they run."""
+    """Which jobs one call of a driver may start. `ledger` is the folder that it shares with its workers."""
 
     ledger: Path
     max_jobs: int | None = None
@@ -213,26 +213,26 @@ class SweepLimits:
     only_failed: bool = False
 
     def allow(self, state: str) -> bool:
-        """Return whether a job in `state` may start now, and count it if so."""
+        """Return whether a job in `state` may start now; if so, count it."""
         if self.only_failed and state != FAILED:
             return False
         if self.fail_fast and (self.ledger / FAILED).exists():
             return False
         for number in range(self.max_jobs if self.max_jobs is not None else 0):
-            with contextlib.suppress(FileExistsError, FileNotFoundError):  # no ledger: its driver was killed
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # no ledger: the driver was killed
                 (self.ledger / f"start-{number}").touch(exist_ok=False)
                 return True
         return self.max_jobs is None
 
     def note(self, state: str, run_dir: Path) -> None:
-        """Write down what became of a job, for the rest of this call."""
-        with contextlib.suppress(FileNotFoundError):  # a queued job may outlive its driver, and then nobody asks
+        """Record the state of a job for the rest of this call."""
+        with contextlib.suppress(FileNotFoundError):  # no ledger: a queued job can outlive its driver
             (self.ledger / state).touch()
             if state == RUNNING:
                 (self.ledger / f"{RUNNING}-{run_dir.name}").touch()
 
     def left_to_others(self, run_dir: Path) -> bool:
-        """Return whether another driver had this job when it was this one's turn."""
+        """Return whether another driver had this job when this driver came to it."""
         return (self.ledger / f"{RUNNING}-{run_dir.name}").exists()
 
     def any_left_to_others(self) -> bool:
@@ -241,9 +241,14 @@ class SweepLimits:
 
 
 def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, share: Share) -> float:
-    """Run one job if the limits allow it, in its share of the machine; return its validation loss, else infinity.
+    """Run one job in its share of the machine, if the limits allow it; return its validation loss, else infinity.
 
-    With `wait`, only jobs that were left to another driver are looked at: they are waited for, or taken over.
+    Args:
+        config: the job.
+        run_dir: its folder.
+        limits: of this call of the driver.
+        wait: only wait for jobs of other drivers, and take them over if these die.
+        share: what the job may use of the machine.
     """
     state = job_state(config, run_dir)
     if state != COMPLETE and (not wait or limits.left_to_others(run_dir)):

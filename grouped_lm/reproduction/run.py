@@ -14,9 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from grouped_lm.errors import BusyError, ConfigError, disk_errors
+from grouped_lm.errors import ConfigError, disk_errors
+from grouped_lm.jobs.store import JobStore
 from grouped_lm.reproduction.steps import Scale, Step, Text, expand, find_text, text_overrides
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.system.files import read_json_dict, write_json, write_text
@@ -57,6 +56,7 @@ class Reproduction:
         self.given = {text.role: text for text in texts}
         self.given |= remembered_texts(scale, out, set(self.given))
         self.texts = text_overrides(scale, self.given, out)
+        self._store = JobStore(out, "steps")
         self._children: set[subprocess.Popen[str]] = set()
 
     def command(self, step: Step) -> str:
@@ -66,7 +66,7 @@ class Reproduction:
     def state(self, step: Step) -> StepState:
         """Return the recorded state of a step; a step whose command has changed is new."""
         try:
-            recorded = StepState(**read_json_dict(self._path(step, "json")) or {})
+            recorded = StepState(**self._store.read(step.name) or {})
         except TypeError:
             return StepState()
         return recorded if recorded.command == self.command(step) else StepState()
@@ -117,13 +117,11 @@ class Reproduction:
         """
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError(f"--out {self.out} is a file: give a folder, or a name that there is not yet")
-        with disk_errors(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.out / ".lock", timeout=0):
-                yield
-        except Timeout:
-            raise BusyError(f"another gvc reproduce works in {self.out}: wait for it, or give another --out") from None
+        busy = f"another gvc reproduce works in {self.out}: wait for it, or give another --out"
+        with contextlib.ExitStack() as stack:
+            with disk_errors(self.out):
+                stack.enter_context(self._store.lock(busy))
+            yield
 
     def run(self, steps: list[Step], say: Callable[[str], None]) -> list[str]:
         """Run the unfinished ones of `steps`, and return "step: reason" for each that failed.
@@ -155,13 +153,10 @@ class Reproduction:
                 failed.append(f"{step.name}: {reason}")
         return failed
 
-    def _path(self, step: Step, suffix: str) -> Path:
-        return self.out / "steps" / f"{step.name}.{suffix}"
-
     def _record(self, step: Step, state: StepState) -> None:
         """Write the state of a step, and the list of all steps for the report."""
         with disk_errors(self.out):
-            write_json(self._path(step, "json"), asdict(replace(state, command=self.command(step))))
+            self._store.write(step.name, asdict(replace(state, command=self.command(step))))
             write_text(self.out / "steps.csv", csv_text(self.table()))
 
     @contextlib.contextmanager
@@ -172,7 +167,7 @@ class Reproduction:
         def record() -> None:
             state = StepState(state=STARTED, command=self.command(step), seconds=time.monotonic() - started)
             with contextlib.suppress(OSError):  # a full disk: the step itself reports it
-                write_json(self._path(step, "json"), asdict(state))
+                self._store.write(step.name, asdict(state))
 
         def record_until_over() -> None:
             while not over.wait(RECORD_SECONDS):
@@ -218,7 +213,7 @@ class Reproduction:
 
     def _run_step(self, step: Step, say: Callable[[str], None]) -> str | None:
         """Run the command of a step, for `each` steps once per run that needs it; return the reason of a failure."""
-        log = self._path(step, "log")
+        log = self._store.path(step.name, "log")
         if step.each is None:
             return run_command(shlex.split(self.command(step)), log, say, self._children)
         ready = self._runs_left(step)
