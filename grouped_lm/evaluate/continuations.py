@@ -1,6 +1,6 @@
-"""How likely a text goes on as given: the log-likelihoods behind choice tasks, clozes and lm-evaluation-harness.
+"""Log-probabilities of continuations, for choice tasks, clozes and lm-evaluation-harness.
 
-Letters: B pairs at once, T window.
+Letters: B windows per batch, T window.
 """
 
 import itertools
@@ -10,21 +10,22 @@ import numpy as np
 import torch
 
 from grouped_lm.config import IGNORE_INDEX
+from grouped_lm.evaluate.scoring import SEARCH_ROWS
 from grouped_lm.models.lm import LanguageModel
 
 Pair = tuple[list[int], list[int]]
-"""Ids of a context, never empty, and of what follows it, never empty."""
+"""Ids of a context and of its continuation; both have at least one token."""
 
 
 @torch.no_grad()
 def log_likelihoods(model: LanguageModel, pairs: list[Pair], batch_size: int) -> list[tuple[float, bool]]:
-    """Return for every pair the log-probability of the continuation, nats, and whether greedy decoding writes it.
+    """Return the log-probability of each continuation in nats, and whether greedy decoding generates it.
 
     Args:
         model: in evaluation mode.
-        pairs: longer ones than block_size + 1 lose the beginning of their context, and where the continuation alone
-            is longer, it is read in windows of its own (`split_long`).
-        batch_size: B, windows per pass, >= 1.
+        pairs: contexts and continuations. If both have more than block_size + 1 tokens, the beginning of the context
+            is cut off. A longer continuation is split into several windows.
+        batch_size: B, >= 1.
     """
     body: Any = model.body
     block_size: int = body.block_size
@@ -41,24 +42,24 @@ def log_likelihoods(model: LanguageModel, pairs: list[Pair], batch_size: int) ->
             input_ids[row, : len(ids)] = torch.tensor(ids)
             targets[row, len(ids) - len(wanted) : len(ids)] = torch.tensor(wanted)
         counted = targets != IGNORE_INDEX
-        states = model.hidden(input_ids.to(device))[counted.to(device)]
-        wanted_ids = targets[counted].to(device)
-        log_prob = model.head.target_log_prob(states, wanted_ids).double().cpu().numpy()
-        hits = torch.cat([model.head.argmax(rows) for rows in states.split(64)]).eq(wanted_ids).cpu().numpy()
-        which = counted.nonzero()[:, 0].numpy()
+        hidden = model.hidden(input_ids.to(device))[counted.to(device)]
+        target_ids = targets[counted].to(device)
+        log_prob = model.head.target_log_prob(hidden, target_ids).double().cpu().numpy()
+        hits = torch.cat([model.head.argmax(rows) for rows in hidden.split(SEARCH_ROWS)]).eq(target_ids).cpu().numpy()
+        row_of = counted.nonzero()[:, 0].numpy()
         for row, (index, _, _) in enumerate(batch):
-            totals[index] += log_prob[which == row].sum()
-            greedy[index] &= bool(hits[which == row].all())
+            totals[index] += log_prob[row_of == row].sum()
+            greedy[index] &= bool(hits[row_of == row].all())
     return list(zip(totals.tolist(), greedy.tolist(), strict=True))
 
 
 def split_long(context: list[int], continuation: list[int], block_size: int) -> list[Pair]:
-    """Return windows (inputs, targets), every token of the continuation a target once.
+    """Return windows (inputs, targets) in which every token of the continuation is a target once.
 
-    The first window has as much of the context as fits; later ones do not overlap, as `gvc eval` reads by default.
+    The first window has as much context as fits. Later windows do not overlap, as in `gvc eval` by default.
     """
-    room = max(1, block_size + 1 - len(continuation))
-    ids = context[-room:] + continuation
+    n_context = max(1, block_size + 1 - len(continuation))
+    ids = context[-n_context:] + continuation
     first = len(ids) - len(continuation) - 1  # input whose target is the continuation's first token
     edges = [0, *range(block_size, len(ids) - 1, block_size), len(ids) - 1]
     return [

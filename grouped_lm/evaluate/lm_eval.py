@@ -1,6 +1,6 @@
-"""lm-evaluation-harness (extra `eval`): a run as one of its models, and a text's stories as tasks of its own.
+"""Evaluate a run with lm-evaluation-harness (extra `eval`), on its tasks and on local tasks from a text's stories.
 
-`gvc eval RUN --tasks story_perplexity,story_choice,story_cloze,...` needs no network for the story tasks.
+`gvc eval RUN --tasks story_perplexity,story_choice,story_cloze_word` needs no network.
 """
 
 import json
@@ -46,16 +46,16 @@ TASKS: dict[str, dict[str, Any]] = {
         "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}],
     },
 }
-"""What the harness is told about each local task; the documents come from the text that is judged."""
+"""The harness's description of each local task. The documents come from the validation text."""
 
 
 class HarnessModel(LM):
-    """A language model of ours behind the harness's three questions; every text is read after an end-of-text.
+    """A language model for the harness; every text starts after an end-of-text.
 
     Args:
         model: in evaluation mode.
         tokenizer: its tokenizer.
-        batch_size: texts per pass, >= 1.
+        batch_size: texts per batch, >= 1.
     """
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer, batch_size: int = 8) -> None:
@@ -63,18 +63,18 @@ class HarnessModel(LM):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Return for (context, continuation) its log-probability and whether it is the greedy one."""
+        """Return the log-probability of each continuation, and whether it is the greedy one."""
         return log_likelihoods(self.model, [self._pair(*request.args) for request in requests], self.batch_size)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Return the log-probability of whole texts, in windows that do not overlap, as `gvc eval` reads stories."""
+        """Return the log-probability of whole texts, in windows without overlap."""
         pairs = [([self.tokenizer.eot_id], self.tokenizer.encode(request.args[0])) for request in requests]
         return [total for total, _ in log_likelihoods(self.model, pairs, self.batch_size)]
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Return greedy (or sampled, where a task asks for it) continuations up to the task's stop texts."""
+        """Return greedy continuations up to the task's stop texts; sampled ones if the task wants them."""
         generator = torch.Generator(next(self.model.parameters()).device).manual_seed(0)
-        found = []
+        texts = []
         for request in requests:
             context, options = request.args
             stops = options.get("until") or []
@@ -88,11 +88,11 @@ class HarnessModel(LM):
                 stops=[stops] if isinstance(stops, str) else stops,
                 generator=generator,
             )
-            found.append(text.text)
-        return found
+            texts.append(text.text)
+        return texts
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Split the ids of both texts together where the context's end, as the harness does for its own models."""
+        """Return the ids of context and continuation, encoded together, as the harness does for its own models."""
         rest = context[len(context.rstrip()) :]  # spaces belong to the word that follows
         begin = self.tokenizer.encode(context[: len(context) - len(rest)])
         whole = self.tokenizer.encode(context + continuation)
@@ -100,7 +100,7 @@ class HarnessModel(LM):
 
 
 def write_story_tasks(stories: Iterable[str], folder: Path) -> Path:
-    """Write the local tasks, documents and descriptions, into `folder` and return it."""
+    """Write the documents and descriptions of the local tasks into `folder`, and return it."""
     stories = [story for story in stories if story]
     documents: dict[str, list[dict[str, Any]]] = {
         "story_perplexity": [{"text": story} for story in stories],
@@ -110,7 +110,7 @@ def write_story_tasks(stories: Iterable[str], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in documents.items():
         if not rows:
-            continue  # no story of this text fits the task; the harness fails on a task without documents
+            continue  # the harness fails on a task without documents
         data = (folder / f"{name}.jsonl").resolve()
         data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
@@ -119,10 +119,14 @@ def write_story_tasks(stories: Iterable[str], folder: Path) -> Path:
 
 
 def check_tasks(tasks: list[str], known: Iterable[str] | None = None) -> None:
-    """Refuse tasks that are not known; without `known`, before there is a text, the local ones may turn out to be.
+    """Refuse unknown tasks.
+
+    Args:
+        tasks: names of tasks.
+        known: names of all tasks; None for the harness's own and all local ones.
 
     Raises:
-        ConfigError: there are any.
+        ConfigError: a task is unknown.
     """
     known = {*TASKS, *TaskManager().all_tasks} if known is None else set(known)
     unknown = [task for task in tasks if task not in known]
@@ -141,17 +145,17 @@ def run_harness(
     Args:
         model: in evaluation mode.
         tokenizer: its tokenizer.
-        tasks: names of the harness's tasks, or of those in `folder`.
-        folder: of task files, see `write_story_tasks`.
-        batch_size: texts per pass, >= 1.
+        tasks: names of the harness's tasks or of local ones.
+        folder: with the files of `write_story_tasks`.
+        batch_size: texts per batch, >= 1.
 
     Raises:
-        ConfigError: a task that is not known.
+        ConfigError: a task is unknown.
     """
     manager = TaskManager(include_path=str(folder))
     check_tasks(tasks, manager.all_tasks)
-    found = simple_evaluate(
+    evaluation = simple_evaluate(
         HarnessModel(model, tokenizer, batch_size), tasks=tasks, task_manager=manager, bootstrap_iters=0
     )
-    assert found is not None  # None is for the other ranks of a distributed evaluation
-    return {task: dict(figures) for task, figures in found["results"].items()}
+    assert evaluation is not None  # only other ranks of a distributed evaluation get None
+    return {task: dict(results) for task, results in evaluation["results"].items()}

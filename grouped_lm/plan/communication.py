@@ -1,11 +1,11 @@
-"""What several devices send each other in an optimizer step, and how much of that time nothing hides.
+"""Estimate the bytes that devices send in an optimizer step, and the time of it that computing does not hide.
 
-Letters: W processes, P bytes of all weights (fp32), L P_b of them in the body's L blocks, R = P - L P_b in the rest:
-the embeddings, the last norm and the head, which FSDP2 gathers as one.
+Letters: W processes; P bytes of all weights (fp32); L P_b bytes of the body's L blocks; R = P - L P_b bytes of the
+rest, which FSDP2 gathers as one: the embeddings, the last norm and the head.
 
-Sources: ring algorithms send (W - 1)/W of a buffer to gather it, or to reduce and scatter it, and twice that to
-all-reduce it (Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"); what
-DDP sends and when, Li et al. 2020 (arXiv 2006.15704).
+Sources: a ring sends (W - 1)/W of a buffer for an all-gather or a reduce-scatter, and twice that for an all-reduce
+(Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations"). Li et al. 2020 (arXiv
+2006.15704) describe DDP.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from grouped_lm.measure.interconnects import Interconnect
 from grouped_lm.models.lm import LanguageModel
 
 BUCKET_BYTES = 25 * 2**20
-"""DDP's buckets: the last one has no backward pass left to hide behind."""
+"""Size of DDP's buckets. No backward pass is left to hide the last one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Bytes of the weights as W processes cut them: rows are padded to a multiple of W."""
+    """Bytes of the weights, with rows padded to a multiple of W."""
 
     total: int
     """P."""
@@ -30,9 +30,9 @@ class Weights:
     largest_block: int
     """P_b."""
     behind: int
-    """Of the rest, what stands behind the blocks: the last norm, and what the head does not share with the body."""
+    """Part of the rest after the blocks: the last norm, and the weights that only the head has."""
     rows: tuple[int, ...] = ()
-    """Of the rest, each table of which a process has only its own rows, see `vocab_parallel`: as many as the first."""
+    """Tables of the rest that `train.vocab_parallel` splits: bytes of one process's rows of each."""
 
     @property
     def rest(self) -> int:
@@ -41,12 +41,12 @@ class Weights:
 
     @property
     def in_buckets(self) -> int:
-        """What DDP sums."""
+        """Bytes that DDP averages."""
         return self.total - sum(self.rows)
 
     @classmethod
     def of(cls, model: LanguageModel, processes: int = 1) -> "Weights":
-        """Return the bytes of a model, fake or real, 4 to a weight."""
+        """Return the bytes of a model, fake or real, with 4 bytes per weight."""
         blocks: dict[str, int] = {}
         total = behind = 0
         for name, parameter in model.named_parameters():
@@ -64,35 +64,35 @@ class Weights:
 
 
 def ddp_sent_bytes(weights: Weights, processes: int) -> int:
-    """Return what DDP sends in an optimizer step: 2 (W - 1)/W P, once, however many micro-steps it has.
+    """Return the bytes that DDP sends in an optimizer step: 2 (W - 1)/W P, for any number of micro-steps.
 
-    Tables in rows are left out, see `states_sent_bytes`.
+    Tables that `train.vocab_parallel` splits are left out; `states_sent_bytes` has their communication.
     """
     return 2 * (processes - 1) * weights.in_buckets // processes
 
 
 def fsdp2_sent_bytes(weights: Weights, processes: int, micro_steps: int, link: Interconnect) -> int:
-    """Return what FSDP2 sends in an optimizer step: (W - 1)/W (P + L P_b + c P) in each micro-step.
+    """Return the bytes that FSDP2 sends in an optimizer step: (W - 1)/W (P + L P_b + c P) in each micro-step.
 
-    The weights are gathered for the forward pass, those of the blocks once more for the backward pass, and gradients
-    are reduced and scattered: c is 1, or 2 where that is an all-reduce (gloo).
+    It gathers all weights for the forward pass, and those of the blocks again for the backward pass. Gradients need a
+    reduce-scatter: c is 1, or 2 with gloo, which uses an all-reduce.
     """
     moved = weights.total + weights.blocks + link.reduce_scatter_passes * weights.total
     return micro_steps * (processes - 1) * moved // processes
 
 
 def states_sent_bytes(config: Config, model: LanguageModel, processes: int, link: Interconnect) -> int:
-    """Return what tables in rows send in an optimizer step: (W - 1)/W of these, in each micro-step of M tokens of all.
+    """Return the bytes that split tables send in an optimizer step: (W - 1)/W of the following in each micro-step.
 
-    The embedding: M ids of 8 bytes, M D numbers that are summed and scattered (c times, see `fsdp2_sent_bytes`), and
-    their gradient. A dense head: M D numbers and M targets of 8 bytes, 4 numbers of each state that are all-reduced, 3
-    gathered in the backward pass, and the gradient of the M D, summed and scattered.
+    A micro-step has M tokens in all processes. The embedding sends M ids of 8 bytes, M D numbers in a reduce-scatter
+    (c times, as in `fsdp2_sent_bytes`), and their gradient. A dense head sends M D numbers, M targets of 8 bytes, 4
+    numbers per token in an all-reduce, 3 in the backward pass, and the gradient of the M D numbers.
 
     Args:
         config: with the batch of one process.
-        model: whose tables are cut, or not.
+        model: its tables are split or not.
         processes: W.
-        link: says c.
+        link: gives c.
     """
     n_tokens = processes * config.train.micro_batch_size * config.model.block_size
     states = 4 * n_tokens * config.model.n_embd * (1 + link.reduce_scatter_passes) + 8 * n_tokens
@@ -103,9 +103,9 @@ def states_sent_bytes(config: Config, model: LanguageModel, processes: int, link
 
 
 def ddp_exposed_s(compute_s: float, exchange_s: float, weights: Weights, micro_steps: int) -> float:
-    """Return the seconds of DDP's exchange that the last backward pass does not hide.
+    """Return the seconds of DDP's communication that the last backward pass does not hide.
 
-    That pass is two thirds of its micro-step, and the last bucket has to wait for its end.
+    That pass takes two thirds of its micro-step. The last bucket is sent after its end.
     """
     backward_s = 2 / 3 * compute_s / micro_steps
     last = exchange_s * min(1.0, BUCKET_BYTES / weights.in_buckets)
@@ -113,10 +113,10 @@ def ddp_exposed_s(compute_s: float, exchange_s: float, weights: Weights, micro_s
 
 
 def fsdp2_exposed_s(compute_s: float, weights: Weights, processes: int, micro_steps: int, link: Interconnect) -> float:
-    """Return the seconds of FSDP2's exchange that the computation does not hide.
+    """Return the seconds of FSDP2's communication that computing does not hide.
 
-    Blocks are gathered and reduced while their neighbours work, a third of a micro-step forward and two thirds
-    backward. For the rest, first to be needed and last to be reduced, everything waits.
+    A block is sent while its neighbours compute, a third of a micro-step forward and two thirds backward. The rest is
+    needed first and reduced last, so nothing hides it.
     """
     each = (processes - 1) / processes / link.bytes_per_sec
     forward_s, passes = compute_s / micro_steps / 3, link.reduce_scatter_passes

@@ -1,9 +1,8 @@
-"""What a run will need on several devices, before it runs: memory on each, bytes between them, time of a step.
+"""Predict a run on several devices: memory of each one, bytes between them, and the time of a step.
 
-Letters: see `plan_exchange`, which says what is sent.
+Letters: W processes; P bytes of all weights (fp32), P_b of a block and R outside the blocks (`plan/communication.py`).
 
-Sources: what stays in shards, Rajbhandari et al. 2020 (arXiv 1910.02054), section 5, and Zhao et al. 2023 (arXiv
-2304.11277).
+Sources: Rajbhandari et al. 2020 (arXiv 1910.02054), section 5, and Zhao et al. 2023 (arXiv 2304.11277) for shards.
 """
 
 import dataclasses
@@ -27,16 +26,16 @@ from grouped_lm.plan.communication import (
     states_sent_bytes,
 )
 from grouped_lm.plan.fake_step import fake_model, fake_step, with_shape, with_train
-from grouped_lm.plan.heads import seconds_per_step, step_flops_per_token
+from grouped_lm.plan.heads import seconds_per_step, step_flops_per_token, step_tokens, training_tokens
 
 STRATEGIES = ("ddp", "fsdp2")
 VOCAB_PARALLEL = "ddp vocab_parallel"
-"""DDP with tables in rows."""
+"""DDP with split tables (`train.vocab_parallel`)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DevicesPlan:
-    """What each of W processes needs for a step of one head, with its part of the batch."""
+    """Needs of each of W processes in a step of one head, with its part of the batch."""
 
     head: str
     strategy: str
@@ -45,14 +44,14 @@ class DevicesPlan:
     weights_bytes: int
     optimizer_bytes: int
     gradients_bytes: int
-    """DDP's buckets, or the shards."""
+    """In DDP's buckets, or in shards."""
     sent_bytes: int
     """By each process in an optimizer step."""
     compute_s: float
     exchange_s: float
-    """Of all that is sent, hidden behind the computation or not."""
+    """Time of all communication."""
     exposed_s: float
-    """Of it, what is not hidden."""
+    """Part of it that computing does not hide."""
     tokens_per_sec: float
     """Of all processes together."""
     hours: float
@@ -79,14 +78,14 @@ def activations(step: Moments) -> np.ndarray:
 
 
 def ddp_peak_bytes(step: Moments, weights: Weights) -> int:
-    """Return the peak on each device: 4 P and the most of activations and the gradient that is just made.
+    """Return the peak on each device: 4 P, and the maximum of the activations with the newest gradient.
 
-    Weights, two averages and the buckets, which live through the whole step; a gradient exists beside its place in a
-    bucket until it is copied there. Gradients of tables in rows have no bucket, and live from when they are made.
+    The weights, two averages and the buckets live through the whole step. A gradient exists beside its bucket until it
+    is copied into it. Gradients of split tables have no bucket and live until the end.
 
     Args:
-        step: of one process with its part of the batch, see `fake_step`.
-        weights: not cut, but for such tables.
+        step: the fake step of one process with its part of the batch.
+        weights: of the whole model.
     """
     gradients = step.live[:, KINDS.index("gradients")]
     made = np.maximum(np.diff(gradients, prepend=gradients[:1]), 0)
@@ -96,18 +95,18 @@ def ddp_peak_bytes(step: Moments, weights: Weights) -> int:
 
 
 def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
-    """Return the peak on each device: 3 P / W, and the most of two moments.
+    """Return the peak on each device: 3 P / W, and the maximum of two cases.
 
-    While blocks work: activations, R, the rest's gradients so far in full, the blocks' in shards, and blocks in full.
-    These are 2 P_b until the backward pass begins, the last block and the buffer that it came in; 3 P_b in its first
-    block, with the next one, which is gathered ahead, and gradients; 4 P_b in all others, with what the one before
-    still sends. When all is done: 3 R, the rest's weights, its gradients and the buffer that they are sent from, and
-    the shards of the blocks' gradients. The backward pass makes gradients in the order of the model's end, its blocks,
-    its beginning. Sends that last long keep a buffer more.
+    Case 1, while blocks compute: the activations, R, the gradients of the rest in full and those of the blocks in
+    shards, and some whole blocks. Before the backward pass there are 2 P_b: a block and the buffer that it arrived in.
+    In the first block of the backward pass there are 3 P_b: also the next block and gradients. In all others there are
+    4 P_b: also the gradients that are still being sent. Case 2, at the end: 3 R (the rest's weights, its gradients and
+    the buffer that they are sent from) and the shards of the blocks' gradients. The backward pass makes the gradients
+    of the model's end first, then those of the blocks, then those of its beginning. A slow link needs one buffer more.
 
     Args:
-        step: of one process with its part of the batch, see `fake_step`.
-        weights: cut for W processes.
+        step: the fake step of one process with its part of the batch.
+        weights: for W processes.
         processes: W.
     """
     gradients = step.live[:, KINDS.index("gradients")]
@@ -123,23 +122,29 @@ def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
 def plan_devices(
     config: Config, processes: int, device: Device, link: Interconnect, tokens: int, vocab_size: int | None = None
 ) -> list[DevicesPlan]:
-    """Plan the run of `config` on W devices, by each strategy; with `train.vocab_parallel` by that, too.
+    """Return the plans of a run on W devices: DDP, FSDP2, and DDP with split tables if `train.vocab_parallel`.
 
-    V is the tokenizer's where none is given.
+    Args:
+        config: the run.
+        processes: W.
+        device: each device.
+        link: the link between them.
+        tokens: tokens of the whole training.
+        vocab_size: V; None for the tokenizer's.
 
     Raises:
-        ConfigError: W processes cannot take equal parts of a batch, or V rows.
-        DataDependentOutputException, DynamicOutputShapeException: the head's sizes depend on the tokens of a batch.
+        ConfigError: W processes cannot take equal parts of a batch or of the V rows.
+        DataDependentOutputException: the head's sizes depend on the tokens of a batch.
+        DynamicOutputShapeException: the same.
     """
     micro_steps = config.train.grad_accum_steps
     part = with_shape(config, batch=config.train.share(processes))
-    n_tokens = config.train.micro_batch_size * config.model.block_size * micro_steps
     plans = []
     for strategy in (*STRATEGIES, *((VOCAB_PARALLEL,) if config.train.vocab_parallel else ())):
         own_part = with_train(part, vocab_parallel=strategy == VOCAB_PARALLEL)
         with FakeTensorMode():
             model = fake_model(own_part, vocab_size, processes)
-        if strategy != "fsdp2":  # whose step DDP's is
+        if strategy != "fsdp2":  # which needs the step of DDP, the one before
             step = fake_step(own_part, processes, vocab_size)
         weights = Weights.of(model, processes if strategy == "fsdp2" else 1)
         own = weights.total // processes if strategy == "fsdp2" else weights.total
@@ -156,7 +161,7 @@ def plan_devices(
             states = states_sent_bytes(own_part, model, processes, link)
             exposed_s = ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
             exposed_s, sent = exposed_s + states / link.bytes_per_sec, sent + states
-        rate = n_tokens / (compute_s + exposed_s)
+        rate = step_tokens(config) / (compute_s + exposed_s)
         plans.append(
             DevicesPlan(
                 head=config.head.name,
@@ -180,34 +185,33 @@ def plan_devices(
 def plan_heads_on_devices(
     config: Config, processes: int, device: Device, link: Interconnect, tokens: int | None = None
 ) -> list[DevicesPlan]:
-    """Plan the config's own head and the dense one on W devices; see `plan_devices`.
+    """Return the plans of the dense head and of the config's own head on W devices.
 
     Args:
         config: the run.
         processes: W.
-        device: each of them.
-        link: between them.
-        tokens: of the whole training; None means those of the config.
+        device: each device.
+        link: the link between them.
+        tokens: tokens of the whole training; None for those of the config.
 
     Raises:
-        ConfigError: as `plan_devices`, or a head whose sizes depend on the tokens of a batch or of the text.
+        ConfigError: W processes cannot share the batch, or the head's sizes depend on the tokens.
     """
-    train = config.train
-    total = tokens or train.max_steps * train.micro_batch_size * train.grad_accum_steps * config.model.block_size
+    total = tokens or training_tokens(config)
     heads: list[Any] = [config.head]
     if config.head.name != "dense":
         heads.insert(0, DenseConfig(tied=config.model.embedding == "table"))
     if HEADS[config.head.name][1].sizes_follow_text:
-        raise ConfigError(unplannable(config.head.name))
+        raise unplannable(config.head.name)
     plans: list[DevicesPlan] = []
     for head in heads:
         try:
             plans += plan_devices(dataclasses.replace(config, head=head), processes, device, link, total)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise ConfigError(unplannable(head.name)) from error
+            raise unplannable(head.name) from error
     return plans
 
 
-def unplannable(head: str) -> str:
-    """Return why a head cannot be planned."""
-    return f"head={head} is not planned: its sizes depend on the tokens of a batch or of the text"
+def unplannable(head: str) -> ConfigError:
+    """Return the error for a head that cannot be planned."""
+    return ConfigError(f"head={head} is not planned: its sizes depend on the tokens of a batch or of the text")

@@ -1,4 +1,4 @@
-"""What a run will need, before it runs: memory, largest shapes, FLOPs and speed of every head.
+"""Predict memory, largest shapes, FLOPs and speed of a run with every head, without a step.
 
 Letters: B micro_batch_size, T block_size.
 """
@@ -21,22 +21,22 @@ from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.plan.fake_step import fake_model, fake_step, fake_steps, with_shape, with_train
 
 MAX_BATCH, MAX_CONTEXT = 2**16, 2**17
-"""Where the search for the largest shapes ends."""
+"""The search for the largest shapes ends here."""
 UTILISATION = 0.5
-"""Assumed share of the peak FLOP/s that matrix products reach: large ones reach more, narrow ones less.
+"""Assumed share of the peak FLOP/s in matrix products; large ones reach more, narrow ones less.
 
-Held against runs on one CPU thread: D 128 with 3 layers came within 15 %, dense and grouped; D 64 with 16 attention
-heads of width 4 ran 2.5 times (dense) and 6 times (grouped) slower than planned.
+On one CPU thread, runs with D 128 and 3 layers were within 15 % of the plan. Runs with D 64 and 16 attention heads
+were 2.5 times (dense) and 6 times (grouped) slower than planned.
 """
 ADAMW_BYTES = 28
-"""Traffic of a fused update per fp32 weight: weight, gradient and two averages read, all but the gradient written."""
+"""Bytes of a fused update per fp32 weight: it reads weight, gradient and two averages, and writes three of them."""
 WORTH = 1.1
-"""A head that gains less than this in memory and in speed is not worth its loss in quality."""
+"""A head must be so many times better in memory or in speed to be useful."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadPlan:
-    """What one head needs with the body, batch and context of the config."""
+    """Needs of one head with the body, batch and context of the config."""
 
     head: str
     peak_bytes: int
@@ -44,22 +44,22 @@ class HeadPlan:
     """Bytes at the peak by kind (`live_bytes.KINDS`)."""
     peak_module: str
     largest_micro_batch_size: int
-    """At the config's context; 0 where not even one window fits."""
+    """At the config's context; 0 if not even one window fits."""
     longest_block_size: int
-    """At the config's batch; 0 where not even one token fits."""
+    """At the config's batch; 0 if not even one token fits."""
     body_flops_per_token: float
     """Forward pass; a training step takes three times as much."""
     head_flops_per_token: float
     tokens_per_sec: float
     hours: float
     flops_ratio: float = 1.0
-    """Of the dense head's total to this one's: above 1 is fewer."""
+    """FLOPs with the dense head over those with this one."""
     memory_ratio: float = 1.0
     speed_ratio: float = 1.0
 
     @property
     def flops_cap(self) -> float:
-        """1 + F_head / F_body: how many times fewer FLOPs a head that costs nothing would leave."""
+        """1 + F_head / F_body: the FLOPs over those with a head that costs nothing."""
         return 1 + self.head_flops_per_token / self.body_flops_per_token
 
     @property
@@ -69,11 +69,11 @@ class HeadPlan:
 
 
 def interpolate(steps: dict[int, Moments], x: int) -> np.ndarray | None:
-    """Return the (moments, kinds) bytes at `x`, by the polynomial through the steps; None if they do not match.
+    """Return the (moments, kinds) bytes at `x` by the polynomial through the steps; None if the modules differ.
 
-    Sizes grow as polynomials of B (degree 1) and T (1, or 2 with attention scores or masks), so enough steps give
-    every x exactly, where all are from `least_batch` or `least_context` on. The peak itself is none: it is the greatest
-    of the moments.
+    Sizes are polynomials of B (degree 1) and T (degree 1, or 2 with attention scores or masks). So a few steps give
+    every x exactly, from `least_batch` or `least_context` on. The peak is the maximum over moments, so it is no
+    polynomial itself.
     """
     first, *others = steps.values()
     if any(step.modules != first.modules for step in others):
@@ -86,7 +86,7 @@ def interpolate(steps: dict[int, Moments], x: int) -> np.ndarray | None:
 
 
 def largest(fits: Callable[[int], bool], high: int) -> int:
-    """Return the greatest x in [0, high] that fits, if what is smaller fits too; 0 always does."""
+    """Return the largest x in [0, high] that fits, by bisection; 0 always fits."""
     low = 0
     while low < high:
         middle = (low + high + 1) // 2
@@ -95,22 +95,22 @@ def largest(fits: Callable[[int], bool], high: int) -> int:
 
 
 def least_batch(config: Config) -> int:
-    """Return the B from which on sizes are polynomials at the config's T: one sequence is laid out differently."""
+    """Return the smallest B from which sizes are polynomials at the config's T; one sequence has another layout."""
     return max(2, math.ceil(least_states(config) / config.model.block_size))
 
 
 def least_context(config: Config) -> int:
-    """Return the T from which on sizes are polynomials at the config's B."""
+    """Return the smallest T from which sizes are polynomials at the config's B."""
     return max(2, math.ceil(least_states(config) / config.train.micro_batch_size))
 
 
 def least_states(config: Config) -> int:
-    """Return the B T that fill a head's chunk of logits: fewer make a smaller one."""
+    """Return the B T that fill one chunk of a head's logits."""
     return max(DEFAULT_CHUNK_ROWS, getattr(config.head, "chunk_rows", None) or 0)
 
 
 def peak_function(steps: dict[int, Moments], least: int, step_at: Callable[[int], Moments]) -> Callable[[int], float]:
-    """Return x -> peak bytes: interpolated from `least` on, if the steps match; else what is live in `step_at(x)`."""
+    """Return the function x -> peak bytes: interpolated from `least` on if possible, else from `step_at(x)`."""
 
     def peak(x: int) -> float:
         live = interpolate(steps, x) if x >= least else None
@@ -120,9 +120,9 @@ def peak_function(steps: dict[int, Moments], least: int, step_at: Callable[[int]
 
 
 def measure_points(config: Config) -> tuple[Moments, dict[int, Moments], dict[int, Moments]]:
-    """Return the config's own step, and steps enough to interpolate: by B at its T, and by T at its B.
+    """Return the config's own step, and the steps to interpolate by B at its T and by T at its B.
 
-    Where GPT-Neo's window cuts nothing off at the config's T, lengths below it are charged for masks they do not make.
+    If GPT-Neo's window is longer than the config's T, shorter contexts get masks in the plan that they do not need.
     """
     batch, context = config.train.micro_batch_size, config.model.block_size
     start = max(batch, least_batch(config))
@@ -131,8 +131,8 @@ def measure_points(config: Config) -> tuple[Moments, dict[int, Moments], dict[in
     step = by_batch[batch]
     if batch < start:
         del by_batch[batch]
-    cut = config.model.body == "gpt_neo" and context <= config.model.window_size  # a longer text needs a mask
-    # masks, and attention without its kernel
+    cut = config.model.body == "gpt_neo" and context <= config.model.window_size  # a longer context needs a mask
+    # masks, and attention without a kernel, need T x T numbers
     square = config.model.body == "gpt_neo" or config.model.dropout > 0 or config.model.attention == "unfused"
     start = max(2 * config.model.window_size if cut else context, least_context(config))
     lengths = range(start, start * (4 if square else 3), start)
@@ -141,33 +141,44 @@ def measure_points(config: Config) -> tuple[Moments, dict[int, Moments], dict[in
 
 
 def seconds_per_step(config: Config, forward_flops: float, n_params: int, made: int, device: Device) -> float:
-    """Return matrix products at `UTILISATION` of their peak, plus what is made written and read once at full bandwidth.
+    """Return the seconds of an optimizer step.
+
+    Matrix products take `UTILISATION` of the peak FLOP/s. Every new tensor is written and read once at full bandwidth.
 
     Args:
         config: the run.
-        forward_flops: per token, see `step_flops_per_token`.
-        n_params: that AdamW updates.
+        forward_flops: per token, from `step_flops_per_token`.
+        n_params: number of weights that AdamW updates.
         made: bytes of all storages of a fake step.
-        device: where.
+        device: the device.
     """
     train = config.train
-    n_tokens = train.micro_batch_size * config.model.block_size * train.grad_accum_steps
-    compute = 3 * forward_flops * n_tokens / (UTILISATION * device.flops_per_sec(train.dtype))
+    compute = 3 * forward_flops * step_tokens(config) / (UTILISATION * device.flops_per_sec(train.dtype))
     traffic = 2 * made * train.grad_accum_steps / min(2, train.grad_accum_steps) + ADAMW_BYTES * n_params
     return compute + traffic / device.bytes_per_sec
 
 
 def step_flops_per_token(config: Config, model: LanguageModel) -> float:
-    """Return a third of a training step's FLOPs: the forward pass, and what is computed again for the backward pass."""
+    """Return a third of the FLOPs of a training step per token, with what the backward pass computes again."""
     body = estimate_body_flops_per_token(config.model, config.model.block_size)
     head = model.head.flops_per_token()
-    again = body / 3 if config.model.activation_checkpointing else 0.0  # forward once more, of three parts
+    again = body / 3 if config.model.activation_checkpointing else 0.0  # one more forward pass
     again += head / 3 if isinstance(model.head, VocabParallelDenseHead) else 0.0
     return body + again + head
 
 
+def step_tokens(config: Config) -> int:
+    """Return the tokens of an optimizer step."""
+    return config.train.micro_batch_size * config.model.block_size * config.train.grad_accum_steps
+
+
+def training_tokens(config: Config) -> int:
+    """Return the tokens of the whole training."""
+    return config.train.max_steps * step_tokens(config)
+
+
 def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) -> HeadPlan:
-    """Plan the run of `config`; see `HeadPlan`. The ratios are set by `plan_heads`."""
+    """Return the plan of one head, without the ratios to the dense head."""
     step, by_batch, by_context = measure_points(config)
     batch_peak = peak_function(by_batch, least_batch(config), lambda x: fake_step(with_shape(config, batch=x)))
     context_peak = peak_function(by_context, least_context(config), lambda x: fake_step(with_shape(config, context=x)))
@@ -175,8 +186,9 @@ def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) ->
         model = fake_model(config)
     head, body = model.head.flops_per_token(), estimate_body_flops_per_token(config.model, config.model.block_size)
     n_params = sum(p.numel() for p in model.parameters())
-    n_tokens = config.train.micro_batch_size * config.model.block_size * config.train.grad_accum_steps
-    rate = n_tokens / seconds_per_step(config, step_flops_per_token(config, model), n_params, step.made, device)
+    rate = step_tokens(config) / seconds_per_step(
+        config, step_flops_per_token(config, model), n_params, step.made, device
+    )
     at = int(step.live.sum(1).argmax())
     return HeadPlan(
         head=config.head.name,
@@ -195,21 +207,20 @@ def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) ->
 def plan_heads(
     config: Config, memory_bytes: int, device: Device, tokens: int | None = None
 ) -> tuple[list[HeadPlan], list[str]]:
-    """Plan every head, the config's own settings for its own head, and hold each against the dense one.
-
-    Returns:
-        The plans, the dense one first; and the names of the heads whose sizes depend on the tokens of a batch or of
-        the text, which shapes alone do not tell.
+    """Return the plans of all heads, compared with the dense one.
 
     Args:
-        config: the run.
-        memory_bytes: for live tensors.
-        device: whose speed counts.
-        tokens: of the whole training; None means those of the config.
+        config: the run. Its own head has the config's settings, the others have their defaults.
+        memory_bytes: memory for live tensors.
+        device: the device of the run.
+        tokens: tokens of the whole training; None for those of the config.
+
+    Returns:
+        The plans, the dense one first; and the names of heads without a plan, because their sizes depend on the tokens
+        of a batch or of the text.
     """
-    config = with_train(config, vocab_parallel=False)  # one process has whole tables, whatever the head
-    train = config.train
-    total = tokens or train.max_steps * train.micro_batch_size * train.grad_accum_steps * config.model.block_size
+    config = with_train(config, vocab_parallel=False)  # one process has whole tables
+    total = tokens or training_tokens(config)
     heads: dict[str, Any] = {name: schema() for name, schema in HEAD_CONFIGS.items()}
     if config.model.embedding != "table":
         heads |= {name: dataclasses.replace(head, tied=False) for name, head in heads.items() if hasattr(head, "tied")}
@@ -223,15 +234,15 @@ def plan_heads(
             plans.append(plan_head(dataclasses.replace(config, head=head), memory_bytes, device, total))
         except (DataDependentOutputException, DynamicOutputShapeException):
             unplanned.append(name)
-    dense = plans[0]
-    dense_flops = dense.body_flops_per_token + dense.head_flops_per_token
-    ratios = [
-        dataclasses.replace(
-            plan,
-            flops_ratio=dense_flops / (plan.body_flops_per_token + plan.head_flops_per_token),
-            memory_ratio=dense.peak_bytes / plan.peak_bytes,
-            speed_ratio=plan.tokens_per_sec / dense.tokens_per_sec,
-        )
-        for plan in plans
-    ]
-    return ratios, unplanned
+    return [compared(plan, plans[0]) for plan in plans], unplanned
+
+
+def compared(plan: HeadPlan, dense: HeadPlan) -> HeadPlan:
+    """Return the plan with its ratios to the dense head's plan."""
+    flops, dense_flops = (p.body_flops_per_token + p.head_flops_per_token for p in (plan, dense))
+    return dataclasses.replace(
+        plan,
+        flops_ratio=dense_flops / flops,
+        memory_ratio=dense.peak_bytes / plan.peak_bytes,
+        speed_ratio=plan.tokens_per_sec / dense.tokens_per_sec,
+    )

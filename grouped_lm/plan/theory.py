@@ -1,4 +1,4 @@
-"""What the paper's head should need, counted tensor by tensor: the curve that measurements are held against.
+"""Memory of the paper's head, counted tensor by tensor; plots show it beside the measurements.
 
 Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
@@ -13,17 +13,17 @@ FLOAT_BYTES, INT_BYTES = 4, 8
 def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, group_size: int) -> int:
     """Return the peak bytes of one forward and backward pass of `head=grouped` alone, fp32, on a CPU.
 
-    Held throughout: states N D and their gradient; weights (G + S) D + G and their gradients; scale, shift and the
-    masked shift 3 G S, the gradients of the first two 2 G S; the two tables of token ids 2 V as int32, targets, groups
-    and slots of the tokens 5 N as int64, the padding mask G S bytes. On top of it the greater of two moments of a chunk
-    of C rows:
+    These live all the time: hidden states N D and their gradient; weights (G + S) D + G and their gradients; scale,
+    shift and masked shift 3 G S, and the gradients of the first two 2 G S; two tables of token ids 2 V (int32);
+    targets, groups and slots of the tokens 5 N (int64); the mask of padding slots, G S bytes. The larger one of these
+    two for a chunk of C rows is added:
 
     - group softmax: logits and probabilities 2 C G;
     - token softmax: products, scale, logits and probabilities 4 C S.
 
-    N stands before D alone, so the group size decides little but C (2 G or 4 S) and (G + S) D: least between
-    sqrt(V / 2) and sqrt V. Where the logits of all rows are kept, as in the paper, N (G + S) is what counts, and sqrt V
-    is best. Held against `measure_head_peak_gib` in tests: within 2 %.
+    So the group size matters in C (2 G or 4 S) and (G + S) D alone, and the minimum is between sqrt(V / 2) and sqrt V.
+    The paper keeps the logits of all rows: there N (G + S) dominates, and sqrt V is best. Tests find the estimate
+    within 2 % of `measure_head_peak_gib`.
 
     Args:
         n_tokens: N of one forward pass (micro_batch_size * block_size).
@@ -39,7 +39,7 @@ def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, gro
 
 
 def best_group_size(n_tokens: int, n_embd: int, vocab_size: int) -> int:
-    """Return the S of least `estimate_grouped_head_bytes`, the smallest of equals.
+    """Return the smallest S with the minimum of `estimate_grouped_head_bytes`.
 
     Args:
         n_tokens: N.

@@ -14,7 +14,7 @@ from grouped_lm.distributed.process_group import ProcessGroup, join_process_grou
 from grouped_lm.errors import DiskError, GvcError
 from grouped_lm.grouping import describe_groups
 from grouped_lm.heads import Head
-from grouped_lm.plan.memory_check import dry_run, explain_out_of_memory
+from grouped_lm.plan.memory_check import check_memory, explain_out_of_memory
 from grouped_lm.runs.folder import RunFolder, failed
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import keep_freed_memory, resolve_device, set_threads
@@ -84,7 +84,7 @@ def set_up_process(config: Config, process_group: ProcessGroup) -> torch.device:
     keep_freed_memory()
     torch.manual_seed(config.seed)
     if process_group.size == 1 or train.strategy == "ddp":
-        process_group.on_first(dry_run, config, device, process_group.size, process_group.local_size)
+        process_group.on_first(check_memory, config, device, process_group.size, process_group.local_size)
     return device
 
 

@@ -371,11 +371,11 @@ def test_weights_that_are_not_finite_are_not_saved(config, tmp_path):
 
 def test_a_step_that_will_not_fit_says_which_batch_would(config, tmp_path, monkeypatch, figure):
     from grouped_lm.errors import MemoryShortError
-    from grouped_lm.plan import memory_check as room
+    from grouped_lm.plan import memory_check
 
     made = config(micro_batch_size=64)
-    needed = room.peak_bytes(made, [64, 16, 17])
-    monkeypatch.setattr(room, "available_bytes", lambda device: (needed[1] + needed[2]) // 2)
+    needed = [memory_check.peak_bytes(made, batch) for batch in (64, 16, 17)]
+    monkeypatch.setattr(memory_check, "available_bytes", lambda device: (needed[1] + needed[2]) // 2)
     with pytest.raises(MemoryShortError, match=r"train\.micro_batch_size=16 fits") as error, nothing_measured():
         train(made, tmp_path / "run")
     assert error.value.exit_code == 8
@@ -384,7 +384,7 @@ def test_a_step_that_will_not_fit_says_which_batch_would(config, tmp_path, monke
 
 
 def test_an_allocator_that_says_no_in_the_middle(config, tmp_path, monkeypatch):
-    from grouped_lm.plan import memory_check as room
+    from grouped_lm.plan import memory_check
 
     @contextlib.contextmanager
     def no_memory():
@@ -395,7 +395,7 @@ def test_an_allocator_that_says_no_in_the_middle(config, tmp_path, monkeypatch):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(LanguageModel, "forward", forward)
-            patch.setattr(room, "rough_bytes", lambda config: 0)
+            patch.setattr(memory_check, "upper_bound_bytes", lambda config: 0)
             yield
 
     assert wait(fork_train(config(), tmp_path / "run", no_memory)) == 8

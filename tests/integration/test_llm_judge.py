@@ -83,7 +83,7 @@ def test_grades_costs_and_tables(gvc, run, monkeypatch):
     assert (figures["judge/prompt_tokens"], figures["judge/completion_tokens"]) == (400, 80)
     assert figures["judge/cost_usd"] == pytest.approx(400e-6 + 800e-6)
     assert figures["val/loss"] > 0
-    assert "grammar, 1 to 10, says toy" in ended.out
+    assert "grammar, 1 to 10, by toy" in ended.out
     assert "7.50 ± 0.98" in ended.out
     stories = json.loads((run / "judge" / "stories.json").read_text())["stories"]
     assert len(set(server.asked)) == 4

@@ -194,7 +194,9 @@ def test_choices_in_a_folder_of_configs_are_known(gvc, tiny):
     Path("own/model").mkdir(parents=True)
     Path("own/model/mine.yaml").write_text("name: mine\nn_layer: 1\nn_head: 2\nn_embd: 16\nblock_size: 32\n")
     words = ["train", *tiny, "--config-dir", "own"]
-    assert_one_line(gvc(*words, "model=mine", "train.max_steps=abc"), 2, "train.max_steps takes a whole number, got abc")
+    assert_one_line(
+        gvc(*words, "model=mine", "train.max_steps=abc"), 2, "train.max_steps takes a whole number, got abc"
+    )
     assert_one_line(gvc(*words, "model=mime"), 2, "model=mime is not known; did you mean mine?")
 
 
