@@ -44,7 +44,8 @@ def parse_head_config(values: dict[str, Any] | str) -> Any:
     Raises:
         ConfigError: an unknown name or key, a value of another type or out of range.
     """
-    return parse_named(HEAD_CONFIGS, {"name": values} if isinstance(values, str) else values, "head")
+    schemas = {name: schema for name, (schema, _) in HEADS.items()}
+    return parse_named(schemas, {"name": values} if isinstance(values, str) else values, "head")
 
 
 def needs_grouping(config: Any) -> bool:

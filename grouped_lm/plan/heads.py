@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from grouped_lm.config import Config
 from grouped_lm.distributed.vocab_parallel import VocabParallelDenseHead
-from grouped_lm.heads import HEAD_CONFIGS, HEADS
+from grouped_lm.heads import HEADS
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS
 from grouped_lm.measure.devices import Device
 from grouped_lm.measure.live_bytes import KINDS, Moments
@@ -221,7 +221,7 @@ def plan_heads(
     """
     config = with_train(config, vocab_parallel=False)  # one process has whole tables
     total = tokens or training_tokens(config)
-    heads: dict[str, Any] = {name: schema() for name, schema in HEAD_CONFIGS.items()}
+    heads: dict[str, Any] = {name: schema() for name, (schema, _) in HEADS.items()}
     if config.model.embedding != "table":
         heads |= {name: dataclasses.replace(head, tied=False) for name, head in heads.items() if hasattr(head, "tied")}
     heads[config.head.name] = config.head

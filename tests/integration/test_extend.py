@@ -1,0 +1,76 @@
+"""The pages of `docs/extend`: each example is one module and one YAML, and trains without a change of the library."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from grouped_lm.grouping import GROUPINGS
+from grouped_lm.heads import HEADS
+from grouped_lm.optim import OPTIMIZERS
+
+PAGES = Path(__file__).parents[2] / "docs" / "extend"
+BLOCK = re.compile(r"^`([\w/]+\.(?:py|yaml))`:\n\n```(?:python|yaml)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+STEPS = 3
+
+
+def save_example(page: str, folder: Path) -> str:
+    """Write the two files of a page into a folder, and return the name of the module."""
+    files = BLOCK.findall((PAGES / page).read_text(encoding="utf-8"))
+    assert [Path(name).suffix for name, _ in files] == [".py", ".yaml"]
+    for name, text in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return Path(files[0][0]).stem
+
+
+def result_of(gvc, *words: str) -> tuple[dict, dict]:
+    """Train a few steps with a folder of own configs; return the config and the last metrics of the run."""
+    run = gvc("train", "--config-dir", "conf", *words, f"train.max_steps={STEPS}", "hydra.run.dir=run")
+    assert run.code == 0, run.err
+    config = json.loads(Path("run/config.json").read_text(encoding="utf-8"))
+    result = json.loads(Path("run/result.json").read_text(encoding="utf-8"))
+    assert result["state"] == "complete"
+    assert 0 < result["val/loss"] < 20
+    return config, result
+
+
+@pytest.fixture
+def example(workdir, monkeypatch):
+    """Return a function that saves and imports the example of a page; registries are as before afterwards."""
+    registries: tuple[dict, ...] = (HEADS, GROUPINGS, OPTIMIZERS)
+    before = [dict(registry) for registry in registries]
+    monkeypatch.syspath_prepend(workdir)
+
+    def load(page: str) -> None:
+        importlib.import_module(save_example(page, workdir))
+
+    yield load
+    for registry, content in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(content)
+
+
+def test_a_head(gvc, tiny, example):
+    example("head.md")
+    config, _ = result_of(gvc, *tiny, "head=cosine", "head.scale=8")
+    assert config["head"] == {"name": "cosine", "scale": 8.0}
+    assert gvc("sample", "run", "--prompt", "Once", "--max-new-tokens", "4").code == 0
+    assert gvc("train", "--config-dir", "conf", *tiny, "head=cosine", "head.scale=0").code == 2
+
+
+def test_a_grouping(gvc, tiny, example):
+    example("grouping.md")
+    config, _ = result_of(gvc, *tiny, "head=grouped", "grouping=dealt", "grouping.first=3")
+    assert config["grouping"] == {"name": "dealt", "first": 3}
+    assert gvc("train", "--config-dir", "conf", *tiny, "head=grouped", "grouping=dealt", "grouping.first=-1").code == 2
+
+
+def test_an_optimizer(gvc, tiny, example):
+    example("optimizer.md")
+    config, _ = result_of(gvc, *tiny, "head=dense", "optim=sgd", "optim.momentum=0.8")
+    assert (config["optim"]["name"], config["optim"]["momentum"]) == ("sgd", 0.8)
+    assert gvc("train", "--config-dir", "conf", *tiny, "optim=sgd", "optim.momentum=2").code == 2
