@@ -223,6 +223,7 @@ HEADS = {
 }
 
 
+LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 BODY_OUTPUTS = ("past_key_values", "hidden_states", "attentions")
 
 
@@ -304,13 +305,14 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
             kwargs: for body and loss, such as `output_hidden_states` and `num_items_in_batch`.
 
         Raises:
-            ValueError: more tokens than the model has positions; or attentions from a kernel that does not give them.
+            ValueError: more tokens than the model has positions; attentions from a kernel that does not give them; or a
+                static cache with GPT-Neo, whose attention in transformers gives wrong numbers with it.
         """
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         n_cached = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:
             position_ids = positions_of(attention_mask, inputs, n_cached)
-        self._check_length(position_ids, inputs, n_cached)
+        self._check_inputs(position_ids, inputs, n_cached, past_key_values)
         output = self.transformer(
             input_ids=input_ids,
             past_key_values=past_key_values,
@@ -319,7 +321,7 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             return_dict=True,
-            **kwargs,
+            **{name: value for name, value in kwargs.items() if name not in LOSS_OPTIONS},
         )
         if kwargs.get("output_attentions") and not output.attentions:
             raise ValueError(
@@ -336,7 +338,9 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss, logits, *(output.get(name) for name in BODY_OUTPUTS))
 
-    def _check_length(self, position_ids: Tensor | None, inputs: Tensor | None, n_cached: int) -> None:
+    def _check_inputs(self, position_ids: Tensor | None, inputs: Tensor | None, n_cached: int, cache: Any) -> None:
+        if self.config.body.model_type == "gpt_neo" and getattr(cache, "is_compileable", False):
+            raise ValueError("GPT-Neo of transformers gives wrong numbers with a static cache: use the dynamic one")
         limit, n_token = self.config.max_position_embeddings, n_cached + (0 if inputs is None else inputs.shape[1])
         if n_token <= limit:
             return  # the usual case reads no numbers from the device

@@ -33,6 +33,7 @@ def write_tokenizer(tokenizer: Tokenizer, block_size: int, folder: Path) -> None
     values: dict[str, Any] = ends | {
         "padding_side": "left",
         "model_max_length": block_size,
+        "model_input_names": ["input_ids", "attention_mask"],  # token types would be embedded as tokens
         "clean_up_tokenization_spaces": False,
     }
     if tokenizer.name == "gpt2":

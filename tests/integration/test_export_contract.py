@@ -270,6 +270,21 @@ def test_it_equals_its_twin_of_transformers(exports, name, body, tmp_path):
         assert torch.equal(*found), options
 
 
+@pytest.mark.parametrize("body", ["gpt2", "gpt_neo"])
+@torch.no_grad()
+def test_other_caches_and_ways_to_generate_are_right_or_refused(exports, body):
+    model, tokenizer = exports.load("shortlist", body)
+    batch, greedy = tokenizer(TEXTS, return_tensors="pt", padding=True), FIXED | {"do_sample": False}
+    static = {"cache_implementation": "static", "disable_compile": True}
+    if body == "gpt2":
+        assert torch.equal(model.generate(**batch, **greedy, **static), model.generate(**batch, **greedy))
+    else:
+        with pytest.raises(ValueError, match="wrong numbers with a static cache"):
+            model.generate(**batch, **greedy, **static)
+    with pytest.raises(ValueError, match="Contrastive Search"):
+        model.generate(**batch, **greedy, penalty_alpha=0.6, top_k=4)
+
+
 @torch.no_grad()
 def test_more_tokens_than_positions_are_refused(exports):
     model, _ = exports.load("grouped", "gpt2")
