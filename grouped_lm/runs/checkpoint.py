@@ -1,9 +1,9 @@
-"""Checkpoints as folders that are whole or absent; bytes in, bytes out, no torch and no pickle.
+"""Checkpoints on disk: folders that are complete or absent. They hold bytes, without torch and without pickle.
 
-`checkpoints/step-00000100/` holds the given files and a `manifest.json` with their sizes and sha256. It is written
-to the side, flushed, renamed and read back; only then are older ones pruned, and never the last two good ones. A
-damaged one is renamed `corrupt-*`, said, and the one before it is used. Every step of a save is a call of `os`, so
-that a test can fail each of them, or die in it.
+`checkpoints/step-00000100/` holds the given files and a `manifest.json` with their sizes and sha256. A save writes a
+temporary folder, flushes it, renames it and reads it back. Only then older checkpoints are removed, but never the last
+two good ones. A damaged checkpoint is renamed to `corrupt-*`, a warning is printed, and the one before it is used.
+Every step of a save is a call of `os`, so that a test can make each of them fail or kill the process in it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from grouped_lm.errors import CheckpointError, DiskError, SchemaError
 
 MANIFEST = "manifest.json"
 LEAST_KEPT = 2
-"""Good checkpoints that always stay: the newest may turn out bad after it was verified."""
+"""Least number of good checkpoints to keep: the newest may be damaged after it was verified."""
 _CHUNK = 1 << 20
 
 
@@ -34,22 +34,22 @@ def step_folder(parent: Path, step: int) -> Path:
 
 
 def list_checkpoints(parent: Path) -> list[Path]:
-    """Return the folders that claim to be checkpoints, oldest first."""
-    found = (p for p in parent.glob("step-*") if p.is_dir() and p.name[5:].isascii() and p.name[5:].isdigit())
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    """Return the folders with the name of a checkpoint, oldest first."""
+    folders = (p for p in parent.glob("step-*") if p.is_dir() and p.name[5:].isascii() and p.name[5:].isdigit())
+    return sorted(folders, key=lambda p: int(p.name[5:]))
 
 
 def write_checkpoint(parent: Path, step: int, files: dict[str, bytes], keep: int) -> Path:
-    """Write the files of `step` so that a kill at any moment leaves the old checkpoints or these as well.
+    """Write the checkpoint of `step`. A kill at any moment leaves the old checkpoints complete.
 
     Args:
         parent: folder of all checkpoints of a run.
         step: optimizer steps done.
         files: contents by name.
-        keep: newest good checkpoints to keep, >= 2.
+        keep: number of good checkpoints to keep, >= 2.
 
     Raises:
-        DiskError: the disk is full or cannot be written; older checkpoints are untouched.
+        DiskError: the disk is full or cannot be written. Older checkpoints are unchanged.
     """
     target = step_folder(parent, step)
     temporary = parent / f".tmp-{target.name}-{os.getpid()}"
@@ -61,7 +61,7 @@ def write_checkpoint(parent: Path, step: int, files: dict[str, bytes], keep: int
             _write_flushed(temporary / name, data)
         _write_flushed(temporary / MANIFEST, _manifest_of(step, files))
         _fsync_folder(temporary)
-        if target.exists():  # the same step again, after a resume: what stands there was superseded or damaged
+        if target.exists():  # the same step again, after a resume
             _set_aside(target, "replaced")
         os.rename(temporary, target)  # noqa: PTH104
         _fsync_folder(parent)
@@ -69,28 +69,28 @@ def write_checkpoint(parent: Path, step: int, files: dict[str, bytes], keep: int
     except (OSError, CheckpointError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise DiskError(f"checkpoint of step {step} could not be written to {parent}: {error}") from error
-    with contextlib.suppress(OSError):  # it is saved; the next save prunes
+    with contextlib.suppress(OSError):  # it is saved; the next save removes old ones
         _prune(parent, max(LEAST_KEPT, keep))
     return target
 
 
 def verify(folder: Path) -> None:
-    """Hold every file of a checkpoint against the manifest, a piece at a time.
+    """Compare every file of a checkpoint with the manifest.
 
     Raises:
-        CheckpointError: as `read_verified`.
-        SchemaError: another gvc wrote it.
+        CheckpointError: a file is missing, added, not a plain file, or has another size or sha256.
+        SchemaError: another version of gvc wrote it.
     """
     for name, entry in _entries(folder).items():
         _check_pieces(folder, name, entry, _pieces(folder / name))
 
 
 def read_verified(folder: Path) -> dict[str, bytes]:
-    """Return every file of a checkpoint by name, each equal to its manifest.
+    """Return every file of a checkpoint by name, after the comparison with the manifest.
 
     Raises:
-        CheckpointError: anything missing, added, no plain file, of another size or with another sha256.
-        SchemaError: another gvc wrote it.
+        CheckpointError: a file is missing, added, not a plain file, or has another size or sha256.
+        SchemaError: another version of gvc wrote it.
     """
     files = {}
     for name, entry in _entries(folder).items():
@@ -101,16 +101,16 @@ def read_verified(folder: Path) -> dict[str, bytes]:
 
 
 def load_latest(parent: Path, quarantine: bool = True) -> tuple[int, dict[str, bytes]] | None:
-    """Return (step, files) of the newest checkpoint that verifies, None where there never was one.
+    """Return (step, files) of the newest good checkpoint, and None if there never was a checkpoint.
 
     Args:
         parent: folder of all checkpoints of a run.
-        quarantine: rename damaged ones `corrupt-*`; only for the process that holds the run's lock, since one that
-            reads beside a running training sees checkpoints vanish.
+        quarantine: rename damaged ones to `corrupt-*`. Only the process that holds the run's lock may do this: another
+            one sees checkpoints disappear while the run is training.
 
     Raises:
-        CheckpointError: there were checkpoints, and none of them can be trusted.
-        SchemaError: another gvc wrote them.
+        CheckpointError: there are checkpoints, and all are damaged.
+        SchemaError: another version of gvc wrote them.
     """
     if quarantine:
         _remove_leftovers(parent)
@@ -122,7 +122,7 @@ def load_latest(parent: Path, quarantine: bool = True) -> tuple[int, dict[str, b
             kept = f"kept as {_set_aside(folder, 'corrupt').name}, " if quarantine else ""
             print(f"gvc: warning: {error}; {kept}trying the one before", file=sys.stderr)
     if found or any(parent.glob("corrupt-*")):
-        raise CheckpointError(f"no usable checkpoint in {parent}: all are damaged; move it away to start anew")
+        raise CheckpointError(f"no usable checkpoint in {parent}: all are damaged; move it away to start again")
     return None
 
 
@@ -156,11 +156,11 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
-    """Yield the content of a plain file; a link, a pipe or a device in a stranger's folder is not followed."""
+    """Yield the content of a plain file. Links, pipes and devices are refused: the folder may be a stranger's."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise CheckpointError(f"{path.parent}: {path.name} is no plain file")
+            raise CheckpointError(f"{path.parent}: {path.name} is not a plain file")
         while piece := os.read(descriptor, _CHUNK):
             yield piece
     except OSError as error:
@@ -170,7 +170,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
 
 
 def _entries(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return name -> size and sha256, as a manifest says that was not changed and lists what is there, no more."""
+    """Return the entries of the manifest, name -> {"bytes", "sha256"}, after a check of the manifest itself."""
     try:
         manifest = json.loads(b"".join(_pieces(folder / MANIFEST)))
         entries, version = manifest["files"], manifest["schema_version"]
@@ -207,10 +207,10 @@ def _check_pieces(
 
 
 def _prune(parent: Path, keep: int) -> None:
-    """Remove what is older than the `keep` newest good ones."""
+    """Remove all checkpoints that are older than the `keep` newest good ones."""
     good = 0
     for folder in reversed(list_checkpoints(parent)):
-        if good >= keep:  # renamed first: a kill leaves no half of it under its name
+        if good >= keep:  # renamed first: a kill leaves no half checkpoint under its name
             with contextlib.suppress(OSError):
                 os.rename(folder, parent / f".tmp-pruned-{folder.name}")  # noqa: PTH104
             continue
@@ -218,12 +218,12 @@ def _prune(parent: Path, keep: int) -> None:
             verify(folder)
             good += 1
         except (CheckpointError, SchemaError):
-            continue  # it stays where it is: who loads it will say so
+            continue  # it stays: the next load prints a warning
     _remove_leftovers(parent)
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Remove what killed saves left, and what a repeated step replaced."""
+    """Remove the folders of killed saves and of replaced checkpoints."""
     for stale in [*parent.glob(".tmp-*"), *parent.glob("replaced-*")]:
         shutil.rmtree(stale, ignore_errors=True)
 

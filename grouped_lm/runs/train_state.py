@@ -1,7 +1,7 @@
-"""The whole state of a training run as bytes, and back: weights, optimizer, random generators, counters.
+"""The whole state of a training run as bytes: weights, optimizer, random generators and counters.
 
-The bytes are those of one process, however many train: shards are gathered for the first one, which writes, and cut
-again where they are read. What several processes add are the random generators of the others (`rng/RANK/...`).
+The bytes do not depend on the number of processes. Shards are gathered in the first process, which writes them, and cut
+again when they are read. Several processes add only the random generators of the others (`rng/RANK/...`).
 """
 
 import json
@@ -22,7 +22,7 @@ TENSORS, STATE = "state.safetensors", "state.json"
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and persistent buffers by name; a tied weight stands once, under its first name."""
+    """Return parameters and persistent buffers by name. A tied weight has only its first name."""
     state, seen = {}, set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
@@ -37,43 +37,43 @@ def pack(
     state: dict[str, Any],
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, bytes]:
-    """Return the files of a checkpoint; nothing in processes that do not write it.
+    """Return the files of a checkpoint in the first process, and no files in the others.
 
     Args:
-        model: an uncompiled module.
+        model: not compiled.
         optimizer: with per-parameter tensors, such as AdamW's.
-        state: JSON-able counters and fingerprints.
-        process_group: the processes, all of which have to ask.
+        state: counters and fingerprints for `state.json`.
+        process_group: the processes. All of them have to call this.
     """
     tensors = {f"model/{name}": tensor.detach() for name, tensor in named_state(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optim/{name}/{key}"] = value
-    kept = {}
+    whole = {}
     for name, tensor in tensors.items():  # one at a time, so that no device holds more than one in full
         full = full_tensor(tensor)
         if process_group.is_first:
-            kept[name] = full.cpu().contiguous()
-    kept |= _pack_rng(process_group)
+            whole[name] = full.cpu().contiguous()
+    whole |= _random_states(process_group)
     if not process_group.is_first:
         return {}
-    return {TENSORS: save_tensors(kept), STATE: json.dumps(state, indent=2, sort_keys=True).encode()}
+    return {TENSORS: save_tensors(whole), STATE: json.dumps(state, indent=2, sort_keys=True).encode()}
 
 
-def _pack_rng(process_group: ProcessGroup) -> dict[str, Tensor]:
-    """Return the random state of every process; that of the first under the names that it has alone."""
-    found = {"cpu": torch.get_rng_state()}
+def _random_states(process_group: ProcessGroup) -> dict[str, Tensor]:
+    """Return the state of every random generator: `rng/cpu` of the first process, `rng/RANK/cpu` of the others."""
+    own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    named = {}
-    for kind, own in found.items():
-        for rank, state in enumerate(process_group.gather(own)):
-            named[f"rng/{rank}/{kind}" if rank else f"rng/{kind}"] = state
-    return named
+        own["cuda"] = torch.cuda.get_rng_state()
+    return {
+        f"rng/{rank}/{kind}" if rank else f"rng/{kind}": state
+        for kind, own_state in own.items()
+        for rank, state in enumerate(process_group.gather(own_state))
+    }
 
 
 def head_buffers(files: dict[str, bytes]) -> dict[str, Tensor]:
-    """Return what a checkpoint knows of the head, by the head's own names: its grouping, and other buffers.
+    """Return the tensors of the head in a checkpoint, by the head's own names. Its grouping is one of them.
 
     Raises:
         CheckpointError: the files cannot be read.
@@ -83,12 +83,12 @@ def head_buffers(files: dict[str, bytes]) -> dict[str, Tensor]:
 
 
 def finite_weights(model: nn.Module) -> bool:
-    """Return whether every weight is a finite number, of shards those that lie here."""
+    """Return whether all weights of this process are finite."""
     return all(bool(torch.isfinite(local_tensor(parameter)).all()) for parameter in model.parameters())
 
 
 def unpack_model(files: dict[str, bytes], model: nn.Module) -> dict[str, Any]:
-    """Load weights and grouping of a checkpoint into `model`, for use, and return its counters.
+    """Load weights and grouping of a checkpoint into `model`, for evaluation, and return its `state.json`.
 
     Raises:
         CheckpointError: names or shapes are not the model's.
@@ -113,14 +113,15 @@ def unpack(
     process_group: ProcessGroup = SINGLE_PROCESS,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Load a checkpoint into model, optimizer and random generators, to go on, and return its counters.
+    """Load a checkpoint into model, optimizer and random generators, to continue, and return its `state.json`.
 
     Args:
-        files: of the checkpoint, verified; looked at in the first process alone.
-        model, optimizer: built from the run's config.
-        accept: looks at the counters before anything is loaded, and raises if they belong to another run.
-        process_group: the processes, of any number, whatever the number that saved it.
-        seed: the run's, for the random numbers of processes that have saved none.
+        files: of the checkpoint, verified. Only the first process needs them.
+        model: built from the run's config.
+        optimizer: built from the run's config.
+        accept: called with `state.json` before anything is loaded. It raises if the checkpoint is of another run.
+        process_group: the processes. Their number may differ from that of the process group that saved.
+        seed: of the run, for the random generators of processes that the checkpoint does not have.
 
     Raises:
         CheckpointError: names, shapes or the grouping are not the model's.
@@ -128,75 +129,57 @@ def unpack(
     tensors: dict[str, Tensor] = {}
     expected = named_state(model)
 
-    def look() -> dict[str, Any]:
-        found, state = _read(files)
+    def read() -> tuple[dict[str, Any], dict[str, tuple[torch.dtype, list[int]]], dict[str, Tensor]]:
+        saved, state = _read(files)
         accept(state)
         for name, buffer in model.named_buffers():
-            saved = found.get(f"model/{name}")
-            if saved is not None and (saved.dtype != buffer.dtype or not torch.equal(saved, buffer.cpu())):
+            value = saved.get(f"model/{name}")
+            if value is not None and (value.dtype != buffer.dtype or not torch.equal(value, buffer.cpu())):
                 raise CheckpointError(f"{name} in the checkpoint is another grouping than this config's")
-        _check_weights(found, expected)
-        tensors.update(found)
-        moments = {key: [str(value.dtype), *value.shape] for key, value in found.items() if key.startswith("optim/")}
-        return {"state": state, "moments": moments, "rng": [key for key in found if key.startswith("rng/")]}
+        _check_weights(saved, expected)
+        tensors.update(saved)
+        forms = {key: (value.dtype, list(value.shape)) for key, value in saved.items() if key.startswith("optim/")}
+        return state, forms, {key: value for key, value in saved.items() if key.startswith("rng/")}
 
-    told = process_group.on_first(look)
+    state, forms, random_states = process_group.on_first(read)
     with torch.no_grad():
         for name, target in expected.items():
             process_group.broadcast(target, tensors.get(f"model/{name}"))
         for name, parameter in model.named_parameters():
             prefix = f"optim/{name}/"
             optimizer.state[parameter] = {
-                key.removeprefix(prefix): _moment(parameter, form, tensors.get(key), process_group)
-                for key, form in told["moments"].items()
+                key.removeprefix(prefix): _optimizer_tensor(parameter, *form, tensors.get(key), process_group)
+                for key, form in forms.items()
                 if key.startswith(prefix)
             }
-    _restore_rng(tensors, told["rng"], process_group, seed, told["state"])
-    return told["state"]
+    if process_group.size > 1:
+        process_group.seed_generator(seed, state["progress"]["step"])
+    _restore_random_states(random_states, process_group.rank)
+    return state
 
 
-def _moment(parameter: Tensor, form: list[Any], source: Tensor | None, process_group: ProcessGroup) -> Tensor:
-    """Return what the optimizer keeps of a parameter: cut as the parameter is, or whole where it has another shape."""
-    dtype, *shape = form
-    kind = getattr(torch, dtype.removeprefix("torch."))
+def _optimizer_tensor(
+    parameter: Tensor, dtype: torch.dtype, shape: list[int], source: Tensor | None, process_group: ProcessGroup
+) -> Tensor:
+    """Return a tensor of the optimizer: in shards like its parameter, or whole if it has another shape."""
     if is_sharded(parameter) and list(parameter.shape) == shape:
-        made = torch.empty_like(parameter, dtype=kind)
+        target = torch.empty_like(parameter, dtype=dtype)
     else:
-        made = torch.empty(shape, dtype=kind, device=parameter.device)
-    process_group.broadcast(made, source)
-    return made
+        target = torch.empty(shape, dtype=dtype, device=parameter.device)
+    process_group.broadcast(target, source)
+    return target
 
 
-def _restore_rng(
-    tensors: dict[str, Tensor], names: list[str], process_group: ProcessGroup, seed: int, state: dict[str, Any]
-) -> None:
+def _restore_random_states(states: dict[str, Tensor], rank: int) -> None:
+    """Set the random generators of the process with this rank. One that was not saved keeps its state."""
+    prefix = f"rng/{rank}" if rank else "rng"
     try:
-        if process_group.is_first:
-            torch.set_rng_state(tensors["rng/cpu"])
+        if rank == 0 or f"{prefix}/cpu" in states:
+            torch.set_rng_state(states[f"{prefix}/cpu"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint's random generator cannot be restored: {error}") from error
-    if process_group.is_first and "rng/cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng/cuda"])
-    if process_group.size > 1:
-        _restore_others(tensors, names, process_group, seed, state["progress"]["step"])
-
-
-def _restore_others(
-    tensors: dict[str, Tensor], names: list[str], process_group: ProcessGroup, seed: int, step: int
-) -> None:
-    """Give the processes behind the first their random states, or fresh ones where there were fewer processes."""
-    process_group.seed_generator(seed, step)
-    for kind, own, put in (
-        ("cpu", torch.get_rng_state(), torch.set_rng_state),
-        *([("cuda", torch.cuda.get_rng_state(), torch.cuda.set_rng_state)] if torch.cuda.is_available() else []),
-    ):
-        for rank in range(1, process_group.size):
-            name = f"rng/{rank}/{kind}"
-            if name in names:
-                state = torch.empty_like(own)
-                process_group.broadcast(state, tensors.get(name))
-                if rank == process_group.rank:
-                    put(state)
+    if f"{prefix}/cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"{prefix}/cuda"])
 
 
 def _read(files: dict[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -205,15 +188,15 @@ def _read(files: dict[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (KeyError, ValueError, RecursionError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint's files cannot be read: {error}") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{STATE} of the checkpoint is no object")
+        raise CheckpointError(f"{STATE} of the checkpoint is not an object")
     return tensors, state
 
 
 def _check_weights(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     saved = {key.removeprefix("model/"): value for key, value in tensors.items() if key.startswith("model/")}
     if saved.keys() != expected.keys():
-        odd = sorted(saved.keys() ^ expected.keys())
-        raise CheckpointError(f"the checkpoint's weights are not this model's: {', '.join(odd[:5])}")
+        different = sorted(saved.keys() ^ expected.keys())
+        raise CheckpointError(f"the checkpoint's weights are not this model's: {', '.join(different[:5])}")
     for name, target in expected.items():
         if saved[name].shape != target.shape or saved[name].dtype != target.dtype:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live line on a terminal, plain lines elsewhere, a closing table. All on stderr."""
+"""Output for people: progress and closing table of a run on stderr, and tables on stdout."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
@@ -28,12 +28,12 @@ CLOSING_ROWS = (
 
 
 def peak_memory_gib(row: dict[str, Any]) -> float | None:
-    """Return the peak that speaks for the run: the GPU's allocator where there is one, else live tensors."""
+    """Return the peak memory of a run: of the GPU's allocator if there is one, else of live tensors."""
     return row.get("memory/peak_gpu_gib") or row.get("memory/peak_tensor_gib")
 
 
 def one_line(row: dict[str, Any]) -> str:
-    """Return loss, perplexity, speed and memory of a row of metrics, as far as it has them."""
+    """Return one line with the loss, perplexity, speed and memory of a row of metrics, as far as it has them."""
     parts = []
     for key, form in (
         ("train/loss", "loss {:.3f}"),
@@ -48,7 +48,7 @@ def one_line(row: dict[str, Any]) -> str:
 
 
 class TrainDisplay:
-    """A progress line while training, and the closing table; a quiet one shows nothing."""
+    """A progress line while training, and the closing table. With `quiet` nothing is shown."""
 
     def __init__(self, title: str, max_steps: int, step: int, quiet: bool = False) -> None:
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
@@ -87,7 +87,7 @@ class TrainDisplay:
             self._console.print(f"{self._title}  step {step}/{self._max_steps}  {self._line}", soft_wrap=True)
 
     def validating(self, parts: Iterable[Part], total: int) -> Iterator[Part]:
-        """Yield `parts`, and show how many of `total` are done, on a terminal."""
+        """Yield `parts`, and show on a terminal how many of `total` are done."""
         for done, part in enumerate(parts):
             self._progress.update(self._task, line=f"validating {done}/{total}")
             yield part
@@ -100,22 +100,22 @@ class TrainDisplay:
     def close(self, result: dict[str, Any]) -> None:
         """Remove the progress line and print the closing table."""
         self._progress.stop()
-        self._console.print(figures_table(self._title, result))
+        self._console.print(metrics_table(self._title, result))
 
 
-def figures_table(title: str, figures: dict[str, Any]) -> Table:
-    """Return the known figures of one run as a table, a line each."""
+def metrics_table(title: str, metrics: dict[str, Any]) -> Table:
+    """Return a table of the final metrics of one run, one per line."""
     table = Table(title=title, show_header=False, title_justify="left")
-    table.add_column("what")
-    table.add_column("figure", justify="right")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
     for label, key, form in CLOSING_ROWS:
-        if figures.get(key) is not None:
-            table.add_row(label, form.format(figures[key]))
+        if metrics.get(key) is not None:
+            table.add_row(label, form.format(metrics[key]))
     return table
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout, in blocks of columns that the terminal has room for; else as wide as it needs to be."""
+    """Print a table on stdout. On a terminal it is split into blocks of columns that fit the width."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=natural_width(table))
@@ -124,21 +124,20 @@ def print_table(table: Table) -> None:
 
 
 def terminal_width() -> int | None:
-    """Return how many characters a line of stdout has; None where it is not a terminal."""
+    """Return the width of the terminal in characters, and None if stdout is not a terminal."""
     console = Console()
     return console.width if console.is_terminal else None
 
 
 def natural_width(table: Table) -> int:
-    """Return how many characters wide a table is where nothing has to be wrapped."""
-    endless = Console(width=10_000)
-    return endless.measure(table).maximum
+    """Return the width in characters at which no cell of a table is wrapped."""
+    return Console(width=10_000).measure(table).maximum
 
 
 def column_blocks(table: Table, width: int) -> list[Table]:
-    """Return a table as several, each with the first column and as many of the others as `width` has room for.
+    """Return the table split into tables of at most `width` characters. Each one repeats the first column.
 
-    The first column then takes a third of the width at most. Another that has no room even so stands alone beside it,
+    The first column then takes at most a third of the width. A column that does not fit even so has a table of its own,
     and its cells are wrapped.
     """
     if natural_width(table) <= width or len(table.columns) < 3:
@@ -151,27 +150,27 @@ def column_blocks(table: Table, width: int) -> list[Table]:
             blocks[-1] = wider
         else:
             blocks.append([column])
-    found = [with_columns(table, block) for block in blocks]
-    for block in found:
-        block.title, block.caption = None, None
-    found[0].title, found[-1].caption = table.title, table.caption
-    return found
+    tables = [with_columns(table, block) for block in blocks]
+    for part in tables:
+        part.title, part.caption = None, None
+    tables[0].title, tables[-1].caption = table.title, table.caption
+    return tables
 
 
 def with_columns(table: Table, columns: list[Column], first_width: int | None = None) -> Table:
-    """Return a table of the first column of `table`, which may be narrowed, and of these."""
+    """Return a table of the first column of `table`, at most `first_width` wide, and of `columns`."""
     kept = [table.columns[0], *columns]
-    bare = [c.copy() for c in kept]
-    bare[0].max_width = first_width or kept[0].max_width
-    found = Table(*bare, title=table.title, title_justify=table.title_justify)
-    found.caption, found.caption_justify = table.caption, table.caption_justify
+    headers = [column.copy() for column in kept]
+    headers[0].max_width = first_width or kept[0].max_width
+    made = Table(*headers, title=table.title, title_justify=table.title_justify)
+    made.caption, made.caption_justify = table.caption, table.caption_justify
     for row, cells in zip(table.rows, zip(*(column.cells for column in kept), strict=True), strict=True):
-        found.add_row(*cells, style=row.style, end_section=row.end_section)
-    return found
+        made.add_row(*cells, style=row.style, end_section=row.end_section)
+    return made
 
 
 class PrepareDisplay:
-    """A bar on stderr while a corpus is prepared; silent when it is already there."""
+    """A progress bar on stderr while a corpus is prepared. It shows nothing if the corpus is prepared already."""
 
     def __init__(self) -> None:
         console = Console(stderr=True, highlight=False)
@@ -193,14 +192,14 @@ class PrepareDisplay:
         self._progress.stop()
 
     def progress(self, done: int, total: int | None) -> None:
-        """Show `done` of `total` units (None where the total is not known)."""
+        """Show `done` of `total` units. None is an unknown total."""
         if "text" not in self._tasks:
             self._tasks["text"] = self._progress.add_task("text", total=total, line="")
         self._progress.update(self._tasks["text"], completed=done, total=total, line=f"{done:,}")
 
 
 def print_checks(checks: list[Any]) -> None:
-    """Print `gvc doctor`'s findings, a line each."""
+    """Print the results of `gvc doctor`, one per line."""
     console = Console(highlight=False)
     for check in checks:
         mark = "[green]ok[/]  " if check.ok else "[red]no[/]  "

@@ -1,4 +1,4 @@
-"""The machine and the process: device, threads, signals, what to write down about them."""
+"""The device, the threads and the allocator of this process, and a description of the machine."""
 
 import contextlib
 import ctypes
@@ -18,10 +18,10 @@ LIBRARIES = ("torch", "hydra-core", "datasets", "tiktoken", "wandb", "numpy", "s
 
 
 def resolve_device(name: str, key: str = "train.device") -> torch.device:
-    """Return the device that `key` of a config names; `auto` prefers CUDA.
+    """Return the device that the config field `key` names. `auto` prefers CUDA.
 
     Raises:
-        ConfigError: `cuda` where torch sees no CUDA device.
+        ConfigError: `cuda`, and torch sees no CUDA device.
     """
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
@@ -34,8 +34,8 @@ def set_threads(threads: int | None, side_by_side: int = 1) -> int:
     """Set the number of CPU threads and return it.
 
     Args:
-        threads: None leaves torch's choice, of which each of several processes takes an equal part.
-        side_by_side: processes on this machine, which share its cores.
+        threads: None takes torch's choice, divided by `side_by_side`.
+        side_by_side: number of processes that share the cores of this machine.
     """
     if threads is None and side_by_side > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, torch.get_num_threads() // side_by_side)
@@ -45,15 +45,14 @@ def set_threads(threads: int | None, side_by_side: int = 1) -> int:
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""What glibc's malloc.h calls the two parameters."""
+"""Numbers of the two parameters in glibc's malloc.h."""
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep large blocks that are freed, for the next ones; return whether there is a glibc to ask.
+    """Let glibc reuse large freed blocks, and return whether this system has glibc.
 
-    By default it gives every block above 32 MiB back to the system, and each step pays again for its gradients' pages
-    (51 MB of a V x D table at width 256): they are cleared and mapped one by one when they are first written. Source:
-    mallopt(3).
+    By default glibc returns every block above 32 MiB to the system. Then each step pays again for the pages of its
+    gradients (51 MB for a V x D table at width 256), which the system clears one by one. Source: mallopt(3).
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -62,7 +61,7 @@ def keep_freed_memory() -> bool:
 
 
 def compile_mode(cfg: TrainConfig, device: torch.device) -> str | None:
-    """Return the mode of `torch.compile`: with `train.cuda_graphs` each pass is recorded and launched as one.
+    """Return the mode of `torch.compile`. With `train.cuda_graphs` each pass is one recorded CUDA graph.
 
     Raises:
         ConfigError: CUDA graphs without a GPU.
@@ -73,7 +72,7 @@ def compile_mode(cfg: TrainConfig, device: torch.device) -> str | None:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the source tree this package runs from, with "+" for local changes; None outside git."""
+    """Return the git commit of this source tree, with "+" for local changes, and None outside git."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
@@ -88,7 +87,7 @@ def git_commit() -> str | None:
 
 
 def cpu_model() -> str:
-    """Return the processor's own name for itself."""
+    """Return the name of the processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -97,16 +96,16 @@ def cpu_model() -> str:
 
 
 def library_versions() -> dict[str, str]:
-    """Return the installed versions of the libraries that decide what a run computes."""
-    found = {}
+    """Return the installed versions of the libraries that influence the results of a run."""
+    versions = {}
     for name in LIBRARIES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            versions[name] = metadata.version(name)
+    return versions
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Return what else than the config decides a run's figures: code, libraries, hardware, threads."""
+    """Return what influences the results of a run beside its config: code, libraries, hardware and threads."""
     return {
         "commit": git_commit(),
         "python": platform.python_version(),

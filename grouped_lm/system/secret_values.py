@@ -1,4 +1,4 @@
-"""What must not be written down: the values of keys and passwords that lie about in the environment."""
+"""Keys and passwords of the environment: they must not be written into a run folder."""
 
 import netrc
 import os
@@ -10,38 +10,38 @@ from typing import Any
 from grouped_lm.errors import ConfigError
 
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS)S?$", re.IGNORECASE)
-_SHORTEST = 8
-"""Shorter values are no keys, and would be found in any path."""
+_MIN_LENGTH = 8
+"""Shorter values are not keys, and any path could contain them."""
 
 
 def known_secrets() -> dict[str, str]:
-    """Return where -> value: variables named like keys, and the passwords of netrc."""
-    found = {f"${name}": value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    """Return source -> value of environment variables with names like keys, and of the passwords in netrc."""
+    secrets = {f"${name}": value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
     try:
         hosts = netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser()).hosts
     except (OSError, netrc.NetrcParseError):
         hosts = {}
-    found |= {f"netrc of {host}": password for host, (_, _, password) in hosts.items() if password}
-    return {where: value for where, value in found.items() if len(value) >= _SHORTEST}
+    secrets |= {f"netrc of {host}": password for host, (_, _, password) in hosts.items() if password}
+    return {source: value for source, value in secrets.items() if len(value) >= _MIN_LENGTH}
 
 
 def refuse_secrets(config: dict[str, Any]) -> None:
-    """Refuse a config that carries a secret, since a config is written to disk, to W&B and into checkpoints.
+    """Refuse a config that contains a secret: configs are written to disk, to W&B and into checkpoints.
 
     Raises:
-        ConfigError: names the field and where the secret comes from, not the secret.
+        ConfigError: names the field and the source of the secret, not its value.
     """
     secrets = known_secrets()
     for path, text in _strings("", config):
-        for where, value in secrets.items():
+        for source, value in secrets.items():
             if value in text:
-                raise ConfigError(f"{path} holds the value of {where}: configs are written down, keys are not")
+                raise ConfigError(f"{path} holds the value of {source}: configs are written down, keys are not")
 
 
 def hide_secrets(text: str) -> str:
-    """Return a text, such as a server's complaint, with every known secret in it named instead of shown."""
-    for where, value in known_secrets().items():
-        text = text.replace(value, f"<{where}>")
+    """Return `text`, such as a server's error message, with every known secret replaced by its source."""
+    for source, value in known_secrets().items():
+        text = text.replace(value, f"<{source}>")
     return text
 
 

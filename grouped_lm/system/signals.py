@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: at once where nothing is to be saved, after a save where a training runs."""
+"""SIGTERM and Ctrl-C: they end a process at once, or a training after a save."""
 
 import contextlib
 import os
@@ -14,17 +14,17 @@ Item = TypeVar("Item")
 
 
 class StopRequested(Exception):
-    """Raised between two pieces of long work that need not be finished, an evaluation for example."""
+    """A signal came during work that need not be finished, such as a validation."""
 
 
 @contextlib.contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the process as Ctrl-C does, through every `finally`, with 75: run again to go on."""
+    """Let SIGTERM end the process as Ctrl-C does, through every `finally`, with exit code 75."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(EXIT_PREEMPTED)
 
-    if threading.current_thread() is not threading.main_thread():  # the only one that may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     previous = signal.signal(signal.SIGTERM, leave)
@@ -35,7 +35,7 @@ def exit_on_sigterm() -> Iterator[None]:
 
 
 class StopSignals:
-    """Turn SIGTERM and the first Ctrl-C into a flag that the loop reads after a step; a second Ctrl-C is immediate."""
+    """Store SIGTERM and the first Ctrl-C in a flag that the loop reads after each step. A second one ends at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -59,19 +59,21 @@ class StopSignals:
         self.received = number
 
     def between(
-        self, items: Iterable[Item], asked: Callable[[bool], tuple[bool, ...]] = lambda flag: (flag,)
+        self, items: Iterable[Item], agree: Callable[[bool], tuple[bool, ...]] = lambda flag: (flag,)
     ) -> Iterator[Item]:
-        """Yield the items, and raise `StopRequested` instead of the next one once a signal has come.
+        """Yield the items until a signal comes, then raise `StopRequested`.
 
-        `asked` says of the flag whether it is set in any process that has to stop along with this one.
+        Args:
+            items: pieces of work.
+            agree: returns whether the flag is set in any process that has to stop with this one.
         """
         for item in items:
-            if asked(self.received is not None)[0]:
+            if agree(self.received is not None)[0]:
                 raise StopRequested
             yield item
 
     def leave(self) -> NoReturn:
-        """End the process, and a sweep it is part of: 130 after Ctrl-C, 75 (run again to go on) after SIGTERM."""
+        """End the process and its sweep, with 130 after Ctrl-C, and 75 (run again to continue) after SIGTERM."""
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(EXIT_PREEMPTED)

@@ -1,4 +1,4 @@
-"""A hang is not a long night: a thread that ends the process when the loop has stood still for too long."""
+"""End a process that hangs."""
 
 import faulthandler
 import os
@@ -16,23 +16,23 @@ STACKS = "hang.txt"
 
 
 class Watchdog:
-    """Ends the process with 1 after `minutes` without a `beat`; the last checkpoint stands, the run can go on from it.
+    """End the process with exit code 1 after `minutes` without a `beat`. The run can continue from its last checkpoint.
 
-    What every thread was doing is written to `hang.txt` in the run folder. Nothing can be saved: the thread that knows
-    the state is the one that hangs.
+    The stacks of all threads are written to `hang.txt` in the run folder. Nothing can be saved, because the thread that
+    knows the state is the one that hangs. (faulthandler.dump_traceback_later alone could not write result.json.)
 
     Args:
-        run_dir: where the stacks go.
-        minutes: longest silence; None never ends anything.
-        on_hang: called with the reason just before the end, to write it down.
-        rank: of this process; all but the first write `hang-RANK.txt`.
+        run_dir: folder for the stacks.
+        minutes: longest time without a beat. None never ends the process.
+        on_hang: called with the reason just before the end, to record it.
+        rank: of this process. All but the first one write `hang-RANK.txt`.
     """
 
     def __init__(self, run_dir: Path, minutes: float | None, on_hang: Callable[[str], None], rank: int = 0) -> None:
         self._run_dir, self._limit_s, self._on_hang = run_dir, 60 * (minutes or 0.0), on_hang
         self._stacks = f"hang-{rank}.txt" if rank else STACKS
-        self._beaten = time.monotonic()
-        self._over = threading.Event()
+        self._last_beat = time.monotonic()
+        self._done = threading.Event()
 
     def __enter__(self) -> "Watchdog":
         self.beat()
@@ -41,11 +41,11 @@ class Watchdog:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._over.set()
+        self._done.set()
 
     def beat(self) -> None:
-        """Say that something was done."""
-        self._beaten = time.monotonic()
+        """Report progress."""
+        self._last_beat = time.monotonic()
 
     def between(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items, with a beat for each."""
@@ -54,16 +54,16 @@ class Watchdog:
             yield item
 
     def _watch(self) -> None:
-        while not self._over.wait(min(1.0, self._limit_s / 4)):
-            silent = time.monotonic() - self._beaten
-            if silent > self._limit_s:
-                self._end(f"nothing happened for {silent:.0f} s (train.hang_minutes); stacks in {self._stacks}")
+        while not self._done.wait(min(1.0, self._limit_s / 4)):
+            silent_s = time.monotonic() - self._last_beat
+            if silent_s > self._limit_s:
+                self._end(f"nothing happened for {silent_s:.0f} s (train.hang_minutes); stacks in {self._stacks}")
 
     def _end(self, reason: str) -> None:
         try:
             with (self._run_dir / self._stacks).open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
             self._on_hang(reason)
-            print(f"gvc: error: {self._run_dir}: {reason}; the same command goes on", file=sys.stderr, flush=True)
+            print(f"gvc: error: {self._run_dir}: {reason}; the same command continues", file=sys.stderr, flush=True)
         finally:
             os._exit(EXIT_FAILED)

@@ -17,8 +17,8 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
     "hash check": ("runs.checkpoint", 'digest.hexdigest() == entry["sha256"]', "True", "test_save.py -k some_damage"),
     "RNG restore": (
         "runs.train_state",
-        'torch.set_rng_state(tensors["rng/cpu"])',
-        'tensors["rng/cpu"]',
+        'torch.set_rng_state(states[f"{prefix}/cpu"])',
+        'states[f"{prefix}/cpu"]',
         "test_resume.py -k two_cells",
     ),
     "lock": (

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from fault_tools import curve, final_state, nothing_measured
 from processes import HEADS, together, train_together, with_head
 
-import grouped_lm.train.setup as setup_module
+import grouped_lm.train.setup as train_setup
 from grouped_lm.distributed.process_group import agree_on_attempt, group_timeout
 from grouped_lm.errors import DivergedError, MemoryShortError
 from grouped_lm.runs.checkpoint import list_checkpoints
@@ -109,7 +109,7 @@ def test_an_error_of_one_process_alone_is_everybody_s_after_the_restart(config, 
             raise MemoryShortError("no room for this one")
 
         if os.environ["RANK"] == "1":
-            setup_module.set_threads = short
+            train_setup.set_threads = short
         with nothing_measured():
             train(made, tmp_path / "run")
 
