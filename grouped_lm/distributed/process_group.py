@@ -151,7 +151,7 @@ SINGLE_PROCESS = ProcessGroup()
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Return whether this is torch's `DTensor`. (Its module takes half a second to import, so it is not imported.)"""
+    """Return whether this is torch's `DTensor`, without the import of its module, which takes half a second."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -57,7 +57,7 @@ class RunFolder:
             ) from error
 
     def read_config(self) -> dict[str, Any]:
-        """Return config.json. (`runs.load.load_config` returns it as a `Config`.)
+        """Return config.json as a dict. `runs.load.load_config` returns it as a `Config`.
 
         Raises:
             RunFolderError: there is none that can be read.

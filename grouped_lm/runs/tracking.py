@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl always, W&B as a copy that can neither stop nor change it."""
+"""Metrics of a run: metrics.jsonl is the record, and W&B gets a copy. W&B can neither stop nor change a run."""
 
 import contextlib
 import csv
@@ -22,32 +22,32 @@ from grouped_lm.runs.identity import config_hash
 STEP_AXIS = "trainer/step"
 METRIC_FAMILIES = ("train", "val", "throughput", "time", "memory")
 QUIET_S = 3.0
-"""Longest silence at the end of a run that talks to a server."""
+"""Seconds without progress after which an online run stops waiting for W&B at its end."""
 FINISH_S = 60.0
-"""Longest end of a run whose rows arrive one by one, and of one that is offline, where silence means a busy disk."""
+"""Longest time to wait for W&B at the end of a run. An offline run waits so long without progress (a busy disk)."""
 
 
 class MetricsLog:
-    """Append-only JSON lines, cut back to a checkpoint's length when a run goes on from it."""
+    """JSON lines. A run that resumes cuts them back to the length at its checkpoint."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def size(self) -> int:
-        """Return the bytes written so far."""
+        """Return the number of bytes written so far."""
         return self._path.stat().st_size if self._path.exists() else 0
 
     def cut(self, size: int) -> None:
-        """Drop what was written after the first `size` bytes."""
+        """Remove all but the first `size` bytes."""
         if self.size() > size:
             os.truncate(self._path, size)
 
     def read(self) -> bytes:
-        """Return what was written so far."""
+        """Return the content so far."""
         return self._path.read_bytes() if self._path.exists() else b""
 
     def restore(self, content: bytes) -> None:
-        """Bring back a lost record; one that is here and longer stays."""
+        """Write `content` back, unless the file is longer."""
         if self.size() < len(content):
             self._path.write_bytes(content)
 
@@ -58,10 +58,10 @@ class MetricsLog:
 
 
 class WandbRun:
-    """One W&B run with the keys that dashboards rely on, in a thread of its own that the training never waits for.
+    """One W&B run in a thread of its own. The training never waits for it.
 
-    Every call may fail; then W&B is over and the run goes on. At the end it has as long as it gets something done every
-    `QUIET_S`, `FINISH_S` in all; what is not sent by then stands in the run folder, and `wandb sync` sends it.
+    If any call fails, a warning is printed and the run continues without W&B. At the end the run waits while W&B makes
+    progress every `QUIET_S`, at most `FINISH_S`. The rest stays in the run folder, and `wandb sync` sends it.
     """
 
     def __init__(self, config: Config, run_dir: Path, quiet: bool = False) -> None:
@@ -95,22 +95,21 @@ class WandbRun:
         try:
             action()
         except Exception as error:  # tracking may never stop a run, whatever it raises
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            self._give_up(f"W&B could not {what} ({reason})")
+            self._give_up(f"W&B could not {what} ({_first_line(error)})")
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, reason: str) -> None:
         if not self._over:
             self._over = True
-            print(f"gvc: warning: {why}; going on without it", file=sys.stderr)
+            print(f"gvc: warning: {reason}; continuing without it", file=sys.stderr)
             _end_service()
 
     def log(self, row: dict[str, Any]) -> None:
-        """Copy a row; the step is `trainer/step`, since W&B drops steps that are replayed after a resume."""
+        """Copy a row. Its step is `trainer/step`, because W&B drops steps that a resumed run repeats."""
         if not self._over:
             self._actions.put(("log", lambda: self._run.log(row)))
 
     def finish(self, result: dict[str, Any], exit_code: int = 0) -> None:
-        """Write the final figures into the summary and close."""
+        """Write the result into W&B's summary, and close the run."""
         if self._over:
             return
         flat = {key: value for key, value in result.items() if not isinstance(value, dict | list)}
@@ -122,36 +121,40 @@ class WandbRun:
             done = self._done
             self._thread.join(self._quiet_s)
         if self._thread.is_alive():
-            self._give_up("W&B does not answer; `wandb sync` sends later what stands in the run folder")
+            self._give_up("W&B does not answer; `wandb sync` can send the files in the run folder later")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _end_service() -> None:
-    """End W&B's own process: its hook at the end of ours would wait for a server that does not answer."""
+    """End W&B's own process. Otherwise its exit hook in this process waits for a server that does not answer."""
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             name, rest = status.read_text().split("(", 1)[1].rsplit(")", 1)
             if name.startswith(("wandb-core", "gpu_stats")) and int(rest.split()[1]) == os.getpid():
                 os.kill(int(status.parent.name), signal.SIGKILL)
-    forget = threading.Thread(target=_forget_service, daemon=True)
-    forget.start()
-    forget.join(1.0)
+    teardown = threading.Thread(target=_teardown, daemon=True)
+    teardown.start()
+    teardown.join(1.0)
 
 
-def _forget_service() -> None:
+def _teardown() -> None:
     import wandb
 
-    with contextlib.suppress(Exception):  # it finds its process dead, which is what we want it to know
+    with contextlib.suppress(Exception):  # its process is dead
         wandb.teardown()
 
 
 def _load() -> None:
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # its telemetry waits at exit for a server that hangs
-    import wandb  # noqa: F401, a step of its own: it takes a second and waits for nobody
+    import wandb  # noqa: F401, a step of its own: it takes a second
 
 
 def _start_run(tracking: TrackingConfig, folder: Path, tags: list[str], **kwargs: Any) -> Any:
-    """Start, or go on with, the W&B run of `folder`; `kwargs` are those of `wandb.init`."""
-    import wandb  # here, not above: it takes a second, and `tracking=disabled` need not wait for it
+    """Start or resume the W&B run of `folder`. `kwargs` are those of `wandb.init`."""
+    import wandb  # here, because it takes a second, which `tracking=none` need not wait
 
     return wandb.init(
         id=_stable_id(folder),
@@ -168,7 +171,7 @@ def _start_run(tracking: TrackingConfig, folder: Path, tags: list[str], **kwargs
 
 
 def _stable_id(run_dir: Path) -> str:
-    """Return the run's W&B id, kept in the run folder so that a continued run stays one run."""
+    """Return the W&B id of a run. It is kept in the run folder, so that a resumed run keeps its id."""
     path = run_dir / "wandb_id"
     if not path.exists():
         path.write_text(secrets.token_hex(4), encoding="utf-8")
@@ -176,36 +179,36 @@ def _stable_id(run_dir: Path) -> str:
 
 
 class Tracker:
-    """The record and its copy.
+    """Metrics in metrics.jsonl and in W&B.
 
     Args:
         config: the run.
         run_dir: its folder.
-        log: the record.
-        quiet: there is another process for the copy.
+        log: of metrics.jsonl.
+        quiet: whether another process writes to W&B.
     """
 
     def __init__(self, config: Config, run_dir: Path, log: MetricsLog, quiet: bool = False) -> None:
-        self.log_file = log
+        self._log = log
         self._wandb = WandbRun(config, run_dir, quiet)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Write one row of metrics; absent figures (None) are left out of the copy."""
-        self.log_file.append(row)
+        """Write one row of metrics. W&B gets only the values that are not None."""
+        self._log.append(row)
         self._wandb.log({key: value for key, value in row.items() if value is not None})
 
     def finish(self, result: dict[str, Any], exit_code: int = 0) -> None:
-        """Close the copy with the final figures."""
+        """Write the result to W&B, and close its run."""
         self._wandb.finish({key: value for key, value in result.items() if value is not None}, exit_code)
 
 
 def log_sweep(tracking: TrackingConfig, folder: Path, table: str) -> None:
-    """Write a sweep's table and plots into W&B, as one more run in the sweep's group; it can fail no sweep.
+    """Write the table and the plots of a sweep to W&B, as one more run of the sweep's group. A failure is a warning.
 
     Args:
-        tracking: as the sweep's jobs have it; `disabled` writes nothing.
+        tracking: of the sweep's jobs. `disabled` writes nothing.
         folder: of the sweep, with its `plots/`.
-        table: CSV, the first line being the names of the columns.
+        table: CSV. The first line has the names of the columns.
     """
     if tracking.mode == "disabled":
         return
@@ -218,12 +221,11 @@ def log_sweep(tracking: TrackingConfig, folder: Path, table: str) -> None:
             for picture in sorted((folder / "plots").glob("*.png")):
                 run.log({f"sweep/{picture.stem}": wandb.Image(str(picture))})
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        print(f"gvc: warning: W&B could not take the sweep's table ({reason})", file=sys.stderr)
+        print(f"gvc: warning: W&B could not take the sweep's table ({_first_line(error)})", file=sys.stderr)
 
 
 def has_key() -> bool:
-    """Return whether W&B has a key here, without asking its server or showing the key."""
+    """Return whether this machine has a W&B key. The server is not asked."""
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").removeprefix("https://").split("/")[0]
     try:
         saved = netrc.netrc().authenticators(host)
@@ -233,14 +235,14 @@ def has_key() -> bool:
 
 
 def default_entity() -> str:
-    """Ask W&B's server for the account's own user or team; raises whatever W&B raises without a login."""
+    """Return the user or team of the account, as W&B's server says. Without a login W&B raises its own error."""
     import wandb
 
     return str(wandb.Api(timeout=20).default_entity)
 
 
 def login_state() -> str:
-    """Say whether W&B has a key, without asking its server or showing the key."""
+    """Return one line on W&B: its version, whether there is a key, and its mode."""
     import wandb
 
     key = "found" if has_key() else "none (offline runs need none)"

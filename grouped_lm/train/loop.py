@@ -31,7 +31,10 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
 
 
 def train_steps(config: Config, folder: RunFolder, process_group: ProcessGroup) -> dict[str, Any]:
-    """Train until `train.max_steps`, and return the result. (A function of its own: DDP must end before its group.)"""
+    """Train until `train.max_steps`, and return the result.
+
+    This is not part of `train` because a DDP model must be deleted before its process group.
+    """
     device = set_up_process(config, process_group)
     corpus = prepare_data(config.data, config.tokenizer)
     model = build_lm(config, corpus.train.counts, corpus.train.tokens)
