@@ -64,3 +64,13 @@ class History:
             "seconds": self.total_seconds(),
             "checkpoint_seconds": self.checkpoint_seconds,
         }
+
+
+@dataclass(frozen=True)
+class Due:
+    """The work after a step. All processes agree on it."""
+
+    log: bool
+    validate: bool
+    save: bool
+    stop: bool

@@ -1,7 +1,7 @@
 """One training run: everything that the loop in `train.loop` works on, and what it does with it."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -15,12 +15,11 @@ from grouped_lm.distributed.process_group import ProcessGroup
 from grouped_lm.errors import DivergedError
 from grouped_lm.evaluate.validation import validate
 from grouped_lm.heads.base import HeadLoss
-from grouped_lm.models.build import count_params
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer, set_learning_rate
 from grouped_lm.optim.step_metrics import StepMetrics
 from grouped_lm.optim.training_step import TrainingStep
-from grouped_lm.runs.folder import COMPLETE, INTERRUPTED, RunFolder, failed
+from grouped_lm.runs.folder import COMPLETE, INTERRUPTED, RunFolder
 from grouped_lm.runs.tracking import MetricsLog, Tracker
 from grouped_lm.system.console import TrainDisplay
 from grouped_lm.system.files import write_json
@@ -29,17 +28,8 @@ from grouped_lm.system.signals import StopRequested, StopSignals
 from grouped_lm.system.watchdog import Watchdog
 from grouped_lm.train.checkpoints import Checkpoints, describe_origin
 from grouped_lm.train.meters import Meters
-from grouped_lm.train.setup import write_tokens
-
-
-@dataclass(frozen=True)
-class Due:
-    """The work after a step. All processes agree on it."""
-
-    log: bool
-    validate: bool
-    save: bool
-    stop: bool
+from grouped_lm.train.progress import Due
+from grouped_lm.train.setup import describe_model, record_hang, write_tokens
 
 
 class TrainingRun:
@@ -98,13 +88,10 @@ class TrainingRun:
         config, group = self.config, self.process_group
         title = f"{config.model.name} {config.head.name}"
         self.signals = StopSignals()
-        self.watchdog = Watchdog(self.folder.path, config.train.hang_minutes, self._record_hang, group.rank)
+        on_hang = partial(record_hang, self.folder, group.is_first)  # without self: a cycle would outlive the run
+        self.watchdog = Watchdog(self.folder.path, config.train.hang_minutes, on_hang, group.rank)
         self.display = TrainDisplay(title, config.train.max_steps, self.progress.step, quiet=not group.is_first)
         self._contexts = ExitStack()
-
-    def _record_hang(self, reason: str) -> None:
-        if self.process_group.is_first:
-            write_json(self.folder.result, failed(reason))
 
     def __enter__(self) -> "TrainingRun":
         for context in (self.signals, self.watchdog, self.display):
@@ -272,20 +259,3 @@ class TrainingRun:
         self.tracker.finish(result)
         self.display.close(result)
         return group.on_first(lambda: result)
-
-
-def describe_model(config: Config, model: LanguageModel) -> dict[str, Any]:
-    """Return the labels and sizes by which runs are compared."""
-    head = model.head
-    total, own = count_params(model)
-    return {
-        "model": config.model.name,
-        "head": config.head.name,
-        "grouping": config.grouping.name if hasattr(head, "n_group") else None,
-        "group_size": getattr(head, "group_size", None),
-        "n_group": getattr(head, "n_group", None),
-        "data": config.data.name,
-        "tokenizer": config.tokenizer.label,
-        "params/total": total,
-        "params/head": own,
-    }

@@ -1,9 +1,10 @@
-"""Before and after the loop: the process, the run folder and its lock, and the record of a failure."""
+"""Before the loop: the process, the run folder and its lock, and what a run writes about itself or its failure."""
 
 import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,6 +15,8 @@ from grouped_lm.distributed.process_group import ProcessGroup, join_process_grou
 from grouped_lm.errors import DiskError, GvcError
 from grouped_lm.grouping import describe_groups
 from grouped_lm.heads import Head
+from grouped_lm.models.build import count_params
+from grouped_lm.models.lm import LanguageModel
 from grouped_lm.plan.memory_check import check_memory, explain_out_of_memory
 from grouped_lm.runs.folder import RunFolder, failed
 from grouped_lm.system.files import write_json
@@ -62,6 +65,12 @@ def record_failure(config: Config, folder: RunFolder, process_group: ProcessGrou
         raise known from error
 
 
+def record_hang(folder: RunFolder, is_first: bool, reason: str) -> None:
+    """Write the reason of a hang into result.json, in the first process."""
+    if is_first:
+        write_json(folder.result, failed(reason))
+
+
 def explain(error: Exception, config: Config, folder: RunFolder, process_group: ProcessGroup) -> GvcError | None:
     """Return the one-line error for a lack of memory or disk space, and None for any other error."""
     if isinstance(error, OSError):
@@ -97,3 +106,20 @@ def write_tokens(folder: RunFolder, config: Config, head: Head) -> None:
     if "token_to_group" in buffers:
         special = {EOT_TEXT: tokenizer.eot_id}
         write_json(folder.grouping, describe_groups(buffers["token_to_group"], buffers["token_to_slot"], special))
+
+
+def describe_model(config: Config, model: LanguageModel) -> dict[str, Any]:
+    """Return the labels and sizes by which runs are compared."""
+    head = model.head
+    total, own = count_params(model)
+    return {
+        "model": config.model.name,
+        "head": config.head.name,
+        "grouping": config.grouping.name if hasattr(head, "n_group") else None,
+        "group_size": getattr(head, "group_size", None),
+        "n_group": getattr(head, "n_group", None),
+        "data": config.data.name,
+        "tokenizer": config.tokenizer.label,
+        "params/total": total,
+        "params/head": own,
+    }

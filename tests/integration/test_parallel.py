@@ -1,9 +1,11 @@
 """Several processes compute what one computes, whatever shards the model, and read what the others have saved."""
 
 import dataclasses
+import gc
 import json
 import os
 import shutil
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -176,3 +178,24 @@ def test_every_attempt_has_a_number_of_its_own_whatever_lost_processes_have_left
     store.set("token-2", "of one that was lost before it heard an answer")
     store.add("attempts", 1)  # and the first was lost, too
     assert join(0, 1, 2) == [3, 3, 3]
+
+
+def test_the_model_of_a_finished_run_is_deleted_at_once(config, tmp_path, monkeypatch):
+    """A DDP model that the garbage collector deletes after its process group can hang."""
+    from grouped_lm.train.session import TrainingRun
+
+    original, alive = TrainingRun.__init__, []
+
+    def remember(self, *args):
+        original(self, *args)
+        alive.append(weakref.ref(self.model))
+
+    monkeypatch.setattr(TrainingRun, "__init__", remember)
+    gc.collect()
+    gc.disable()
+    try:
+        with nothing_measured():
+            train(config(max_steps=2), tmp_path / "run")
+        assert [model() for model in alive] == [None]
+    finally:
+        gc.enable()
