@@ -5,11 +5,12 @@ It is made with wandb-workspaces. With a login it is saved at W&B, without one i
 
 import json
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
-from grouped_lm.errors import ConfigError, GvcError
+import yaml
 
-TOKENS, STEP = "trainer/tokens", "trainer/step"
+from grouped_lm.errors import ConfigError, GvcError
 
 
 class DashboardError(GvcError):
@@ -22,54 +23,19 @@ class Panel:
 
     title: str
     x: str
-    y: tuple[str, ...]
+    y: list[str]
     points: bool = False
 
 
-SECTIONS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
-    (
-        "Quality",
-        (
-            Panel("Validation loss, nats per token", TOKENS, ("val/loss",)),
-            Panel("Validation perplexity", TOKENS, ("val/perplexity",)),
-            Panel("Bits per byte", TOKENS, ("val/bits_per_byte",)),
-            Panel("Training loss, nats per token", TOKENS, ("train/loss",)),
-            Panel("Training loss of group and token", TOKENS, ("train/loss_group", "train/loss_token")),
-            Panel("Group accuracy", TOKENS, ("val/group_accuracy",)),
-            Panel("Gradient norm", STEP, ("train/grad_norm",)),
-            Panel("Learning rate", STEP, ("train/lr",)),
-        ),
-    ),
-    (
-        "Memory",
-        (
-            Panel("Peak of the GPU's allocator, GiB", STEP, ("memory/peak_gpu_gib", "memory/peak_reserved_gib")),
-            Panel("Peak of live tensors, GiB", STEP, ("memory/peak_tensor_gib",)),
-            Panel("Peak of the process, GiB", STEP, ("memory/peak_rss_gib",)),
-        ),
-    ),
-    (
-        "Speed",
-        (
-            Panel("Tokens per second", STEP, ("throughput/tokens_per_sec",)),
-            Panel("Share of the matrix product's speed", STEP, ("throughput/mfu",)),
-            Panel("Milliseconds per step", STEP, ("time/step_ms",)),
-        ),
-    ),
-    (
-        "Trade-off",
-        (
-            Panel("Loss against speed", "throughput/tokens_per_sec", ("val/loss",), points=True),
-            Panel("Loss against memory of the head", "memory/peak_head_gib", ("val/loss",), points=True),
-            Panel("Loss against parameters of the head", "params/head", ("val/loss",), points=True),
-        ),
-    ),
-)
+def load_sections() -> dict[str, list[Panel]]:
+    """Return the panels of each section, as `dashboard.yaml` defines them."""
+    values = yaml.safe_load(files("grouped_lm.report").joinpath("dashboard.yaml").read_text(encoding="utf-8"))
+    return {title: [Panel(**panel) for panel in panels] for title, panels in values.items()}
 
 
 def panel_keys() -> set[str]:
     """Return every key that is in a panel."""
-    return {key for _, panels in SECTIONS for panel in panels for key in (panel.x, *panel.y)}
+    return {key for panels in load_sections().values() for panel in panels for key in (panel.x, *panel.y)}
 
 
 def build_workspace(entity: str, project: str, name: str) -> Any:
@@ -97,7 +63,8 @@ def build_workspace(entity: str, project: str, name: str) -> Any:
         return wr.LinePlot(title=panel.title, x=panel.x, y=[*panel.y])
 
     sections = [
-        ws.Section(name=title, panels=[plot(panel) for panel in panels], is_open=True) for title, panels in SECTIONS
+        ws.Section(name=title, panels=[plot(panel) for panel in panels], is_open=True)
+        for title, panels in load_sections().items()
     ]
     return ws.Workspace(entity=entity, project=project, name=name, sections=sections)
 

@@ -1,12 +1,13 @@
 """The claims, read from `conf/reproduction/claims.yaml`: the paper's claims, open questions and checks, as data."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
 import yaml
 
 from grouped_lm.bench.variants import load_variant
+from grouped_lm.config import check_choice, parse_fields
 from grouped_lm.errors import ConfigError
 
 KINDS = ("claim", "question", "check")
@@ -14,23 +15,23 @@ KINDS = ("claim", "question", "check")
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to build the last layer, as runs and benches name it."""
+    """A way to build the output layer, and how runs and benches name it."""
 
     key: str
     name: str
     bench: str | None
-    """Its name in the rows of `gvc bench`, None where no suite measures it."""
+    """Its name in the rows of `gvc bench`; None if no suite measures it."""
     match: dict[str, Any]
-    """Column of runs.csv -> value, or a list of values; `group_size: sqrt` is round(sqrt V)."""
+    """Column of runs.csv -> value or list of values. `group_size: sqrt` means round(sqrt V)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One sentence that runs can decide."""
+    """A statement that runs can confirm or refute."""
 
     id: str
     kind: str
-    """`claim` (the paper says it), `question` (it leaves it open) or `check` (it asks for it, or we do)."""
+    """`claim` (the paper says it), `question` (the paper leaves it open) or `check` (the paper or we ask for it)."""
     quote: str | None
     source: str
     says: str
@@ -40,13 +41,14 @@ class Claim:
     rule: str
     threshold: float | None
     ours: bool
-    options: dict[str, Any] = field(default_factory=dict)
-    """What the rule takes besides, `with` in the file."""
+    """Whether the rule is also asked about our best head."""
+    options: dict[str, Any]
+    """Other settings of the rule, `with` in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claims:
-    """The whole file."""
+    """The content of claims.yaml."""
 
     paper: dict[str, str]
     methods: dict[str, Method]
@@ -57,14 +59,11 @@ def load_claims(text: str | None = None) -> Claims:
     """Return the claims of `text`, by default those of `conf/reproduction/claims.yaml`.
 
     Raises:
-        ConfigError: an entry without one of its fields, with another one, or of an unknown kind; a name given twice.
+        ConfigError: an entry lacks a field, has an unknown one, or repeats an id.
     """
-    source = (
-        (files("grouped_lm.conf") / "reproduction" / "claims.yaml").read_text(encoding="utf-8")
-        if text is None
-        else text
-    )
-    values = yaml.safe_load(source)
+    if text is None:
+        text = (files("grouped_lm.conf") / "reproduction" / "claims.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
     methods = {key: _method(key, **entry) for key, entry in values["methods"].items()}
     claims = [_parse(entry) for entry in values["claims"]]
     ids = [claim.id for claim in claims]
@@ -89,11 +88,10 @@ def _method(key: str, variant: str, match: list[str], grouping: str | None = Non
 
 
 def _parse(entry: dict[str, Any]) -> Claim:
-    known = {f.name for f in fields(Claim)} - {"options"} | {"with"}
-    if set(entry) != known:
-        odd = ", ".join(sorted(set(entry) ^ known))
-        raise ConfigError(f"claims.yaml: {entry.get('id', entry)} must have exactly its fields, see to {odd}")
-    if entry["kind"] not in KINDS:
-        raise ConfigError(f"claims.yaml: {entry['id']} must be one of {', '.join(KINDS)}, got {entry['kind']!r}")
-    others = {key: value for key, value in entry.items() if key != "with"}
-    return Claim(**others, options=entry["with"])
+    where = f"claims.yaml: {entry.get('id')}"
+    try:
+        claim = parse_fields(Claim, {"options" if key == "with" else key: v for key, v in entry.items()}, where)
+    except TypeError as error:  # a field is missing
+        raise ConfigError(f"{where}: {error}") from error
+    check_choice(f"{where}.kind", claim.kind, KINDS)
+    return claim

@@ -7,8 +7,11 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from grouped_lm.errors import DataError, RunFolderError
 from grouped_lm.report.tables import runs_csv
@@ -28,26 +31,7 @@ DATA = "data"
 ENVIRONMENT = ("commit", "cpu", "cpu_count", "threads", "gpu", "device", "python")
 """What is kept of a run's environment: what its figures depend on, and nothing about whose machine it was."""
 
-NUMBERS = {
-    "order": ("rank_correlation", "low", "high", "ids", "tokens", "first", "share_of_first", "share_of_top"),
-    "steps": ("minutes",),
-    "bench-steps": ("micro_batch_size", "block_size", "ms", "ms_q1", "ms_q3", "tokens_per_sec"),
-    "bench-memory truth": ("micro_batch_size", "block_size", "measured_bytes"),
-    "bench-memory claim": ("micro_batch_size", "memory_ratio", "claim_ratio", "flops_ratio", "flops_cap"),
-    "bench-memory grid": ("micro_batch_size", "block_size", "predicted_bytes"),
-    "bench-vocab step": ("vocab_size", "micro_batch_size", "block_size"),
-}
-"""Table, or table and part -> columns that must hold a number."""
-NAMES = {
-    "order": ("data",),
-    "steps": ("scale", "step", "state", "command"),
-    "bench-steps": ("model", "head"),
-    "bench-memory truth": ("model", "head"),
-    "bench-memory claim": ("model", "attention"),
-    "bench-memory grid": ("model", "head", "mode"),
-    "bench-vocab step": ("model", "head"),
-}
-"""Table, or table and part -> columns that must not be empty."""
+REQUIRED = yaml.safe_load(files("grouped_lm.reproduction").joinpath("evidence.yaml").read_text(encoding="utf-8"))
 TEXTS = frozenset(
     {"run", "sweep", "data", "model", "model.body", "tokenizer", "head", "head_options", "grouping", "state", "reason"}
     | {"name", "text", "prompt", "decile", "command", "commit", "machine", "cpu", "gpu", "device", "python", "torch"}
@@ -65,10 +49,11 @@ def _silent(_: str) -> None:
 def missing_in(table: str, row: Row) -> str | None:
     """Return a column that a row of `table` lacks; None if it has all of them."""
     kind = f"{table} {row['part']}" if row.get("part") else table
-    for key in NUMBERS.get(kind, ()):
-        if not isinstance(row.get(key), int | float) or isinstance(row.get(key), bool):
+    required = REQUIRED.get(kind, {"numbers": (), "texts": ()})
+    for key in required["numbers"]:
+        if type(row.get(key)) not in (int, float):
             return key
-    return next((key for key in NAMES.get(kind, ()) if not row.get(key)), None)
+    return next((key for key in required["texts"] if not row.get(key)), None)
 
 
 def collect_evidence(folders: list[Path], say: Say = _silent) -> Evidence:
@@ -120,6 +105,8 @@ def _collect_one(folder: Path, say: Say) -> Evidence:
         path = Path(row["run"])
         name = str(path.relative_to(folder)) if path != folder else path.resolve().name
         evidence["runs"].append(row | {"run": name})
+        if row.get("reason"):  # no path of the machine
+            evidence["runs"][-1]["reason"] = str(row["reason"]).replace(str(path), name)
         for table, read in readers.items():
             try:
                 evidence[table] += read(path, name)

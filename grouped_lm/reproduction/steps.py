@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from grouped_lm.config import check_label
+from grouped_lm.config import check_label, parse_fields
 from grouped_lm.errors import ConfigError, DataError
 
 SCALES = ("smoke", "cpu", "cpu-long", "paper")
@@ -80,77 +80,57 @@ def load_scale(name: str) -> Scale:
         path = files("grouped_lm.conf") / "reproduction" / f"{name}.yaml"
     else:
         raise ConfigError(f"--scale must be one of {', '.join(SCALES)} or a .yaml file, got {name!r}")
+    given = f"--scale {name}"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        steps = [Step(**entry) for entry in values.pop("steps")]
-        scale = Scale(name=name.removesuffix(".yaml").rsplit("/", 1)[-1], steps=steps, **values)
+        steps = [parse_fields(Step, entry, f"{given}: a step") for entry in values.pop("steps")]
+        scale = parse_fields(
+            Scale, values | {"name": name.removesuffix(".yaml").rsplit("/", 1)[-1], "steps": steps}, given
+        )
     except OSError as error:
-        raise ConfigError(f"--scale {name} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{given} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
         known = ", ".join(f.name for f in fields(Step))
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"--scale {name} is no list of steps with {known} ({reason})") from error
-    check_scale(scale, f"--scale {name}")
-    return scale
-
-
-KINDS: dict[Any, tuple[type, ...]] = {
-    str: (str,),
-    str | None: (str, type(None)),
-    float: (int, float),
-    int: (int,),
-    bool: (bool,),
-    dict[str, str | None]: (dict,),
-    list[Step]: (list,),
-}
-"""Annotation of a field -> types that a value may have."""
-MARKS = ("{out}", "{scale}", "{name}", "{stories}", "{other}", "{run}")
-
-
-def check_kinds(entry: Scale | Step, where: str) -> None:
-    """Raise `ConfigError` unless every field has a value of its annotated type."""
-    for f in fields(entry):
-        value, kinds = getattr(entry, f.name), KINDS[f.type]
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            wanted = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise ConfigError(f"{where}: {f.name} must be of {wanted}, got {value!r}")
-
-
-def check_scale(scale: Scale, given: str) -> None:
-    """Check a list before it runs: types, texts, placeholders, names.
-
-    Raises:
-        ConfigError: the first mistake; `given` names the list.
-    """
+        raise ConfigError(f"{given} is no list of steps with {known} ({reason})") from error
     check_label(given, scale.name)
-    check_kinds(scale, given)
-    for step in scale.steps:
-        check_kinds(step, f"{given}: step {step.name!r}")
     if set(scale.texts) - set(ROLES) or not all(isinstance(v, str | None) for v in scale.texts.values()):
         raise ConfigError(f"{given}: texts must be overrides, or null, of {' and '.join(ROLES)}, got {scale.texts}")
     names = [step.name for step in scale.steps]
     for step in scale.steps:
-        where = f"{given}: step {step.name!r}"
-        check_label(f"{given}: name of a step", step.name)
+        check_step(step, f"{given}: step {step.name!r}")
         if names.count(step.name) > 1:
-            raise ConfigError(f"{where} is there twice")
-        try:
-            words = shlex.split(step.command)
-        except ValueError as error:
-            raise ConfigError(f"{where}: its command cannot be split into words ({error})") from error
-        if words[:1] != ["gvc"] or len(words) < 2:
-            raise ConfigError(f"{where}: its command must begin with gvc, got {step.command[:60]!r}")
-        odd = [mark for mark in re.findall(r"\{\w+\}", step.command) if mark not in MARKS]
-        if odd:
-            raise ConfigError(f"{where}: {odd[0]} is none of {', '.join(MARKS)}")
-        if (step.each is None) != ("{run}" not in step.command) or (step.each is None) != (step.makes is None):
-            raise ConfigError(f"{where}: each, makes and {{run}} belong together: give all three or none")
-        if step.side_by_side < 1 or not 0 < step.minutes < float("inf"):
-            raise ConfigError(f"{where}: side_by_side and minutes must be above 0")
-        for key in ("each", "makes"):
-            value = getattr(step, key)
-            if value is not None and (not value or Path(value).is_absolute() or ".." in Path(value).parts):
-                raise ConfigError(f"{where}: {key} must be a path below the folder, got {value!r}")
+            raise ConfigError(f"{given}: step {step.name!r} is there twice")
+    return scale
+
+
+MARKS = ("{out}", "{scale}", "{name}", "{stories}", "{other}", "{run}")
+"""Placeholders of a command."""
+
+
+def check_step(step: Step, where: str) -> None:
+    """Check a step before any step runs.
+
+    Raises:
+        ConfigError: the first mistake; the message begins with `where`.
+    """
+    check_label(f"{where}: name", step.name)
+    try:
+        words = shlex.split(step.command)
+    except ValueError as error:
+        raise ConfigError(f"{where}: its command cannot be split into words ({error})") from error
+    if words[:1] != ["gvc"] or len(words) < 2:
+        raise ConfigError(f"{where}: its command must begin with gvc, got {step.command[:60]!r}")
+    unknown = [mark for mark in re.findall(r"\{\w+\}", step.command) if mark not in MARKS]
+    if unknown:
+        raise ConfigError(f"{where}: {unknown[0]} is none of {', '.join(MARKS)}")
+    if (step.each is None) != ("{run}" not in step.command) or (step.each is None) != (step.makes is None):
+        raise ConfigError(f"{where}: each, makes and {{run}} belong together: give all three or none")
+    if step.side_by_side < 1 or not 0 < step.minutes < float("inf"):
+        raise ConfigError(f"{where}: side_by_side and minutes must be above 0")
+    for key, value in (("each", step.each), ("makes", step.makes)):
+        if value is not None and (not value or Path(value).is_absolute() or ".." in Path(value).parts):
+            raise ConfigError(f"{where}: {key} must be a path below the folder, got {value!r}")
 
 
 def select_steps(scale: Scale, only: list[str]) -> list[Step]:

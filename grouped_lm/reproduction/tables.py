@@ -2,8 +2,10 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
+
+import yaml
 
 from grouped_lm.evaluate.significance import compare_methods
 from grouped_lm.reproduction.claims import Claims, Method
@@ -11,6 +13,7 @@ from grouped_lm.reproduction.cost_rules import PAIRED, in_chunks
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.rules import Answer
 from grouped_lm.reproduction.verdicts import ANY_TEXT, Setting, Verdict, by_seed, pair_runs, settings_of
+from grouped_lm.runs.folder import COMPLETE
 from grouped_lm.system.tables import Column, Table, columns
 
 FAMILIES = (("gpt2", "GPT-2"), ("gpt_neo", "GPT-Neo"))
@@ -201,80 +204,21 @@ def _short_commit(commit: str) -> str:
 
 
 def plain_tables(evidence: Evidence) -> list[Table]:
-    """Return the tables that show rows of the evidence as they are."""
+    """Return the tables that show rows of the evidence as they are, as `tables.yaml` defines them."""
+    definitions = yaml.safe_load(files("grouped_lm.reproduction").joinpath("tables.yaml").read_text(encoding="utf-8"))
+    tables = []
+    for name, definition in definitions.items():
+        source, part, shown = (definition.pop(key, None) for key in ("source", "part", "columns"))
+        rows = [row for row in evidence[source] if part in (None, row.get("part"))]
+        tables.append(Table(name=name, columns=columns(shown), rows=rows, **definition))
+    return tables
 
-    def table(name: str, title: str, source: str, shown: str, keep: Callable[[Row], bool], note: str = "") -> Table:
-        rows = [row for row in evidence[source] if keep(row)]
-        return Table(name=name, title=title, columns=columns(shown), rows=rows, note=note)
 
-    def part(name: str) -> Callable[[Row], bool]:
-        return lambda row: row.get("part") == name
-
-    def every(row: Row) -> bool:
-        return True
-
-    body = "body = model; batch = micro_batch_size {:,}; length = block_size {:,}; head"
-    parts = "; ".join(f"{kind} = {kind}_bytes bytes" for kind in ("weights", "gradients", "optimizer", "body"))
-    return [
-        table(
-            "memory-parts",
-            "Memory of a step by what it is for",
-            "bench-memory",
-            f"{body}; measured = measured_bytes bytes; prediction off by = prediction_error {{:+.2%}}; {parts}"
-            "; head's own = head_bytes bytes; temporary = temporary_bytes bytes",
-            part("truth"),
-            "Real steps, allocator events.",
-        ),
-        table(
-            "memory-grid",
-            "Memory over batch and length",
-            "bench-memory",
-            f"{body.replace('batch', 'mode; batch', 1)}; predicted = predicted_bytes bytes"
-            "; measured = measured_bytes bytes",
-            part("grid"),
-        ),
-        table(
-            "speed",
-            "Whole optimizer steps, taking turns",
-            "bench-steps",
-            "body = model; head; option; ms {:,.1f}; quarter = ms_q1 {:,.1f}; 3 quarters = ms_q3 {:,.1f}"
-            "; tokens/s = tokens_per_sec {:,.0f}; x dense = over_dense {:.2f}"
-            "; x dense in chunks = over_best_chunked {:.2f}; of the cap = share_of_cap {:.0%}",
-            every,
-            "The cap is the same step without any head.",
-        ),
-        table(
-            "vocabularies",
-            "Steps over vocabularies",
-            "bench-vocab",
-            "V = vocab_size {:,}; head; measured = measured_bytes bytes; predicted = predicted_bytes bytes"
-            "; ms {:,.1f}; x dense = over_dense {:.1f}",
-            part("step"),
-        ),
-        table(
-            "order",
-            "Are ids sorted by frequency",
-            "order",
-            "text = data; ids that occur = ids {:,}; tokens {:,}; rank correlation = rank_correlation {:.3f}"
-            "; from = low {:.3f}; to = high {:.3f}; tokens in the first 2,048 ids = share_of_first {:.1%}"
-            "; in the 2,048 most frequent = share_of_top {:.1%}",
-            every,
-        ),
-        table(
-            "steps",
-            "Steps",
-            "steps",
-            "step; for = about; state; minutes = taken {:.1f}; planned = minutes {:g}; command",
-            every,
-        ),
-        table(
-            "broken",
-            "Runs that are not complete",
-            "runs",
-            "run; state; reason; step = trainer/step {:,}",
-            lambda row: row.get("state") != "complete",
-        ),
-    ]
+def failed_table(evidence: Evidence) -> Table:
+    """Return the runs that are not complete, with their reasons."""
+    rows = [row for row in evidence["runs"] if row.get("state") != COMPLETE]
+    shown = columns("run; state; reason; step = trainer/step {:,}")
+    return Table(name="broken", title="Runs that are not complete", columns=shown, rows=rows)
 
 
 def all_tables(claims: Claims, evidence: Evidence, answers: list[Answer]) -> dict[str, Table]:
@@ -287,5 +231,6 @@ def all_tables(claims: Claims, evidence: Evidence, answers: list[Answer]) -> dic
         memory_claim_table(evidence),
         *plain_tables(evidence),
         environments_table(evidence),
+        failed_table(evidence),
     ]
     return {table.name: table for table in tables if table.rows}

@@ -11,7 +11,14 @@ from grouped_lm.reproduction.evidence import collect_evidence, read_evidence, wr
 from grouped_lm.reproduction.rules import answer_claims
 from grouped_lm.system.tables import csv_text
 
-CONFIG = {"model": {"name": "m"}, "head": {"name": "dense"}, "train": {}, "data": {"name": "2024"}, "seed": 0}
+CONFIG = {
+    "schema_version": 2,
+    "model": {"name": "m"},
+    "head": {"name": "dense"},
+    "train": {},
+    "data": {"name": "2024"},
+    "seed": 0,
+}
 
 
 def make_folder(path: Path, **files: str) -> Path:
