@@ -63,7 +63,8 @@ def export_run(run: Path, target: Path) -> Path:
     tokenizer = build_tokenizer(own_tokenizer(run, config.tokenizer))
     result = folder.read_result() or {}
     figures = [text.format(result[key]) for key, text in FIGURES if isinstance(result.get(key), float)]
-    figures.insert(0, f"Training: {step:,} steps on `{config.data.name}`.")
+    imported = "Weights: imported from a checkpoint of transformers, not trained since."
+    figures.insert(0, imported if "imported_from" in result else f"Training: {step:,} steps on `{config.data.name}`.")
     with new_folder(target) as new:
         _write(model, config, tokenizer, new, {"folder": target.name, "figures": figures})
     return target
@@ -85,7 +86,7 @@ def _write(model: LanguageModel, config: Config, tokenizer: Tokenizer, folder: P
     write_tokenizer(tokenizer, config.model.block_size, folder)
     origin = (
         f"A {config.model.body} language model of {count_params(model)[0]:,} parameters with a `{config.head.name}` "
-        "output layer, trained with `gvc` of grouped-lm."
+        "output layer, written by `gvc export` of grouped-lm."
     )
     values = {"title": config.name, "origin": origin, "tags": (config.model.body,), "is_plain": plain}
     ids = {"tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size, "eot_id": eot_id}
@@ -123,7 +124,7 @@ def import_checkpoint(source: Path, run: Path, tokenizer: str | None = None) -> 
     values = read_config(source)
     model_config = config_from_hf(values, source.resolve().name)
     state = body_from_hf(read_weights(source), model_config.body)
-    kept, notes = choose_tokenizer(source, tokenizer)
+    kept, notes = choose_tokenizer(source, tokenizer, values.get("vocab_size"))
     notes += _fit_vocabulary(state, values, kept.tokenizer, source)
     tied = _is_tied(state, values, source)
     config = Config(name=source.resolve().name, model=model_config, head=DenseConfig(tied=tied), tokenizer=kept.config)
@@ -137,7 +138,7 @@ def import_checkpoint(source: Path, run: Path, tokenizer: str | None = None) -> 
     result = {"state": COMPLETE, "imported_from": str(source), "import_notes": notes, "trainer/step": 0}
     write_json(folder.result, result)
     for note in notes:
-        log.warning(note)
+        log.warning("note: %s", note)
     return run
 
 

@@ -108,12 +108,13 @@ class KeptTokenizer:
             self.tokenizer.save(path)
 
 
-def choose_tokenizer(folder: Path, given: str | None) -> tuple[KeptTokenizer, list[str]]:
+def choose_tokenizer(folder: Path, given: str | None, vocab_size: Any) -> tuple[KeptTokenizer, list[str]]:
     """Return the tokenizer of a checkpoint of transformers, and what a user should know about the choice.
 
     Args:
         folder: of the checkpoint.
         given: gpt2, bytes, the path of a tokenizer.json or of a folder that has it; None takes the files in `folder`.
+        vocab_size: that of the checkpoint, for the messages.
 
     Raises:
         DataError: there are no such files, or their tokenizer is none that we can keep.
@@ -131,14 +132,17 @@ def choose_tokenizer(folder: Path, given: str | None) -> tuple[KeptTokenizer, li
         there = [name for name in OTHER_NAMES if (place / name).exists()]
         what = f"has no tokenizer that gvc reads (only {', '.join(there)})" if there else "has no tokenizer files"
         raise DataError(
-            f"{place} {what}: give --tokenizer gpt2, --tokenizer bytes, or --tokenizer FILE with a tokenizer.json"
+            f"{place} {what}, and a vocabulary of {vocab_size} ids does not say which it is: give --tokenizer gpt2 "
+            f"({VOCAB_SIZES['gpt2']} ids), --tokenizer bytes ({VOCAB_SIZES['bytes']} ids), or --tokenizer FILE with a "
+            "tokenizer.json; rows beyond the tokenizer's ids are left out"
         )
     try:
         return keep_tokenizer(values), []
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"the tokenizer of {place} cannot be kept: {error}. gvc has GPT-2's, bytes, and byte-level BPE with "
-            "end-of-text as the last id and no other special token; --tokenizer gpt2 or bytes takes one of them anyway"
+            f"the tokenizer of {place} (a model of {vocab_size} ids) cannot be kept: {error}. "
+            "gvc has GPT-2's, bytes, and byte-level BPE with end-of-text as the last id and no other special "
+            "token; --tokenizer gpt2 or bytes takes one of them anyway"
         ) from error
 
 

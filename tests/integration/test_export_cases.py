@@ -166,7 +166,8 @@ def test_case_E3_no_tokenizer_files_and_no_guess(tmp_path, gvc, size):
     folder = gpt2_folder(tmp_path / "hf", size)
     outcome = gvc("import", str(folder), "--out", str(tmp_path / "run"))
     assert outcome.code == 3
-    assert "has no tokenizer files: give --tokenizer gpt2, --tokenizer bytes" in outcome.err
+    assert f"has no tokenizer files, and a vocabulary of {size} ids does not say which it is" in outcome.err
+    assert "give --tokenizer gpt2 (50257 ids), --tokenizer bytes (257 ids)" in outcome.err
     name = {257: "bytes", 50257: "gpt2"}[size]
     assert gvc("import", str(folder), "--out", str(tmp_path / "run"), "--tokenizer", name).code == 0
     assert load_config(tmp_path / "run").tokenizer.name == name
@@ -190,6 +191,13 @@ def test_case_E3_a_tie_is_compared(tmp_path):
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match=r"tie_word_embeddings false, and there is no lm_head.weight"):
         import_checkpoint(folder, tmp_path / "run", "bytes")
+
+
+def test_the_card_of_an_imported_model_claims_no_training(tmp_path):
+    run = import_checkpoint(gpt2_folder(tmp_path / "source"), tmp_path / "run", "bytes")
+    card = (export_run(run, tmp_path / "out") / "README.md").read_text()
+    assert "Weights: imported from a checkpoint of transformers" in card
+    assert "steps on" not in card
 
 
 @torch.no_grad()
