@@ -69,6 +69,14 @@ test-faults: $(VENV)/.developers  ## All faults and the table of promises; TRIAL
 	  tests/faults tests/integration/test_sweep.py::test_a_driver_killed_again_and_again_completes_every_job_once \
 	  tests/integration/test_sweep.py::test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again
 
+$(VENV)/.docs: $(VENV)/.users
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## Compute the generated tables, and build the documentation into site/ (no network needed)
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 coverage: $(VENV)/.developers  ## Run the tests and report which lines they run; ARGS=tests/unit for a part
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html:htmlcov $(ARGS)
 
@@ -84,7 +92,7 @@ check: $(VENV)/.developers  ## Check format, lint, spelling, types and the layer
 	PYTHONPATH=. $(BIN)/lint-imports
 
 clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
-	rm -rf $(VENV) build dist htmlcov .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist site htmlcov .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo reproduce-paper train test-fast test golden coverage format test-long test-faults bench bench-full bench-gpu check clean
+.PHONY: help install demo docs reproduce-paper train test-fast test golden coverage format test-long test-faults bench bench-full bench-gpu check clean
