@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from grouped_lm.config import IGNORE_INDEX
-from grouped_lm.evaluate.scoring import SEARCH_ROWS
+from grouped_lm.evaluate.scoring import SEARCH_ROWS, Window, iter_batches
 from grouped_lm.models.lm import LanguageModel
 
 Pair = tuple[list[int], list[int]]
@@ -28,28 +28,25 @@ def log_likelihoods(model: LanguageModel, pairs: list[Pair], batch_size: int) ->
         batch_size: B, >= 1.
     """
     body: Any = model.body
-    block_size: int = body.block_size
-    windows = [(index, *window) for index, pair in enumerate(pairs) for window in split_long(*pair, block_size)]
-    windows.sort(key=lambda window: len(window[1]), reverse=True)
+    windows: list[Window] = []
+    tokens: list[int] = []
+    pair_of: list[int] = []
+    for index, pair in enumerate(pairs):
+        for inputs, continuation in split_long(*pair, body.block_size):
+            stop = len(tokens) + len(inputs)
+            windows.append(Window(len(tokens), stop - len(continuation), stop))
+            tokens += [*inputs, continuation[-1]]
+            pair_of += [index] * (len(inputs) + 1)
     totals, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
     device = next(model.parameters()).device
-    for begin in range(0, len(windows), batch_size):
-        batch = windows[begin : begin + batch_size]
-        width = len(batch[0][1])
-        input_ids = torch.zeros(len(batch), width, dtype=torch.int64)
-        targets = torch.full((len(batch), width), IGNORE_INDEX)
-        for row, (_, ids, wanted) in enumerate(batch):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            targets[row, len(ids) - len(wanted) : len(ids)] = torch.tensor(wanted)
+    for input_ids, targets, indices, _ in iter_batches(np.array(tokens), windows, batch_size):
         counted = targets != IGNORE_INDEX
-        hidden = model.hidden(input_ids.to(device))[counted.to(device)]
-        target_ids = targets[counted].to(device)
+        hidden, target_ids = model.hidden(input_ids.to(device))[counted.to(device)], targets[counted].to(device)
         log_prob = model.head.target_log_prob(hidden, target_ids).double().cpu().numpy()
         hits = torch.cat([model.head.argmax(rows) for rows in hidden.split(SEARCH_ROWS)]).eq(target_ids).cpu().numpy()
-        row_of = counted.nonzero()[:, 0].numpy()
-        for row, (index, _, _) in enumerate(batch):
-            totals[index] += log_prob[row_of == row].sum()
-            greedy[index] &= bool(hits[row_of == row].all())
+        pairs_here = np.array(pair_of)[indices]
+        np.add.at(totals, pairs_here, log_prob)
+        np.logical_and.at(greedy, pairs_here, hits)
     return list(zip(totals.tolist(), greedy.tolist(), strict=True))
 
 

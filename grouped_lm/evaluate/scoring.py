@@ -127,7 +127,7 @@ def score_tokens(
     """
     n_targets = len(tokens) - 1
     columns: dict[str, np.ndarray] = {"targets": np.asarray(tokens[1:], np.int64)}
-    for input_ids, targets, indices, positions in _batches(tokens, windows, batch_size):
+    for input_ids, targets, indices, positions in iter_batches(tokens, windows, batch_size):
         with autocast(device, dtype):
             hidden = model.hidden(input_ids.to(device))
             counted = targets.to(device) != IGNORE_INDEX
@@ -141,7 +141,7 @@ def score_tokens(
     return TokenScores(**columns)
 
 
-def _batches(
+def iter_batches(
     tokens: np.ndarray, windows: list[Window], batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor, np.ndarray, Tensor]]:
     """Yield (B, T) inputs and targets, and per counted target its index in the text and its position in the window.
