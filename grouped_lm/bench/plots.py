@@ -19,7 +19,7 @@ from grouped_lm.report.style import (
     set_scale,
     styles_by_head,
 )
-from grouped_lm.system.tables import GIB, MIB, Row
+from grouped_lm.system.tables import GIB, MIB, Row, group_rows
 
 __all__ = ["PlotLibraryError", "write_bench_plots"]
 
@@ -41,25 +41,19 @@ def suite_plots(suite: str, rows: Sequence[Row]) -> dict[str, Draw]:
     """Return what draws the plots of a suite, by file name."""
     plots: dict[str, Draw] = {}
 
-    def by(*keys: str) -> dict[tuple[Any, ...], list[Row]]:
-        groups: dict[tuple[Any, ...], list[Row]] = {}
-        for row in rows:
-            groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-        return groups
-
     if suite == "heads":
-        for (n, d), own in by("n_tokens", "n_embd").items():
+        for (n, d), own in group_rows(rows, ("n_tokens", "n_embd")).items():
             plots[f"heads-time-n{n}-d{d}"] = partial(draw_times, rows=own, where=f"N {n:,}, D {d}")
             plots[f"heads-memory-n{n}-d{d}"] = partial(draw_memory, rows=own, where=f"N {n:,}, D {d}")
     elif suite == "steps":
-        for (model,), own in by("model").items():
+        for (model,), own in group_rows(rows, ("model",)).items():
             plots[f"steps-{model}"] = partial(draw_rates, rows=own, model=model)
     elif suite == "memory":
         claims = [row for row in rows if row["part"] == "claim" and row.get("head") is None]
         if len({row["micro_batch_size"] for row in claims}) > 1:
             plots["memory-claim"] = partial(draw_claim, rows=claims)
     elif suite == "decode":
-        for (batch, way), own in by("batch_size", "way").items():
+        for (batch, way), own in group_rows(rows, ("batch_size", "way")).items():
             plots[f"decode-{way}-b{batch}"] = partial(draw_decode, rows=own, where=f"{way}, batch {batch}")
     elif suite == "vocab":
         steps = [row for row in rows if row["part"] == "step"]
@@ -71,11 +65,8 @@ def suite_plots(suite: str, rows: Sequence[Row]) -> dict[str, Draw]:
 
 def draw_claim(axes: Any, rows: Sequence[Row]) -> None:
     """Draw the predicted memory of dense over grouped against the batch, and the ratio of the paper."""
-    series: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        series.setdefault((row["model"], row["attention"]), []).append(row)
     lines = []
-    for number, ((model, attention), own) in enumerate(series.items()):
+    for number, ((model, attention), own) in enumerate(group_rows(rows, ("model", "attention")).items()):
         look = STYLES[number // 2 % len(STYLES)]
         style = Style(look.color, look.marker, "-" if attention == "fused" else ":")
         xs, ys = [row["micro_batch_size"] for row in own], [row["memory_ratio"] for row in own]

@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import yaml
 
-from grouped_lm.system.tables import Row, Table, columns
+from grouped_lm.system.tables import Row, Table, columns, group_rows
 
 SHAPE = (
     *("device", "dtype", "part", "model", "attention", "language", "n_tokens", "n_embd", "vocab_size", "block_size"),
@@ -17,8 +17,8 @@ SHAPE = (
 def suite_tables(suite: str, rows: Sequence[Row]) -> list[Table]:
     """Return one table for each shape."""
     shown = yaml.safe_load(files("grouped_lm.bench").joinpath("tables.yaml").read_text(encoding="utf-8"))[suite]
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        title = ", ".join(f"{key} {row[key]}" for key in SHAPE if row.get(key) is not None)
-        groups.setdefault(title, []).append(row)
-    return [Table(title=title, rows=group, columns=columns(shown), missing="") for title, group in groups.items()]
+    tables = []
+    for shape, group in group_rows(rows, SHAPE).items():
+        title = ", ".join(f"{key} {value}" for key, value in zip(SHAPE, shape, strict=True) if value is not None)
+        tables.append(Table(title=title, rows=group, columns=columns(shown), missing=""))
+    return tables

@@ -8,7 +8,7 @@ import contextlib
 import csv
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from grouped_lm.runs.table import collect_runs, whole_rows
 from grouped_lm.system.console import peak_memory_gib
 from grouped_lm.system.files import read_json_dict, write_json, write_text
 from grouped_lm.system.runtime import resolve_device, set_threads
-from grouped_lm.system.tables import Table, columns, csv_text
+from grouped_lm.system.tables import Table, columns, csv_text, group_rows
 
 COLUMNS = (
     *("data", "body", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr"),
@@ -41,6 +41,16 @@ COLUMNS = (
 )
 """`val`: on the validation text of the run. `report`: on the report text. `peak_tensor_gib`: on a GPU, the peak of its
 allocator. `device`: name of the GPU, or cpu. `curve`: step:nats on the validation text."""
+FROM_RUN = {
+    **{key: key for key in ("head", "grouping", "group_size")},
+    "steps": "trainer/step",
+    "tokens": "trainer/tokens",
+    "val_loss_nats": "val/loss",
+    "val_bits_per_byte": "val/bits_per_byte",
+    "tokens_per_sec": "throughput/tokens_per_sec",
+    "params_head": "params/head",
+}
+"""Columns that are copied from a run's row, and their keys there."""
 SETTING = ("data", "body", "n_embd", "n_layer", "steps", "tokens")
 """What heads must have in common to be compared."""
 KEY = (*SETTING, "head", "options", "grouping", "group_size", "seed", "lr")
@@ -75,26 +85,16 @@ def _row_of(row: Row, report: Path | None, data: str | None) -> Row:
     run = Path(row["run"])
     config = load_config(run)
     reported = validate_on(run, config, report, row["trainer/step"]) if report else {}
-    return {
+    found = {column: row.get(key) for column, key in FROM_RUN.items()}
+    found |= {key: getattr(config.model, key) for key in ("body", "n_embd", "n_layer")}
+    return found | {
         "data": data or row["data"],
-        "body": config.model.body,
-        "n_embd": config.model.n_embd,
-        "n_layer": config.model.n_layer,
-        "head": row["head"],
         "options": " ".join(filter(None, [row["head_options"], _vocabulary(config)])),
-        "grouping": row["grouping"],
-        "group_size": row["group_size"],
         "seed": config.seed,
         "lr": config.optim.lr,
-        "steps": row["trainer/step"],
-        "tokens": row["trainer/tokens"],
-        "val_loss_nats": row["val/loss"],
-        "val_bits_per_byte": row["val/bits_per_byte"],
         "report_loss_nats": reported.get("val/loss"),
         "report_bits_per_byte": reported.get("val/bits_per_byte"),
-        "tokens_per_sec": row.get("throughput/tokens_per_sec"),
         "peak_tensor_gib": peak_memory_gib(row),
-        "params_head": row.get("params/head"),
         "commit": str(row.get("commit") or "")[:7],
         "device": RunFolder(run).read_environment().get("gpu") or "cpu",
         "curve": _curve(run),
@@ -260,10 +260,8 @@ def standings(rows: list[Row], reference: str = "dense") -> list[Standing]:
         reference: the head that others are compared with, in the variant with the best loss; one with GPT-2's
             vocabulary and figures of the report text goes first.
     """
-    variants: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        variants[" ".join(filter(None, [row["head"], row["options"], row["grouping"], row["group_size"]]))].append(row)
-    chosen = {name: best_lr(own) for name, own in variants.items()}
+    variants = group_rows(rows, ("head", "options", "grouping", "group_size"))
+    chosen = {" ".join(filter(None, variant)): best_lr(own) for variant, own in variants.items()}
 
     def rank(name: str) -> tuple[str, bool, float]:
         own = chosen[name]
@@ -298,10 +296,8 @@ def _settings(row: Row) -> dict[str, str]:
 
 def best_lr(rows: list[Row]) -> list[Row]:
     """Return the rows of the learning rate with most seeds; of several, the one with the best mean validation loss."""
-    rates: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        rates[row["lr"]].append(row)
-    return min(rates.values(), key=lambda own: (-len(own), np.mean([float(row["val_loss_nats"]) for row in own])))
+    rates = group_rows(rows, ("lr",)).values()
+    return min(rates, key=lambda own: (-len(own), np.mean([float(row["val_loss_nats"]) for row in own])))
 
 
 def _have_report(rows: Sequence[Row]) -> bool:

@@ -20,6 +20,7 @@ from grouped_lm.reproduction.verdicts import (
     not_shown,
     settings_of,
 )
+from grouped_lm.system.tables import group_rows
 
 PAIRED = "grouped"
 """The head of those rows of `gvc bench memory` that name none."""
@@ -164,14 +165,6 @@ def prediction_errors(evidence: Evidence, dense: Method, method: Method) -> list
     names = {dense.bench, method.bench}
     rows = [r for r in evidence["bench-memory"] if r.get("prediction_error") is not None and r.get("head") in names]
     return [abs(row["prediction_error"]) for row in rows] if {row["head"] for row in rows} == names else []
-
-
-def group_rows(rows: Iterable[Row], keys: tuple[str, ...]) -> dict[tuple[Any, ...], list[Row]]:
-    """Return rows by the values of some columns."""
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row.get(key) for key in keys), []).append(row)
-    return groups
 
 
 def speed_ratio(case: Case) -> Verdict:

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -94,6 +94,16 @@ class Table:
         for cells in self.cells():
             table.add_row(*map(plain, cells))
         return table
+
+
+def group_rows(
+    rows: Iterable[Row], by: Sequence[str] | Callable[[Row], tuple[Any, ...]]
+) -> dict[tuple[Any, ...], list[Row]]:
+    """Return rows by the values of some columns, or by a function of the row, in the order in which they come."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(by(row) if callable(by) else tuple(row.get(key) for key in by), []).append(row)
+    return groups
 
 
 def escape(text: str) -> str:
