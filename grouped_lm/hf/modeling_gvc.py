@@ -247,6 +247,13 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
         """Every weight comes from the checkpoint."""
 
     @classmethod
+    def _from_config(cls, config: GvcConfig, **kwargs: Any) -> "GvcForCausalLM":
+        raise ValueError(
+            "a config does not say which token is in which group: load weights with from_pretrained, or train a new "
+            "model with gvc train"
+        )
+
+    @classmethod
     def _can_set_attn_implementation(cls) -> bool:
         return True
 

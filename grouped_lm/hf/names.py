@@ -1,4 +1,4 @@
-"""Our bodies' weights and configs under the names that transformers gives them, and back.
+"""Weights and configs of our bodies under the names of transformers, and back.
 
 Letters: D width, L layers.
 """
@@ -77,7 +77,7 @@ def config_from_hf(values: dict[str, Any], name: str) -> ModelConfig:
     """Return the body that config.json describes.
 
     Raises:
-        DataError: another architecture than GPT-2 and GPT-Neo, or a variant that our bodies do not have.
+        DataError: an architecture other than GPT-2 and GPT-Neo, or an option of theirs that our bodies lack.
     """
     kind = values.get("model_type")
     if kind not in ("gpt2", "gpt_neo"):
@@ -90,19 +90,23 @@ def config_from_hf(values: dict[str, Any], name: str) -> ModelConfig:
     width, n_layer, n_head, block_size = (size if isinstance(size, int) else 0 for size in sizes)
     if not all((width, n_layer, n_head, block_size)):
         raise DataError(f"config.json lacks one of {', '.join(keys[:4])}")
-    layers = [layer for names, count in values.get("attention_types", []) for layer in list(names) * count]
-    odd = {
-        "activation_function": values.get("activation_function", "gelu_new") not in ("gelu_new", "gelu_pytorch_tanh"),
-        "layer_norm_epsilon": values.get("layer_norm_epsilon", LAYER_NORM_EPS) != LAYER_NORM_EPS,
-        keys[4]: values.get(keys[4]) not in (None, 4 * width),
-        "scale_attn_by_inverse_layer_idx": values.get("scale_attn_by_inverse_layer_idx", False),
-        "scale_attn_weights": not values.get("scale_attn_weights", True),
-        "attention_types": layers != ["global", "local"] * (len(layers) // 2) + ["global"] * (len(layers) % 2),
+    allowed = {
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+        "layer_norm_epsilon": (LAYER_NORM_EPS,),
+        keys[4]: (None, 4 * width),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "scale_attn_weights": (True,),
     }
-    if any(odd.values()):
-        raise DataError(
-            f"this checkpoint has a {', '.join(key for key, is_odd in odd.items() if is_odd)} of another kind"
-        )
+    odd = [
+        f"{key}={values[key]!r} (gvc has {' or '.join(map(str, known))})"
+        for key, known in allowed.items()
+        if values.get(key, known[0]) not in known
+    ]
+    layers = [layer for names, count in values.get("attention_types", []) for layer in list(names) * count]
+    if layers != ["global", "local"] * (len(layers) // 2) + ["global"] * (len(layers) % 2):
+        odd.append("attention_types (gvc has global and local layers in turn, global first)")
+    if odd:
+        raise DataError(f"gvc has no body like this checkpoint: {', '.join(odd)}")
     window = {"window_size": values.get("window_size", 256)} if kind == "gpt_neo" else {}
     return ModelConfig(
         name=name, body=kind, n_embd=width, n_layer=n_layer, n_head=n_head, block_size=block_size, **window

@@ -285,6 +285,12 @@ def test_other_caches_and_ways_to_generate_are_right_or_refused(exports, body):
         model.generate(**batch, **greedy, penalty_alpha=0.6, top_k=4)
 
 
+def test_no_model_is_made_of_a_config_alone(exports):
+    model, _ = exports.load("grouped", "gpt2")
+    with pytest.raises(ValueError, match="does not say which token is in which group"):
+        transformers.AutoModelForCausalLM.from_config(model.config, trust_remote_code=True)
+
+
 @torch.no_grad()
 def test_more_tokens_than_positions_are_refused(exports):
     model, _ = exports.load("grouped", "gpt2")
