@@ -19,10 +19,9 @@ from grouped_lm.config import IGNORE_INDEX, GroupingConfig, check_choice
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import parse_grouping
 from grouped_lm.heads import HEADS, AdaptiveHead, Head, HeadContext, HeadLoss
-from grouped_lm.heads.base import flatten
 from grouped_lm.heads.dense import DenseHead
 from grouped_lm.heads.losses import kernels
-from grouped_lm.heads.losses.chunked import working_dtype
+from grouped_lm.heads.losses.functional import working_dtype
 
 Option = dict[str, Any]
 Tokens = Callable[[], np.ndarray] | None
@@ -36,7 +35,7 @@ class AutoChunkedHead(DenseHead):
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """Return the mean loss in nats; it keeps no parts."""
-        states, flat = flatten(hidden, targets)
+        states, flat = self.flatten(hidden, targets)
         dtype, options = working_dtype(states), nn.LinearCrossEntropyOptions()
         given = states.to(dtype), self.weight.to(dtype), flat
         return HeadLoss(nll=F.linear_cross_entropy(*given, ignore_index=IGNORE_INDEX, options=options))
@@ -49,7 +48,7 @@ class CutCrossEntropyHead(DenseHead):
         """Return the mean loss in nats; it keeps no parts."""
         from cut_cross_entropy import linear_cross_entropy
 
-        states, flat = flatten(hidden, targets)
+        states, flat = self.flatten(hidden, targets)
         dtype, kernel = working_dtype(states), "cce" if states.is_cuda else "torch_compile"
         return HeadLoss(nll=linear_cross_entropy(states.to(dtype), self.weight.to(dtype), flat, impl=kernel))
 
@@ -61,7 +60,7 @@ class LigerHead(DenseHead):
         """Return the mean loss in nats; it keeps no parts."""
         from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
 
-        states, flat = flatten(hidden, targets)
+        states, flat = self.flatten(hidden, targets)
         dtype = working_dtype(states)
         loss = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, accum_dtype=torch.float32)
         return HeadLoss(nll=loss(self.weight.to(dtype), states.to(dtype), flat))
@@ -153,7 +152,7 @@ class Implementation:
     ) -> Head:
         """Return a new head on the device of `wte`. The arguments are those of `HeadContext`."""
         context = HeadContext(n_embd, vocab_size, self.grouping_config(tokens is not None), counts, wte, tokens)
-        head_class = self.head_class or HEADS[self.variant.head["name"]][1]
+        head_class = self.head_class or HEADS[self.variant.head["name"]].head
         return head_class.build(self.config(option), context).to(wte.device)
 
 

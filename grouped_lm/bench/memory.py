@@ -76,7 +76,7 @@ def refuse_unpredictable(work: Workload, rivals: list[Implementation]) -> None:
     grid = work.settings.memory
     for rival in rivals if grid.claim_models else []:
         config = config_of(work, work.models[grid.claim_models[0]], rival, 1, grid.claim_block_size)
-        if HEADS[config.head.name][1].sizes_follow_text or predicted_peak(config) is None:
+        if HEADS[config.head.name].head.sizes_follow_text or predicted_peak(config) is None:
             raise ConfigError(
                 "memory.claim_heads must be of heads whose sizes do not depend on the tokens of a batch or of the "
                 f"text, got {rival.name!r}"

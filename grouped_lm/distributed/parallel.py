@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from grouped_lm.config import IGNORE_INDEX, TrainConfig
 from grouped_lm.distributed.process_group import ProcessGroup, full_tensor, is_sharded
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
-from grouped_lm.heads.base import HeadLoss
+from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.system.runtime import compile_mode
 

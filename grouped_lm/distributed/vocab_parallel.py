@@ -10,7 +10,7 @@ last one may have fewer).
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.distributed.process_group import ProcessGroup, full_tensor, local_tensor
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads.base import Head, HeadLoss, at_least_fp32, flatten, reduce_nll
 from grouped_lm.heads.dense import DenseHead
-from grouped_lm.heads.losses.chunked import default_chunk_rows, exact_dtype, working_dtype
+from grouped_lm.heads.losses.chunked import default_chunk_rows
+from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, exact_dtype, reduce_nll, working_dtype
+from grouped_lm.heads.regularised import RegularisedHead
 from grouped_lm.models.lm import LanguageModel
 
 COLLECTIVES: Any = torch.ops._c10d_functional
@@ -103,7 +104,7 @@ class VocabParallelEmbedding(nn.Module):
         return self.shard.sum_scattered(looked_up).view(*input_ids.shape, -1)
 
 
-class VocabParallelDenseHead(Head):
+class VocabParallelDenseHead(RegularisedHead):
     """`DenseHead` whose rows are shared out over the processes. Losses and gradients are exact.
 
     Logits exist for a chunk of `chunk_rows` states of all processes at a time (null takes `default_chunk_rows`). The
@@ -115,8 +116,6 @@ class VocabParallelDenseHead(Head):
         bias: (V,) as a shard, (C,), or None.
         shard: the rows of this process.
     """
-
-    regularised: ClassVar[bool] = True
 
     def __init__(self, dense: DenseHead, weight: nn.Parameter, bias: nn.Parameter | None, shard: VocabShard) -> None:
         super().__init__(dense.n_embd, dense.vocab_size)
@@ -134,7 +133,7 @@ class VocabParallelDenseHead(Head):
 
         The arguments are those of `Head.loss`.
         """
-        states, flat = flatten(hidden, targets)
+        states, flat = self.flatten(hidden, targets)
         counted, chunk_rows = flat != IGNORE_INDEX, self.chunk_rows or default_chunk_rows(states.device)
         bias = None if self.bias is None else local_tensor(self.bias)
         parts = _VocabParallelSoftmax.apply(states, local_tensor(self.weight), bias, flat, self.shard, chunk_rows)

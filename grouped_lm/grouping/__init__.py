@@ -60,13 +60,19 @@ GROUPINGS: dict[str, GroupingKind] = {
 """Every grouping, by the name that configs and tables use."""
 
 
-def parse_grouping(values: dict[str, Any] | str) -> GroupingConfig:
-    """Return the config of a grouping from its name, or from a dict of its name and options.
+def parse_grouping(values: dict[str, Any] | str | GroupingConfig) -> GroupingConfig:
+    """Return the config of a grouping from its name, a dict of its name and options, or another config.
+
+    A `GroupingConfig` whose name belongs to a grouping with options gets the defaults of those.
 
     Raises:
         ConfigError: an unknown name or key, a value of another type or out of range.
     """
     schemas = {name: kind.schema for name, kind in GROUPINGS.items()}
+    if isinstance(values, GroupingConfig):
+        if isinstance(values, schemas.get(values.name, str)):
+            return values
+        values = values.name
     config: GroupingConfig = parse_named(schemas, {"name": values} if isinstance(values, str) else values, "grouping")
     return config
 
@@ -95,7 +101,7 @@ def build_grouping(
         ConfigError: S outside [1, V], or counts or text are missing.
     """
     size = check_group_size(group_size, vocab_size)
-    config = parse_grouping(config) if isinstance(config, str) else config
+    config = parse_grouping(config)
     kind = GROUPINGS[config.name]
     if kind.needs_counts and counts is None:
         raise ConfigError(f"grouping={config.name} needs the token counts of the training text")

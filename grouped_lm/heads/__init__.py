@@ -1,41 +1,59 @@
-"""Output layers, one file each, behind one interface (`grouped_lm.heads.base`)."""
+"""Output layers, one file each, with one interface (`grouped_lm.heads.base`).
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+A new head is a file with its config and its class, a line in `HEADS`, and a YAML file in `conf/head`.
+Letters: D width, V vocabulary, T tokens of the training text.
+"""
+
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from grouped_lm.config import IGNORE_INDEX, GroupingConfig, parse_named
+from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import GROUPINGS, Grouping, parse_grouping
 from grouped_lm.heads.adaptive import AdaptiveConfig, AdaptiveHead
-from grouped_lm.heads.base import Head, HeadContext, HeadLoss
+from grouped_lm.heads.base import Head
 from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
+from grouped_lm.heads.context import HeadConfig, HeadContext, Text
 from grouped_lm.heads.dense import DenseConfig, DenseHead
 from grouped_lm.heads.film import FilmConfig, FilmHead
 from grouped_lm.heads.grouped import GroupedConfig, GroupedHead
+from grouped_lm.heads.grouped_tokens import GroupedTokens
+from grouped_lm.heads.losses.functional import HeadLoss, may_look
 from grouped_lm.heads.low_rank import LowRankConfig, LowRankHead
+from grouped_lm.heads.regularised import RegularisedHead
 from grouped_lm.heads.sampled import SampledConfig, SampledHead
 from grouped_lm.heads.shortlist import ShortlistConfig, ShortlistHead
 from grouped_lm.heads.trim import TrimConfig, TrimHead
 from grouped_lm.heads.two_level import TwoLevelHead
 
-HEADS: dict[str, tuple[type, type[Head]]] = {
-    "dense": (DenseConfig, DenseHead),
-    "grouped": (GroupedConfig, GroupedHead),
-    "film": (FilmConfig, FilmHead),
-    "class_full": (ClassFullConfig, ClassFullHead),
-    "shortlist": (ShortlistConfig, ShortlistHead),
-    "adaptive": (AdaptiveConfig, AdaptiveHead),
-    "low_rank": (LowRankConfig, LowRankHead),
-    "sampled": (SampledConfig, SampledHead),
-    "trim": (TrimConfig, TrimHead),
+
+class HeadKind(NamedTuple):
+    """A registered head."""
+
+    schema: type
+    """Dataclass of its config."""
+    head: type[Head]
+
+
+HEADS: dict[str, HeadKind] = {
+    "dense": HeadKind(DenseConfig, DenseHead),
+    "grouped": HeadKind(GroupedConfig, GroupedHead),
+    "film": HeadKind(FilmConfig, FilmHead),
+    "class_full": HeadKind(ClassFullConfig, ClassFullHead),
+    "shortlist": HeadKind(ShortlistConfig, ShortlistHead),
+    "adaptive": HeadKind(AdaptiveConfig, AdaptiveHead),
+    "low_rank": HeadKind(LowRankConfig, LowRankHead),
+    "sampled": HeadKind(SampledConfig, SampledHead),
+    "trim": HeadKind(TrimConfig, TrimHead),
 }
-"""Every head, its schema and its class, by the name that commands and columns use."""
-HEAD_CONFIGS: dict[str, type] = {name: schema for name, (schema, _) in HEADS.items()}
+"""Every head, by the name that configs and tables use."""
 DEFAULT_HEAD = "shortlist"
-"""The head that `gvc train`, `build_head` and `grouped_lm.compress` take; its settings are those of its config."""
+"""The head that `gvc train` and `grouped_lm.compress` take; its settings are the defaults of its config."""
 
 
 def parse_head_config(values: dict[str, Any] | str) -> Any:
@@ -44,29 +62,29 @@ def parse_head_config(values: dict[str, Any] | str) -> Any:
     Raises:
         ConfigError: an unknown name or key, a value of another type or out of range.
     """
-    schemas = {name: schema for name, (schema, _) in HEADS.items()}
+    schemas = {name: kind.schema for name, kind in HEADS.items()}
     return parse_named(schemas, {"name": values} if isinstance(values, str) else values, "head")
 
 
-def needs_grouping(config: Any) -> bool:
+def needs_grouping(config: HeadConfig) -> bool:
     """Return whether the head puts tokens into groups."""
     return hasattr(config, "group_size")
 
 
-def needs_counts(config: Any, grouping: GroupingConfig) -> bool:
+def needs_counts(config: HeadConfig, grouping: GroupingConfig) -> bool:
     """Return whether the head or its grouping is built from the training occurrences of the tokens."""
-    from_counts = HEADS[config.name][1].needs_counts or getattr(config, "start", "zero") == "counts"
+    from_counts = HEADS[config.name].head.needs_counts or getattr(config, "start", "zero") == "counts"
     return from_counts or (needs_grouping(config) and GROUPINGS[grouping.name].needs_counts)
 
 
 def build_head(
-    head: Any,
-    n_embd: int,
-    vocab_size: int,
+    head: HeadConfig | str,
+    n_embd: int | None = None,
+    vocab_size: int | None = None,
     grouping: GroupingConfig | str | None = None,
-    counts: Tensor | None = None,
+    counts: Any = None,
     wte: Tensor | None = None,
-    tokens: Callable[[], np.ndarray] | None = None,
+    tokens: Any = None,
     saved: Mapping[str, Tensor] | None = None,
     **options: Any,
 ) -> Head:
@@ -74,25 +92,40 @@ def build_head(
 
     Args:
         head: the name of a head in `HEADS`, or the config of one.
-        n_embd: D.
-        vocab_size: V.
+        n_embd: D; None means that of `wte`.
+        vocab_size: V; None means that of `wte`.
         grouping: config or name of a grouping. None means the first of the head's `preferred_groupings` for which
             counts and text are given: `brown`, `frequency`, then `merge_rank` for `shortlist`, else `merge_rank`.
-        counts: (V,) training occurrences, for groupings made from them and heads that sort their tokens.
+        counts: (V,) training occurrences, for groupings and heads that sort their tokens. None counts `tokens`.
         wte: (V, D) input embedding, for tied heads.
-        tokens: returns the training text, (T,) ids, for groupings made from it.
+        tokens: the training text for groupings made from it: (T,) ids, or a function that returns them.
         saved: the head's buffers in a checkpoint that is being loaded for use.
         options: further settings of the head, such as shortlist_size=1024.
 
     Raises:
-        ConfigError: an unknown name or option, or a value out of range.
+        ConfigError: an unknown name or option, or a value of another type or out of range.
     """
-    config = parse_head_config({"name": head} | options) if isinstance(head, str) else replace(head, **options)
-    kind = HEADS[config.name][1]
+    config = _config_of(head, options)
+    if wte is not None and wte.ndim == 2:
+        vocab_size, n_embd = vocab_size or wte.shape[0], n_embd or wte.shape[1]
+    if n_embd is None or vocab_size is None or n_embd < 1 or vocab_size < 1:
+        raise ConfigError(f"a head needs n_embd and vocab_size, both at least 1, or wte; got {n_embd} and {vocab_size}")
+    text, known = _checked_text(tokens, vocab_size), _checked_counts(counts, vocab_size)
+    kind = HEADS[config.name].head
     if grouping is None:
-        grouping = _preferred_grouping(kind, counts is not None, tokens is not None)
-    grouping = parse_grouping(grouping) if isinstance(grouping, str) else grouping
-    return kind.build(config, HeadContext(n_embd, vocab_size, grouping, counts, wte, tokens, saved or {}))
+        grouping = _preferred_grouping(kind, has_counts=not (known is None and text is None), has_text=text is not None)
+    grouping = parse_grouping(grouping)
+    if known is None and text is not None and needs_counts(config, grouping):
+        known = torch.from_numpy(np.bincount(text(), minlength=vocab_size))
+    return kind.build(config, HeadContext(n_embd, vocab_size, grouping, known, wte, text, saved or {}))
+
+
+def _config_of(head: Any, options: dict[str, Any]) -> Any:
+    if isinstance(head, str):
+        return parse_head_config({"name": head} | options)
+    if not is_dataclass(head) or isinstance(head, type) or getattr(head, "name", None) not in HEADS:
+        raise ConfigError(f"head must be a name ({', '.join(HEADS)}) or a config of one, got {head!r}")
+    return replace(head, **options)
 
 
 def _preferred_grouping(head: type[Head], has_counts: bool, has_text: bool) -> str:
@@ -103,10 +136,52 @@ def _preferred_grouping(head: type[Head], has_counts: bool, has_text: bool) -> s
     raise AssertionError(f"the last of {head.__name__}.preferred_groupings needs counts or text")
 
 
+def _checked_counts(counts: Any, vocab_size: int) -> Tensor | None:
+    if counts is None:
+        return None
+    if not isinstance(counts, Tensor | np.ndarray):
+        raise ConfigError(
+            f"counts must be a tensor of shape ({vocab_size},), got {type(counts).__name__}: torch.as_tensor(counts)"
+        )
+    known = torch.as_tensor(counts)
+    if known.shape != (vocab_size,):
+        raise ConfigError(
+            f"counts must have shape ({vocab_size},), one number per token, got {tuple(known.shape)}: "
+            "torch.bincount(ids, minlength=vocab_size) has it"
+        )
+    if may_look(known) and not bool((known >= 0).all()):
+        raise ConfigError(f"counts must be 0 or more, got {known.min().item()}: they are occurrences of the tokens")
+    return known
+
+
+def _checked_text(tokens: Any, vocab_size: int) -> Text | None:
+    """Return a function that reads the text and checks it."""
+    if tokens is None:
+        return None
+    if not callable(tokens) and not isinstance(tokens, Tensor | np.ndarray):
+        raise ConfigError(
+            f"tokens must be an array or tensor of ids, or a function that returns one, got {type(tokens).__name__}: "
+            "numpy.asarray(tokens)"
+        )
+
+    def read() -> "np.ndarray[Any, Any]":
+        text = tokens() if callable(tokens) else tokens
+        ids: np.ndarray[Any, Any] = text.numpy(force=True) if isinstance(text, Tensor) else np.asanyarray(text)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise ConfigError(f"tokens must be one row of integer ids, got {ids.dtype} of shape {ids.shape}")
+        if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
+            raise ConfigError(
+                f"tokens must be ids in [0, {vocab_size}), got {ids.min()} to {ids.max()}: "
+                "give the vocab_size of the tokenizer that made them"
+            )
+        return ids
+
+    return read
+
+
 __all__ = [
     "DEFAULT_HEAD",
     "HEADS",
-    "HEAD_CONFIGS",
     "IGNORE_INDEX",
     "AdaptiveConfig",
     "AdaptiveHead",
@@ -118,12 +193,16 @@ __all__ = [
     "FilmHead",
     "GroupedConfig",
     "GroupedHead",
+    "GroupedTokens",
     "Grouping",
     "Head",
+    "HeadConfig",
     "HeadContext",
+    "HeadKind",
     "HeadLoss",
     "LowRankConfig",
     "LowRankHead",
+    "RegularisedHead",
     "SampledConfig",
     "SampledHead",
     "ShortlistConfig",

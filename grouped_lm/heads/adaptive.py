@@ -1,4 +1,4 @@
-"""Adaptive softmax, torch's own, on ids sorted by training frequency: the field's way to a cheap large vocabulary.
+"""Adaptive softmax on ids sorted by training frequency, with the modules of torch.
 
 Source: Grave et al. 2017 (arXiv 1609.04309), `torch.nn.AdaptiveLogSoftmaxWithLoss`.
 Letters: N tokens, D width, V vocabulary, K the first cutoff, C clusters after it.
@@ -6,35 +6,28 @@ Letters: N tokens, D width, V vocabulary, K the first cutoff, C clusters after i
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from grouped_lm.config import check_range
+from grouped_lm.config import IGNORE_INDEX, check_range
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads.base import (
-    IGNORE_INDEX,
-    HeadContext,
-    HeadLoss,
-    at_least_fp32,
-    classify,
-    flatten,
-    two_step_loss,
-)
+from grouped_lm.heads.context import HeadContext
 from grouped_lm.heads.decoding.best_first import BestFirstHead
 from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
+from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, classify, two_step_loss
 
 
 @dataclass(kw_only=True, slots=True)
 class AdaptiveConfig:
-    """`head=adaptive`."""
+    """Config of `head=adaptive`."""
 
     name: str = "adaptive"
-    cutoffs: list = field(default_factory=lambda: [2_000, 10_000])
-    """Ranks at which clusters begin, rising, >= 1; those from V on are left out, and V - 1 stands in for none."""
+    cutoffs: list[int] = field(default_factory=lambda: [2_000, 10_000])
+    """Ranks at which clusters begin, rising, >= 1. Those from V on are ignored; if none is left it is V - 1."""
     div_value: float | int = 4.0
     """Cluster i of 1, 2, ... has D // div_value^i dimensions, >= 1."""
 
@@ -46,10 +39,10 @@ class AdaptiveConfig:
 
 
 def clip_cutoffs(cutoffs: list[int], vocab_size: int) -> list[int]:
-    """Return the cutoffs below V, or V - 1 where there are none.
+    """Return the cutoffs below V; if there are none, V - 1.
 
     Raises:
-        ConfigError: V is 1, which leaves nothing to cut.
+        ConfigError: V is 1, so there are no clusters.
     """
     if vocab_size < 2:
         raise ConfigError(f"head=adaptive needs a vocabulary of at least 2 tokens, got {vocab_size}")
@@ -59,15 +52,14 @@ def clip_cutoffs(cutoffs: list[int], vocab_size: int) -> list[int]:
 class AdaptiveHead(BestFirstHead):
     """A softmax over the K most frequent tokens and C clusters, then one in the target's cluster, of lower rank.
 
-    The modules are torch's, so `log_prob` and the parameters are too; `loss` is rewritten, since torch's own takes no
-    ignored targets, has no reduction but the mean, and fails under bf16 autocast on fp32 states. A summed loss makes
+    The modules and parameters are torch's, and `log_prob` equals torch's. `loss` is new, since torch's own takes no
+    ignored targets, has no reduction but the mean, and fails under bf16 autocast on fp32 states. A summed loss computes
     its exact gradients chunk by chunk, and keeps no logits.
     """
 
-    needs_counts: ClassVar[bool] = True
-    regularised: ClassVar[bool] = True
+    needs_counts = True
     in_chunks: ClassVar[bool] = True
-    """Whether summed losses keep no logits; else they are torch's own line, which the bench holds them against."""
+    """Whether summed losses keep no logits. Otherwise they are torch's own line, to which the bench compares them."""
 
     rank: Tensor
 
@@ -79,13 +71,16 @@ class AdaptiveHead(BestFirstHead):
         self._tables: tuple[Tensor, Tensor] | None = None
 
     @classmethod
-    def build(cls, config: Any, context: HeadContext) -> "AdaptiveHead":
-        """See `Head.build`; where no counts are known, ids stand for ranks."""
+    def build(cls, config: AdaptiveConfig, context: HeadContext) -> "AdaptiveHead":
+        """Return a freshly initialised head; without counts, ids are taken as ranks."""
         return cls(config, context.n_embd, context.by_frequency())
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
-        """See `Head.loss`; the parts are the first softmax, and the one inside the cluster (0 for the K first)."""
-        states, flat = flatten(hidden, targets)
+        """Return the negative log-likelihood of the targets.
+
+        The parts are the first softmax, and the softmax inside the cluster (0 for the first K tokens).
+        """
+        states, flat = self.flatten(hidden, targets)
         counted = flat != IGNORE_INDEX
         cluster, slots = self.groups_and_slots(flat.clamp_min(0))  # -1 for the first K
         classes = torch.where(cluster < 0, slots, self.adaptive.shortlist_size + cluster)
@@ -126,12 +121,12 @@ class AdaptiveHead(BestFirstHead):
         return first, inside
 
     def after_load(self) -> None:
-        """See `Head.after_load`."""
+        """Forget the tables made from `rank`."""
         self._tables = None
 
-    @torch.inference_mode(False)  # made once, for training too
+    @torch.inference_mode(False)  # computed once, also for training
     def tables(self) -> tuple[Tensor, Tensor]:
-        """Return (V,) ids, most frequent first, and the clusters' as (C, S), -1 beyond; made when first asked."""
+        """Return the (V,) ids, most frequent first, and the (C, S) ids of the clusters, -1 where one has no more."""
         if self._tables is None or self._tables[0].device != self.rank.device:
             by_rank = torch.argsort(self.rank)
             clusters = [by_rank[start:stop] for start, stop in itertools.pairwise(self.adaptive.cutoffs)]
@@ -139,26 +134,26 @@ class AdaptiveHead(BestFirstHead):
         return self._tables
 
     def shortlist_ids(self) -> Tensor:
-        """See `BestFirstHead.shortlist_ids`: the K most frequent."""
+        """Return the (K,) ids of the most frequent tokens."""
         return self.tables()[0][: self.adaptive.shortlist_size]
 
     def group_members(self) -> Tensor:
-        """See `BestFirstHead.group_members`: the clusters."""
+        """Return the (C, S) ids of the clusters."""
         return self.tables()[1]
 
     def groups_and_slots(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """See `BestFirstHead.groups_and_slots`."""
+        """Return the (N,) clusters of (N,) ids, -1 for the K most frequent, and the places in them."""
         rank = self.rank[tokens]
         starts = torch.tensor(self.adaptive.cutoffs[:-1], device=rank.device)
         cluster = torch.bucketize(rank, starts, right=True) - 1
         return cluster, torch.where(cluster < 0, rank, rank - starts[cluster.clamp_min(0)])
 
     def class_log_prob(self, states: Tensor) -> Tensor:
-        """See `BestFirstHead.class_log_prob`."""
+        """Return the (N, K + C) log-probabilities of the most frequent tokens, then of the clusters."""
         return at_least_fp32(self.adaptive.head(states)).log_softmax(-1)
 
     def in_group_log_prob(self, states: Tensor, groups: Tensor) -> Tensor:
-        """See `BestFirstHead.in_group_log_prob`; cluster by cluster, since their weights have different shapes."""
+        """Return the (N, S) log p(token | cluster) for one cluster per row, cluster by cluster."""
         log_prob = at_least_fp32(states.new_empty(len(states), self.group_members().shape[1])).fill_(-torch.inf)
         for cluster in groups.unique().tolist():
             rows = (groups == cluster).nonzero().squeeze(1)
@@ -167,18 +162,21 @@ class AdaptiveHead(BestFirstHead):
         return log_prob
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """See `Head.log_prob`; equal to torch's, with products in the weights' own precision and sums in fp32."""
-        states, n_alone = (
+        """Return the (..., V) log-probabilities of every token, as torch does.
+
+        Products are in the precision of the weights, sums in fp32.
+        """
+        states, n_single = (
             hidden.reshape(-1, self.n_embd).to(self.adaptive.head.weight.dtype),
             self.shortlist_ids().numel(),
         )
         with torch.autocast(hidden.device.type, enabled=False):
             first = self.class_log_prob(states)
             inside = [at_least_fp32(tail(states)).log_softmax(-1) for tail in self.adaptive.tail]
-        clusters = [part + first[:, n_alone + index, None] for index, part in enumerate(inside)]
-        joint = torch.cat([first[:, :n_alone], *clusters], dim=1)
+        clusters = [part + first[:, n_single + index, None] for index, part in enumerate(inside)]
+        joint = torch.cat([first[:, :n_single], *clusters], dim=1)
         return joint[:, self.rank].view(*hidden.shape[:-1], self.vocab_size)
 
     def flops_per_token(self) -> float:
-        """Return 2 D (K + C): the first softmax, of every token; what the rarer ones add depends on the text."""
+        """Return 2 D (K + C), the first softmax of every token; the cost of rarer tokens depends on the text."""
         return 2.0 * self.n_embd * self.adaptive.head_size

@@ -5,7 +5,6 @@ Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +12,17 @@ from torch import Tensor, nn
 
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
-from grouped_lm.heads.base import HeadContext
-from grouped_lm.heads.losses.chunked import at_once, class_nll, default_chunk_rows
+from grouped_lm.heads.context import HeadContext
+from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
+from grouped_lm.heads.losses.functional import at_once
 from grouped_lm.heads.losses.in_group import GroupRows, in_group_loss
-from grouped_lm.heads.losses.two_steps import two_steps_nll
+from grouped_lm.heads.losses.two_steps import TwoStepTargets, two_steps_nll
 from grouped_lm.heads.two_level import TwoLevelHead
 
 
 @dataclass(kw_only=True, slots=True)
 class ClassFullConfig:
-    """`head=class_full`."""
+    """Config of `head=class_full`."""
 
     name: str = "class_full"
     group_size: int | None = None
@@ -37,8 +37,8 @@ class ClassFullConfig:
 class ClassFullHead(TwoLevelHead):
     """Token logits in group g: W[ids of g] h + bias[ids of g], a row of D numbers per token.
 
-    Only W_g (G x D) and the biases come on top of a tied full softmax. The groups are taken one after another
-    (`in_group_loss`); `token_logits` is the slow line that this equals.
+    A tied full softmax has W too; W_g (G x D) and the biases are new. The fast loss takes the groups one after another
+    (`in_group_loss`). `token_logits` is the slow line that it equals.
     """
 
     def __init__(self, config: ClassFullConfig, weight: nn.Parameter, grouping: Grouping) -> None:
@@ -48,42 +48,48 @@ class ClassFullHead(TwoLevelHead):
         self.rows = GroupRows(self.token_to_group, self.token_to_slot, self.n_group, self.group_size)
 
     @classmethod
-    def build(cls, config: Any, context: HeadContext) -> "ClassFullHead":
-        """See `Head.build`."""
-        return cls(config, context.token_weight(config.tied), context.groups(config.group_size, equal=False))
+    def build(cls, config: ClassFullConfig, context: HeadContext) -> "ClassFullHead":
+        """Return a freshly initialised head."""
+        return cls(config, context.token_weight(config.tied), context.groups(config.group_size, equal_sizes=False))
 
     def after_load(self) -> None:
-        """See `Head.after_load`."""
+        """Update `padding` and the rows of groups."""
         super().after_load()
         self.rows.assign(self.token_to_group, self.token_to_slot)
 
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
-        """See `TwoLevelHead.token_logits`; (N, S, D) rows are gathered."""
-        ids = self.members[groups].clamp_min(0)
+        """Return the (N, S) logits of the slots of one group per row; (N, S, D) rows are gathered."""
+        ids = self.group_members()[groups].clamp_min(0)
         logits = (self.weight[ids] @ hidden.unsqueeze(-1)).squeeze(-1) + self.bias[ids]
         return logits.masked_fill(self.padding[groups], -torch.inf)
 
     def all_token_logits(self, hidden: Tensor) -> Tensor:
-        """See `TwoLevelHead.all_token_logits`."""
-        return self.masked(F.linear(hidden, self.weight, self.bias)[:, self.members.clamp_min(0)])
+        """Return the (N, G, S) logits of the slots of every group."""
+        return self.masked(F.linear(hidden, self.weight, self.bias)[:, self.group_members().clamp_min(0)])
 
     def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """See `TwoLevelHead.summed`; where the gradient of the states is one, that of both comes with the second."""
+        """Return the sums of both cross entropies. On a CPU the gradient of both comes with the second."""
+        first = self.group.weight, self.group.bias
         if at_once(states, self.weight):
             places = self.rows.members(self.token_to_group, self.token_to_slot), groups, slots
-            columns, table = (self.group.weight, self.group.bias), (self.weight, self.bias)
-            total, group_sum = two_steps_nll(states, columns, groups, (self.n_group, 1), table, places)
+            targets = TwoStepTargets(groups, (self.n_group, 1), places)
+            total, group_sum = two_steps_nll(states, first, (self.weight, self.bias), targets)
             return group_sum, total - group_sum
-        first = self.group.weight, self.group.bias, groups, self.n_group, 1, default_chunk_rows(states.device)
-        return class_nll(states, *first), self.inside_loss(states, groups, slots, False)[0].sum()
+        group_sum = class_nll(states, *first, groups, self.n_group, 1, default_chunk_rows(states.device))
+        return group_sum, self.inside_loss(states, groups, slots, False)[0].sum()
 
     def inside_loss(
         self, states: Tensor, groups: Tensor, slots: Tensor, accuracy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """See `TwoLevelHead.inside_loss`."""
-        table = self.weight, self.bias, self.rows.members(self.token_to_group, self.token_to_slot)
-        nll, hits, _ = in_group_loss(states, *table, groups, slots, self.rows.outside, accuracy)
+        """Return (N,) -log p(token | group), and with `accuracy` the rows whose token is likeliest; group by group."""
+        places = self.rows.members(self.token_to_group, self.token_to_slot), groups, slots
+        nll, hits, _ = in_group_loss(states, self.weight, self.bias, places, self.rows.outside, accuracy)
         return nll, hits if accuracy else None
+
+    def fit(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Set the rows and biases of a dense layer."""
+        self.weight.copy_(weight)
+        self.bias.copy_(torch.zeros_like(self.bias) if bias is None else bias)  # it may have started at log counts
 
     def flops_per_token(self) -> float:
         """Return 2 D (G + S)."""

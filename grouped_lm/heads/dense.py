@@ -4,20 +4,21 @@ Letters: N tokens, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import check_range
-from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, check_bias_start, flatten, log_shares
-from grouped_lm.heads.losses.chunked import linear_loss
+from grouped_lm.heads.context import HeadContext, check_bias_start, log_shares
+from grouped_lm.heads.losses.chunked import Linear
+from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32
+from grouped_lm.heads.regularised import RegularisedHead
 
 
 @dataclass(kw_only=True, slots=True)
 class DenseConfig:
-    """`head=dense`."""
+    """Config of `head=dense`."""
 
     name: str = "dense"
     tied: bool = True
@@ -34,13 +35,11 @@ class DenseConfig:
         check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
-class DenseHead(Head):
+class DenseHead(RegularisedHead):
     """logits = W h + b; loss = cross entropy.
 
-    With `chunk_rows`, the same loss and gradients (they are exact) without ever holding N x V logits: `linear_loss`.
+    With `chunk_rows` the loss and gradients are the same, and exact, but N x V logits never exist.
     """
-
-    regularised: ClassVar[bool] = True
 
     def __init__(self, config: DenseConfig, weight: nn.Parameter) -> None:
         super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
@@ -49,8 +48,8 @@ class DenseHead(Head):
         self.bias = nn.Parameter(torch.zeros(self.vocab_size)) if config.bias else None
 
     @classmethod
-    def build(cls, config: Any, context: HeadContext) -> "DenseHead":
-        """See `Head.build`."""
+    def build(cls, config: DenseConfig, context: HeadContext) -> "DenseHead":
+        """Return a freshly initialised head."""
         head = cls(config, context.token_weight(config.tied))
         if config.start == "counts" and head.bias is not None and context.counts is not None:
             with torch.no_grad():
@@ -58,12 +57,13 @@ class DenseHead(Head):
         return head
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
-        """See `Head.loss`; there are no parts."""
-        states, flat = flatten(hidden, targets)
-        return linear_loss(self, states, self.weight, self.bias, flat, self.chunk_rows, targets.shape, reduction)
+        """Return the negative log-likelihood of the targets; there are no parts."""
+        states, flat = self.flatten(hidden, targets)
+        layer = Linear(states, self.weight, self.bias, self.chunk_rows)
+        return self.linear_loss(layer, flat, targets.shape, reduction)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """See `Head.log_prob`."""
+        """Return the (..., V) log-probabilities of every token."""
         return F.log_softmax(at_least_fp32(F.linear(hidden, self.weight, self.bias)), dim=-1)
 
     def flops_per_token(self) -> float:

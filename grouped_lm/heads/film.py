@@ -5,21 +5,21 @@ Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
-from grouped_lm.heads.base import HeadContext, init_linear
+from grouped_lm.heads.context import HeadContext, init_linear
 from grouped_lm.heads.losses.shared_nll import SharedLayer
-from grouped_lm.heads.shared_layer import SharedLayerHead
+from grouped_lm.heads.shared_layer import SharedLayerHead, first_pair
 
 
 @dataclass(kw_only=True, slots=True)
 class FilmConfig:
-    """`head=film`."""
+    """Config of `head=film`."""
 
     name: str = "film"
     group_size: int | None = None
@@ -32,12 +32,11 @@ class FilmConfig:
 class FilmHead(SharedLayerHead):
     """Token logits in group g: W_s (scale[g] * h + shift[g]) + bias[g], with scale and shift of D numbers per group.
 
-    `scale` starts at N(0, 1): random signs give the tokens in one slot of different groups nearly unrelated
-    directions. Started at 1 they share one direction and hardly part: 181 where this reaches 86 in validation
-    perplexity after 0.8 million tokens of TinyStories (`runs/LOG.md`).
+    `scale` starts at N(0, 1): random signs give the tokens in one slot of different groups nearly unrelated directions.
+    With a start at 1 they share one direction, and training hardly separates them: validation perplexity 181 instead
+    of 86 after 0.8 million tokens of TinyStories (`runs/LOG.md`).
 
-    `bias` is one number per token, so that a token's frequency need not be said through h; `masked` puts the
-    padding slots' -inf there.
+    `bias` is one number per token, so that h need not express the frequency of tokens. Padding slots have -inf there.
     """
 
     no_weight_decay: ClassVar[tuple[str, ...]] = ("scale", "shift", "bias")
@@ -51,13 +50,22 @@ class FilmHead(SharedLayerHead):
         self.bias = nn.Parameter(torch.zeros(self.n_group, self.group_size))
 
     @classmethod
-    def build(cls, config: Any, context: HeadContext) -> "FilmHead":
-        """See `Head.build`."""
+    def build(cls, config: FilmConfig, context: HeadContext) -> "FilmHead":
+        """Return a freshly initialised head."""
         return cls(config, context.n_embd, context.groups(config.group_size))
 
     def layer(self) -> SharedLayer:
-        """See `SharedLayerHead.layer`."""
+        """Return the weights of the second step."""
         return SharedLayer(self.slot.weight, self.masked(self.bias), inner=(self.scale, self.shift))
+
+    def fit(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Set scale[g, d] w[s, d] nearest to the rows: the first singular pair of the (G, S) numbers of each d."""
+        left, size, right = first_pair(self.by_slot(weight).permute(2, 0, 1))  # (D, G), (D,), (D, S)
+        root = size.sqrt()
+        self.scale.copy_((left * root[:, None]).T)
+        self.slot.weight.copy_((right * root[:, None]).T)
+        if bias is not None:
+            self.bias.copy_(self.by_slot(bias))
 
     def flops_per_token(self) -> float:
         """Return 2 D (G + S) for the projections and about 4 D + 2 S for scale, shift and bias."""

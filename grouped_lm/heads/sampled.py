@@ -1,4 +1,4 @@
-"""Sampled softmax: trained against a few drawn tokens, judged by the full softmax.
+"""Sampled softmax: trained against a few drawn tokens, validated with the full softmax.
 
 Source: importance sampling of the partition function (Bengio and Senecal 2008; Jean et al. 2015, arXiv 1412.2007),
 in the form of Blanc and Rendle 2018 (arXiv 1712.00527).
@@ -15,24 +15,27 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.config import check_choice, check_range
-from grouped_lm.heads.base import Head, HeadContext, HeadLoss, at_least_fp32, classify, flatten, reduce_nll
-from grouped_lm.heads.losses.chunked import (
-    DEFAULT_CHUNK_ROWS,
-    default_chunk_rows,
+from grouped_lm.heads.base import Head
+from grouped_lm.heads.context import HeadContext
+from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear, default_chunk_rows, linear_nll
+from grouped_lm.heads.losses.functional import (
+    HeadLoss,
+    at_least_fp32,
+    classify,
     exact_dtype,
-    linear_loss,
-    scaled,
+    reduce_nll,
     working_dtype,
 )
+from grouped_lm.heads.losses.saved_gradients import scaled
 
 
 @dataclass(kw_only=True, slots=True)
 class SampledConfig:
-    """`head=sampled`."""
+    """Config of `head=sampled`."""
 
     name: str = "sampled"
     samples: int = 1024
-    """Tokens K drawn anew for every batch, with replacement, >= 1."""
+    """Tokens K drawn for every batch, with replacement, >= 1."""
     proposal: str = "log_uniform"
     """`log_uniform` over ranks by training frequency, or `frequency`: in proportion to count + 1."""
     tied: bool = True
@@ -60,8 +63,8 @@ def log_proposal(config: SampledConfig, context: HeadContext) -> Tensor:
 class SampledHead(Head):
     """-log p(t) with the partition function estimated: exp(s_t) + sum over drawn j other than t of exp(s_j) / (K q_j).
 
-    The estimate is unbiased, so its logarithm is too low on average, and exact as K grows. `train()` draws from
-    torch's global generator, whose state a checkpoint keeps; under `eval()` the loss is that of the full softmax.
+    The estimate is unbiased. So its logarithm is too low on average, and exact as K grows. Under `train()` tokens are
+    drawn from torch's global generator, whose state a checkpoint keeps. Under `eval()` the loss is the full softmax.
     """
 
     needs_counts: ClassVar[bool] = True
@@ -79,8 +82,8 @@ class SampledHead(Head):
         self.after_load()
 
     @classmethod
-    def build(cls, config: Any, context: HeadContext) -> "SampledHead":
-        """See `Head.build`; where no counts are known, ids stand for ranks."""
+    def build(cls, config: SampledConfig, context: HeadContext) -> "SampledHead":
+        """Return a freshly initialised head; without counts, ids are taken as ranks."""
         return cls(config, context.token_weight(config.tied), log_proposal(config, context))
 
     def after_load(self) -> None:
@@ -94,14 +97,15 @@ class SampledHead(Head):
         return torch.searchsorted(cumulative, points, right=True).clamp_max(self.vocab_size - 1)
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
-        """See `Head.loss`: exact under `eval()`, an estimate under `train()`; there are no parts."""
-        states, flat = flatten(hidden, targets)
+        """Return the negative log-likelihood of the targets, exact under `eval()`, estimated under `train()`."""
+        states, flat = self.flatten(hidden, targets)
         if self.training and (reduction == "none" or torch.compiler.is_compiling()):
             nll = self.sampled_nll(states, flat, self.draw()).view(targets.shape)
             return HeadLoss(nll=reduce_nll(nll, targets, reduction))
         if self.training:
             return HeadLoss(nll=reduce_nll(self.sampled_sum(states, flat, self.draw()), targets, reduction))
-        return linear_loss(self, states, self.weight, self.bias, flat, self.chunk_rows, targets.shape, reduction)
+        nll = linear_nll(Linear(states, self.weight, self.bias, self.chunk_rows), flat, reduction)
+        return HeadLoss(nll=reduce_nll(nll.view(targets.shape) if nll.ndim else nll, targets, reduction))
 
     def sampled_nll(self, states: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
         """Return (N,) estimated losses, zero at ignored targets; K + 1 logits per token."""
@@ -119,18 +123,18 @@ class SampledHead(Head):
         return classify(logits, torch.zeros_like(token), counted, accuracy=False)[0]
 
     def sampled_sum(self, states: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
-        """Return the sum of `sampled_nll`, the slow line that it equals, a chunk of rows at a time."""
-        found: Tensor = _SampledSum.apply(
+        """Return the sum of `sampled_nll`, a chunk of rows at a time."""
+        total: Tensor = _SampledSum.apply(
             states, self.weight, self.bias, targets, drawn, self.log_expected(drawn), torch.is_grad_enabled()
         )
-        return found
+        return total
 
     def log_expected(self, drawn: Tensor) -> Tensor:
-        """Return the (K,) log(K q) of drawn tokens, how often each is drawn on average."""
+        """Return the (K,) log(K q) of drawn tokens: K q is how often a token is drawn on average."""
         return self.log_q[drawn] + math.log(self.samples)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """See `Head.log_prob`."""
+        """Return the (..., V) log-probabilities of every token."""
         return F.log_softmax(at_least_fp32(F.linear(hidden, self.weight, self.bias)), dim=-1)
 
     def flops_per_token(self) -> float:
@@ -139,14 +143,14 @@ class SampledHead(Head):
 
 
 def chunks(states: Tensor) -> list[slice]:
-    """Return which rows of (N, D) states are taken at once: fake ones, of which only sizes matter, the first alone."""
+    """Return the chunks of rows of (N, D) states; of fake states the first alone, since only sizes matter."""
     rows = default_chunk_rows(states.device)
-    found = [slice(start, start + rows) for start in range(0, len(states), rows)]
-    return found[:1] if is_fake(states) else found
+    slices = [slice(start, start + rows) for start in range(0, len(states), rows)]
+    return slices[:1] if is_fake(states) else slices
 
 
 class _SampledSum(torch.autograd.Function):
-    """See `SampledHead.sampled_sum`: what the gradients need is computed with the loss, no (N, K) tensor is kept."""
+    """The operator of `SampledHead.sampled_sum`. Its gradients are computed with the loss; no (N, K) tensor is kept."""
 
     @staticmethod
     def forward(
@@ -196,8 +200,8 @@ class _SampledSum(torch.autograd.Function):
     def backward(ctx: Any, d_total: Tensor | None) -> tuple[Tensor | None, ...]:
         if d_total is None:
             return (None,) * 7
-        states, targets, drawn, *found = ctx.saved_tensors
-        d_states, d_table, d_own, d_offset = scaled(found, d_total)
+        states, targets, drawn, *saved = ctx.saved_tensors
+        d_states, d_table, d_own, d_offset = scaled(saved, d_total)
         token = targets.clamp_min(0)
         d_weight = d_table.new_zeros(ctx.shape).index_add_(0, drawn, d_table)
         for some in chunks(states):

@@ -1,34 +1,26 @@
-"""A softmax over the tokens that the training text has, all others one class of uniform share: small and still exact.
+"""A softmax over the tokens of the training text; all other tokens are one class of uniform share. It is exact.
 
 Letters: N tokens, D width, V vocabulary, K tokens seen in training.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import check_range
-from grouped_lm.heads.base import (
-    IGNORE_INDEX,
-    Head,
-    HeadContext,
-    HeadLoss,
-    at_least_fp32,
-    check_bias_start,
-    flatten,
-    init_linear,
-    log_shares,
-)
-from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, exact_dtype, linear_loss
+from grouped_lm.config import IGNORE_INDEX, check_range
+from grouped_lm.heads.context import HeadContext, check_bias_start, init_linear, log_shares
+from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear
+from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, exact_dtype
+from grouped_lm.heads.regularised import RegularisedHead
 
 
 @dataclass(kw_only=True, slots=True)
 class TrimConfig:
-    """`head=trim`."""
+    """Config of `head=trim`."""
 
     name: str = "trim"
     tied: bool = True
@@ -45,12 +37,12 @@ class TrimConfig:
         check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
-class TrimHead(Head):
+class TrimHead(RegularisedHead):
     """Logits W[seen ids] h of K tokens, and one more of `rest`: log p(unseen token) = log p(rest) - log(V - K).
 
-    A vocabulary made for all of the web has ids that a corpus never uses; leaving them out costs nothing in quality
-    as long as they do not occur, and this says what it costs where they do. With all V seen there is no `rest`, and it
-    is the dense softmax. Where no counts are known, all are taken as seen.
+    A vocabulary made for all of the web has ids that a corpus never uses. Leaving them out costs no quality as long as
+    they do not occur. If all V tokens were seen there is no `rest`, and this is the dense softmax. If no counts are
+    known, all tokens count as seen.
 
     Args:
         config: its own.
@@ -61,7 +53,6 @@ class TrimHead(Head):
 
     needs_counts: ClassVar[bool] = True
     sizes_follow_text: ClassVar[bool] = True
-    regularised: ClassVar[bool] = True
 
     token_to_class: Tensor
     seen: Tensor
@@ -82,8 +73,8 @@ class TrimHead(Head):
         self.bias = nn.Parameter(torch.zeros(classes)) if config.bias else None
 
     @classmethod
-    def build(cls, config: Any, context: HeadContext) -> "TrimHead":
-        """See `Head.build`; what was seen comes from the counts, or from the checkpoint that is being loaded."""
+    def build(cls, config: TrimConfig, context: HeadContext) -> "TrimHead":
+        """Return a freshly initialised head; the counts or a checkpoint tell which tokens were seen."""
         classes = context.saved.get("token_to_class")
         if classes is None:
             all_of_them = torch.ones(context.vocab_size, dtype=torch.int64)
@@ -97,10 +88,10 @@ class TrimHead(Head):
         return head
 
     def after_load(self) -> None:
-        """See `Head.after_load`."""
+        """Update the list of seen tokens."""
         largest = self.token_to_class.max()
-        alone = torch.bincount(self.token_to_class)[-1] == 1  # a rest of one token is a class like any other
-        n_seen = int(largest) + int(alone)
+        single = torch.bincount(self.token_to_class)[-1] == 1  # a rest of one token is a class like any other
+        n_seen = int(largest) + int(single)
         self.seen = torch.argsort(self.token_to_class, stable=True)[:n_seen]
         self.n_rest = self.vocab_size - n_seen
 
@@ -114,15 +105,15 @@ class TrimHead(Head):
         return (classes == self.seen.numel()).to(dtype) * -math.log(max(1, self.n_rest))
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
-        """See `Head.loss`; there are no parts."""
-        states, flat = flatten(hidden, targets)
+        """Return the negative log-likelihood of the targets; there are no parts."""
+        states, flat = self.flatten(hidden, targets)
         classes = self.token_to_class[flat.clamp_min(0)].masked_fill(flat == IGNORE_INDEX, IGNORE_INDEX)
         share = -self.log_share(classes, exact_dtype(self.weight.dtype))
-        rows, shape = self.rows(), targets.shape
-        return linear_loss(self, states, rows, self.bias, classes, self.chunk_rows, shape, reduction, share)
+        layer = Linear(states, self.rows(), self.bias, self.chunk_rows)
+        return self.linear_loss(layer, classes, targets.shape, reduction, share)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """See `Head.log_prob`."""
+        """Return the (..., V) log-probabilities of every token."""
         joint = F.log_softmax(at_least_fp32(F.linear(hidden, self.rows(), self.bias)), dim=-1)
         return joint[..., self.token_to_class] + self.log_share(self.token_to_class, joint.dtype)
 

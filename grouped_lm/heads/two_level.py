@@ -1,42 +1,32 @@
-"""What every two-step head shares: p(token) = p(group) p(token | group), both steps a softmax.
+"""The common part of heads of two softmaxes: p(token) = p(group) p(token | group).
 
 Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
 
 from abc import abstractmethod
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.grouping import Grouping, group_members
-from grouped_lm.heads.base import (
-    IGNORE_INDEX,
-    HeadLoss,
-    at_least_fp32,
-    classify,
-    flatten,
-    init_linear,
-    two_step_loss,
-)
+from grouped_lm.heads.context import init_linear
 from grouped_lm.heads.decoding.best_first import BestFirstHead
+from grouped_lm.heads.grouped_tokens import GroupedTokens
+from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, classify, two_step_loss
 
 
-class TwoLevelHead(BestFirstHead):
+class TwoLevelHead(GroupedTokens, BestFirstHead):
     """Group logits W_g h, and token logits inside one group that a subclass defines.
 
-    The loss needs (N, G) and (N, S) numbers where the full softmax needs (N, V); it is exact, since
-    CE(group) + CE(token in group) = -log p(token) (arXiv 2411.06371, "Loss"). Padding slots of partial groups
-    are held at -inf by `padding`, with which subclasses mask their shift: (G, S) numbers a step instead of a mask per
-    token. The tables of where tokens stand are int32: at 1,024 tokens of width 128 they are as large as the states.
+    The loss needs (N, G) and (N, S) numbers, the full softmax (N, V). It is exact, since CE(group) + CE(token in group)
+    = -log p(token) (arXiv 2411.06371, "Loss"). Padding slots have the logit -inf: subclasses mask their shift with
+    `padding`, which takes (G, S) numbers a step instead of a mask per token.
     """
 
-    regularised: ClassVar[bool] = True
-
-    token_to_group: Tensor
-    token_to_slot: Tensor
     padding: Tensor
+    """(G, S) bool, true at slots without a token."""
     _members: Tensor | None
 
     def __init__(self, n_embd: int, grouping: Grouping) -> None:
@@ -45,18 +35,14 @@ class TwoLevelHead(BestFirstHead):
         self.group = nn.Linear(n_embd, self.n_group)
         init_linear(self.group.weight)
         nn.init.zeros_(self.group.bias)
-        self.register_buffer("token_to_group", grouping.token_to_group.to(torch.int32, copy=True))
-        self.register_buffer("token_to_slot", grouping.token_to_slot.to(torch.int32, copy=True))
-        unfilled = torch.zeros(self.n_group, self.group_size, dtype=torch.bool)
-        self.register_buffer("padding", unfilled, persistent=False)
+        self.assign_groups(grouping.token_to_group, grouping.token_to_slot)
+        filled = torch.zeros(self.n_group, self.group_size, dtype=torch.bool)
+        self.register_buffer("padding", filled, persistent=False)
         self.register_buffer("_members", None, persistent=False)
         self.find_padding()
 
     def find_padding(self) -> None:
-        """Derive `padding` from the grouping; needed again when that was loaded.
-
-        It is true at the (G, S) slots that no token has.
-        """
+        """Set `padding` from the groups; also needed after those were loaded."""
         self._members = None
         self.padding = torch.ones_like(self.padding)
         self.padding[self.token_to_group, self.token_to_slot] = False
@@ -65,21 +51,20 @@ class TwoLevelHead(BestFirstHead):
         """Return (..., G, S) numbers with -inf at padding slots."""
         return table.masked_fill(self.padding, -torch.inf)
 
-    @property
-    @torch.inference_mode(False)  # made once, for training too
-    def members(self) -> Tensor:
-        """The (G, S) ids of every group, -1 where it has no more. Training needs none: made when first asked for."""
+    @torch.inference_mode(False)  # computed once, also for training
+    def group_members(self) -> Tensor:
+        """Return the (G, S) ids of every group, -1 at padding slots. Training does not need them."""
         if self._members is None:
             self._members = group_members(self.token_to_group, self.token_to_slot, self.n_group, self.group_size)
         return self._members
 
     def after_load(self) -> None:
-        """See `Head.after_load`."""
+        """Update `padding`."""
         self.find_padding()
 
     @abstractmethod
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
-        """Return (N, S) logits of the slots of one group per row, -inf at padding slots.
+        """Return the (N, S) logits of the slots of one group per row, -inf at padding slots.
 
         Args:
             hidden: (N, D).
@@ -88,10 +73,10 @@ class TwoLevelHead(BestFirstHead):
 
     @abstractmethod
     def all_token_logits(self, hidden: Tensor) -> Tensor:
-        """Return (N, G, S) logits of the slots of every group: the slow line that `token_logits` is a part of."""
+        """Return the (N, G, S) logits of the slots of every group, of which `token_logits` is a part."""
 
     def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sums of both cross entropies, with no (N, G) or (N, S) numbers kept.
+        """Return the sums of both cross entropies. Subclasses keep no (N, G) or (N, S) numbers.
 
         Args:
             states: (N, D).
@@ -105,51 +90,46 @@ class TwoLevelHead(BestFirstHead):
     def inside_loss(
         self, states: Tensor, groups: Tensor, slots: Tensor, accuracy: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Return (N,) -log p(token | group), zero where ignored, and with `accuracy` which is the likeliest.
+        """Return (N,) -log p(token | group), zero where ignored, and with `accuracy` the rows whose token is likeliest.
 
-        Arguments as in `summed`.
+        Args:
+            states: (N, D).
+            groups: (N,) int64 in [0, G), -1 where ignored.
+            slots: (N,) int64 in [0, S).
+            accuracy: whether the second result is wanted.
         """
         logits = at_least_fp32(self.token_logits(states, groups.clamp_min(0)))
         return classify(logits, slots, groups >= 0, accuracy)
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
-        """See `Head.loss`; the parts are the two cross entropies, of which a sum's have no gradient of their own."""
-        states, flat = flatten(hidden, targets)
+        """Return the negative log-likelihood of the targets; the parts are the two cross entropies."""
+        states, flat = self.flatten(hidden, targets)
         counted = flat != IGNORE_INDEX
-        token = flat.clamp_min(0)
-        groups, slots = self.groups_and_slots(token)
+        groups, slots = self.groups_and_slots(flat.clamp_min(0))
         counted_groups = groups.masked_fill(~counted, -1)
         if reduction != "none" and not accuracy and not self.adds_extra:
             group_sum, token_sum = self.summed(states, counted_groups, slots)
             return two_step_loss(targets, reduction, (group_sum, None), (token_sum, None))
         group_logits = at_least_fp32(self.group(states))
         group = classify(group_logits, groups, counted, accuracy)
-        inside = self.inside_loss(states, counted_groups, slots, accuracy)
+        token = self.inside_loss(states, counted_groups, slots, accuracy)
         extra = self.logits_extra(group_logits, groups, group[0], counted)
-        return two_step_loss(targets, reduction, group, inside, extra)
+        return two_step_loss(targets, reduction, group, token, extra)
 
     def shortlist_ids(self) -> Tensor:
-        """See `BestFirstHead.shortlist_ids`: none."""
+        """Return (0,) ids: all tokens are in groups."""
         return self.token_to_group[:0].long()
 
-    def group_members(self) -> Tensor:
-        """See `BestFirstHead.group_members`."""
-        return self.members
-
-    def groups_and_slots(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """See `BestFirstHead.groups_and_slots`."""
-        return self.token_to_group[tokens].long(), self.token_to_slot[tokens].long()
-
     def class_log_prob(self, states: Tensor) -> Tensor:
-        """See `BestFirstHead.class_log_prob`."""
+        """Return the (N, G) log-probabilities of the groups."""
         return F.log_softmax(at_least_fp32(self.group(states)), dim=-1)
 
     def in_group_log_prob(self, states: Tensor, groups: Tensor) -> Tensor:
-        """See `BestFirstHead.in_group_log_prob`."""
+        """Return the (N, S) log p(token | group) for one group per row."""
         return F.log_softmax(at_least_fp32(self.token_logits(states, groups)), dim=-1)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
-        """See `Head.log_prob`."""
+        """Return the (..., V) log-probabilities of every token."""
         states = hidden.reshape(-1, self.n_embd)
         group = self.class_log_prob(states)
         token = F.log_softmax(at_least_fp32(self.all_token_logits(states)), dim=-1)

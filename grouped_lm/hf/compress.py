@@ -15,9 +15,6 @@ from grouped_lm.config import GroupingConfig, check_range
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import (
     DEFAULT_HEAD,
-    ClassFullHead,
-    FilmHead,
-    GroupedHead,
     Head,
     HeadLoss,
     ShortlistHead,
@@ -27,7 +24,6 @@ from grouped_lm.heads import (
 from grouped_lm.hf.files import new_folder, write_compressed_card, write_gvc_config, write_weights
 from grouped_lm.hf.heads import head_to_hf
 
-FITTED = (ShortlistHead, ClassFullHead, FilmHead, GroupedHead)
 RANDOM_TOKENS = 4096
 """Tokens drawn at random whose states the groups are fitted on where no text is given."""
 HELD_OUT = 8
@@ -184,10 +180,6 @@ def compress(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         built = build_head(head or DEFAULT_HEAD, width, vocab_size, grouping, counts, layer.weight)
-        if not isinstance(built, FITTED):
-            raise ConfigError(
-                f"compress knows shortlist, class_full, film and grouped heads, got {type(built).__name__}"
-            )
         built = built.to(device=layer.weight.device, dtype=layer.weight.dtype)
         if input_ids is None:
             length = min(getattr(model.config, "max_position_embeddings", 256), 256)
@@ -207,7 +199,7 @@ def _fit(head: Head, layer: nn.Linear, hidden: Tensor, distill_steps: int, lr: f
     states = hidden[: -len(held_out)] if len(hidden) > 1 else hidden
     before = mean_kl(head, held_out, layer)
     with torch.no_grad():
-        fit_tokens(head, layer.weight, layer.bias)
+        head.fit(layer.weight, layer.bias)
         fit_groups(head, states, layer)
     fitted = mean_kl(head, held_out, layer)
     if not distill_steps:
@@ -276,42 +268,6 @@ def _sizes(model: nn.Module) -> tuple[int, int]:
     parameters = list(model.parameters())
     tensors = [*parameters, *model.buffers()]
     return sum(p.numel() for p in parameters), sum(t.numel() * t.element_size() for t in tensors)
-
-
-def fit_tokens(head: Head, weight: Tensor, bias: Tensor | None) -> None:
-    """Give every token of `head` the nearest weights to its (D,) row of `weight` that the head can have.
-
-    `film` has scale[g, d] w[s, d] for row (g, s), best by the first singular pair of the (G, S) numbers of each d;
-    `grouped` has scale[g, s] w[s], best by that of the (G, D) numbers of each s.
-    """
-    if isinstance(head, ClassFullHead | ShortlistHead):
-        head.weight.copy_(weight)
-        if isinstance(head, ShortlistHead) and head.shortlist_weight is not None:
-            head.shortlist_weight.copy_(weight[head.rows.outside])
-        head.bias.copy_(torch.zeros_like(head.bias) if bias is None else bias)  # it may have started at log counts
-        return
-    assert isinstance(head, FilmHead | GroupedHead)  # `compress` takes no other
-    members = head.members
-    table = weight[members.clamp_min(0)] * (members >= 0).unsqueeze(-1)  # (G, S, D), 0 at padding slots
-    if isinstance(head, FilmHead):
-        left, size, right = first_pair(table.permute(2, 0, 1))  # (D, G), (D,), (D, S)
-        root = size.sqrt()
-        head.scale.copy_((left * root[:, None]).T)
-        head.slot.weight.copy_((right * root[:, None]).T)
-    else:
-        left, size, right = first_pair(table.permute(1, 0, 2))  # (S, G), (S,), (S, D)
-        root = size.sqrt()
-        head.scale.copy_((left * root[:, None]).T)
-        head.slot.weight.copy_(right * root[:, None])
-    if bias is not None:
-        target = head.bias if isinstance(head, FilmHead) else head.shift
-        target.copy_(bias[members.clamp_min(0)] * (members >= 0))
-
-
-def first_pair(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the first singular pair of (K, A, B) matrices: (K, A), (K,) and (K, B)."""
-    left, sizes, right = torch.linalg.svd(matrices.float(), full_matrices=False)
-    return tuple(part.to(matrices.dtype) for part in (left[:, :, 0], sizes[:, 0], right[:, 0]))
 
 
 def fit_groups(head: Any, hidden: Tensor, layer: nn.Linear) -> None:

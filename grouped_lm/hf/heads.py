@@ -72,7 +72,7 @@ def _sizes(head: Any) -> dict[str, Any]:
 
 def _folded_directions(head: ShortlistHead) -> dict[str, Tensor]:
     """Return the (G - H, R, D) directions with the mean rows of their groups added."""
-    rows, _ = head.columns(head.weight[head.picked()])
+    rows, _ = head.class_layer(head.weight[head.class_row_ids()])
     directions = rows[head.shortlist_size :].view(*head.group_bias.shape, head.n_embd)
     return {"directions": directions, "group_bias": head.group_bias}
 

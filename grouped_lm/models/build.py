@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from grouped_lm.config import Config
 from grouped_lm.data.tokenizers.base import vocab_size_of
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import HEADS, build_head, needs_counts
+from grouped_lm.heads import HEADS, RegularisedHead, build_head, needs_counts
 from grouped_lm.models import build_body
 from grouped_lm.models.lm import LanguageModel
 
@@ -49,7 +49,8 @@ def build_lm(
         tokens=read_tokens,
         saved=saved,
     )
-    head.regularise(config.train.label_smoothing, config.train.z_loss)
+    if isinstance(head, RegularisedHead):
+        head.regularise(config.train.label_smoothing, config.train.z_loss)
     return LanguageModel(body, head)
 
 
@@ -67,7 +68,7 @@ def check_head(config: Config) -> None:
         )
     if config.train.vocab_parallel and config.head.name != "dense":
         _check_rows(config)
-    if (config.train.label_smoothing or config.train.z_loss) and not HEADS[config.head.name][1].regularised:
+    if (config.train.label_smoothing or config.train.z_loss) and not HEADS[config.head.name].head.regularised:
         allowed = ", ".join(name for name, (_, head) in HEADS.items() if head.regularised)
         raise ConfigError(
             f"train.label_smoothing and train.z_loss must be 0 for head={config.head.name}, "

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
-from grouped_lm.heads.base import Head, HeadLoss
+from grouped_lm.heads.base import Head
+from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.models.embedding import estimate_embedding_params
 from grouped_lm.models.gpt2 import check_seq_len
 from grouped_lm.models.gpt_neo import window_of_layer

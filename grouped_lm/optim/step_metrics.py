@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from grouped_lm.heads.base import HeadLoss
+from grouped_lm.heads.losses.functional import HeadLoss
 
 PARTS = (("train/loss", "nll"), ("train/loss_group", "group_nll"), ("train/loss_token", "token_nll"))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from grouped_lm.config import Config
 from grouped_lm.distributed.parallel import ParallelModel, clip_gradients, count_targets
-from grouped_lm.heads.base import HeadLoss
+from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.optim.step_metrics import StepMetricsBuffer
 from grouped_lm.system.precision import autocast
 

@@ -201,7 +201,7 @@ def plan_heads_on_devices(
     heads: list[Any] = [config.head]
     if config.head.name != "dense":
         heads.insert(0, DenseConfig(tied=config.model.embedding == "table"))
-    if HEADS[config.head.name][1].sizes_follow_text:
+    if HEADS[config.head.name].head.sizes_follow_text:
         raise unplannable(config.head.name)
     plans: list[DevicesPlan] = []
     for head in heads:

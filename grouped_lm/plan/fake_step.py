@@ -22,7 +22,7 @@ from grouped_lm.config import Config, GroupingConfig
 from grouped_lm.distributed.parallel import ParallelModel
 from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
-from grouped_lm.heads.base import HeadLoss
+from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.measure.live_bytes import LiveBytes, Moments
 from grouped_lm.models.build import build_lm
 from grouped_lm.models.gpt_neo import forget_masks

@@ -227,7 +227,7 @@ def plan_heads(
     heads[config.head.name] = config.head
     plans, unplanned = [], []
     for name, head in heads.items():
-        if HEADS[name][1].sizes_follow_text:
+        if HEADS[name].head.sizes_follow_text:
             unplanned.append(name)
             continue
         try:

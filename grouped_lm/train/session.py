@@ -14,7 +14,7 @@ from grouped_lm.distributed.parallel import parallelize
 from grouped_lm.distributed.process_group import ProcessGroup
 from grouped_lm.errors import DivergedError
 from grouped_lm.evaluate.validation import validate
-from grouped_lm.heads.base import HeadLoss
+from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer, set_learning_rate
 from grouped_lm.optim.step_metrics import StepMetrics

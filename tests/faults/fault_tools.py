@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from grouped_lm.config import AdamWConfig, Config, DataConfig, ModelConfig, TokenizerConfig, TrackingConfig, TrainConfig
 from grouped_lm.errors import GvcError
-from grouped_lm.heads import HEAD_CONFIGS
+from grouped_lm.heads import HEADS
 
 LOG = Path(os.environ.get("FAULT_LOG", Path(__file__).parents[2] / "runs" / "faults.jsonl"))
 BASE_SEED = int(os.environ.get("FAULT_SEED", random.SystemRandom().randrange(10**6)))
@@ -85,7 +85,7 @@ def small_config(texts: dict[str, str], cache_dir: Path, head: str = "grouped", 
     model = ModelConfig(name="tiny", n_layer=1, n_head=2, n_embd=16, block_size=32, dropout=train.pop("dropout", 0.1))
     return Config(
         model=model,
-        head=HEAD_CONFIGS[head](),
+        head=HEADS[head].schema(),
         tokenizer=TokenizerConfig(name="bytes"),
         data=DataConfig(source="text", name="text", cache_dir=str(cache_dir), **texts),
         optim=AdamWConfig(warmup_steps=3),

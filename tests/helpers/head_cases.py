@@ -20,11 +20,11 @@ def plain_shortlist(**own) -> ShortlistConfig:
 
 def head_of(name: str, vocab_size: int = 103, group_size: int | None = 7, dtype=torch.float64, width=D, **own) -> Head:
     """Build a head with random weights, in evaluation mode; tokens 0, 11, 22, ... were not seen in training."""
-    schema = HEADS[name][0]
+    schema = HEADS[name].schema
     fields = {field.name for field in dataclasses.fields(schema)}
     values = {key: value for key, value in (SMALL | {"group_size": group_size} | own).items() if key in fields}
     torch.manual_seed(0)
-    wte = torch.nn.Parameter(torch.randn(vocab_size, width, dtype=dtype))
+    wte = torch.nn.Parameter(0.1 * torch.randn(vocab_size, width, dtype=dtype))
     head = build_head(schema(**values), width, vocab_size, "merge_rank", torch.arange(vocab_size) % 11, wte)
     for parameter in head.parameters():
         torch.nn.init.normal_(parameter)

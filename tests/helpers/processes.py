@@ -12,19 +12,20 @@ import torch.distributed.fsdp
 import torch.distributed.tensor  # noqa: F401
 from fault_tools import fork, nothing_measured, wait
 
-from grouped_lm.config import Config, GroupingConfig
-from grouped_lm.heads import HEAD_CONFIGS
+from grouped_lm.config import Config
+from grouped_lm.grouping import parse_grouping
+from grouped_lm.heads import HEADS
 from grouped_lm.train.loop import train
 
 SHORTLIST = {"shortlist_size": 64, "directions": 0, "shared_rows": 100, "reserve": True, "start": "counts"}
 """The default head, for a small vocabulary."""
-HEADS: dict[str, dict[str, Any]] = {"dense": {}, "grouped": {}, "shortlist": SHORTLIST}
+OPTIONS: dict[str, dict[str, Any]] = {"dense": {}, "grouped": {}, "shortlist": SHORTLIST}
 
 
 def with_head(config: Config, head: str) -> Config:
     """The config with that head, and settings of it that a small vocabulary has room for."""
-    grouping = GroupingConfig(name="brown" if head == "shortlist" else "merge_rank")
-    return dataclasses.replace(config, head=HEAD_CONFIGS[head](**HEADS[head]), grouping=grouping)
+    grouping = parse_grouping("brown" if head == "shortlist" else "merge_rank")
+    return dataclasses.replace(config, head=HEADS[head].schema(**OPTIONS[head]), grouping=grouping)
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from grouped_lm.heads import HEAD_CONFIGS
+from grouped_lm.heads import HEADS
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def test_a_preset_is_a_multirun(gvc, tiny):
     outcome = gvc("sweep", "heads", *tiny, "train.max_steps=1", "hydra.sweep.dir=sweep")
     assert outcome.code == 0, outcome.err
     heads = {json.loads(p.read_text())["head"] for p in Path("sweep").glob("*/result.json")}
-    assert heads == set(HEAD_CONFIGS)
+    assert heads == set(HEADS)
 
 
 def test_hydra_prints_its_config_on_stdout(gvc):

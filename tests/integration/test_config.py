@@ -9,7 +9,7 @@ from grouped_lm.cli.compose.compose import HydraFlags, compose_jobs, config_grou
 from grouped_lm.bench.variants import load_variants
 from grouped_lm.config import AdamWConfig, Config, TrainConfig, config_to_dict, free, parse_named
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import DEFAULT_HEAD, HEAD_CONFIGS, DenseConfig, GroupedConfig, ShortlistConfig, parse_head_config
+from grouped_lm.heads import DEFAULT_HEAD, HEADS, DenseConfig, GroupedConfig, ShortlistConfig, parse_head_config
 from grouped_lm.runs.identity import config_hash, config_identity, is_identity, iter_settings
 from grouped_lm.runs.load import parse_config
 
@@ -32,8 +32,8 @@ def test_every_choice_composes(group, choice):
 
 
 def test_every_head_has_a_yaml_with_every_field():
-    assert set(GROUPS["head"]) == set(HEAD_CONFIGS)
-    for name, schema in HEAD_CONFIGS.items():
+    assert set(GROUPS["head"]) == set(HEADS)
+    for name, (schema, _) in HEADS.items():
         text = (files("grouped_lm.conf") / "head" / f"{name}.yaml").read_text()
         for field in dataclasses.fields(schema):
             assert f"\n{field.name}:" in text, (name, field.name)

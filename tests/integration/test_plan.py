@@ -9,7 +9,7 @@ from grouped_lm.cli.compose.compose import HydraFlags, compose_jobs
 
 from grouped_lm.config import Config, ModelConfig, TokenizerConfig, TrainConfig
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import HEAD_CONFIGS, parse_head_config, shortlist
+from grouped_lm.heads import HEADS, parse_head_config, shortlist
 from grouped_lm.measure.devices import DEVICES, find_device, parse_bytes
 from grouped_lm.measure.live_bytes import KINDS, LiveBytes
 from grouped_lm.measure.memory import GIB
@@ -96,7 +96,7 @@ def test_chunked_operator_shows_what_it_makes_inside():
 def test_interpolation_finds_the_border_exactly(body):
     config = compose(["model=debug", "tokenizer=bytes", f"model.body={body}", "model.window_size=16"])
     for plan in plan_heads(config, 2**25, DEVICES["t4"])[0]:
-        own = config if plan.head == config.head.name else dataclasses.replace(config, head=HEAD_CONFIGS[plan.head]())
+        own = config if plan.head == config.head.name else dataclasses.replace(config, head=HEADS[plan.head].schema())
         batch, context = plan.largest_micro_batch_size, plan.longest_block_size
         assert peak_bytes(with_shape(own, batch=batch)) <= 2**25 < peak_bytes(with_shape(own, batch=batch + 1))
         assert peak_bytes(with_shape(own, context=context)) <= 2**25 < peak_bytes(with_shape(own, context=context + 1))
@@ -183,7 +183,7 @@ def test_command(gvc):
     done = gvc("plan", "model=debug", "--memory", "1GiB", "--device", "h100", "--tokens", "1000000", "--json")
     assert done.code == 0
     plans = json.loads(done.out)
-    assert {p["head"] for p in plans["heads"]} | set(plans["unplanned"]) == set(HEAD_CONFIGS)
+    assert {p["head"] for p in plans["heads"]} | set(plans["unplanned"]) == set(HEADS)
     assert plans["unplanned"] == ["adaptive", "trim"]
     assert plans["memory_bytes"] == GIB
     table = gvc("plan", "tokenizer=bytes", "model=debug", "model.n_embd=256", "--device", "a100")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from grouped_lm.config import Config, ModelConfig, TokenizerConfig, TrainConfig
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import HEADS, IGNORE_INDEX, Head, SampledConfig
+from grouped_lm.heads import HEADS, IGNORE_INDEX, Head, RegularisedHead, SampledConfig
 from grouped_lm.models.build import build_lm
 
 CASES = {
@@ -28,9 +28,9 @@ CASES = {
 
 def first_softmax(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Logits of the first softmax and the targets' classes in it, from the parts that each head names."""
-    if hasattr(head, "first_logits"):
+    if hasattr(head, "class_logits"):
         groups, slots = head.groups_and_slots(targets)
-        logits = head.first_logits(hidden.flatten(0, 1), *head.columns(head.weight[head.picked()]))
+        logits = head.class_logits(hidden.flatten(0, 1), *head.class_layer(head.weight[head.class_row_ids()]))
         return logits.unflatten(0, targets.shape), torch.where(groups < 0, slots, groups + head.shortlist_size)
     if hasattr(head, "group"):
         return head.group(hidden), head.groups_and_slots(targets)[0]
@@ -89,8 +89,7 @@ def test_a_head_without_them_says_so():
     )
     with pytest.raises(ConfigError, match="they are defined for dense, grouped"):
         build_lm(config)
-    with pytest.raises(ValueError, match="SampledHead has no label smoothing"):
-        head_of("sampled").regularise(0.1, 0.0)
+    assert not isinstance(head_of("sampled"), RegularisedHead)
 
 
 def test_training_lowers_what_is_added_and_reports_the_likelihood(gvc, tiny):

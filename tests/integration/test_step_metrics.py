@@ -17,7 +17,7 @@ from grouped_lm.config import AdamWConfig
 from grouped_lm.data.prefetch import Prefetcher
 from grouped_lm.errors import DivergedError
 from grouped_lm.heads import base, shortlist
-from grouped_lm.heads.base import HeadLoss
+from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.measure.memory import StepMemory
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer

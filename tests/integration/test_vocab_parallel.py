@@ -15,7 +15,7 @@ from grouped_lm.config import ModelConfig, TokenizerConfig
 from grouped_lm.data import prepare_data
 from grouped_lm.distributed.process_group import ProcessGroup, join_process_group, local_tensor
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
-from grouped_lm.heads import HEAD_CONFIGS, IGNORE_INDEX, DenseConfig
+from grouped_lm.heads import HEADS, IGNORE_INDEX, DenseConfig
 from grouped_lm.heads.dense import DenseHead
 from grouped_lm.measure.devices import DEVICES
 from grouped_lm.plan.devices import VOCAB_PARALLEL, plan_devices
@@ -35,7 +35,7 @@ def cut_config(config, case: str, **train):
     """A run with its tables in rows, with that head."""
     head, options = CUT[case]
     made = config(head, **train)
-    made = dataclasses.replace(made, head=HEAD_CONFIGS[head](**options))
+    made = dataclasses.replace(made, head=HEADS[head].schema(**options))
     return dataclasses.replace(made, train=dataclasses.replace(made.train, vocab_parallel=True))
 
 

@@ -4,7 +4,7 @@ Groups are opened one after another, the likeliest first. Once the next group as
 that a truncation still needs, no token in it or in a later group can matter. Greedy decoding by groups, which takes the
 best token of the best group, is a different method and wrong.
 
-Letters: N states, D width, V vocabulary, K tokens that stand alone in the first step, G groups, S slots per group.
+Letters: N states, D width, V vocabulary, K tokens outside the groups, G groups, S slots per group.
 """
 
 from abc import abstractmethod
@@ -14,49 +14,49 @@ import torch
 from torch import Tensor
 
 from grouped_lm.config import IGNORE_INDEX
-from grouped_lm.heads.base import Head, flatten
 from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation, draw, draw_one, merge_kept, tempered, truncate
+from grouped_lm.heads.regularised import RegularisedHead
 
 FIRST_GROUPS = 2
-"""Groups opened at once in the first round; every later round doubles what is open."""
+"""Groups opened in the first round; every later round doubles the number of open groups."""
 OPEN_SHARE = 4
-"""Where more than a 1/OPEN_SHARE of all groups would be open, the V-wide line costs no more."""
+"""If more than 1/OPEN_SHARE of all groups were open, the V-wide line would cost no more."""
 TRIES = 8
-"""Rejected groups before a draw at some temperature other than 1 takes the V-wide line, too."""
+"""Rejected draws after which the V-wide line is used."""
 MARGIN = 1e-9
-"""Probability beyond `top_p` that is asked for, since sums in another order differ in their last digits."""
+"""Probability that must be known beyond `top_p`, since sums in another order differ in their last digits."""
 FEW_STATES = 64
-"""States at most whose groups' rows are gathered for their targets' probabilities, as while writing: (N, S, D)."""
+"""Largest number of states for which (N, S, D) rows are gathered for the probabilities of targets."""
 ROUNDING = 1e-4
 """Share by which the probabilities of a group and of its tokens may disagree."""
 
 
-class BestFirstHead(Head):
+class BestFirstHead(RegularisedHead):
     """A head of two steps: K tokens and G groups, then the S tokens of one group.
 
-    A subclass gives the two distributions; cuts and draws on the joint one follow. The slow lines that they equal are
-    `Head.truncate` and `Head.sample`, over `log_prob`.
+    A subclass defines the two distributions; truncation and draws on the joint distribution follow. The slow lines that
+    they equal are `JointDecoding.truncate` and `JointDecoding.sample`, over `log_prob`.
     """
 
     @abstractmethod
     def shortlist_ids(self) -> Tensor:
-        """Return (K,) ids of the tokens that stand in no group."""
+        """Return the (K,) ids of the tokens outside the groups."""
 
     @abstractmethod
     def group_members(self) -> Tensor:
-        """Return (G, S) ids of the tokens of every group, -1 at padding slots."""
+        """Return the (G, S) ids of the tokens of every group, -1 at padding slots."""
 
     @abstractmethod
     def groups_and_slots(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (N,) groups of (N,) ids and (N,) slots in them; -1 and the place in `alone` for those of no group."""
+        """Return the (N,) groups and slots of (N,) ids; outside the groups -1 and the place in `shortlist_ids`."""
 
     @abstractmethod
     def class_log_prob(self, states: Tensor) -> Tensor:
-        """Return (N, K + G) fp32 log-probabilities of the tokens in `alone`, then of the groups."""
+        """Return the (N, K + G) log-probabilities of `shortlist_ids`, then of the groups, in fp32 or finer."""
 
     @abstractmethod
     def in_group_log_prob(self, states: Tensor, groups: Tensor) -> Tensor:
-        """Return (N, S) fp32 log p(token | group) for one group per row, -inf at padding slots.
+        """Return the (N, S) log p(token | group) for one group per row, -inf at padding slots, in fp32 or finer.
 
         Args:
             states: (N, D).
@@ -64,19 +64,19 @@ class BestFirstHead(Head):
         """
 
     def truncate(self, hidden: Tensor, truncation: Truncation) -> KeptTokens:
-        """See `Head.truncate`."""
+        """Return the tokens that `truncation` keeps for (N, D) states, likeliest first, equals by id."""
         if truncation.keeps_all or not len(hidden) or self.group_members().numel() == 0:
             return super().truncate(hidden, truncation)
         return merge_kept(list(self._search(hidden, truncation)))
 
     def _search(self, states: Tensor, truncation: Truncation) -> Iterator[tuple[Tensor, KeptTokens]]:
-        """Yield (rows, what is kept of them) as rows are settled, every row once."""
-        alone, members = self.shortlist_ids(), self.group_members()
+        """Yield (rows, their kept tokens) as soon as rows are settled, every row once."""
+        shortlist, members = self.shortlist_ids(), self.group_members()
         n_group, rows = len(members), torch.arange(len(states), device=states.device)
         first = self.class_log_prob(states)
-        log_prob, ids = first[:, : alone.numel()], alone.expand(len(states), -1)
-        bounds, order = first[:, alone.numel() :].sort(dim=1, descending=True)
-        opened, step = 0, 0 if alone.numel() else FIRST_GROUPS  # the tokens that stand alone may be enough
+        log_prob, ids = first[:, : shortlist.numel()], shortlist.expand(len(states), -1)
+        bounds, order = first[:, shortlist.numel() :].sort(dim=1, descending=True)
+        opened, step = 0, 0 if shortlist.numel() else FIRST_GROUPS  # the shortlist may be enough
         while True:
             step = min(step, n_group - opened)
             if step:
@@ -125,39 +125,45 @@ class BestFirstHead(Head):
         truncation: Truncation | None = None,
         num_samples: int = 1,
     ) -> Tensor:
-        """See `Head.sample`: without a truncation a group is drawn, then a token in it.
+        """Return (N, num_samples) token ids drawn from the joint distribution.
 
-        The weight of a group at temperature T is p(group)^(1/T) Z, with Z = sum p(token | group)^(1/T), which is known
-        only of open groups. So a group is drawn by the bound B >= Z, B = 1 for T <= 1 and S^(1 - 1/T) above, and
-        taken with probability Z / B. The slow line takes over what was refused again and again.
+        Without a truncation a group is drawn, then a token in it.
         """
-        if temperature == 0 or not len(hidden) or self.group_members().numel() == 0:
+        whole = truncation is None or truncation.keeps_all
+        if temperature == 0 or not len(hidden) or self.group_members().numel() == 0 or not (whole or num_samples == 1):
             return super().sample(
                 hidden, generator, temperature=temperature, truncation=truncation, num_samples=num_samples
             )
-        if truncation is not None and not truncation.keeps_all:
-            if num_samples == 1:
-                return self._sample_kept(hidden, generator, temperature, truncation).unsqueeze(1)
-            return super().sample(
-                hidden, generator, temperature=temperature, truncation=truncation, num_samples=num_samples
-            )
-        alone, members = self.shortlist_ids(), self.group_members()
+        if truncation is not None and not whole:
+            return self._sample_kept(hidden, generator, temperature, truncation).unsqueeze(1)
         if temperature == 1 and num_samples == 1:
             return self._sample_once(hidden, generator).unsqueeze(1)
+        return self._sample_tempered(hidden, generator, temperature, num_samples)
+
+    def _sample_tempered(
+        self, hidden: Tensor, generator: torch.Generator | None, temperature: float, num_samples: int
+    ) -> Tensor:
+        """Return (N, num_samples) ids drawn with weights p^(1/T), by rejection.
+
+        The weight of a group is p(group)^(1/T) Z with Z = sum p(token | group)^(1/T). Z is known of open groups alone.
+        So a group is drawn by the bound B >= Z, which is 1 for T <= 1 and S^(1 - 1/T) above, and accepted with
+        probability Z / B. After `TRIES` rejections the V-wide line is used.
+        """
+        shortlist, members = self.shortlist_ids(), self.group_members()
         log_bound = max(0.0, 1 - 1 / temperature) * (members >= 0).sum(1).double().log()
         first = self.class_log_prob(hidden)
         first = (first - first.amax(1, keepdim=True)).double() / temperature
-        first[:, alone.numel() :] += log_bound
+        first[:, shortlist.numel() :] += log_bound
         weights = (first - first.amax(1, keepdim=True)).exp()
         pending = torch.arange(len(hidden) * num_samples, device=hidden.device)  # draw d is of state d // num_samples
         tokens = torch.empty_like(pending)
         for _ in range(TRIES):
             choice = draw(weights, pending // num_samples, generator)
-            if alone.numel():
-                is_alone = choice < alone.numel()
-                tokens[pending[is_alone]] = alone[choice[is_alone]]
-                pending, choice = pending[~is_alone], choice[~is_alone]
-            pairs = pending // num_samples * len(members) + choice - alone.numel()
+            if shortlist.numel():
+                in_shortlist = choice < shortlist.numel()
+                tokens[pending[in_shortlist]] = shortlist[choice[in_shortlist]]
+                pending, choice = pending[~in_shortlist], choice[~in_shortlist]
+            pairs = pending // num_samples * len(members) + choice - shortlist.numel()
             open_pairs, which = pairs.unique(return_inverse=True)
             groups = open_pairs % len(members)
             inside = self.in_group_log_prob(hidden[open_pairs // len(members)], groups)
@@ -176,11 +182,11 @@ class BestFirstHead(Head):
     def _sample_kept(
         self, states: Tensor, generator: torch.Generator | None, temperature: float, truncation: Truncation
     ) -> Tensor:
-        """Draw (N,) ids from what `truncation` leaves: draw from all until a token is one that the truncation keeps.
+        """Return (N,) ids: tokens are drawn from the whole distribution until one is kept by the truncation.
 
-        What is refused is drawn again, so the accepted have the distribution of the kept ones. Under top-p at
-        temperature 1 a draw is kept with that probability or more, and most kept tokens are so likely that few groups
-        could hold a likelier one. The slow line takes over what was refused again and again.
+        Accepted tokens have the distribution of the kept ones. Under top-p at temperature 1 a draw is kept with
+        probability top_p or more. Most kept tokens are so likely that few groups can hold a likelier one. After `TRIES`
+        rejections the V-wide line is used.
         """
         first = self.class_log_prob(states)
         pending = torch.arange(len(states), device=states.device)
@@ -198,23 +204,23 @@ class BestFirstHead(Head):
         return tokens
 
     def _keeps(self, states: Tensor, first: Tensor, tokens: Tensor, truncation: Truncation) -> Tensor:
-        """Return (N,) whether `truncation` keeps each state's token, from as few groups as decide it.
+        """Return (N,) whether `truncation` keeps each state's token, from as few groups as possible.
 
-        Groups are opened best first. What is known of the tokens that come before the given one, their number and
-        probability, is a lower bound; an upper one adds what unopened groups can hold at most.
+        Groups are opened best first. The number and probability of the known tokens that precede the given one are
+        lower bounds. Upper bounds add the most that unopened groups can hold.
 
         Args:
             states: (N, D).
             first: (N, K + G), their `class_log_prob`.
             tokens: (N,) ids.
-            truncation: one that does not keep all.
+            truncation: does not keep all.
         """
-        alone, members = self.shortlist_ids(), self.group_members()
+        shortlist, members = self.shortlist_ids(), self.group_members()
         keeps = torch.zeros_like(tokens, dtype=torch.bool)
         own = self._log_prob_of(states, first, tokens)
-        before = Before(own, tokens)
-        before.add(first[:, : alone.numel()], alone.expand(len(states), -1))
-        bounds, order = first[:, alone.numel() :].sort(dim=1, descending=True)
+        before = PrecedingTokens(own, tokens)
+        before.add(first[:, : shortlist.numel()], shortlist.expand(len(states), -1))
+        bounds, order = first[:, shortlist.numel() :].sort(dim=1, descending=True)
         rows, opened, step = torch.arange(len(states), device=tokens.device), 0, FIRST_GROUPS
         while True:
             yes, no = before.decide(bounds[:, opened:], truncation)
@@ -237,38 +243,38 @@ class BestFirstHead(Head):
         """
         if torch.is_grad_enabled() or not 0 < targets.numel() <= FEW_STATES:
             return super().target_log_prob(hidden, targets)
-        states, flat = flatten(hidden, targets)
-        found = self._log_prob_of(states, self.class_log_prob(states), flat.clamp_min(0))
-        return found.masked_fill(flat == IGNORE_INDEX, 0).view(targets.shape)
+        states, flat = self.flatten(hidden, targets)
+        log_prob = self._log_prob_of(states, self.class_log_prob(states), flat.clamp_min(0))
+        return log_prob.masked_fill(flat == IGNORE_INDEX, 0).view(targets.shape)
 
     def _log_prob_of(self, states: Tensor, first: Tensor, tokens: Tensor) -> Tensor:
         """Return (N,) log-probabilities of tokens, given the `class_log_prob` of their states.
 
-        By the operators of `_open`, not those of the loss, so that equal ones come out equal.
+        It uses the operators of `_open`, not those of the loss, so that equal probabilities have equal bits.
         """
         groups, slots = self.groups_and_slots(tokens)
         column = torch.where(groups < 0, slots, groups + self.shortlist_ids().numel())
-        found = first.gather(1, column.unsqueeze(1)).squeeze(1)
+        log_prob = first.gather(1, column.unsqueeze(1)).squeeze(1)
         rows = (groups >= 0).nonzero().squeeze(1)
         inside = self.in_group_log_prob(states[rows], groups[rows]).gather(1, slots[rows].unsqueeze(1)).squeeze(1)
-        return found.index_add(0, rows, inside)
+        return log_prob.index_add(0, rows, inside)
 
     def _sample_once(self, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Draw (N,) ids at temperature 1: a group, then a token in it, in the fewest operators."""
-        n_alone, members = self.shortlist_ids().numel(), self.group_members()
+        """Return (N,) ids drawn at temperature 1: a group, then a token in it, with the fewest operators."""
+        n_single, members = self.shortlist_ids().numel(), self.group_members()
         choice = draw_one(self.class_log_prob(hidden), generator)
-        if not n_alone:
+        if not n_single:
             return members[choice, draw_one(self.in_group_log_prob(hidden, choice), generator)]
-        tokens = self.shortlist_ids()[choice.clamp_max(n_alone - 1)]
-        rows = (choice >= n_alone).nonzero().squeeze(1)
+        tokens = self.shortlist_ids()[choice.clamp_max(n_single - 1)]
+        rows = (choice >= n_single).nonzero().squeeze(1)
         if rows.numel():
-            groups = choice[rows] - n_alone
+            groups = choice[rows] - n_single
             tokens[rows] = members[groups, draw_one(self.in_group_log_prob(hidden[rows], groups), generator)]
         return tokens
 
 
-class Before:
-    """What is known of the tokens that come before one, likelier or equal with a lower id.
+class PrecedingTokens:
+    """The known tokens that precede a given token: likelier ones, and equal ones with a lower id.
 
     Args:
         own: (N,) log-probability of the token itself.
@@ -280,16 +286,16 @@ class Before:
         self.mass = torch.zeros_like(own, dtype=torch.float64)
         self.count = torch.zeros_like(tokens)
         self.best = own
-        """(N,) largest log-probability found."""
+        """(N,) largest log-probability known."""
 
-    def of(self, rows: Tensor) -> "Before":
-        """Return what is known for some of the rows."""
-        part = Before(self.own[rows], self.tokens[rows])
+    def of(self, rows: Tensor) -> "PrecedingTokens":
+        """Return the part of some rows."""
+        part = PrecedingTokens(self.own[rows], self.tokens[rows])
         part.mass, part.count, part.best = self.mass[rows], self.count[rows], self.best[rows]
         return part
 
     def add(self, log_prob: Tensor, ids: Tensor) -> None:
-        """Count further tokens: (N, C) log-probabilities, -inf where there is none, and ids."""
+        """Add (N, C) log-probabilities, -inf where there is no token, and ids of further tokens."""
         if not ids.shape[1]:
             return
         own, token = self.own.unsqueeze(1), self.tokens.unsqueeze(1)
@@ -303,7 +309,7 @@ class Before:
 
         Args:
             bounds: (N, U) log-probabilities of the groups not opened yet, falling.
-            truncation: one that does not keep all.
+            truncation: does not keep all.
         """
         may = bounds >= self.own.unsqueeze(1)  # no other group has a token that comes before
         more = (bounds.double().exp() * may).sum(1)
@@ -314,8 +320,8 @@ class Before:
             yes &= (self.mass + more < truncation.top_p - MARGIN) | (done & (self.mass < truncation.top_p)) | first
             no |= (self.mass >= truncation.top_p) & (self.count > 0)
         if truncation.top_k is not None:
-            room = (bounds - self.own.unsqueeze(1)).double().exp() * (1 + ROUNDING)
-            most = self.count + room.floor().mul(may).sum(1)
+            capacity = (bounds - self.own.unsqueeze(1)).double().exp() * (1 + ROUNDING)
+            most = self.count + capacity.floor().mul(may).sum(1)
             yes &= most < truncation.top_k
             no |= self.count >= truncation.top_k
         if truncation.min_p:
@@ -326,7 +332,7 @@ class Before:
 
 
 def is_settled(log_prob: Tensor, bound: Tensor, truncation: Truncation) -> Tensor:
-    """Return (N,) whether no token of probability up to `bound` can change what `truncation` keeps.
+    """Return (N,) whether no token of probability up to `bound` can change the kept tokens.
 
     Args:
         log_prob: (N, C) of the tokens found so far, all those above `bound` among them.

@@ -1,4 +1,4 @@
-"""Cuts on a distribution over tokens, and draws from what they leave: the slow lines, over all V log-probabilities.
+"""Truncation of a distribution over tokens (top-k, top-p, min-p), and draws from the kept tokens.
 
 Letters: N states, C candidates, M kept, V vocabulary.
 """
@@ -13,14 +13,14 @@ from grouped_lm.config import check_range
 from grouped_lm.errors import DivergedError
 
 NARROW = 256
-"""Largest candidates that are sorted first: sorting all 50,257 numbers takes longer than a small body."""
+"""Candidates that are sorted first: sorting all 50,257 numbers takes longer than a small body."""
 WIDER = 8
 """How many times more are sorted of those states whose truncation goes on behind them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Truncation:
-    """Which tokens may be drawn, by the joint distribution itself; temperature comes after the truncation.
+    """Which tokens may be drawn. The truncation sees the joint distribution; temperature comes after it.
 
     Each condition keeps a prefix of the tokens in the order of their probability, the lowest id first among equals;
     together they keep the shortest, which is never empty.
@@ -43,7 +43,7 @@ class Truncation:
 
     @property
     def keeps_all(self) -> bool:
-        """Whether nothing is truncation off."""
+        """Whether all tokens are kept."""
         return self.top_k is None and self.top_p == 1 and self.min_p == 0
 
     @property
@@ -54,7 +54,7 @@ class Truncation:
 
 @dataclass(frozen=True, slots=True)
 class KeptTokens:
-    """What a truncation leaves of each state's tokens, likeliest first."""
+    """The tokens that a truncation keeps for each state, likeliest first."""
 
     log_prob: Tensor
     """(N, M) log-probabilities under the whole distribution, -inf where fewer than M are kept."""
@@ -100,7 +100,7 @@ def truncate(log_prob: Tensor, ids: Tensor | None, truncation: Truncation) -> Ke
 
 
 def merge_kept(pieces: list[tuple[Tensor, KeptTokens]]) -> KeptTokens:
-    """Return what is kept of all N states, from (rows, what is kept of those); every row stands in one piece."""
+    """Return the kept tokens of all N states from pieces of (rows, their kept tokens); every row is in one piece."""
     if len(pieces) == 1:
         return pieces[0][1]
     number, width = sum(len(rows) for rows, _ in pieces), max(kept.ids.shape[1] for _, kept in pieces)
@@ -113,7 +113,7 @@ def merge_kept(pieces: list[tuple[Tensor, KeptTokens]]) -> KeptTokens:
 
 
 def _largest(log_prob: Tensor, ids: Tensor | None, size: int) -> KeptTokens:
-    """Return the `size` likeliest in order, the lowest id first among equals, which `torch.topk` does not promise."""
+    """Return the `size` likeliest in order, the lowest id first among equals; `torch.topk` does not promise that."""
     smallest = log_prob.topk(size, dim=1).values[:, -1:]
     width = max(size, int((log_prob >= smallest).sum(1).max())) if size < log_prob.shape[1] else size
     values, places = log_prob.topk(width, dim=1)  # once more where others equal the last

@@ -4,84 +4,59 @@ Letters: N tokens, D width, C columns of logits, R columns of one class.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import checkpoint
 
 from grouped_lm.config import IGNORE_INDEX
-from grouped_lm.heads.base import Head, HeadLoss, at_least_fp32, may_look, reduce_nll
+from grouped_lm.heads.losses.functional import at_least_fp32, exact_dtype, working_dtype
+from grouped_lm.heads.losses.saved_gradients import empty_gradients, register_saved_gradients
 
 DEFAULT_CHUNK_ROWS = 256
-"""Rows of logits at once where nothing else is asked for; `gvc bench heads` tries 64 to 1,024."""
+"""Rows of logits that exist at once, where a config names no other number; `gvc bench heads` tries 64 to 1,024."""
 
 DEVICE_CHUNK_ROWS = 4096
-"""The same on a GPU, which 256 rows do not fill: for 2,948 classes 48 MB of logits."""
+"""The same on a GPU, which 256 rows do not fill. For 2,948 classes it is 48 MB of logits."""
 
-BESIDE_NUMBERS = 2**20
-"""Logits, 4 MiB in fp32, whose probabilities stand beside them on a CPU; those of more overwrite them."""
+SEPARATE_NUMBERS = 2**20
+"""Up to this number of logits (4 MiB in fp32) a CPU stores probabilities in a new tensor; above, it overwrites."""
 
 
 def default_chunk_rows(device: torch.device) -> int:
-    """Return how many rows of logits exist at once on `device` where nothing else is asked for."""
+    """Return the number of rows of logits that exist at once on `device`, where a config names no other."""
     return DEFAULT_CHUNK_ROWS if device.type == "cpu" else DEVICE_CHUNK_ROWS
 
 
-def working_dtype(states: Tensor) -> torch.dtype:
-    """Return the type of matrix products of these states: that of autocast where it is on, which leaves fp64 alone."""
-    kind = states.device.type
-    casts = torch.is_autocast_enabled(kind) and states.dtype != torch.float64
-    return torch.get_autocast_dtype(kind) if casts else states.dtype
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """The logits W h + b of N states, and how many rows of them exist at once."""
 
-
-def exact_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the type of softmaxes and sums where matrix products are in `dtype`: fp32 for the half ones."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-
-
-def scale_saved(saved: Sequence[Tensor], scale: Tensor | None) -> list[Tensor] | list[None]:
-    """Return `scaled` gradients, None where the loss that they were saved with has none."""
-    return [None] * len(saved) if scale is None else scaled(saved, scale)
-
-
-def scaled(saved: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
-    """Return gradients of a scalar loss, saved with it, times the gradient of that scalar.
-
-    They are overwritten where the graph is about to be freed and nobody can ask for them again; otherwise a
-    backward pass would hold each twice.
-
-    Raises:
-        RuntimeError: a derivative of the gradients themselves is wanted, which they do not carry.
-    """
-    if torch.is_grad_enabled() and get_proxy_mode() is None:
-        raise RuntimeError("this loss has first derivatives alone; head.log_prob(hidden) has all of them")
-    keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-    last = not keeps_graph() and get_proxy_mode() is None  # a graph that is being traced has memory plans of its own
-    factors = [scale.to(gradient.dtype) for gradient in saved]
-    return [g.mul_(f) if last else g * f for g, f in zip(saved, factors, strict=True)]
-
-
-def at_once(states: Tensor, weight: Tensor) -> bool:
-    """Return whether a loss may make both steps at once, reading numbers as it goes: those of fp32 or fp64 weights."""
-    return may_look(states) and weight.dtype in (torch.float32, torch.float64)
+    states: Tensor
+    """(N, D)."""
+    weight: Tensor
+    """(C, D)."""
+    bias: Tensor | None
+    """(C,)."""
+    chunk_rows: int | None
+    """Rows of logits at once, >= 1; None means all N, in one plain line."""
 
 
 def softmax_loss(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the (n, 1) -log p(target) and all (n, C) probabilities, from one exponential a logit on a CPU.
+    """Return the (n, 1) -log p(target) and all (n, C) probabilities, with one exponential per logit on a CPU.
 
     Args:
-        logits: (n, C), overwritten where there are more than `BESIDE_NUMBERS`, of the type of the softmax.
+        logits: (n, C), overwritten where there are more than `SEPARATE_NUMBERS` of the type of the softmax.
         target: (n, 1) int64 in [0, C).
         dtype: of the softmax.
     """
-    if logits.device.type != "cpu" or logits.dtype != dtype or logits.numel() <= BESIDE_NUMBERS:
+    if logits.device.type != "cpu" or logits.dtype != dtype or logits.numel() <= SEPARATE_NUMBERS:
         return _softmax_loss(logits, target, dtype)
     losses = []
-    step = max(1, BESIDE_NUMBERS // logits.shape[1])
+    step = max(1, SEPARATE_NUMBERS // logits.shape[1])
     for part, own in zip(logits.split(step), target.split(step), strict=True):
         nll, p = _softmax_loss(part, own, dtype)
         part.copy_(p)
@@ -90,7 +65,7 @@ def softmax_loss(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Te
 
 
 def _softmax_loss(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """See `softmax_loss`: the loss is the logarithm of the probability, but where one is too small for its type."""
+    """Return `softmax_loss`: the loss is log p(target), unless p is too small for its type."""
     if logits.device.type == "cpu" and not is_fake(logits):
         p = logits.softmax(1, dtype=dtype)
         own = p.gather(1, target)
@@ -101,29 +76,20 @@ def _softmax_loss(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[T
 
 
 def plain_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Return (N,) cross entropies of softmax(W h + b) in fp32 or finer, 0 where ignored, through (N, C) logits."""
+    """Return the (N,) cross entropies of softmax(W h + b) in fp32 or finer, 0 where ignored, with (N, C) logits."""
     logits = at_least_fp32(F.linear(states, weight, bias))
     return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="none")
 
 
-def linear_nll(
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    chunk_rows: int | None,
-    reduction: str,
-) -> Tensor:
-    """Return the cross entropy of softmax(W h + b), as `plain_nll` does, and its exact gradients.
+def linear_nll(layer: Linear, targets: Tensor, reduction: str) -> Tensor:
+    """Return the cross entropy of softmax(W h + b), as `plain_nll` does, with its exact gradients.
 
     Args:
-        states: (N, D).
-        weight: (C, D).
-        bias: (C,) or None.
+        layer: states, weights and size of a chunk.
         targets: (N,) int64 in [0, C), or IGNORE_INDEX.
-        chunk_rows: rows of logits that exist at once, >= 1; None means all N, in one plain line.
         reduction: "none" for (N,) losses, else their sum (the caller divides it for a mean).
     """
+    states, weight, bias, chunk_rows = layer.states, layer.weight, layer.bias, layer.chunk_rows
     if chunk_rows is None:
         nll = plain_nll(states, weight, bias, targets)
         return nll if reduction == "none" else nll.sum()
@@ -148,10 +114,10 @@ def class_nll(
 ) -> Tensor:
     """Return the summed -log p(class), where p(class) is the share of its columns in softmax(W h + b).
 
-    The first `n_single` classes have one column each, those behind them `directions` adjacent ones: the logit of such
-    a class is the log-sum-exp of its columns. The gradients are computed with the loss, chunk by chunk; the slow line
-    that it equals is `F.cross_entropy` of those logits. Under autocast the matrix products are in its type, the softmax
-    and all sums over chunks in fp32.
+    The first `n_single` classes have one column each. Every later class has `directions` adjacent columns: its logit is
+    their log-sum-exp. The gradients are computed with the loss, chunk by chunk. The slow line that it equals is
+    `F.cross_entropy` of those logits. Under autocast the matrix products are in its type, the softmax and all sums over
+    chunks in fp32.
 
     Args:
         states: (N, D).
@@ -162,15 +128,13 @@ def class_nll(
         directions: R >= 1; C - n_single is a multiple of it.
         chunk_rows: rows of logits that exist at once, >= 1.
     """
-    dtype, keep = working_dtype(states), torch.is_grad_enabled()
-    layout = n_single, directions
-    if not torch.compiler.is_compiling() and is_fake(states):  # shows who watches memory the inside of the operator
+    sizes = n_single, directions, chunk_rows
+    given = states, weight, bias, classes, sizes, working_dtype(states), torch.is_grad_enabled()
+    if not torch.compiler.is_compiling() and is_fake(states):  # a memory tracker sees the inside of one chunk
         with torch.no_grad():
-            outputs = _class_nll_shapes(states, weight, bias, classes, *layout, chunk_rows, dtype, keep)
-            table, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
-            add_chunk(slice(0, chunk_rows), states, table, shift, classes, layout, outputs)
-            del outputs, table, shift
-    return _class_nll(states, weight, bias, classes, *layout, chunk_rows, dtype, keep)[0]
+            _first_chunk(*given)
+    nll: Tensor = _class_nll(*given)[0]
+    return nll
 
 
 @torch.library.custom_op("grouped_lm::class_nll", mutates_args=())
@@ -179,21 +143,51 @@ def _class_nll(
     weight: Tensor,
     bias: Tensor | None,
     classes: Tensor,
-    n_single: int,
-    directions: int,
-    chunk_rows: int,
+    sizes: Sequence[int],
     dtype: torch.dtype,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the summed loss, and with `keep` its gradients with respect to states, weight and bias."""
-    layout = n_single, directions
-    outputs = _class_nll_shapes(states, weight, bias, classes, *layout, chunk_rows, dtype, keep)
+    outputs = _class_nll_shapes(states, weight, bias, classes, sizes, dtype, keep)
     for output in outputs:
         output.zero_()
+    n_single, directions, chunk_rows = sizes
     table, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
     for start in range(0, states.shape[0], chunk_rows):
-        add_chunk(slice(start, start + chunk_rows), states, table, shift, classes, layout, outputs)
+        add_chunk(slice(start, start + chunk_rows), states, table, shift, classes, (n_single, directions), outputs)
     return outputs
+
+
+@_class_nll.register_fake
+def _class_nll_shapes(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    classes: Tensor,
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_states, d_weight = empty_gradients(keep, states, weight)
+    d_bias = weight.new_empty(weight.shape[0] if keep and bias is not None else 0)
+    return states.new_empty((), dtype=exact_dtype(dtype)), d_states, d_weight, d_bias
+
+
+register_saved_gradients(_class_nll, n_values=1, n_gradients=3)
+
+
+def _first_chunk(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    classes: Tensor,
+    sizes: tuple[int, int, int],
+    dtype: torch.dtype,
+    keep: bool,
+) -> None:
+    outputs = _class_nll_shapes(states, weight, bias, classes, sizes, dtype, keep)
+    table, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
+    add_chunk(slice(0, sizes[2]), states, table, shift, classes, sizes[:2], outputs)
 
 
 def add_chunk(
@@ -205,9 +199,17 @@ def add_chunk(
     layout: tuple[int, int],
     outputs: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
-    """Add the loss of some rows, and their gradients where those have a shape; `table` and `shift` are in their type.
+    """Add the loss of some rows, and their gradients if those are kept.
 
-    A function of its own, so that nothing of one chunk lives on in the next.
+    A function of its own, so that no tensor of one chunk exists during the next.
+
+    Args:
+        rows: of the states.
+        states: (N, D).
+        table, shift: (C, D) weights and (C,) biases, in the type of the matrix products.
+        classes: (N,) int64, -1 where ignored.
+        layout: `n_single` and `directions` of `class_nll`.
+        outputs: the loss, and gradients of states, weights and biases, which have no elements where they are not kept.
     """
     total, d_states, d_weight, d_bias = outputs
     part, targets = states[rows].to(table.dtype), classes[rows]
@@ -242,81 +244,10 @@ def add_chunk(
 
 
 def _columns(classes: Tensor, n_single: int, directions: int, log_p: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (n, R) columns of each row's class and their log-probabilities, -inf beyond the only one of a single."""
+    """Return the (n, R) columns of each row's class and their log-probabilities, -inf where a class has no more."""
     single = classes < n_single
     first = torch.where(single, classes, n_single + (classes - n_single) * directions).unsqueeze(1)
     steps = torch.arange(directions, device=classes.device)
     beyond = single.unsqueeze(1) & (steps > 0)
     columns = (first + steps).masked_fill(beyond, 0)
     return columns, log_p.gather(1, columns).masked_fill(beyond, -torch.inf)
-
-
-@_class_nll.register_fake
-def _class_nll_shapes(
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    classes: Tensor,
-    n_single: int,
-    directions: int,
-    chunk_rows: int,
-    dtype: torch.dtype,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        states.new_empty((), dtype=exact_dtype(dtype)),
-        states.new_empty(states.shape if keep else (0, 0)),
-        weight.new_empty(weight.shape if keep else (0, 0)),
-        weight.new_empty(weight.shape[0] if keep and bias is not None else 0),
-    )
-
-
-def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.has_bias = inputs[2] is not None
-    ctx.set_materialize_grads(False)  # no zeros for the outputs that nothing is derived from
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:])
-
-
-def _scale_gradients(ctx: Any, d_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    d_states, d_weight, d_bias = scale_saved(ctx.saved_tensors, d_total)
-    return d_states, d_weight, d_bias if ctx.has_bias else None, *(None for _ in range(6))
-
-
-_class_nll.register_autograd(_scale_gradients, setup_context=_keep_gradients)
-
-
-def linear_loss(
-    head: Head,
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    classes: Tensor,
-    chunk_rows: int | None,
-    shape: torch.Size,
-    reduction: str,
-    share: Tensor | None = None,
-) -> HeadLoss:
-    """Return the loss of a head that is one softmax, with what its `regularise` adds.
-
-    Args:
-        head: whose loss it is.
-        states, weight, bias, classes, chunk_rows: see `linear_nll`.
-        shape: of the head's targets.
-        reduction: mean, sum or none.
-        share: (N,) -log p(target | its class), where a class has more than one token.
-    """
-
-    def finish(values: Tensor) -> Tensor:
-        return reduce_nll(values.view(shape) if reduction == "none" else values, classes, reduction)
-
-    nll = linear_nll(states, weight, bias, classes, chunk_rows, "none" if head.adds_extra else reduction)
-    total = nll if share is None else nll + (share if nll.ndim else share.sum())
-    if not head.adds_extra:
-        return HeadLoss(nll=finish(total))
-    known = classes.clamp_min(0)
-    target, mean = (states * F.embedding(known, weight)).sum(-1), states @ weight.mean(0).to(states.dtype)
-    if bias is not None:
-        target, mean = target + bias[known], mean + bias.mean()
-    extra = head.extra_of(nll, target, mean, classes != IGNORE_INDEX)
-    return HeadLoss(nll=finish(total), extra=finish(extra))

@@ -1,7 +1,7 @@
-"""The passes of `in_group` by grouped matrix products, whose borders are read on the device: nothing waits for it.
+"""The passes of `in_group` as grouped matrix products. The device reads the borders of groups, so the host never waits.
 
-They equal the loops of `in_group`, group after group, which are faster on a CPU. `F.grouped_mm` takes fp32, bf16 and
-fp16 and rows of a multiple of 16 bytes.
+They equal the loops of `in_group`, which are faster on a CPU. `F.grouped_mm` takes fp32, bf16 and fp16, and rows of a
+multiple of 16 bytes.
 
 Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grouped_lm.heads.base import at_least_fp32
+from grouped_lm.heads.losses.functional import at_least_fp32
 
 
 def sort_by_group(groups: Tensor, n_group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the order of the rows by group, those of no group last; their groups; which have one; each group's end.
+    """Return the order of the rows by group (rows without a group last), their groups, which have one, and the ends.
 
     Args:
         groups: (N,) int64 in [0, G), or -1 for rows of no group.
@@ -31,7 +31,7 @@ def sort_by_group(groups: Tensor, n_group: int) -> tuple[Tensor, Tensor, Tensor,
 
 
 def group_tables(weight: Tensor, members: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the (G, S, D) rows of every group's tokens, any row at slots that no token has."""
+    """Return the (G, S, D) rows of every group's tokens, any row at padding slots."""
     rows = weight.index_select(0, members.clamp_min(0).flatten())
     return rows.unflatten(0, members.shape).to(dtype)
 
@@ -39,7 +39,7 @@ def group_tables(weight: Tensor, members: Tensor, dtype: torch.dtype) -> Tensor:
 def forward_by_borders(
     hidden: Tensor, weight: Tensor, bias: Tensor, members: Tensor, groups: Tensor, slots: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return (N,) nats and (N,) hits; see `in_group`."""
+    """Return the (N,) nats and (N,) hits of `in_group_loss`."""
     place, own, counted, ends = sort_by_group(groups, members.shape[0])
     target = slots[place].masked_fill(~counted, 0).unsqueeze(1)
     log_p = log_softmax_by_borders(hidden[place], weight, bias, members, (own, counted, ends), dtype)
@@ -85,7 +85,7 @@ def backward_by_borders(
     d_states = F.grouped_mm(d_logits, group_tables(weight, members, dtype), offs=ends).to(hidden.dtype)
     d_states = torch.where(counted[:, None], d_states, 0.0)
     d_tables = F.grouped_mm(d_logits.T, hidden[place].to(dtype), offs=ends)
-    ids = members.clamp_min(0).flatten()  # slots that no token has add the nothing that they got to token 0
+    ids = members.clamp_min(0).flatten()  # padding slots add zeros to token 0
     d_weight = torch.zeros_like(weight).index_add_(0, ids, d_tables.flatten(0, 1).to(weight.dtype))
     d_shift = torch.zeros_like(members, dtype=exact.dtype).index_add_(0, own, exact)
     d_bias = weight.new_zeros(weight.shape[0]).index_add_(0, ids, d_shift.flatten().to(weight.dtype))

@@ -1,44 +1,55 @@
 """The summed loss of two steps whose second is one layer that all groups share, a chunk of rows at a time.
 
-The gradients are computed with the loss, so no (N, G) or (N, S) tensor outlives its chunk, and the states have one
+The gradients are computed with the loss. So no (N, G) or (N, S) tensor outlives its chunk, and the states have one
 gradient. The slow lines that it equals are `TwoLevelHead.loss` with `SharedLayerHead.token_logits`.
 
 Letters: N tokens, D width, G groups, S slots per group.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from grouped_lm.heads.losses.chunked import default_chunk_rows, exact_dtype, scale_saved, softmax_loss, working_dtype
+from grouped_lm.heads.losses.chunked import default_chunk_rows, softmax_loss
+from grouped_lm.heads.losses.functional import exact_dtype, working_dtype
 from grouped_lm.heads.losses.kernels import chosen
-
-Weights = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""The sums of both steps and of the first, then the gradients of states and weights, empty where there is none."""
+from grouped_lm.heads.losses.saved_gradients import empty_gradients, register_saved_gradients
 
 
 @dataclass(frozen=True, slots=True)
 class SharedLayer:
-    """Token logits in group g: outer[g] * (W (scale[g] * h + shift[g])) + table[g]; what is None is left out."""
+    """Token logits in group g: outer[g] * (W (scale[g] * h + shift[g])) + table[g]. None parts are left out."""
 
     weight: Tensor
     """W, (S, D)."""
     table: Tensor
-    """(G, S), -inf at slots that no token has."""
+    """(G, S), -inf at padding slots."""
     inner: tuple[Tensor, Tensor] | None = None
     """scale and shift, (G, D) each."""
     outer: Tensor | None = None
     """(G, S)."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """All weights of both steps, or their gradients; a part that is left out has no elements."""
+
+    group_weight: Tensor
+    group_bias: Tensor
+    weight: Tensor
+    table: Tensor
+    scale: Tensor
+    shift: Tensor
+    outer: Tensor
+
+
 def shared_nll(
     states: Tensor, group_weight: Tensor, group_bias: Tensor, layer: SharedLayer, groups: Tensor, slots: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the summed -log p(token), and the part of it that is -log p(group), which carries no gradient.
+    """Return the summed -log p(token), and the part of it that is -log p(group), which has no gradient.
 
     Under autocast the matrix products are in its type, the softmax and all sums over chunks in fp32.
 
@@ -50,35 +61,25 @@ def shared_nll(
         groups: (N,) int64 in [0, G), or -1 for rows that count nowhere.
         slots: (N,) int64 in [0, S).
     """
-    weights = group_weight, group_bias, layer.weight, layer.table, *(layer.inner or (None, None)), layer.outer
-    dtype, keep = working_dtype(states), torch.is_grad_enabled()
-    if not torch.compiler.is_compiling() and is_fake(states):  # shows who watches memory the inside of the operator
+    none = states.new_empty(0)
+    inner, outer = layer.inner or (none, none), none if layer.outer is None else layer.outer
+    weights = [group_weight, group_bias, layer.weight, layer.table, *inner, outer]
+    given = states, weights, groups, slots, working_dtype(states), torch.is_grad_enabled()
+    if not torch.compiler.is_compiling() and is_fake(states):  # a memory tracker sees the inside of one chunk
         with torch.no_grad():
-            outputs = _shapes(states, *weights, groups, slots, dtype, keep)
-            _add_chunk(slice(0, default_chunk_rows(states.device)), states, weights, groups, slots, dtype, outputs)
+            outputs = _shapes(*given)
+            _add_chunk(slice(0, default_chunk_rows(states.device)), *given[:-1], outputs)
             del outputs
-    total, group_total, *_ = _shared_nll(states, *weights, groups, slots, dtype, keep)
+    total, group_total, *_ = _shared_nll(*given)
     return total, group_total
 
 
 @torch.library.custom_op("grouped_lm::shared_nll", mutates_args=())
 def _shared_nll(
-    states: Tensor,
-    group_weight: Tensor,
-    group_bias: Tensor,
-    weight: Tensor,
-    table: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    outer: Tensor | None,
-    groups: Tensor,
-    slots: Tensor,
-    dtype: torch.dtype,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return `Outputs`, gradients with `keep` alone."""
-    weights = group_weight, group_bias, weight, table, scale, shift, outer
-    outputs = _shapes(states, *weights, groups, slots, dtype, keep)
+    states: Tensor, weights: Sequence[Tensor], groups: Tensor, slots: Tensor, dtype: torch.dtype, keep: bool
+) -> list[Tensor]:
+    """Return the sums of both steps and of the first, and with `keep` the gradients of states and weights."""
+    outputs = _shapes(states, weights, groups, slots, dtype, keep)
     for output in outputs:
         output.zero_()
     step = default_chunk_rows(states.device)
@@ -88,67 +89,92 @@ def _shared_nll(
     return outputs
 
 
+@_shared_nll.register_fake
+def _shapes(
+    states: Tensor, weights: Sequence[Tensor], groups: Tensor, slots: Tensor, dtype: torch.dtype, keep: bool
+) -> list[Tensor]:
+    sums = [states.new_empty((), dtype=exact_dtype(dtype)) for _ in range(2)]
+    return sums + empty_gradients(keep, states, *weights)
+
+
+register_saved_gradients(_shared_nll, n_values=2, n_gradients=2)
+
+
 def _add_chunk(
     rows: slice,
     states: Tensor,
-    weights: Weights,
+    weights: Sequence[Tensor],
     groups: Tensor,
     slots: Tensor,
     dtype: torch.dtype,
-    outputs: Outputs,
+    outputs: list[Tensor],
     whole: bool = False,
 ) -> None:
-    """Add the losses of some rows, and their gradients where those have a shape; `whole` where all of them count."""
-    group_weight, group_bias, weight, table, scale, shift, outer = weights
-    total, group_total, d_states, d_group_weight, d_group_bias, d_weight, d_table, d_scale, d_shift, d_outer = outputs
-    keep, part, own = d_states.shape == states.shape, states[rows], groups[rows].clamp_min(0)
+    """Add the losses of some rows, and their gradients if those are kept; `whole` if all of the rows count."""
+    total, group_total, d_states = outputs[:3]
+    w, d, keep = _Weights(*weights), _Weights(*outputs[3:]), d_states.shape == states.shape
+    part, own = states[rows], groups[rows].clamp_min(0)
     counted = None if whole else (groups[rows] >= 0).unsqueeze(1)
-
     if dtype == total.dtype:
-        logits = torch.addmm(group_bias, part, group_weight.T)
+        logits = torch.addmm(w.group_bias, part, w.group_weight.T)
     else:
-        logits = _product(part, group_weight.T, dtype).to(total.dtype).add_(group_bias)
+        logits = _product(part, w.group_weight.T, dtype).to(total.dtype).add_(w.group_bias)
     value, error = _softmax(logits, own, counted)
     total += value
     group_total += value
     if keep:
-        d_group_bias += error.sum(0)
-        _add_product(d_states[rows], error, group_weight, dtype)
-        _add_product(d_group_weight, error.T, part, dtype)
+        d.group_bias.add_(error.sum(0))
+        _add_product(d_states[rows], error, w.group_weight, dtype)
+        _add_product(d.group_weight, error.T, part, dtype)
     del logits, error
-
-    fits = outer is not None and scale is None and outer.dtype is torch.float32  # which sums are added to atomically
-    if outer is not None and fits and chosen(states.device, dtype, weight.shape[0], repeats=False):
+    fits = w.outer.numel() and not w.scale.numel() and w.outer.dtype is torch.float32  # the kernel adds atomically
+    if fits and chosen(states.device, dtype, w.weight.shape[0], repeats=False):
         from grouped_lm.heads.losses.kernels.slot_loss import SlotGradients, slot_loss
 
-        to = SlotGradients(d_states[rows], d_weight, d_outer, d_table) if keep else None
-        total += slot_loss(part, weight, outer, table, groups[rows], slots[rows], dtype, to).sum()
-        return
-    inside = part
-    if scale is not None and shift is not None:
-        inside = torch.addcmul(shift.index_select(0, own), scale.index_select(0, own), part)
-    products, logits = _product(inside, weight.T, dtype).to(total.dtype), table.index_select(0, own)
-    if outer is None:
-        logits += products
+        to = SlotGradients(d_states[rows], d.weight, d.outer, d.table) if keep else None
+        total += slot_loss(part, w.weight, w.outer, w.table, groups[rows], slots[rows], dtype, to).sum()
     else:
-        factor = outer.index_select(0, own)
+        total += _inside(part, w, own, slots[rows], counted, dtype, (d_states[rows], d) if keep else None)
+
+
+def _inside(
+    states: Tensor,
+    w: _Weights,
+    groups: Tensor,
+    slots: Tensor,
+    counted: Tensor | None,
+    dtype: torch.dtype,
+    to: tuple[Tensor, _Weights] | None,
+) -> Tensor:
+    """Return the summed loss of the second step for (n, D) states, and add its gradients to `to`."""
+    film, scaled = w.scale.numel() > 0, w.outer.numel() > 0
+    exact = exact_dtype(dtype)
+    inside, factor = states, w.outer
+    if film:
+        inside = torch.addcmul(w.shift.index_select(0, groups), w.scale.index_select(0, groups), states)
+    products, logits = _product(inside, w.weight.T, dtype).to(exact), w.table.index_select(0, groups)
+    if scaled:
+        factor = w.outer.index_select(0, groups)
         logits.addcmul_(products, factor)
-    value, error = _softmax(logits, slots[rows], counted)
-    total += value
-    if not keep:
-        return
-    d_table.index_add_(0, own, error.to(d_table.dtype))
-    if outer is not None:
-        d_outer.index_add_(0, own, products.mul_(error).to(d_outer.dtype))
-        error.mul_(factor)
-    _add_product(d_weight, error.T, inside, dtype)
-    if scale is None:
-        _add_product(d_states[rows], error, weight, dtype)
     else:
-        d_inside = _product(error, weight, dtype).to(d_states.dtype)
-        d_shift.index_add_(0, own, d_inside.to(d_shift.dtype))
-        d_scale.index_add_(0, own, (d_inside * part).to(d_scale.dtype))
-        d_states[rows].addcmul_(d_inside, scale.index_select(0, own))
+        logits += products
+    value, error = _softmax(logits, slots, counted)
+    if to is None:
+        return value
+    d_states, d = to
+    d.table.index_add_(0, groups, error.to(d.table.dtype))
+    if scaled:
+        d.outer.index_add_(0, groups, products.mul_(error).to(d.outer.dtype))
+        error.mul_(factor)
+    _add_product(d.weight, error.T, inside, dtype)
+    if film:
+        d_inside = _product(error, w.weight, dtype).to(d_states.dtype)
+        d.shift.index_add_(0, groups, d_inside.to(d.shift.dtype))
+        d.scale.index_add_(0, groups, (d_inside * states).to(d.scale.dtype))
+        d_states.addcmul_(d_inside, w.scale.index_select(0, groups))
+    else:
+        _add_product(d_states, error, w.weight, dtype)
+    return value
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
@@ -170,51 +196,3 @@ def _softmax(logits: Tensor, classes: Tensor, counted: Tensor | None) -> tuple[T
     if counted is None:
         return nll.sum(), p
     return nll.masked_fill_(~counted, 0).sum(), p.mul_(counted)
-
-
-@_shared_nll.register_fake
-def _shapes(
-    states: Tensor,
-    group_weight: Tensor,
-    group_bias: Tensor,
-    weight: Tensor,
-    table: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    outer: Tensor | None,
-    groups: Tensor,
-    slots: Tensor,
-    dtype: torch.dtype,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    def gradient(tensor: Tensor | None) -> Tensor:
-        return states.new_empty(0) if tensor is None or not keep else torch.empty_like(tensor)
-
-    exact = exact_dtype(dtype)
-    return (
-        states.new_empty((), dtype=exact),
-        states.new_empty((), dtype=exact),
-        gradient(states),
-        gradient(group_weight),
-        gradient(group_bias),
-        gradient(weight),
-        gradient(table),
-        gradient(scale),
-        gradient(shift),
-        gradient(outer),
-    )
-
-
-def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    ctx.given = [tensor is not None for tensor in inputs[:8]]
-    ctx.set_materialize_grads(False)  # no zeros for the outputs that nothing is derived from
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[2:])
-
-
-def _scale_gradients(ctx: Any, d_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-    gradients = scale_saved(ctx.saved_tensors, d_total)
-    return *(g if given else None for g, given in zip(gradients, ctx.given, strict=True)), *(None for _ in range(4))
-
-
-_shared_nll.register_autograd(_scale_gradients, setup_context=_keep_gradients)

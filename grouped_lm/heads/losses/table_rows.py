@@ -1,22 +1,25 @@
-"""The summed loss of a shortlist beside groups whose every weight is a row of one (V, D) table, both steps in one go.
+"""The summed loss of a shortlist and groups whose every weight is a row of one (V, D) table, both steps in one node.
 
-The gradients are computed with the loss. That of the table has the rows which the loss reads, and no others: where a
-text has few of the vocabulary's tokens, a (V, D) buffer would be cleared and passed on for its zeros. Inside groups
-the work is one of pairs, a state and a token of its target's group each: some tens of thousands for 4,096 states, and
-no product of matrices is as small. The slow line that it equals is `ShortlistHead.loss` with reduction none.
+The gradients are computed with the loss. The gradient of the table has only the rows that the loss reads. A text uses
+few tokens of the vocabulary, and a (V, D) gradient would mostly be zeros. Inside groups the work is done for pairs of a
+state and a token of its target's group: some tens of thousands for 4,096 states. No product of matrices is as small.
+The slow line that it equals is `ShortlistHead.loss` with reduction none.
 
 Letters: N tokens, D width, V vocabulary, K shortlist, G groups, T tokens of both, P pairs.
 """
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, add_chunk, exact_dtype, scaled, working_dtype
+from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, add_chunk
+from grouped_lm.heads.losses.functional import exact_dtype, working_dtype
+from grouped_lm.heads.losses.saved_gradients import scaled
 
 CHUNK_NUMBERS = 2**16
 """Numbers in rows of the table that are written at once."""
@@ -25,33 +28,35 @@ CHUNK_PAIRS = 2**19
 TOKENS_AT_ONCE = 512
 """Rows of the table whose part of the gradient exists twice; fewer are slower."""
 
-with warnings.catch_warnings():  # torch calls this layout beta, once; what is used of it is tested here
+with warnings.catch_warnings():  # torch warns once that this layout is beta; the parts used here are tested
     warnings.simplefilter("ignore")
     torch.eye(1).to_sparse_csr()
 
 
 class TableRows(nn.Module):
-    """Which rows of a (V, D) table a shortlist and groups read.
+    """The rows of a (V, D) table that a shortlist and groups read.
 
     Args:
         outside: (K,) ids of the shortlist.
         members: (G, S) ids of every group, -1 where it has no more.
-        parts: (V,) fp32 of every token in its group's mean row.
+        parts: (V,) fp32 share of every token in its group's mean row.
+        sparse: return the gradient of the table as a sparse tensor, for a table whose other gradients are dense; torch
+            adds up both in place.
     """
 
     ids: Tensor
-    """(T,), the shortlist's and then the groups', by group and slot."""
+    """(T,), first the shortlist's, then the groups', by group and slot."""
     starts: Tensor
-    """(G + 1,), where each group begins among those behind the shortlist, and their number."""
+    """(G + 1,) first token of each group among the tokens in groups, and their number."""
     owners: Tensor
-    """(T - K,) groups of those."""
+    """(T - K,) groups of the tokens in groups."""
     parts: Tensor
-    """(T - K,) of those in the mean rows."""
+    """(T - K,) shares of the tokens in groups in the mean rows."""
 
-    def __init__(self, outside: Tensor, members: Tensor, parts: Tensor) -> None:
+    def __init__(self, outside: Tensor, members: Tensor, parts: Tensor, sparse: bool) -> None:
         super().__init__()
         inside = members[members >= 0]
-        self.n_single = outside.numel()
+        self.n_single, self.sparse = outside.numel(), sparse
         self.register_buffer("ids", torch.cat([outside, inside]), persistent=False)
         self.register_buffer("starts", F.pad((members >= 0).sum(1).cumsum(0), (1, 0)), persistent=False)
         self.register_buffer("owners", torch.repeat_interleave(self.starts.diff()), persistent=False)
@@ -65,7 +70,7 @@ class TableRows(nn.Module):
         )
 
     def share(self, d_mean: Tensor, d_inside: Tensor) -> None:
-        """Write the gradient of the (G, D) mean rows as that of the (T - K, D) rows which they are the means of."""
+        """Write the gradient of the (G, D) mean rows as that of the (T - K, D) rows of their tokens."""
         step = max(1, CHUNK_NUMBERS // d_mean.shape[1])
         parts = self.parts.to(d_mean.dtype).unsqueeze(1)
         for to, of, part in zip(*(t.split(step) for t in (d_inside, self.owners, parts)), strict=True):
@@ -77,34 +82,29 @@ class TableRows(nn.Module):
         weight: Tensor,
         bias: Tensor,
         group_bias: Tensor,
-        classes: Tensor,
-        slots: Tensor,
-        sparse: bool,
+        targets: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """Return the summed -log p(token), and the part of it that is -log p(class), which carries no gradient.
+        """Return the summed -log p(token), and the part of it that is -log p(class), which has no gradient.
 
-        Logits of the first softmax are W h + b of the K tokens, and of the groups' mean rows with biases of their own;
-        inside a group W h + b of its tokens. Under autocast the matrix products are in its type, the second step and
-        all sums over chunks in fp32. Where `at_once` alone: how many rows each group has is asked of the tensors.
+        The first softmax has the logits W h + b of the K tokens, and those of the mean rows of groups with biases of
+        their own. Inside a group the logits are W h + b of its tokens. Under autocast the matrix products are in its
+        type, the second step and all sums over chunks in fp32. It may be used where `at_once` holds.
 
         Args:
             states: (N, D).
             weight: (V, D), fp32 or fp64.
             bias: (V,).
             group_bias: (G,).
-            classes: (N,) int64 in [0, K + G), or -1 for rows that count nowhere.
-            slots: (N,) int64, the target's place in the shortlist or its group.
-            sparse: leave the gradient of `weight` a sparse tensor, for a table whose other gradients are dense; torch
-                adds up both in place.
+            targets: (N,) int64 classes in [0, K + G), or -1 for rows that count nowhere; (N,) int64 places of the
+                targets in the shortlist or their group.
         """
-        found: tuple[Tensor, Tensor] = _TableRowsLoss.apply(
-            states, weight, bias, group_bias, self, classes, slots, sparse, torch.is_grad_enabled()
-        )
-        return found
+        given = states, weight, bias, group_bias, self, targets, torch.is_grad_enabled()
+        total, first = _TableRowsLoss.apply(*given)
+        return total, first
 
 
 class _TableRowsLoss(torch.autograd.Function):
-    """See `TableRows.nll`."""
+    """The operator of `TableRows.nll`."""
 
     @staticmethod
     def forward(
@@ -114,38 +114,39 @@ class _TableRowsLoss(torch.autograd.Function):
         bias: Tensor,
         group_bias: Tensor,
         table: TableRows,
-        classes: Tensor,
-        slots: Tensor,
-        sparse: bool,
+        targets: tuple[Tensor, Tensor],
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        dtype, n_single = working_dtype(states), table.n_single
+        dtype, n_single, (classes, slots) = working_dtype(states), table.n_single, targets
         own = table.ids[:n_single]
-        columns = torch.cat([weight.index_select(0, own), table.mean_rows(weight)])
-        shift = torch.cat([bias.index_select(0, own), group_bias])
+        class_weight = torch.cat([weight.index_select(0, own), table.mean_rows(weight)])
+        class_bias = torch.cat([bias.index_select(0, own), group_bias])
         total = states.new_zeros((), dtype=exact_dtype(dtype))
-        d_states, d_columns, d_shift = (t.new_zeros(t.shape if keep else 0) for t in (states, columns, shift))
-        columns, shift = columns.to(dtype), shift.to(dtype)
+        d_states, d_class_weight, d_class_bias = (
+            t.new_zeros(t.shape if keep else 0) for t in (states, class_weight, class_bias)
+        )
+        class_weight, class_bias = class_weight.to(dtype), class_bias.to(dtype)
+        layout, outputs = (class_weight.shape[0], 1), (total, d_states, d_class_weight, d_class_bias)
         for start in range(0, states.shape[0], DEFAULT_CHUNK_ROWS):
-            some = slice(start, start + DEFAULT_CHUNK_ROWS)
-            layout = columns.shape[0], 1
-            add_chunk(some, states, columns, shift, classes, layout, (total, d_states, d_columns, d_shift))
+            rows = slice(start, start + DEFAULT_CHUNK_ROWS)
+            add_chunk(rows, states, class_weight, class_bias, classes, layout, outputs)
         first = total.clone()
-        del columns, shift
+        del class_weight, class_bias, outputs
 
         d_rows = weight.new_empty(len(table.ids) if keep else 0, weight.shape[1])
         d_bias = bias.new_zeros(len(table.ids) if keep else 0)
         if keep:
-            d_rows[:n_single], d_bias[:n_single] = d_columns[:n_single], d_shift[:n_single]
-            table.share(d_columns[n_single:], d_rows[n_single:])
-        d_group_bias = d_shift[n_single:].clone()
-        del d_columns, d_shift
+            d_rows[:n_single], d_bias[:n_single] = d_class_weight[:n_single], d_class_bias[:n_single]
+            table.share(d_class_weight[n_single:], d_rows[n_single:])
+        d_group_bias = d_class_bias[n_single:].clone()
+        del d_class_weight, d_class_bias
         inside = d_rows[n_single:], d_bias[n_single:]
-        for rows, groups in _by_group(table, classes - n_single, weight.shape[1]):
-            _add_pairs(table, rows, groups, slots, states, weight, bias, (total, d_states, *inside))
+        for some, groups in _by_group(table, classes - n_single, weight.shape[1]):
+            pairs = _Pairs.of(table, some, groups, slots)
+            _add_pairs(table, pairs, states, weight, bias, (total, d_states, *inside))
 
-        ctx.ids, ctx.sparse, ctx.shape = table.ids, sparse, weight.shape
-        ctx.set_materialize_grads(False)  # no zeros for the output that nothing is derived from
+        ctx.ids, ctx.sparse, ctx.shape = table.ids, table.sparse, weight.shape
+        ctx.set_materialize_grads(False)  # no zeros for the output without a gradient
         ctx.mark_non_differentiable(first)
         ctx.save_for_backward(d_states, d_rows, d_bias, d_group_bias)
         return total, first
@@ -153,14 +154,14 @@ class _TableRowsLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_total: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         if d_total is None:
-            return (None,) * 9
+            return (None,) * 7
         d_states, d_rows, d_bias, d_group_bias = scaled(ctx.saved_tensors, d_total)
         if ctx.sparse:
             d_weight = torch.sparse_coo_tensor(ctx.ids.unsqueeze(0), d_rows, ctx.shape, check_invariants=False)
         else:
             d_weight = d_rows.new_zeros(ctx.shape).index_copy_(0, ctx.ids, d_rows)
         d_bias = d_bias.new_zeros(ctx.shape[0]).index_copy_(0, ctx.ids, d_bias)
-        return d_states, d_weight, d_bias, d_group_bias, *(None for _ in range(5))
+        return d_states, d_weight, d_bias, d_group_bias, None, None, None
 
 
 def _by_group(table: TableRows, groups: Tensor, n_embd: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -173,65 +174,87 @@ def _by_group(table: TableRows, groups: Tensor, n_embd: int) -> Iterator[tuple[T
     most = max(1, CHUNK_PAIRS // n_embd)
     limits = most * torch.arange(1, 1 + int(pairs[-1]) // most)
     borders = torch.searchsorted(pairs, limits, right=True)
-    yield from zip(rows.tensor_split(borders), own.tensor_split(borders), strict=True)
+    for some, groups_of_some in zip(rows.tensor_split(borders), own.tensor_split(borders), strict=True):
+        if some.numel():
+            yield some, groups_of_some
+
+
+@dataclass(slots=True)
+class _Pairs:
+    """The P pairs of n states, sorted by group, and the tokens of their targets' groups."""
+
+    rows: Tensor
+    """(n,) rows of the states."""
+    groups: Tensor
+    """(n,) their groups."""
+    width: Tensor
+    """(n,) tokens of those."""
+    starts: Tensor
+    """(n,) first pair of each state."""
+    target: Tensor
+    """(n,) the pair of each state and its target."""
+
+    @classmethod
+    def of(cls, table: TableRows, rows: Tensor, groups: Tensor, slots: Tensor) -> "_Pairs":
+        """Return the pairs of some rows."""
+        width = table.starts[groups + 1] - table.starts[groups]
+        starts = width.cumsum(0) - width
+        return cls(rows, groups, width, starts, starts + slots[rows])
 
 
 def _add_pairs(
     table: TableRows,
-    rows: Tensor,
-    groups: Tensor,
-    slots: Tensor,
+    pairs: _Pairs,
     states: Tensor,
     weight: Tensor,
     bias: Tensor,
     outputs: tuple[Tensor, Tensor, Tensor, Tensor],
 ) -> None:
-    """Add the losses of some rows inside their groups, and their gradients where those have a shape.
+    """Add the losses of some rows inside their groups, and their gradients if those are kept.
 
-    The pairs are a sparse matrix of states by tokens: its numbers are the logits and then their gradients, its products
+    The pairs are a sparse matrix of states by tokens. Its numbers are the logits and then their gradients. Its products
     with the table and, transposed, with the states are the gradients of the states and of the table.
     """
-    if not rows.numel():
-        return
     total, d_states, d_inside, d_bias = outputs
-    part, first_token = states.index_select(0, rows).to(weight.dtype), table.starts[groups]
-    width = table.starts[groups + 1] - first_token
-    ends = width.cumsum(0)
-    starts = ends - width
+    part, width, starts = states.index_select(0, pairs.rows).to(weight.dtype), pairs.width, pairs.starts
+    ends = starts + width
     row = torch.repeat_interleave(width, output_size=int(ends[-1]))
-    place = torch.arange(len(row)).add_((first_token - starts)[row])
+    place = torch.arange(len(row)).add_((table.starts[pairs.groups] - starts)[row])
     ids = table.ids[table.n_single :][place]
     logits = _products(part, weight, F.pad(ends, (1, 0)), ids).add_(bias[ids])
 
-    target = starts + slots[rows]
     top = torch.segment_reduce(logits, "max", lengths=width)
-    shifted = logits[target] - top
+    shifted = logits[pairs.target] - top
     error = logits.sub_(top[row]).exp_()
     mass = torch.zeros_like(top).index_add_(0, row, error)
     total += (mass.log() - shifted).sum()
     if d_inside.shape[:1] != table.owners.shape:
         return
     error.div_(mass[row])
-    error[target] -= 1
+    error[pairs.target] -= 1
     d_bias.index_add_(0, place, error)
     to_states = F.embedding_bag(ids, weight, starts, mode="sum", per_sample_weights=error)
-    d_states.index_add_(0, rows, to_states.to(d_states.dtype))
+    d_states.index_add_(0, pairs.rows, to_states.to(d_states.dtype))
     del row, place, ids, to_states
+    _add_row_gradients(table, pairs, part, error, d_inside)
 
-    counts = torch.bincount(groups, minlength=len(table.starts) - 1)
+
+def _add_row_gradients(table: TableRows, pairs: _Pairs, states: Tensor, error: Tensor, d_inside: Tensor) -> None:
+    """Add the gradients of the tokens' rows: for each token, the sum of its (n, D) states by their (P,) errors."""
+    counts = torch.bincount(pairs.groups, minlength=len(table.starts) - 1)
     for tokens in (counts > 0)[table.owners].nonzero().squeeze(1).split(TOKENS_AT_ONCE):
         owners = table.owners[tokens]
         height = counts[owners]
         ends = height.cumsum(0)
         token = torch.repeat_interleave(height, output_size=int(ends[-1]))
         row = torch.arange(len(token)).add_((counts.cumsum(0)[owners] - ends)[token])
-        own = error[starts[row] + (tokens - table.starts[owners])[token]]
-        to_rows = F.embedding_bag(row, part, ends - height, mode="sum", per_sample_weights=own)
+        own = error[pairs.starts[row] + (tokens - table.starts[owners])[token]]
+        to_rows = F.embedding_bag(row, states, ends - height, mode="sum", per_sample_weights=own)
         d_inside.index_add_(0, tokens, to_rows)
 
 
 def _products(states: Tensor, weight: Tensor, borders: Tensor, ids: Tensor) -> Tensor:
-    """Return the (P,) products of states and rows of the table, those of state n at borders[n] to borders[n + 1]."""
+    """Return the (P,) products of states and rows of the table; state n has those at borders[n] to borders[n + 1]."""
     pairs = torch.sparse_csr_tensor(
         borders, ids, states.new_zeros(len(ids)), (len(states), len(weight)), check_invariants=False
     )

@@ -151,11 +151,11 @@ def test_what_is_checked_is_what_is_run():
 
 @pytest.mark.parametrize("from_row", [256, 899])
 def test_rows_behind_the_first_chunk_are_checked(from_row, monkeypatch):
-    implementation, loss = of_head("grouped"), HEADS["grouped"][1].loss
+    implementation, loss = of_head("grouped"), HEADS["grouped"].head.loss
     assert check(implementation, 1200)["exact"]
     scale = torch.ones(1200, 1)
     scale[from_row:] = 1.1
-    monkeypatch.setattr(HEADS["grouped"][1], "loss", lambda self, h, *args: loss(self, scale * h, *args))
+    monkeypatch.setattr(HEADS["grouped"].head, "loss", lambda self, h, *args: loss(self, scale * h, *args))
     assert not check(implementation, 1200)["exact"]
 
 

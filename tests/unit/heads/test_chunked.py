@@ -44,7 +44,7 @@ def test_equals_the_slow_line(directions, chunk_rows):
 @pytest.mark.parametrize("numbers", [1, 25, 60])
 @pytest.mark.parametrize("far", [0, 1000])
 def test_probabilities_in_place_of_many_logits_equal_the_slow_line(monkeypatch, far, numbers):
-    monkeypatch.setattr(chunked, "BESIDE_NUMBERS", numbers)
+    monkeypatch.setattr(chunked, "SEPARATE_NUMBERS", numbers)
     leaves, classes = case(1)
     with torch.no_grad():
         leaves[2][3] += far  # all other classes have probabilities that are too small for their type
@@ -70,7 +70,7 @@ def test_operator_is_well_formed():
     from grouped_lm.heads.losses.chunked import _class_nll
 
     leaves, classes = case(2, dtype=torch.float32)
-    torch.library.opcheck(_class_nll, (*leaves, classes, SINGLE, 2, 10, torch.float32, True))
+    torch.library.opcheck(_class_nll, (*leaves, classes, [SINGLE, 2, 10], torch.float32, True))
 
 
 @pytest.mark.parametrize("name", ["dense", "shortlist"])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import (
-    HEAD_CONFIGS,
+    HEADS,
     AdaptiveConfig,
     ClassFullConfig,
     DenseConfig,
@@ -133,7 +133,7 @@ def test_the_best_token_of_the_best_group_is_another():
     head, states = random_head(GroupedConfig(), 1_000), random_states(500)
     greedy = head.argmax(states)
     best_group = head.class_log_prob(states).argmax(1)
-    group_first = head.members[best_group, head.in_group_log_prob(states, best_group).argmax(1)]
+    group_first = head.group_members()[best_group, head.in_group_log_prob(states, best_group).argmax(1)]
     assert (greedy == head.log_prob(states).argmax(1)).all()
     assert 0.05 < (greedy != group_first).double().mean() < 0.95
 
@@ -180,7 +180,7 @@ def p_value(head: Head, state: Tensor, seed: int, temperature: float = 1.0) -> f
 @pytest.mark.parametrize("vocab_size", [1_000, 50_257])
 def test_draws_follow_the_joint_distribution(vocab_size):
     state = random_states(1)
-    others = [HEAD_CONFIGS["low_rank"](rank=3), HEAD_CONFIGS["sampled"](samples=50), HEAD_CONFIGS["trim"]()]
+    others = [HEADS["low_rank"].schema(rank=3), HEADS["sampled"].schema(samples=50), HEADS["trim"].schema()]
     heads = [random_head(config, vocab_size) for config in [*CONFIGS, *others]]
     assert holm_smallest([p_value(head, state, seed) for head in heads for seed in (0, 1, 2)]) > 0.01
 

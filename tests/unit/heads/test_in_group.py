@@ -5,7 +5,6 @@ import torch
 from head_cases import plain_shortlist
 from torch import Tensor
 
-from grouped_lm.config import GroupingConfig
 from grouped_lm.heads import (
     IGNORE_INDEX,
     ClassFullConfig,
@@ -17,12 +16,10 @@ from grouped_lm.heads import (
     class_full,
     shortlist,
 )
-from grouped_lm.heads.base import HeadContext
 from grouped_lm.heads.losses import in_group
 from grouped_lm.heads.losses.in_group import GroupRows
 from grouped_lm.heads.losses.in_group import _in_group as in_group_op
 from grouped_lm.heads.losses.in_group_device import backward_by_borders, forward_by_borders
-from grouped_lm.heads.shortlist import ShortlistHead
 
 D = 6
 GROUPINGS = ["merge_rank", "frequency", "random"]
@@ -234,7 +231,7 @@ def test_grouped_products_of_a_device_equal_the_loop(dtype, count):
     targets = torch.randint(0, 100, (count,))
     groups, slots = token_to_group[targets], token_to_slot[targets]
     members = rows.members(token_to_group, token_to_slot)
-    where = members, groups, slots, dtype, rows.outside[:0], True
+    where = [members, groups, slots], rows.outside[:0], dtype, True
     nll, hits, _ = in_group_op(hidden, weight, bias, *where)
     theirs = forward_by_borders(hidden, weight, bias, members, groups, slots, dtype)
     close = {"rtol": 0.02, "atol": 0.02} if dtype is torch.bfloat16 else {}
@@ -267,24 +264,9 @@ def test_columns_that_decoding_keeps_follow_the_weights():
     torch.testing.assert_close(head.class_log_prob(states).detach(), changed[0])
 
 
-def test_checkpoints_of_before_have_all_that_a_head_without_new_options_saves():
+def test_checkpoints_hold_only_what_the_options_need():
     names = {"weight", "bias", "directions", "group_bias", "token_to_group", "token_to_slot"}
     assert set(random_head(plain_shortlist(shortlist_size=20), 103).state_dict()) == names
     new = plain_shortlist(shortlist_size=20, group_size=5, directions=0, shared_rows=30, reserve=True)
     saved = {"reserved", "sharing", "parts"}
     assert set(random_head(new, 103, "frequency").state_dict()) == names - {"directions"} | saved
-
-
-def test_a_checkpoint_from_when_tokens_without_a_part_were_saved_too():
-    config = plain_shortlist(shortlist_size=20, group_size=5, directions=0, shared_rows=200, reserve=True)
-    head = random_head(config, 103, "frequency")
-    saved = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    assert len(saved["sharing"]) < 83
-    for name, more in (("sharing", head.group_members()[-1, :2]), ("parts", torch.zeros(2))):  # of a reserved group
-        saved[name] = torch.cat([saved[name], more.to(saved[name].dtype)])
-    context = HeadContext(n_embd=D, vocab_size=103, grouping=GroupingConfig(), wte=head.weight, saved=saved)
-    older = ShortlistHead.build(config, context)
-    older.load_state_dict(saved)
-    older.after_load()
-    states, _ = states_and_targets(103, 5)
-    torch.testing.assert_close(older.double().log_prob(states), head.log_prob(states))

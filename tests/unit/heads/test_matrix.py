@@ -8,7 +8,7 @@ from head_cases import D, batch_of, head_of
 from torch import Tensor
 
 from grouped_lm.heads import HEADS, IGNORE_INDEX, ClassFullConfig, DenseConfig, Head, TrimConfig, build_head
-from grouped_lm.heads.base import HeadLoss
+from grouped_lm.heads.losses.functional import HeadLoss
 
 SIZES = [(103, 7), (103, None), (9, 1), (5, 5), (2, 2)]
 """V and S: V not divisible by S; S = round(sqrt V); S = 1; S = V, one group; next to nothing."""

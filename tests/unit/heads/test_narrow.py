@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from grouped_lm.config import AdamWConfig, Config, ModelConfig, TokenizerConfig
 from grouped_lm.evaluate.scoring import score_hidden
-from grouped_lm.heads import HEAD_CONFIGS
+from grouped_lm.heads import HEADS
 from grouped_lm.heads.decoding.truncation import Truncation
 from grouped_lm.models.build import build_lm
 from grouped_lm.optim import build_optimizer
@@ -80,11 +80,11 @@ def step_of(head):
 
 
 STEPS = {
-    **{name: HEAD_CONFIGS[name]() for name in ("dense", "grouped", "film", "class_full", "shortlist")},
-    "dense in chunks": HEAD_CONFIGS["dense"](chunk_rows=8),
+    **{name: HEADS[name].schema() for name in ("dense", "grouped", "film", "class_full", "shortlist")},
+    "dense in chunks": HEADS["dense"].schema(chunk_rows=8),
     "shortlist with all": plain_shortlist(shortlist_size=50, group_size=20, directions=0, shared_rows=30, reserve=True),
     "shortlist of its own": plain_shortlist(shortlist_size=50, directions=4, own_shortlist=True, start="counts"),
-    "low_rank": HEAD_CONFIGS["low_rank"](rank=4),
+    "low_rank": HEADS["low_rank"].schema(rank=4),
 }
 
 
@@ -105,4 +105,4 @@ def test_a_host_sync_is_noticed(monkeypatch):
 
     monkeypatch.setattr(GroupedHead, "loss", waits)
     with pytest.raises(Exception, match=r"item|_local_scalar_dense|data-dependent"), faking():
-        step_of(HEAD_CONFIGS["grouped"]())
+        step_of(HEADS["grouped"].schema())

@@ -44,7 +44,7 @@ def test_case_L6_what_is_no_model_gets_one_line(arguments, line):
         ({"input_ids": torch.full((1, 3), V)}, rf"ids in \[0, {V}\)"),
         ({"distill_steps": -1}, "distill_steps must be in"),
         ({"lr": 0.0}, "lr must be in"),
-        ({"head": "dense"}, "compress knows shortlist"),
+        ({"head": "dense"}, "DenseHead cannot be fitted"),
         ({"head": "shortlst"}, "did you mean|must be one of"),
     ],
 )

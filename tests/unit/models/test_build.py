@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from grouped_lm.config import AdamWConfig, Config, GroupingConfig, ModelConfig, TokenizerConfig
-from grouped_lm.heads import HEAD_CONFIGS, HEADS
+from grouped_lm.heads import HEADS
 from grouped_lm.models.build import build_lm
 from grouped_lm.optim import build_optimizer
 from grouped_lm.runs.train_state import head_buffers, pack, unpack, unpack_model
@@ -16,14 +16,14 @@ BY_COUNT = {name for name, (_, head) in HEADS.items() if head.needs_counts}
 def config_of(head: str, grouping: str) -> Config:
     return Config(
         model=ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=8),
-        head=HEAD_CONFIGS[head](**({"shortlist_size": 5} if head == "shortlist" else {})),
+        head=HEADS[head].schema(**({"shortlist_size": 5} if head == "shortlist" else {})),
         grouping=GroupingConfig(name=grouping),
         tokenizer=TokenizerConfig(name="bytes"),
     )
 
 
 @pytest.mark.parametrize("grouping", ["merge_rank", "frequency"])
-@pytest.mark.parametrize("head", HEAD_CONFIGS)
+@pytest.mark.parametrize("head", HEADS)
 def test_counts_are_asked_for_where_they_are_needed(head, grouping):
     asked = []
 
@@ -32,13 +32,13 @@ def test_counts_are_asked_for_where_they_are_needed(head, grouping):
         return np.arange(257)[::-1].copy()
 
     model = build_lm(config_of(head, grouping), count_tokens)
-    grouped = hasattr(HEAD_CONFIGS[head](), "group_size")
+    grouped = hasattr(HEADS[head].schema(), "group_size")
     assert bool(asked) == (head in BY_COUNT or (grouped and grouping == "frequency"))
     if head == "shortlist":
         assert model.head.rows.outside.tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("head", HEAD_CONFIGS)
+@pytest.mark.parametrize("head", HEADS)
 def test_a_checkpoint_brings_what_the_counts_decided(head):
     config, ids = config_of(head, "frequency"), torch.arange(16).view(2, 8) * 16
     counts = np.random.default_rng(0).integers(0, 100, 257)

@@ -5,13 +5,13 @@ import torch
 from head_cases import plain_shortlist
 
 from grouped_lm.config import Config, GroupingConfig, ModelConfig, TokenizerConfig
-from grouped_lm.heads import HEAD_CONFIGS, IGNORE_INDEX
+from grouped_lm.heads import HEADS, IGNORE_INDEX
 from grouped_lm.models.build import build_lm
 from grouped_lm.system.precision import autocast
 
 HEADS = {
-    **{name: HEAD_CONFIGS[name]() for name in ("dense", "grouped")},
-    "dense in chunks": HEAD_CONFIGS["dense"](chunk_rows=8),
+    **{name: HEADS[name].schema() for name in ("dense", "grouped")},
+    "dense in chunks": HEADS["dense"].schema(chunk_rows=8),
     "shortlist": plain_shortlist(
         shortlist_size=50, group_size=20, directions=0, shared_rows=100, reserve=True, start="counts"
     ),

@@ -1,0 +1,177 @@
+"""Functions of tensors that all losses share, and the result of a loss.
+
+Letters: N tokens, D width, V vocabulary, C classes of a softmax.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
+
+from grouped_lm.config import IGNORE_INDEX
+
+
+@dataclass(slots=True)
+class HeadLoss:
+    """Negative log-likelihood in nats and its parts; scalars, or shaped like the targets for reduction="none"."""
+
+    nll: Tensor
+    """-log p(token) = group_nll + token_nll, exactly."""
+    group_nll: Tensor | None = None
+    """-log p(group); None for heads without groups. The parts have gradients under reduction="none" alone."""
+    token_nll: Tensor | None = None
+    """-log p(token | group)."""
+    group_correct: Tensor | None = None
+    """Targets whose group is the likeliest one; given with accuracy=True."""
+    token_correct: Tensor | None = None
+    """Targets that are the likeliest token of their own group."""
+    extra: Tensor | None = None
+    """Label smoothing and z-loss, which training adds to `nll`; None without them."""
+
+    def objective(self) -> Tensor:
+        """Return the quantity that training minimises: nll, plus `extra` if there is one."""
+        return self.nll if self.extra is None else self.nll + self.extra
+
+    def backward(self) -> None:
+        """Compute the gradients of `objective`, as `Tensor.backward` does."""
+        self.objective().backward()
+
+    def over(self, counted: Tensor) -> "HeadLoss":
+        """Return the means of sums: every loss divided by the () number of targets that count."""
+
+        def mean(part: Tensor | None) -> Tensor | None:
+            return None if part is None else part / counted
+
+        parts = mean(self.group_nll), mean(self.token_nll), self.group_correct, self.token_correct, mean(self.extra)
+        return HeadLoss(self.nll / counted, *parts)
+
+
+def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    """Return per-token losses as they are, their sum, or their mean over the targets that count.
+
+    Raises:
+        ValueError: reduction is not mean, sum or none.
+    """
+    if reduction == "none":
+        return nll
+    if reduction == "sum":
+        return nll.sum()
+    if reduction == "mean":
+        return nll.sum() / (targets != IGNORE_INDEX).sum().clamp_min(1)  # 0, not NaN, where none counts
+    raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
+
+
+def may_look(values: Tensor) -> bool:
+    """Return whether reading numbers is cheap: on a CPU, with nobody tracing. A GPU would wait for them."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(values)
+
+
+def flatten(hidden: Tensor, targets: Tensor, n_embd: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Return (N, D) states and (N,) targets of (..., D) states and (...) targets.
+
+    The values of the targets are checked where that is cheap (`may_look`).
+
+    Raises:
+        TypeError: the targets are no tensor of integers.
+        ValueError: the shapes do not match, or a target is outside [0, V) and not IGNORE_INDEX.
+    """
+    if not isinstance(targets, Tensor):
+        raise TypeError(
+            f"targets must be a tensor of int64 ids, got {type(targets).__name__}: wrap it in torch.as_tensor(targets)"
+        )
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise TypeError(f"targets must be int64 ids, got {targets.dtype}: call targets.long() if they are ids")
+    if hidden.shape[-1:] != (n_embd,):
+        raise ValueError(
+            f"hidden must have shape (..., {n_embd}), as the head was built with n_embd={n_embd}, "
+            f"got {tuple(hidden.shape)}"
+        )
+    if hidden.shape[:-1] != targets.shape:
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not match: "
+            f"targets must have shape {tuple(hidden.shape[:-1])}"
+        )
+    if may_look(targets) and targets.numel():
+        low, high = (int(value) for value in targets.masked_fill(targets == IGNORE_INDEX, 0).aminmax())
+        if low < 0 or high >= vocab_size:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"a target is {wrong}: ids must be in [0, {vocab_size}), and {IGNORE_INDEX} marks what does not count"
+            )
+    return hidden.reshape(-1, n_embd), targets.reshape(-1).long()
+
+
+def classify(logits: Tensor, classes: Tensor, counted: Tensor, accuracy: bool) -> tuple[Tensor, Tensor | None]:
+    """Return (N,) cross entropies, zero where not counted, and with `accuracy` the rows whose class is the likeliest.
+
+    Args:
+        logits: (N, C), fp32 or finer.
+        classes: (N,) int64 in [0, C) where counted.
+        counted: (N,) bool.
+        accuracy: also compare with the largest logit.
+    """
+    picked = classes.masked_fill(~counted, IGNORE_INDEX)
+    nll = F.cross_entropy(logits, picked, ignore_index=IGNORE_INDEX, reduction="none")
+    return nll, (logits.argmax(-1) == classes) & counted if accuracy else None
+
+
+def two_step_loss(
+    targets: Tensor,
+    reduction: str,
+    group: tuple[Tensor, Tensor | None],
+    token: tuple[Tensor, Tensor | None],
+    extra: Tensor | None = None,
+) -> HeadLoss:
+    """Return the loss of a head of two steps for targets of any shape.
+
+    The losses may be sums already, unless the reduction is none. The parts have gradients under reduction none alone:
+    a summed loss comes from one operator that has the gradient of both.
+
+    Args:
+        targets: (...) ids.
+        reduction: mean, sum or none.
+        group: (N,) losses of the first step and hits, as `classify` returns them.
+        token: those of the second step.
+        extra: (N,) label smoothing and z-loss.
+    """
+
+    def finish(values: Tensor) -> Tensor:
+        return reduce_nll(values.view(targets.shape) if values.ndim else values, targets, reduction)
+
+    def count(hits: Tensor | None) -> Tensor | None:
+        if hits is None:
+            return None
+        return hits.view(targets.shape) if reduction == "none" else hits.sum()
+
+    return HeadLoss(
+        nll=finish(group[0] + token[0]),
+        group_nll=finish(group[0] if reduction == "none" else group[0].detach()),
+        token_nll=finish(token[0] if reduction == "none" else token[0].detach()),
+        group_correct=count(group[1]),
+        token_correct=count(token[1]),
+        extra=None if extra is None else finish(extra),
+    )
+
+
+def at_least_fp32(logits: Tensor) -> Tensor:
+    """Return fp16 and bf16 logits as fp32: a softmax in less precision loses digits that the loss shows."""
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def working_dtype(states: Tensor) -> torch.dtype:
+    """Return the type of matrix products of these states: autocast's where that is on, but fp64 stays fp64."""
+    kind = states.device.type
+    casts = torch.is_autocast_enabled(kind) and states.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else states.dtype
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the type of softmaxes and sums where matrix products are in `dtype`: fp32 for fp16 and bf16."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def at_once(states: Tensor, weight: Tensor) -> bool:
+    """Return whether a loss may compute both steps in one node, reading numbers as it goes: fp32 or fp64 on a CPU."""
+    return may_look(states) and weight.dtype in (torch.float32, torch.float64)
