@@ -21,8 +21,11 @@ def test_a_wheel_brings_one_top_level_package_and_its_configs(tmp_path):
     (wheel,) = (tmp_path / "out").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"grouped_lm"}
-    shipped = {name.removeprefix("grouped_lm/") for name in names if name.endswith(".yaml")}
-    assert shipped == {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
+    shipped = {name.removeprefix("grouped_lm/") for name in names if name.endswith((".yaml", ".mplstyle", ".j2"))}
+    configs = {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
+    library = ROOT / "grouped_lm"
+    data = {str(p.relative_to(library)) for kind in ("yaml", "mplstyle", "j2") for p in library.rglob(f"*.{kind}")}
+    assert shipped == configs | data
     modules = {name.removeprefix("grouped_lm/") for name in names if name.endswith(".py")}
     assert {str(p.relative_to(ROOT)) for p in (ROOT / "cli").rglob("*.py")} <= modules
     assert {str(p.relative_to(ROOT / "grouped_lm")) for p in (ROOT / "grouped_lm").rglob("*.py")} <= modules
