@@ -167,62 +167,19 @@ class GroupingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """Where the text comes from. `source` says which of the fields below count."""
+    """Settings that every data source has. Options of one source are in a subclass in `grouped_lm.data.sources`."""
 
     name: str = free("tinytales")
+    """A label for tables."""
     source: str = "tinytales"
-    """`tinytales` (embedded generator), `hub` (a Hugging Face dataset) or `text` (own files)."""
-    train: Any = None
-    """`text`: a .txt, .jsonl or .parquet file, a folder, a glob, or a list of them."""
-    valid: Any = None
-    """`text`: the same for validation."""
-    text_field: str = "text"
-    """Column of .jsonl, .parquet and hub rows that holds the document."""
-    num_train_stories: int = 12_000
-    """`tinytales`: stories to write, >= 1."""
-    num_valid_stories: int = 600
-    """`tinytales`: stories to write, >= 1."""
-    seed: int = 0
-    """`tinytales`: seed of the generator."""
-    hub_id: str | None = None
-    """`hub`: owner/name."""
-    hub_config: str | None = None
-    """`hub`: name of the dataset's configuration."""
-    hub_revision: str | None = None
-    """`hub`: commit, tag or branch; the commit it resolves to is recorded."""
-    hub_train: str = "train"
-    """`hub`: a split, or a text file in the repository (`*.txt`)."""
-    hub_valid: str = "validation"
-    """`hub`: the same for validation."""
-    hub_join_rows: bool = False
-    """`hub`: rows are lines of one long text, as in WikiText: join them without borders."""
+    """A name of `grouped_lm.data.sources.SOURCES`: `tinytales` (embedded generator), `hub` (a Hugging Face dataset) or
+    `text` (own files)."""
     cache_dir: str = free("~/.cache/gvc")
-    """Prepared token files; rebuilt at any time from the source."""
+    """Folder of the prepared token files, which can be rebuilt from the source at any time."""
 
     def __post_init__(self) -> None:
-        check_choice("data.source", self.source, ("tinytales", "hub", "text"))
-        check_range("data.num_train_stories", self.num_train_stories, 1, 100_000_000)
-        check_range("data.num_valid_stories", self.num_valid_stories, 1, 100_000_000)
-        check_range("data.seed", self.seed, 0, 2**63 - 1)
-        if self.source == "hub" and not self.hub_id:
-            raise ConfigError("data.hub_id must name a dataset (owner/name) when data.source=hub")
-        for key in ("train", "valid"):
-            if self.source != "text" and (value := getattr(self, key)) is not None:
-                raise ConfigError(f"data.{key} belongs to data=text, got {value!r} for data.source={self.source}")
         if not self.cache_dir.strip():
             raise ConfigError("data.cache_dir ($GVC_CACHE_DIR) must name a folder, got ''")
-        if self.source == "text":
-            for key in ("train", "valid"):
-                value = getattr(self, key)
-                paths = [value] if isinstance(value, str) else value
-                if not isinstance(paths, list | tuple) or not paths or not all(map(_is_name, paths)):
-                    raise ConfigError(
-                        f"data.{key} must be a file, folder, glob or list of them when data=text, got {value!r}"
-                    )
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
 
 
 def tokenizer_label(values: dict[str, Any]) -> str:
@@ -487,7 +444,8 @@ class Config:
     """A head's own config, such as `grouped_lm.heads.GroupedConfig`."""
     grouping: Any = None
     """The config of a grouping, such as `grouped_lm.grouping.KMeansConfig`; None means the paper's, `merge_rank`."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: Any = None
+    """The config of a data source, such as `grouped_lm.data.TextConfig`; None means `tinytales`."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     optim: Any = field(default_factory=AdamWConfig)
     """An optimizer's own config, an `OptimConfig`."""
@@ -500,6 +458,8 @@ class Config:
         check_range("seed", self.seed, 0, 2**63 - 1)
         if self.grouping is None:
             self.grouping = GroupingConfig()
+        if self.data is None:
+            self.data = DataConfig()
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from grouped_lm.config import Config, check_range
-from grouped_lm.data.tokenizers.base import Tokenizer, build_tokenizer
+from grouped_lm.data.tokenizers.base import Tokenizer
+from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.decoding.truncation import Truncation, draw_from
 from grouped_lm.models.kv_cache import KVCache

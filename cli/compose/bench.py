@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from grouped_lm.bench.settings import SUITES, BenchConfig
 from grouped_lm.config import ModelConfig, check_choice
+from grouped_lm.data import parse_data_config
 
 from .compose import BENCH_CONFIG, HydraFlags, composing, to_config
 from .explain import explained
@@ -29,8 +30,10 @@ def compose_bench(
     words = [f"bench={grid}", *overrides]
     with explained(words, flags), composing(flags) as compose_with:
         plain: Any = OmegaConf.to_container(compose_with(words), resolve=True)
+        data = parse_data_config(plain.pop("data"))
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchConfig), plain))
     assert isinstance(settings, BenchConfig)
+    settings.data = data
     settings.check_suite(suite)
     if settings.device == "cuda":
         from grouped_lm.system.runtime import resolve_device  # imports torch

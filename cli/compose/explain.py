@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from grouped_lm.bench.variants import load_variants
 from grouped_lm.errors import ConfigError, GvcError
 
-from .compose import BENCH_CONFIG, HydraFlags, composing, config_groups, parse, quoted, two_heads
+from .compose import BENCH_CONFIG, CONF, HydraFlags, composing, config_groups, parse, quoted, two_heads
 from .launchers import missing_plugin
 
 COMMON_NAMES = {
@@ -92,7 +93,7 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
     wrong = next((word for word in overrides if not is_override(word)), None)
     if wrong is not None:
         key, _, value = wrong.partition("=")
-        quotes = f'; a value with spaces, =, quotes or brackets goes in quotes: "{key}={quoted(value.strip(QUOTES))}"'
+        quotes = f'; a value with spaces, =, quotes or brackets goes in quotes: "{key}={quoted_value(value)}"'
         return f"{wrong} is no override: write KEY=VALUE{quotes if key and value else ''}"
     failure = Failure(error, parse(overrides), flags)
     try:
@@ -169,11 +170,35 @@ def unknown_key(failure: Failure) -> str | None:
         if key not in failure.groups and key not in keys and not key.startswith("hydra"):
             in_bench = failure.flags.config_name == BENCH_CONFIG
             where = "grouped_lm/bench/settings.py has" if in_bench else "`gvc train --cfg job` lists"
-            return f"unknown key {key}{nearest_key(key, keys)}; {where} them all"
+            return f"unknown key {key}{nearest_key(key, keys)}{key_owners(key, failure.groups)}; {where} them all"
         if override.is_sweep_override() and not failure.flags.multirun:
             to_do = "add -m to run a job for each" if failure.flags.may_sweep else "this command takes one"
-            return f"{override.input_line} gives several values: {to_do}"
+            value = str(override.input_line).partition("=")[2]
+            quotes = f'; a name with a comma goes in quotes: "{key}={quoted(value)}"' if names_a_file(value) else ""
+            return f"{override.input_line} gives several values: {to_do}{quotes}"
     return None
+
+
+def key_owners(key: str, groups: dict[str, list[str]]) -> str:
+    """Return "; data.train belongs to data=text" for a key that other choices of its group have, else ""."""
+    group, _, last = key.partition(".")
+    paths = {choice: files(CONF) / group / f"{choice}.yaml" for choice in groups.get(group, []) if last}
+    pattern = re.compile(rf"(?m)^{re.escape(last)}:")
+    owners = [c for c, path in paths.items() if path.is_file() and pattern.search(path.read_text(encoding="utf-8"))]
+    return f"; {key} belongs to {group}={' or '.join(owners)}" if owners else ""
+
+
+def names_a_file(value: str) -> bool:
+    """Return whether a file or folder has the whole value as its name, commas included."""
+    return Path(value).expanduser().exists()
+
+
+def quoted_value(value: str) -> str:
+    """Return a value in quotes; of a list, each part in quotes."""
+    value = value.strip()
+    if value.startswith("[") and value.endswith("]"):
+        return f"[{','.join(quoted(part.strip().strip(QUOTES)) for part in value[1:-1].split(','))}]"
+    return quoted(value.strip(QUOTES))
 
 
 def absent_plugin(failure: Failure) -> str | None:

@@ -1,6 +1,7 @@
 """What `gvc bench` measures and how long: the schema of `conf/bench/*.yaml`."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from grouped_lm.config import DataConfig, TokenizerConfig, check_choice, check_range
 from grouped_lm.errors import ConfigError
@@ -155,8 +156,8 @@ class VocabGrid:
 class BenchConfig:
     """One `gvc bench`."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    """Whose token frequencies the targets follow, and frequency-sorted heads are built from."""
+    data: Any = None
+    """The config of a data source. Its token frequencies decide the targets and the order in frequency-sorted heads."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     device: str = "cpu"
     """`cpu`, or `cuda` for the suites `heads` and `steps`."""
@@ -177,6 +178,8 @@ class BenchConfig:
     vocab: VocabGrid = field(default_factory=VocabGrid)
 
     def __post_init__(self) -> None:
+        if self.data is None:
+            self.data = DataConfig()
         check_choice("device", self.device, ("cpu", "cuda"))
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
         check_range("repeats", self.repeats, 1, 10**6)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from grouped_lm.data.tokenizers.base import Fragment, Tokenizer
+from grouped_lm.data.text import Fragment
+from grouped_lm.data.tokenizers.base import Tokenizer
 
 BATCH_CHARS = 1 << 19
 """Text per call of the tokenizer: long enough to spend the time outside the GIL."""
@@ -37,7 +38,7 @@ class Encoded:
 
 
 def default_workers() -> int:
-    """Give the CPUs that this process may use, at most MAX_WORKERS."""
+    """Return the number of CPUs that this process may use, at most MAX_WORKERS."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(usable, MAX_WORKERS)
 
@@ -45,13 +46,13 @@ def default_workers() -> int:
 def encode_fragments(
     fragments: Iterable[Fragment], tokenizer: Tokenizer, workers: int | None = None, skip: int = 0
 ) -> Iterator[Encoded]:
-    """Encode fragments in batches; batches and ids do not depend on `workers`.
+    """Yield the ids of fragments in batches. Batches and ids do not depend on `workers`.
 
     Args:
         fragments: Pieces of documents, in order.
         tokenizer: Used from several threads at once.
         workers: Threads, default one per usable CPU; 1 encodes in the calling thread.
-        skip: Batches at the start that are read and not encoded: somebody has done so before.
+        skip: Batches at the start that are read but not encoded, because they are on the disk already.
     """
     workers = workers or default_workers()
     batches = itertools.islice(_batches(fragments), skip, None)
@@ -72,7 +73,7 @@ def encode_fragments(
 
 
 def _batches(fragments: Iterable[Fragment]) -> Iterator[tuple[list[Fragment], int]]:
-    """Group fragments by size, take empty documents out, and say how many those were."""
+    """Yield batches of fragments, each with the number of empty documents that were left out."""
     batch: list[Fragment] = []
     chars, empty, inside = 0, 0, False
     for text, last in fragments:

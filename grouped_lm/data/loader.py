@@ -1,8 +1,8 @@
-"""Batches out of a flat array of ids. Letters: B batch, T block_size, N tokens, W windows per epoch.
+"""Batches from a flat array of ids. Letters: B batch, T block_size, N tokens, W windows per epoch.
 
 The order of training is a pure function of (seed, epoch, index): sample k of the whole run is window
-`k % W` of epoch `k // W`, and micro-batch i holds the samples i*B to i*B + B - 1. To resume is to know i. Of P
-processes, number r takes rows r*B/P to (r + 1)*B/P - 1 of every micro-batch: together they read what one alone reads.
+`k % W` of epoch `k // W`, and micro-batch i holds the samples i*B to i*B + B - 1. To resume, i is enough. Of P
+processes, process r takes rows r*B/P to (r + 1)*B/P - 1 of every micro-batch: all together read the same rows as one.
 """
 
 from collections.abc import Iterator
@@ -18,16 +18,16 @@ from grouped_lm.errors import DataError
 class TrainBatches:
     """Random windows to train on.
 
-    An epoch starts at its own random offset, cuts the text into windows of T that do not overlap, and gives
-    every one of them once, in an order of its own. What is left over at both ends (under 2T targets) differs
-    from epoch to epoch.
+    An epoch starts at a random offset of its own, cuts the text into windows of T that do not overlap, and uses each
+    of them once, in a random order. The rest at both ends (under 2T targets) differs from epoch to epoch.
 
     Args:
         tokens: (N,) ids, usually a memory map.
         block_size: T, >= 1.
         batch_size: B, >= 1.
         seed: Seeds offsets and orders, >= 0.
-        rank, processes: Which part of each batch is given, 0 <= rank < P; P divides B.
+        rank: This process, 0 <= rank < P.
+        processes: P, which divides B.
 
     Raises:
         DataError: fewer than T + 1 tokens.
@@ -47,7 +47,7 @@ class TrainBatches:
         self._starts: dict[int, np.ndarray] = {}
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Give this process's part of micro-batch `index`, counted from the start of the run.
+        """Return this process's part of micro-batch `index`, counted from the start of the run.
 
         Returns:
             input_ids (B/P, T) and targets (B/P, T), int64 on the CPU; targets are the ids one place later.
@@ -63,7 +63,7 @@ class TrainBatches:
         return self.tokens[start : start + self.block_size + 1]
 
     def epoch_starts(self, epoch: int) -> np.ndarray:
-        """Give the first index of every window of an epoch, in the order of use, shape (W,) int64.
+        """Return the first index of every window of an epoch, in the order of use, shape (W,) int64.
 
         Ranks of raw 64-bit draws give the permutation: NumPy promises the stream of a bit generator, but not
         that of `Generator.permutation`, and a resumed run may see another NumPy.
@@ -73,8 +73,8 @@ class TrainBatches:
             slack = len(self.tokens) - 1 - self.windows_per_epoch * self.block_size
             offset = int(draws.random_raw()) % (min(slack, self.block_size - 1) + 1)
             order = np.argsort(draws.random_raw(self.windows_per_epoch), kind="stable")
-            kept = {e: s for e, s in self._starts.items() if e == epoch - 1}  # a batch may straddle two epochs
-            self._starts = {**kept, epoch: offset + order * self.block_size}
+            previous = {e: s for e, s in self._starts.items() if e == epoch - 1}  # a batch may lie in two epochs
+            self._starts = {**previous, epoch: offset + order * self.block_size}
         return self._starts[epoch]
 
 
@@ -88,7 +88,7 @@ class ValidWindows:
         tokens: (N,) ids, usually a memory map.
         block_size: T, >= 1.
         batch_size: B, >= 1.
-        pad_id: Any id of the vocabulary; what stands there counts nowhere.
+        pad_id: Any id of the vocabulary; padding is never a target.
 
     Raises:
         DataError: fewer than 2 tokens.
@@ -101,7 +101,7 @@ class ValidWindows:
 
     @property
     def target_tokens(self) -> int:
-        """Targets in all batches together."""
+        """Number of targets in all batches."""
         return len(self.tokens) - 1
 
     def __len__(self) -> int:
@@ -111,13 +111,13 @@ class ValidWindows:
         return (self.batch(index) for index in range(len(self)))
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
-        """Give input_ids (B, T) and targets (B, T), int64 on the CPU, of batch 0 <= index < len(self)."""
+        """Return input_ids (B, T) and targets (B, T), int64 on the CPU, of batch 0 <= index < len(self)."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch must be in [0, {len(self) - 1}], got {index}")
         return self._batch(index)
 
     def part(self, rank: int, processes: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield every `processes`-th batch from number `rank` on, as many for each rank; the last may be padding."""
+        """Yield every `processes`-th batch from `rank` on. Each rank gets equally many; the last may be padding."""
         return (self._batch(turn * processes + rank) for turn in range(-(-len(self) // processes)))
 
     def _batch(self, index: int) -> tuple[Tensor, Tensor]:

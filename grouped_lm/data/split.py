@@ -4,7 +4,7 @@ from pathlib import Path
 
 from grouped_lm.data.sources import join_fragments
 from grouped_lm.data.sources.text_files import TextSource, find_files
-from grouped_lm.data.tokenizers.base import EOT_TEXT
+from grouped_lm.data.text import EOT_TEXT
 from grouped_lm.errors import DataError, disk_errors
 from grouped_lm.system.files import write_bytes
 
@@ -14,8 +14,7 @@ HALVES = ("a", "b")
 def halve(text: str, out: Path, text_field: str = "text") -> list[tuple[Path, int]]:
     """Write every other document of `text` into `out`/NAME-a.txt, from the first on, and the rest into NAME-b.txt.
 
-    Documents that are empty are left out; the others are stripped at both ends, as they are for training. The text
-    is held in memory.
+    Empty documents are left out. The others are stripped at both ends, as for training. The text is held in memory.
 
     Args:
         text: a file, folder or glob of .txt, .jsonl, .parquet; NAME is its last part without a suffix.

@@ -2,10 +2,10 @@
 
     tokens.bin      eot doc eot doc eot ...   uint16 or uint32, little-endian
     documents.bin   index of every document's first token in tokens.bin, int64, little-endian
-    manifest.json   what it is made of and how to know that it is whole; written last
+    manifest.json   what it was made from, and hashes of both files; written last
 
-The leading end-of-text gives every document token and every closing end-of-text a predecessor, so that each
-of them can be predicted: `target_tokens = tokens - 1`.
+The first end-of-text gives every token of a document and every closing end-of-text a predecessor, so that each of
+them can be predicted: `target_tokens = tokens - 1`.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TOKENS, DOCUMENTS, MANIFEST = "tokens.bin", "documents.bin", "manifest.json"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
 VERIFY_MAX_BYTES = 256 << 20
-"""Files up to here are hashed when they are opened (a fifth of a second); larger ones are only measured."""
+"""Files up to this size are hashed when they are opened (0.2 s). Of larger ones only the size is checked."""
 _COUNT_CHUNK = 1 << 22
 
 
@@ -34,34 +34,34 @@ class TokenFile:
 
     @property
     def num_tokens(self) -> int:
-        """Everything in the file, the leading end-of-text included."""
-        return self.manifest["tokens"]
+        """All tokens in the file, with the first end-of-text."""
+        return int(self.manifest["tokens"])
 
     @property
     def target_tokens(self) -> int:
         """Tokens that have a predecessor."""
-        return self.manifest["target_tokens"]
+        return int(self.manifest["target_tokens"])
 
     @property
     def num_documents(self) -> int:
         """Documents in the file; empty ones are not in it."""
-        return self.manifest["documents"]
+        return int(self.manifest["documents"])
 
     @property
     def text_bytes(self) -> int:
         """UTF-8 bytes of the documents, for bits per byte."""
-        return self.manifest["bytes"]
+        return int(self.manifest["bytes"])
 
     def tokens(self) -> np.ndarray:
-        """Map the ids into memory, read-only, shape (tokens,)."""
+        """Return the ids as a read-only memory map, shape (tokens,)."""
         return np.memmap(self.folder / TOKENS, dtype=DTYPES[self.manifest["dtype"]], mode="r")
 
     def document_offsets(self) -> np.ndarray:
-        """Map the documents' first indices, shape (documents,); a document ends at the next one's, less one."""
+        """Return the index of each document's first token as a memory map, shape (documents,)."""
         return np.memmap(self.folder / DOCUMENTS, dtype="<i8", mode="r")
 
     def counts(self) -> np.ndarray:
-        """Count every id, shape (V,) int64; kept after the first call."""
+        """Return the occurrences of every id, shape (V,) int64. The result of the first call is kept."""
         if self._counts is None:
             ids, counts = self.tokens(), np.zeros(self.manifest["tokenizer"]["vocab_size"], np.int64)
             for start in range(0, len(ids), _COUNT_CHUNK):  # bincount copies to int64: bound the copy
@@ -71,7 +71,7 @@ class TokenFile:
 
 
 def read_token_file(folder: Path, key: str) -> tuple[TokenFile | None, str]:
-    """Open a prepared folder if it is whole and belongs to `key`; else None and the reason."""
+    """Return the token file in a folder, or None and the reason if it is not complete or was not made for `key`."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if manifest["key"] != key:

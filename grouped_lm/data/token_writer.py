@@ -1,7 +1,7 @@
-"""Writes a token file (see `token_file`) so that it is either whole or not there, and a stopped build can go on.
+"""Write a token file so that it is complete or absent, and so that a stopped build can continue.
 
-Ids are written shard by shard. When a shard is on the disk, a journal says how far everything is; whoever builds the
-same token file after a kill holds what lies there against the journal, cuts off what came later, and goes on.
+Ids are written shard by shard. When a shard is on the disk, a journal records how far the build is. The next build of
+the same token file compares the files with the journal, cuts off the bytes that came later, and continues.
 """
 
 import hashlib
@@ -33,20 +33,20 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a build is; what the journal keeps."""
+    """How far a build is. The journal keeps it."""
 
     batches: int = 0
-    """Of `encode_fragments`, written so far."""
+    """Batches of `encode_fragments` that are written."""
     tokens: int = 0
     documents: int = 0
     empty: int = 0
     bytes: int = 0
     """UTF-8 bytes of text."""
     start: int = 1
-    """Index of the first token of the document that has begun."""
+    """Index of the first token of the current document."""
 
     def add(self, batch: Encoded, after: np.ndarray) -> None:
-        """Count a batch; `after` are the indices behind the ends of documents in it."""
+        """Count a batch. `after` has the indices behind the ends of documents in it."""
         self.batches += 1
         self.tokens += len(batch.ids)
         self.documents += batch.documents
@@ -56,13 +56,13 @@ class Progress:
 
 
 class FolderWriter:
-    """Writes one folder: everything goes to a neighbour, which takes the folder's name at the end.
+    """Writes one folder: all files go to a folder beside it, which is renamed at the end.
 
-    To be used by one process at a time, under the folder's lock.
+    Only one process at a time may use it, with the folder's lock.
 
     Args:
-        folder: Where the token file is to stand; what stands there is replaced.
-        tokenizer: Recorded in the manifest; its vocabulary decides the width of an id.
+        folder: The folder of the token file. An old one is replaced.
+        tokenizer: Recorded in the manifest. Its vocabulary decides the width of an id.
         identity: More entries for the manifest: its key and its source.
     """
 
@@ -74,10 +74,10 @@ class FolderWriter:
         self.done = Progress()
 
     def run(self, batches_from: Callable[[int, int], Iterable[Encoded]], unit: str = "documents") -> None:
-        """Write all batches, then let the folder appear.
+        """Write all batches, then rename the folder.
 
         Args:
-            batches_from: Gives the batches behind so many; told too how many units they were.
+            batches_from: A function of the batches to skip and of their units, that returns the other batches.
             unit: "documents" or "bytes".
 
         Raises:
@@ -86,13 +86,13 @@ class FolderWriter:
         try:
             hashes = self._write(batches_from, unit)
             if not self.done.documents:
-                raise DataError(f"no document with text in {json.dumps(self.identity['source'])[:300]}")
+                raise DataError(f"no document with text in {describe_briefly(self.identity['source'])}")
             self._write_manifest(*hashes)
             _sync_folder(self.temporary)
             _remove(self.folder)
             self.temporary.rename(self.folder)
             _sync_folder(self.folder.parent)
-            (self.folder / JOURNAL).unlink(missing_ok=True)  # last: whoever is killed before has all to go on with
+            (self.folder / JOURNAL).unlink(missing_ok=True)  # last: a killed build needs it to continue
         except DataError:
             _remove(self.temporary)
             raise
@@ -120,7 +120,7 @@ class FolderWriter:
             return tokens.finish(), starts.finish()
 
     def _open(self) -> "tuple[_HashedFile, _HashedFile]":
-        """Open both files where the journal ends, or anew where there is none that they agree with."""
+        """Return both files, opened at the end of the journal; or empty, if there is no journal that fits them."""
         try:
             entry = json.loads(self.journal.read_bytes())
             if entry["key"] != self.identity["key"] or entry["batch_chars"] != encode.BATCH_CHARS:
@@ -130,18 +130,18 @@ class FolderWriter:
                 for name, dtype in ((TOKENS, DTYPES[self.dtype]), (DOCUMENTS, "<i8"))
             ]
             self.done = Progress(**entry["done"])
-            log.info("going on with %s behind %s tokens", self.folder, f"{self.done.tokens:,}")
+            log.info("continuing %s after %s tokens", self.folder, f"{self.done.tokens:,}")
             return files[0], files[1]
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("building %s anew: what a stopped build left cannot be used (%s)", self.folder, error)
+            log.warning("building %s from the start: files of a stopped build are unusable (%s)", self.folder, error)
         _remove(self.temporary)
         self.temporary.mkdir(parents=True)
         return _HashedFile(self.temporary / TOKENS, DTYPES[self.dtype]), _HashedFile(self.temporary / DOCUMENTS, "<i8")
 
     def _mark(self, tokens: "_HashedFile", starts: "_HashedFile") -> None:
-        """Write down how far the build is, once that is on the disk."""
+        """Record how far the build is, after the files are on the disk."""
         files = {name: [file.size, file.finish()] for name, file in ((TOKENS, tokens), (DOCUMENTS, starts))}
         entry = {
             "key": self.identity["key"],
@@ -183,7 +183,7 @@ class FolderWriter:
 
 
 class _HashedFile:
-    """A file of numbers that is hashed on its way to the disk.
+    """A file of numbers that is hashed while it is written.
 
     Args:
         path: The file.
@@ -210,15 +210,25 @@ class _HashedFile:
         self.file.truncate(size)
 
     def write(self, values: np.ndarray) -> None:
+        """Append numbers."""
         content = values.astype(self.dtype).tobytes()
         self.digest.update(content)
         self.file.write(content)
         self.size += len(content)
 
     def finish(self) -> str:
-        """See that everything written so far is on the disk, and return its hash."""
+        """Flush the file to the disk, and return the hash of its content."""
         _sync(self.file)
         return self.digest.hexdigest()
+
+
+def describe_briefly(source: dict[str, Any]) -> str:
+    """Return the files, or the name, of a described source, for an error message."""
+    paths = [file["path"] for file in source.get("files", [])]
+    if not paths:
+        return " ".join(str(source[key]) for key in ("source", "id", "part", "split") if key in source)
+    others = f" and {len(paths) - 3} other files" if len(paths) > 3 else ""
+    return f"{', '.join(paths[:3])}{others}: give a text with more than blank lines"
 
 
 def _remove(path: Path) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from grouped_lm.config import Config
-from grouped_lm.data.tokenizers.base import Tokenizer, build_tokenizer
+from grouped_lm.data.tokenizers.base import Tokenizer
+from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import DataError, RunFolderError
 from grouped_lm.heads import DenseConfig
 from grouped_lm.hf.files import (

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from grouped_lm.config import TokenizerConfig
-from grouped_lm.data.tokenizers.base import EOT_TEXT, GPT2_URL, VOCAB_SIZES, Tokenizer, build_tokenizer, gpt2_folder
+from grouped_lm.data.text import EOT_TEXT
+from grouped_lm.data.tokenizers.base import VOCAB_SIZES, Tokenizer
 from grouped_lm.data.tokenizers.bpe import BPETokenizer, byte_characters
+from grouped_lm.data.tokenizers.build import build_tokenizer
+from grouped_lm.data.tokenizers.gpt2 import GPT2_URL, gpt2_folder
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.system.files import read_json_dict, write_json
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data.tokenizers.base import build_tokenizer
+from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import GvcError
 from grouped_lm.runs.tracking import login_state
 from grouped_lm.system.runtime import cpu_model, library_versions

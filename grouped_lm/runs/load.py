@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from grouped_lm.config import Config, TokenizerConfig, check_schema, config_from_dict
+from grouped_lm.data.sources import parse_data_config
 from grouped_lm.data.tokenizers.base import vocab_size_of
 from grouped_lm.errors import CheckpointError, ConfigError, RunFolderError
 from grouped_lm.grouping import parse_grouping
@@ -22,6 +23,7 @@ from grouped_lm.runs.train_state import head_buffers, unpack_model
 from grouped_lm.system.files import read_json_dict
 
 PARSERS: dict[str, Callable[[Any], Any]] = {
+    "data": parse_data_config,
     "head": parse_head_config,
     "grouping": parse_grouping,
     "optim": parse_optim_config,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from grouped_lm.config import Config
-from grouped_lm.data.tokenizers.base import EOT_TEXT, build_tokenizer
+from grouped_lm.data.text import EOT_TEXT
 from grouped_lm.data.tokenizers.bpe import BPETokenizer
+from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.distributed.process_group import ProcessGroup, join_process_group
 from grouped_lm.errors import DiskError, GvcError
 from grouped_lm.grouping import describe_groups

@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-from grouped_lm.config import AdamWConfig, Config, DataConfig, ModelConfig, TokenizerConfig, TrackingConfig, TrainConfig
+from grouped_lm.config import AdamWConfig, Config, ModelConfig, TokenizerConfig, TrackingConfig, TrainConfig
+from grouped_lm.data import TextConfig
 from grouped_lm.errors import GvcError
 from grouped_lm.heads import HEADS
 
@@ -87,7 +88,7 @@ def small_config(texts: dict[str, str], cache_dir: Path, head: str = "grouped", 
         model=model,
         head=HEADS[head].schema(),
         tokenizer=TokenizerConfig(name="bytes"),
-        data=DataConfig(source="text", name="text", cache_dir=str(cache_dir), **texts),
+        data=TextConfig(name="text", cache_dir=str(cache_dir), **texts),
         optim=AdamWConfig(warmup_steps=3),
         train=TrainConfig(**(values | train)),
         tracking=TrackingConfig(mode="disabled"),

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data import build_tokenizer, iter_documents, prepare_split
-from grouped_lm.data.tokenizers import bpe as bpe_module
+from grouped_lm.data import TextConfig, build_tokenizer, iter_documents, prepare_split
+from grouped_lm.data.tokenizers import build as build_module
 from grouped_lm.data.tokenizers.bpe import byte_characters, train_bpe
 from grouped_lm.errors import ConfigError, DataError
 
 
 @pytest.fixture
 def data(texts, tmp_path) -> DataConfig:
-    return DataConfig(source="text", train=texts["train"], valid=texts["valid"], cache_dir=str(tmp_path / "cache"))
+    return TextConfig(train=texts["train"], valid=texts["valid"], cache_dir=str(tmp_path / "cache"))
 
 
 def test_every_byte_has_an_id_of_its_own():
@@ -39,7 +39,7 @@ def test_merges_shorten_the_text_it_was_trained_on(data):
 def test_trained_once_per_text_and_size_and_on_training_text_alone(data, monkeypatch):
     trained = []
     original = train_bpe
-    monkeypatch.setattr(bpe_module, "train_bpe", lambda *words: trained.append(words[1]) or original(*words))
+    monkeypatch.setattr(build_module, "train_bpe", lambda *words: trained.append(words[1]) or original(*words))
     config = TokenizerConfig(name="bpe", vocab_size=300)
     valid, train = (prepare_split(data, config, split) for split in ("valid", "train"))
     assert trained == [300]

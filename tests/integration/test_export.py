@@ -9,7 +9,7 @@ from head_cases import plain_shortlist
 from safetensors.torch import save
 
 from grouped_lm.config import TokenizerConfig
-from grouped_lm.data.tokenizers.base import build_tokenizer
+from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import DataError
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.heads import (

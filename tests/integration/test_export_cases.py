@@ -10,7 +10,7 @@ from exported import keep_modules_in, load, make_run
 from safetensors.torch import load_file, save_file
 
 from grouped_lm.config import TokenizerConfig
-from grouped_lm.data.tokenizers.base import build_tokenizer
+from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import DataError
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.heads import (

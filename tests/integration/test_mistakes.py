@@ -163,6 +163,43 @@ def test_a_place_that_cannot_be_written(gvc, tiny, workdir, words, place):
     assert Path("taken").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("data.train=x.txt", "unknown key data.train; data has "),
+        ("data.train=x.txt", "; data.train belongs to data=text; "),
+        ("data.num_train_stories=5 data=text", "; data.num_train_stories belongs to data=tinytales; "),
+        ("data.hub_id=a/b", "; data.hub_id belongs to data=tinystories or tinystories_v2 or wikitext; "),
+        ("data.hubid=a/b data=tinystories", "did you mean data.hub_id?"),
+        ("data.source=text", "unknown key data.num_train_stories for data=text"),
+        ("data.source=disk", "data must be one of tinytales, hub, text, got 'disk'"),
+        ("data=tinystories data.hub_id=null", "data.hub_id must name a dataset (owner/name)"),
+        ("data.num_train_stories=many", "data.num_train_stories must be int, got 'many'"),
+        ("data.num_train_stories=0", "data.num_train_stories must be in [1, 1e+08], got 0"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "bench heads"])
+def test_a_key_of_another_source(gvc, workdir, command, words, message):
+    assert_one_line(gvc(*command.split(), *words.split()), 2, message)
+    assert list(workdir.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ("data.train=a,b/train.txt", "data.train='a,b/train.txt'"),
+        ("data.train=[a=b/x.txt,y.txt]", "data.train=['a=b/x.txt','y.txt']"),
+        ("data.train=[it's/x.txt,'y.txt']", "data.train=['it\\'s/x.txt','y.txt']"),
+    ],
+)
+def test_case_C3_the_advice_on_quotes_works_as_printed(gvc, tiny, given, advice):
+    for name in ("a,b/train.txt", "a=b/x.txt", "it's/x.txt", "y.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("Once upon a time there was a cat. " * 20)
+    assert_one_line(gvc("data", "prepare", *tiny, given), 2, f'goes in quotes: "{advice}"')
+    assert gvc("data", "prepare", *tiny, advice).code == 0
+
+
 def test_a_key_of_another_head(gvc, tiny):
     message = "unknown key head.group_size; head has name, tied, bias"
     assert_one_line(gvc("train", *tiny, "head=dense", "head.group_size=3"), 2, message)

@@ -4,13 +4,12 @@ import json
 
 import pytest
 
-from grouped_lm.config import DataConfig
-from grouped_lm.data import halve, iter_documents
+from grouped_lm.data import TextConfig, halve, iter_documents
 from grouped_lm.errors import DataError
 
 
 def documents(*paths):
-    return list(iter_documents(DataConfig(name="x", source="text", train=[str(p) for p in paths], valid="x"), "train"))
+    return list(iter_documents(TextConfig(name="x", train=[str(p) for p in paths], valid="x"), "train"))
 
 
 def test_every_other_document(tmp_path):

@@ -1,83 +1,63 @@
-"""Documents of a split, wherever they come from.
+"""Data sources by name, and the documents of a split.
 
-A source gives fragments: a piece of a document and whether the document ends there. Almost every document is
-one fragment; a very long one is cut where tokens do not change (see `text_files.split_documents`), so that
-memory stays bounded. Whitespace around a document is stripped, nothing else is touched; a document that is
-empty then is passed on as "", for the caller to count.
+A source is one file with a schema (a subclass of `DataConfig`) and a class with the methods of `Source`, one line in
+`SOURCES`, and one YAML in conf/data/.
+
+A source yields fragments: a piece of a document, and whether the document ends there. Almost every document is one
+fragment. A very long one is cut where tokens do not change (`text_files.split_documents`), so that memory stays
+bounded. Sources strip the whitespace around a document and turn line ends into LF; they change nothing else. A
+document that is empty then is yielded as "", so that the caller can count it.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
 
-from grouped_lm.config import DataConfig, check_choice
-from grouped_lm.data.sources.hub import HubSource
-from grouped_lm.data.sources.text_files import TextSource
-from grouped_lm.data.tokenizers.base import Fragment
+from grouped_lm.config import DataConfig, check_choice, parse_named
+from grouped_lm.data.sources.base import SPLITS, Source
+from grouped_lm.data.sources.hub import HubConfig, HubSource
+from grouped_lm.data.sources.text_files import TextConfig, TextSource
+from grouped_lm.data.sources.tinytales import TinytalesConfig, TinytalesSource
+from grouped_lm.data.text import Fragment
 
-SPLITS = ("train", "valid")
-
-
-class Source(Protocol):
-    """One split of one source."""
-
-    unit: str
-    """What `total` counts: "documents" or "bytes"."""
-
-    @property
-    def total(self) -> int | None:
-        """How much there is, for progress; None if that is not known beforehand."""
-
-    def describe(self) -> dict[str, Any]:
-        """What the text depends on, ready for JSON: equal descriptions mean equal documents."""
-
-    def fragments(self) -> Iterator[Fragment]:
-        """Pieces of documents, in order."""
+SOURCES: dict[str, tuple[type[DataConfig], Callable[[Any, str], Source]]] = {
+    "tinytales": (TinytalesConfig, TinytalesSource),
+    "hub": (HubConfig, HubSource),
+    "text": (TextConfig, TextSource.of_split),
+}
+"""Every source by the name in `data.source`: its schema, and a function of (config, split) that opens it."""
 
 
-class TinytalesSource:
-    """The embedded generator of children's stories."""
+def parse_data_config(values: Any) -> DataConfig:
+    """Return the config of the source that `values["source"]` names.
 
-    unit = "documents"
-
-    def __init__(self, config: DataConfig, split: str) -> None:
-        self.split, self.seed = split, config.seed
-        self.total = config.num_train_stories if split == "train" else config.num_valid_stories
-
-    def describe(self) -> dict[str, Any]:
-        """Parameters, and a hash over the generator's own code and word lists."""
-        digest = hashlib.sha256()
-        for path in sorted(Path(__file__).parent.glob("tinytales*.py")):
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-        return {
-            "source": "tinytales",
-            "split": self.split,
-            "num_stories": self.total,
-            "seed": self.seed,
-            "generator_sha256": digest.hexdigest(),
-        }
-
-    def fragments(self) -> Iterator[Fragment]:
-        from grouped_lm.data.sources.tinytales import generate_stories
-
-        return ((story.strip(), True) for story in generate_stories(self.total, self.seed, self.split))
+    Raises:
+        ConfigError: an unknown source or key, a value of another type or out of range.
+    """
+    schemas = {name: schema for name, (schema, _) in SOURCES.items()}
+    config: DataConfig = parse_named(schemas, values, "data", key="source")
+    return config
 
 
 def open_source(config: DataConfig, split: str) -> Source:
-    """Open one split of the configured source.
+    """Return one split of the configured source, opened.
+
+    Args:
+        config: of a source in `SOURCES`. A plain `DataConfig` means the source with its default options.
+        split: "train" or "valid".
 
     Raises:
-        ConfigError: split is neither train nor valid.
+        ConfigError: an unknown split or source.
         DataError: a file is missing, or of a kind that cannot be read.
     """
     check_choice("split", split, SPLITS)
-    kinds: dict[str, Any] = {"tinytales": TinytalesSource, "hub": HubSource, "text": TextSource.of_split}
-    return kinds[config.source](config, split)
+    check_choice("data.source", config.source, tuple(SOURCES))
+    schema, open_split = SOURCES[config.source]
+    return open_split(config if isinstance(config, schema) else schema(**asdict(config)), split)
 
 
 def iter_documents(config: DataConfig, split: str) -> Iterator[str]:
-    """Yield the documents of a split in order, stripped at both ends; empty ones too, as "".
+    """Yield the documents of a split in order, stripped at both ends; empty ones as "".
 
     Raises:
         DataError: the source is missing, unreadable, not UTF-8, or lacks the text column.
@@ -96,7 +76,7 @@ def join_fragments(fragments: Iterable[Fragment]) -> Iterator[str]:
 
 
 def describe_source(config: DataConfig, split: str) -> dict[str, Any]:
-    """Describe what a split's documents depend on, ready for JSON; it changes when they may change.
+    """Return what a split's documents depend on, ready for JSON. It changes when they may change.
 
     Raises:
         DataError: the source is missing or unreadable.

@@ -2,23 +2,56 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from grouped_lm.config import DataConfig
-from grouped_lm.data.sources.text_files import TextSource, document_text, missing_column, split_documents
-from grouped_lm.data.tokenizers.base import Fragment
-from grouped_lm.errors import DataError
+from grouped_lm.data.sources.readers import document_text, missing_column, split_documents
+from grouped_lm.data.sources.text_files import TextSource
+from grouped_lm.data.text import Fragment
+from grouped_lm.errors import ConfigError, DataError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ROWS_PER_READ = 1000
 
 
-class HubSource:
-    """One split of a dataset; where the split's name ends in .txt, that file with its document borders."""
+@dataclass(kw_only=True, slots=True)
+class HubConfig(DataConfig):
+    """`data=tinystories`, `data=wikitext` and others: a dataset of the Hugging Face hub."""
 
-    def __init__(self, config: DataConfig, split: str) -> None:
+    source: str = "hub"
+    hub_id: str | None = None
+    """The dataset, owner/name."""
+    hub_config: str | None = None
+    """Name of the dataset's configuration."""
+    hub_revision: str | None = None
+    """Commit, tag or branch. The manifest records the commit that it resolves to."""
+    hub_train: str = "train"
+    """A split, or a text file in the repository (`*.txt`)."""
+    hub_valid: str = "validation"
+    """The same for validation."""
+    hub_join_rows: bool = False
+    """Rows are lines of one long text, as in WikiText: join them without borders."""
+    text_field: str = "text"
+    """Column that holds the document."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        if not self.hub_id:
+            raise ConfigError("data.hub_id must name a dataset (owner/name) when data.source=hub")
+
+
+class HubSource:
+    """One split of a dataset. If the split's name ends in .txt, that file of the repository.
+
+    Args:
+        config: the dataset.
+        split: "train" or "valid".
+    """
+
+    def __init__(self, config: HubConfig, split: str) -> None:
         self.config = config
         self.part = config.hub_train if split == "train" else config.hub_valid
         self.is_file = self.part.endswith(".txt")
@@ -26,13 +59,13 @@ class HubSource:
 
     @property
     def total(self) -> int | None:
-        """Bytes of the file, or rows of the split; joined rows are not counted as documents."""
+        """Return the bytes of the file or the rows of the split; None for joined rows, which are no documents."""
         if self.is_file:
             return self._text.total
         return None if self.config.hub_join_rows else len(self._rows)
 
     def describe(self) -> dict[str, Any]:
-        """Name, part and the commit that the revision resolved to; without a commit the rows' fingerprint."""
+        """Return name, split and the commit of the revision; if there is no commit, the rows' fingerprint."""
         described: dict[str, Any] = {"source": "hub", "id": self.config.hub_id, "part": self.part}
         if self.is_file:
             commit = _commit_in(self._file)
@@ -46,6 +79,7 @@ class HubSource:
         return {**described, "commit": commit, "fingerprint": content}
 
     def fragments(self) -> Iterator[Fragment]:
+        """Yield the fragments of the file or of all rows."""
         if self.is_file:
             return self._text.fragments()
         if self.config.hub_join_rows:
@@ -54,7 +88,7 @@ class HubSource:
 
     @cached_property
     def _file(self) -> Path:
-        """Path of the repository's text file, downloaded if it is not cached."""
+        """The repository's text file, downloaded if it is not cached."""
         from huggingface_hub import hf_hub_download
 
         config = self.config
@@ -62,10 +96,10 @@ class HubSource:
         if local.is_file():
             return local
         try:
-            found = hf_hub_download(config.hub_id or "", self.part, repo_type="dataset", revision=config.hub_revision)
+            path = hf_hub_download(config.hub_id or "", self.part, repo_type="dataset", revision=config.hub_revision)
         except Exception as error:  # network, offline mode, no such file, gated, disk: one line for all
             raise self._unreachable(error) from error
-        return Path(found)
+        return Path(path)
 
     @cached_property
     def _text(self) -> TextSource:
@@ -114,7 +148,7 @@ class HubSource:
             error, LocalEntryNotFoundError
         )
         if wrong_name:
-            mend = "data.hub_id, hub_config, hub_train, hub_valid and hub_revision must name what is there"
+            mend = "data.hub_id, hub_config, hub_train, hub_valid and hub_revision must name things that exist"
         else:
             mend = (
                 "go online once to fill the cache, or use data=text with data.train and data.valid, or data=tinytales"
@@ -125,5 +159,5 @@ class HubSource:
 
 
 def _commit_in(path: Path) -> str | None:
-    """Both caches of Hugging Face name a folder after the commit."""
+    """Return the commit in a path: both caches of Hugging Face name a folder after it."""
     return next((part for part in reversed(path.parts) if _COMMIT.fullmatch(part)), None)

@@ -1,34 +1,44 @@
 """TinyTales: small children's stories from a grammar of our own, so that the first command needs no network.
 
-A story is a pure function of (seed, split, index). It is drawn from the lists, rules and plots in
-`tinytales_words`: fifteen plots, a cast of children whose pets, colours, homes and aunts never change, and
-slots that remember what was drawn, so that the lost kite of the first line is the kite found in the last.
+A story is a pure function of (seed, split, index). It is drawn from the word lists, rules and plots in
+`tinytales.json`: fifteen plots, a cast of children whose pets, colours, homes and aunts never change, and slots that
+remember a drawn word, so that the kite that is lost in the first sentence is the kite that is found in the last.
 
-A story is a validation story if and only if the CRC-32 of its text is 0 mod 16, so none can ever stand in
-training, whatever the seeds; endings are redrawn until the text falls on the right side.
+A story is a validation story if and only if the CRC-32 of its text is 0 mod 16. So no validation story is in the
+training text, whatever the seeds. Endings are drawn again until the text falls on the right side.
 
-Measured over 20,000 training stories with GPT-2's tokenizer: 143 words (98 to 194) and 187.8 tokens per
-story, 1,877 different words, no story twice. Entropy: log(choices) added up over every random draw gives
-303.0 nats per story, 1.61 per token, a perplexity of 5.0. Several ways of drawing could lead to one text, so
-an exact parse (`tests/data/test_tinytales.py`) sums over all ways to a text, its slots being known: it takes
-away 0.05 nats, and the redraws for split and echoes less than 1, or 0.005 per token. This is a floor for any
-model: GPT-2's perplexity on validation stories stays above 4 (1.386 nats) however long it trains.
-Speed: 6,000 to 10,000 training stories (1.1 to 1.9 million tokens) per second and core; about a third of that
-for validation, where most endings are drawn again.
+Measured over 20,000 training stories with GPT-2's tokenizer: 143 words (98 to 194) and 187.8 tokens per story, 1,877
+different words, no story twice. Entropy: log(choices), summed over every random draw, is 303.0 nats per story, 1.61
+per token, a perplexity of 5.0. Several ways of drawing could give one text, so an exact parse
+(`tests/unit/data/test_tinytales.py`) sums over all ways to a text, given its slots: that subtracts 0.05 nats. The
+repeated draws for split and echoes subtract less than 1 nat, 0.005 per token. This is a lower bound for any model:
+GPT-2's perplexity on validation stories stays above 4 (1.386 nats) however long it trains.
+Speed: 6,000 to 10,000 training stories (1.1 to 1.9 million tokens) per second and core; about a third of that for
+validation, where most endings are drawn again.
+
+The JSON file has for each rule its alternatives, and for each plot its beats (paragraph parts) with their
+alternatives; an empty beat is a paragraph break. In a template [a|b] chooses, <name> draws from a list or rule, {name}
+is a slot that remembers, "a~" puts "a" or "an" before what follows, and "^" makes it start with a capital letter.
+Lists are long and fixed phrases few on purpose: that keeps the entropy per token above what a small model could learn
+by heart.
 """
 
 import hashlib
+import json
 import random
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from operator import eq
+from pathlib import Path
 from typing import Any
 
-from grouped_lm.data.sources import tinytales_words as words
+from grouped_lm.config import DataConfig, check_range
+from grouped_lm.data.sources.base import SPLITS
+from grouped_lm.data.text import Fragment
 
-SPLITS = ("train", "valid")
 VALID_BUCKETS = 16
 _ENDINGS_PER_BODY = 48
 _PUNCTUATION = str.maketrans("", "", ",.!")
@@ -42,10 +52,70 @@ Draw = Callable[[], float]
 Env = list[str | None]
 
 
+WORDS_FILE = Path(__file__).with_name("tinytales.json")
+
+
+@dataclass(kw_only=True, slots=True)
+class TinytalesConfig(DataConfig):
+    """`data=tinytales`: the embedded generator."""
+
+    num_train_stories: int = 12_000
+    """Stories to write, >= 1."""
+    num_valid_stories: int = 600
+    """Stories to write, >= 1."""
+    seed: int = 0
+    """Seed of the generator, >= 0."""
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        check_range("data.num_train_stories", self.num_train_stories, 1, 100_000_000)
+        check_range("data.num_valid_stories", self.num_valid_stories, 1, 100_000_000)
+        check_range("data.seed", self.seed, 0, 2**63 - 1)
+
+
+class TinytalesSource:
+    """One split of the generated stories.
+
+    Args:
+        config: how many stories, and the seed.
+        split: "train" or "valid".
+    """
+
+    unit = "documents"
+
+    def __init__(self, config: TinytalesConfig, split: str) -> None:
+        self.split, self.seed = split, config.seed
+        self.total = config.num_train_stories if split == "train" else config.num_valid_stories
+
+    def describe(self) -> dict[str, Any]:
+        """Return the parameters, and a hash of the generator's code and word lists."""
+        digest = hashlib.sha256()
+        for path in (Path(__file__), WORDS_FILE):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        return {
+            "source": "tinytales",
+            "split": self.split,
+            "num_stories": self.total,
+            "seed": self.seed,
+            "generator_sha256": digest.hexdigest(),
+        }
+
+    def fragments(self) -> Iterator[Fragment]:
+        """Yield the stories in order."""
+        return ((story.strip(), True) for story in generate_stories(self.total, self.seed, self.split))
+
+
+@cache
+def _words() -> dict[str, Any]:
+    words: dict[str, Any] = json.loads(WORDS_FILE.read_text(encoding="utf-8"))
+    return words
+
+
 def plural(noun: str) -> str:
-    """Give the plural of a noun from the word lists; of several words the last one changes."""
-    if noun in words.IRREGULAR_PLURALS:
-        return words.IRREGULAR_PLURALS[noun]
+    """Return the plural of a noun from the word lists; of several words the last one changes."""
+    irregular: dict[str, str] = _words()["irregular_plurals"]
+    if noun in irregular:
+        return irregular[noun]
     if re.search(r"(s|x|z|ch|sh)$", noun):
         return noun + "es"
     if re.search(r"[^aeiou]y$", noun):
@@ -54,9 +124,10 @@ def plural(noun: str) -> str:
 
 
 def with_article(phrase: str) -> str:
-    """Put "a" or "an" before a phrase."""
-    silent = phrase[:1].lower() in "aeiou" and not phrase.startswith(words.CONSONANT_SOUND)
-    return f"{'an' if silent or phrase.startswith(words.VOWEL_SOUND) else 'a'} {phrase}"
+    """Return a phrase with "a" or "an" before it."""
+    vowel, consonant = tuple(_words()["vowel_sound"]), tuple(_words()["consonant_sound"])
+    is_vowel = phrase.startswith(vowel) or (phrase[:1].lower() in "aeiou" and not phrase.startswith(consonant))
+    return f"{'an' if is_vowel else 'a'} {phrase}"
 
 
 def _capitalized(phrase: str) -> str:
@@ -64,7 +135,7 @@ def _capitalized(phrase: str) -> str:
 
 
 def _forms(value: str) -> tuple[str, str, str]:
-    """The three neighbouring slots of a value: itself, with its article, and that at a sentence's start."""
+    """Return the three neighbouring slots of a value: itself, with its article, and the same with a capital letter."""
     phrase = with_article(value)
     return value, phrase, _capitalized(phrase)
 
@@ -73,27 +144,26 @@ class _Grammar:
     """Compiled templates. Notation: [a|b] choice, <name> rule, {slot}, a~ article, ^ capital letter."""
 
     def __init__(self) -> None:
+        words = self.words = _words()
         self.slots: dict[str, int] = {}
         self.fillers: list[Callable[[Draw, Env], None]] = []
         self.rules: dict[str, Node] = {}
         self.synonyms: dict[str, Node] = {}
-        for line in words.SYNONYMS.strip().split("\n"):
-            phrases = tuple(line.strip().split("|"))
-            self.synonyms.update(dict.fromkeys(phrases[:1], phrases))
+        for phrases in words["synonyms"]:
+            self.synonyms[phrases[0]] = tuple(phrases)
         heads = "|".join(sorted(map(re.escape, self.synonyms), key=len, reverse=True))
         self.synonym_pattern = re.compile(rf"\b({heads})\b")
-        for name, text in words.LISTS.items():
-            entries = [entry.replace("_", " ") for entry in text.split()]
+        for name, entries in words["lists"].items():
             self.rules[name] = tuple(entries)
-            if name in words.WITH_PLURAL:
+            if name in words["with_plural"]:
                 self.rules[plural(name)] = tuple(plural(entry) for entry in entries)
-        self._add_record("hero", words.CHILDREN)
-        self._add_record("friend", words.CHILDREN, unlike="hero")
-        self._add_record("villager", words.VILLAGERS)
+        self._add_record("hero", words["children"])
+        self._add_record("friend", words["children"], unlike="hero")
+        self._add_record("villager", words["villagers"])
         self._add_grown()
-        for name, rule in words.MEMORY.items():
+        for name, rule in words["memory"].items():
             self._add_memory(name, rule)
-        self.plots = tuple(tuple(self._beat(beat) for beat in plot) for plot in words.PLOTS.values())
+        self.plots = tuple(tuple(self._beat(beat) for beat in plot) for plot in words["plots"].values())
 
     def _new_slot(self, name: str, fill: Callable[[Draw, Env], None]) -> int:
         number = len(self.fillers)
@@ -101,8 +171,8 @@ class _Grammar:
         self.fillers += [fill, fill, fill]  # see _forms
         return number
 
-    def _add_record(self, name: str, records: tuple[dict[str, str], ...], unlike: str | None = None) -> None:
-        """Slots for somebody with fixed traits: the first mention draws the person, not the trait."""
+    def _add_record(self, name: str, records: list[dict[str, str]], unlike: str | None = None) -> None:
+        """Add slots for a person with fixed traits: the first mention draws the person, not the trait."""
         first = len(self.fillers)
         other = self.slots[unlike] if unlike else None
         rows = [[form for value in record.values() for form in _forms(value)] for record in records]
@@ -117,10 +187,10 @@ class _Grammar:
             self._new_slot(name if field == "name" else f"{name}.{field}", fill)
 
     def _add_grown(self) -> None:
-        """Slots for the grown-up of the story, who may be the hero's own aunt."""
+        """Add slots for the grown-up of the story, who may be the hero's own aunt."""
         first = len(self.fillers)
         aunt = self.slots["hero.aunt"]
-        rows = [[form for value in record.values() for form in _forms(value)] for record in words.GROWN_UPS]
+        rows = [[form for value in record.values() for form in _forms(value)] for record in self.words["grown_ups"]]
 
         def fill(draw: Draw, env: Env) -> None:
             row = rows[int(draw() * len(rows))]
@@ -128,11 +198,11 @@ class _Grammar:
             if row[0] == "aunt":
                 env[first] = self.value(aunt, draw, env)
 
-        for field in words.GROWN_UPS[0]:
+        for field in self.words["grown_ups"][0]:
             self._new_slot("grown" if field == "name" else f"grown.{field}", fill)
 
     def _add_memory(self, name: str, rule: str) -> None:
-        """A slot that keeps what it was given; `name2` never repeats `name`."""
+        """Add a slot that keeps its first value; `name2` never repeats `name`."""
         node = self._parse(rule)
         other = self.slots.get(name[:-1])
 
@@ -145,13 +215,13 @@ class _Grammar:
         number = self._new_slot(name, fill)
 
     def value(self, slot: int, draw: Draw, env: Env) -> str:
-        """Read a slot; what no sentence has asked for yet is drawn now."""
+        """Return the value of a slot, which is drawn at the first call."""
         if env[slot] is None:
             self.fillers[slot](draw, env)
         return str(env[slot])
 
     def text(self, node: Node, draw: Draw, env: Env) -> str:
-        """Expand one node by itself."""
+        """Return the text of one node."""
         out: list[str] = []
         self.expand((node if type(node) is list else [node]), draw, env, out)
         return "".join(out)
@@ -168,14 +238,11 @@ class _Grammar:
             else:
                 out.append(env[node] or self.value(node, draw, env))
 
-    def _beat(self, text: str) -> Node:
-        return self._alternatives(text) if text.strip() else "\n\n"
+    def _beat(self, alternatives: list[str]) -> Node:
+        return self._alternatives(alternatives) if alternatives else "\n\n"
 
-    def _alternatives(self, text: str) -> Node:
-        """Compile a block of lines that start with "- "; other lines go on with the one above."""
-        blocks = re.split(r"(?m)^\s*- ", text.strip())[1:]
-        entries = [" ".join(block.split()).replace("| ", "|") for block in blocks]
-        return self._join_choice([self._parse(entry) for entry in entries])
+    def _alternatives(self, templates: list[str]) -> Node:
+        return self._join_choice([self._parse(template) for template in templates])
 
     @staticmethod
     def _join_choice(nodes: list[Node]) -> Node:
@@ -183,7 +250,7 @@ class _Grammar:
 
     def _rule(self, name: str) -> Node:
         if name not in self.rules:
-            self.rules[name] = self._alternatives(words.RULES[name])
+            self.rules[name] = self._alternatives(self.words["rules"][name])
         return self.rules[name]
 
     def _parse(self, text: str) -> Node:
@@ -221,13 +288,13 @@ class _Grammar:
         return (nodes[0] if len(nodes) == 1 else nodes or ""), at
 
     def _with_synonyms(self, text: str) -> Node:
-        """Turn each phrase that has synonyms into a choice."""
+        """Return the text with a choice for each phrase that has synonyms."""
         parts = self.synonym_pattern.split(text)
         nodes = [self.synonyms.get(part, part) for part in parts if part]
         return nodes[0] if len(nodes) == 1 else nodes or ""
 
     def _prefixed(self, node: Node, prefix: str) -> Node:
-        """Carry an article or a capital letter to the first words of a node, once and for all."""
+        """Return a node with an article or a capital letter at its first words."""
         if not prefix:
             return node
         if type(node) is tuple:
@@ -250,12 +317,12 @@ def _grammar() -> _Grammar:
 
 
 def in_valid(text: str) -> bool:
-    """Say whether a story belongs to validation; the text alone decides."""
+    """Return whether a story belongs to the validation split. The text alone decides."""
     return zlib.crc32(text.encode("ascii")) % VALID_BUCKETS == 0
 
 
 def _echoes(text: str) -> bool:
-    """Find "peas and peas" or "peas, peas": chance has said a word twice, and the text is drawn anew."""
+    """Return whether a word is repeated by chance, as in "peas and peas" or "peas, peas"."""
     said = text.translate(_PUNCTUATION).split()
     return any(map(eq, said, said[1:])) or any(
         said[at - 1] == said[at + 1] for at, word in enumerate(said[:-1]) if word == "and"
@@ -281,17 +348,17 @@ def _draw_story(draw: Draw, split: str) -> str:
         body = "".join(out).replace(" \n", "\n")
         if _echoes(body):
             continue
-        told = env.copy()
+        before_ending = env.copy()
         for _ in range(_ENDINGS_PER_BODY):
             ending = grammar.text(plot[-1], draw, env)
             story = body + ending
             if in_valid(story) is wanted and not _echoes(ending):
                 return story
-            env[:] = told
+            env[:] = before_ending
 
 
 def generate_story(seed: int, split: str, index: int) -> str:
-    """Write one story: plain ASCII, no newline at the end."""
+    """Return one story: plain ASCII, no newline at the end."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     return _draw_story(random.Random(_story_seed(seed, split, index)).random, split)

@@ -1,1 +1,1 @@
-"""Tokenizers: GPT-2's, bytes, and BPE trained on the run's own text."""
+"""Tokenizers: GPT-2's, bytes, and a BPE trained on the training text."""

@@ -1,10 +1,9 @@
-"""A byte-level BPE of one's own, trained on the training text: the small vocabulary that large ones compete with.
+"""A byte-level BPE that is trained on the training text: a small vocabulary to compare large ones with.
 
 Source: Sennrich et al. 2016 (arXiv 1508.07909), on bytes and with GPT-2's splitting, by the `tokenizers` library.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,22 +11,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data.prepare import CACHE_ADVICE, build_lock
-from grouped_lm.data.sources import describe_source, iter_documents
-from grouped_lm.data.tokenizers.base import EOT_TEXT, Fragment, valid_unicode
-from grouped_lm.errors import DataError, disk_errors
+from grouped_lm.data.text import EOT_TEXT, Fragment, valid_unicode
+from grouped_lm.errors import DataError
 from grouped_lm.system.files import write_bytes
 
 if TYPE_CHECKING:
     import tokenizers
 
-RECIPE = "byte-level, GPT-2's splitting, end-of-text last, 1"
-"""Changes when the same text would give another vocabulary."""
-
 
 def byte_characters() -> dict[str, int]:
-    """Return which character stands for which byte in the library's files, as in GPT-2's vocabulary."""
+    """Return the byte of each character in the library's files, as in GPT-2's vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
@@ -51,27 +44,27 @@ class BPETokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """See `Tokenizer.fingerprint`: over the library's whole description, merges and their order included."""
+        """A sha256 of the library's whole description, with the merges and their order."""
         return hashlib.sha256(b"bpe\0" + self._model.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """See `Tokenizer.encode`."""
+        """Return the ids of a text."""
         return self._model.encode(valid_unicode(text), add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """See `Tokenizer.decode`."""
+        """Return the text of ids."""
         return b"".join(self._bytes[int(i)] for i in ids).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """See `Tokenizer.token_bytes`."""
+        """Return the bytes of one id."""
         return self._bytes[token_id]
 
     def encode_document(self, text: str) -> np.ndarray:
-        """See `Tokenizer.encode_document`."""
+        """Return the ids of a document and its end-of-text, shape (n,)."""
         return self.encode_fragments([(text, True)])
 
     def encode_fragments(self, fragments: Sequence[Fragment]) -> np.ndarray:
-        """See `Tokenizer.encode_fragments`; one call into Rust, which uses threads of its own."""
+        """Return the ids of fragments in order, shape (n,). One call into Rust, which uses threads of its own."""
         texts = [valid_unicode(text) for text, _ in fragments]
         ids: list[int] = []
         encoded = self._model.encode_batch_fast(texts, add_special_tokens=False)
@@ -82,13 +75,13 @@ class BPETokenizer:
         return np.array(ids, np.uint16)
 
     def save(self, path: Path) -> None:
-        """Write the library's own JSON, which `tokenizer.file` reads back."""
+        """Write the tokenizer as the library's JSON, which `tokenizer.file` can name."""
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, self._model.to_str(pretty=True).encode())
 
 
 def train_bpe(documents: Iterator[str], vocab_size: int) -> BPETokenizer:
-    """Train on documents; the same documents give the same merges.
+    """Return a tokenizer trained on documents. The same documents give the same merges.
 
     Args:
         documents: texts.
@@ -114,31 +107,13 @@ def train_bpe(documents: Iterator[str], vocab_size: int) -> BPETokenizer:
     return tokenizer
 
 
-def build_bpe(config: TokenizerConfig, data: DataConfig | None) -> BPETokenizer:
-    """Read the tokenizer that `config.file` names, or train one on the training text, once per text and size.
+@lru_cache(maxsize=4)
+def read_bpe(path: Path, vocab_size: int) -> BPETokenizer:
+    """Return the tokenizer in a tokenizer.json that `BPETokenizer.save` wrote.
 
     Raises:
-        DataError: the file is missing, broken or of another size; or there is no text to train on.
-        DiskError: the cache cannot be written.
+        DataError: the file is missing or broken, or its vocabulary has another size.
     """
-    assert config.vocab_size is not None  # the schema checks it
-    if config.file is not None:
-        return _read(Path(config.file), config.vocab_size)
-    if data is None:
-        raise DataError("tokenizer=bpe is trained on data.train, or read from tokenizer.file: give one of them")
-    parts = {"recipe": RECIPE, "source": describe_source(data, "train"), "vocab_size": config.vocab_size}
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    path = Path(data.cache_dir).expanduser() / f"bpe-{config.vocab_size}-{key[:16]}.json"
-    with disk_errors(path, CACHE_ADVICE):
-        if not path.exists():
-            with build_lock(path):
-                if not path.exists():  # another process may have been quicker
-                    train_bpe(iter_documents(data, "train"), config.vocab_size).save(path)
-    return _read(path, config.vocab_size)
-
-
-@lru_cache(maxsize=4)
-def _read(path: Path, vocab_size: int) -> BPETokenizer:
     from tokenizers import Tokenizer
 
     try:

@@ -8,9 +8,18 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data import build_tokenizer, encode, prepare_data, prepare_split, token_file, token_writer
-from grouped_lm.data.sources import text_files
+from grouped_lm.config import TokenizerConfig
+from grouped_lm.data import (
+    TextConfig,
+    TinytalesConfig,
+    build_tokenizer,
+    encode,
+    prepare_data,
+    prepare_split,
+    token_file,
+    token_writer,
+)
+from grouped_lm.data.sources import readers, text_files
 from grouped_lm.errors import DataError, DiskError
 
 STORIES = ["One day.", "naïve 🙂 dog", "<b>third</b>\n\nlast"]
@@ -20,12 +29,12 @@ STORIES = ["One day.", "naïve 🙂 dog", "<b>third</b>\n\nlast"]
 def config(tmp_path):
     text = tmp_path / "x.txt"
     text.write_text("\n<|endoftext|>\n".join([*STORIES[:2], " ", STORIES[2]]))
-    return DataConfig(name="x", source="text", train=str(text), valid=str(text), cache_dir=str(tmp_path / "cache"))
+    return TextConfig(name="x", train=str(text), valid=str(text), cache_dir=str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def tales(tmp_path):
-    return DataConfig(num_train_stories=400, num_valid_stories=20, cache_dir=str(tmp_path / "cache"))
+    return TinytalesConfig(num_train_stories=400, num_valid_stories=20, cache_dir=str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bytes"])
@@ -146,7 +155,7 @@ def test_nothing_but_whitespace(config, tmp_path):
 
 def test_an_error_in_the_middle_leaves_nothing(config, tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "BATCH_CHARS", 10)
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1000)
     (tmp_path / "x.txt").write_bytes(b"story <|endoftext|>" * 1000 + b"\xff")
     with pytest.raises(DataError, match="not UTF-8 at byte 19000"):
         prepare_split(config, TokenizerConfig(name="bytes"), "train", workers=2)
@@ -162,8 +171,8 @@ def test_unwritable_cache(config, tmp_path):
 
 BUILDER = """
 import os, signal, sys, time
-from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data import encode, prepare_split
+from grouped_lm.config import TokenizerConfig
+from grouped_lm.data import TinytalesConfig, encode, prepare_split
 encode.BATCH_CHARS = 20_000
 calls = []
 def progress(done, total):
@@ -171,8 +180,8 @@ def progress(done, total):
     time.sleep(0.02)
     if sys.argv[2] == "die" and len(calls) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-file = prepare_split(DataConfig(num_train_stories=400, cache_dir=sys.argv[1]), TokenizerConfig(name="bytes"), "train",
-                     progress)
+tales = TinytalesConfig(num_train_stories=400, cache_dir=sys.argv[1])
+file = prepare_split(tales, TokenizerConfig(name="bytes"), "train", progress)
 print(len(calls), file.manifest["sha256"])
 """
 
@@ -184,15 +193,15 @@ def start_builder(tales, mode):
 
 STOPPED_BUILDER = """
 import os, signal, sys
-from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data import encode, prepare_split, token_writer
+from grouped_lm.config import TokenizerConfig
+from grouped_lm.data import TinytalesConfig, encode, prepare_split, token_writer
 encode.BATCH_CHARS, token_writer.SHARD_BYTES = 20_000, 50_000
 calls = []
 def progress(done, total):
     calls.append(done)
     if len(calls) == 9:
         os.kill(os.getpid(), getattr(signal, sys.argv[2]))
-tales = DataConfig(num_train_stories=400, num_valid_stories=20, cache_dir=sys.argv[1])
+tales = TinytalesConfig(num_train_stories=400, num_valid_stories=20, cache_dir=sys.argv[1])
 prepare_split(tales, TokenizerConfig(name="bytes"), "train", progress)
 """
 
@@ -213,7 +222,7 @@ def test_a_stopped_build_goes_on_after_its_last_shard(tales, tmp_path, small_sha
     caplog.set_level("INFO")
     seen = []
     resumed = prepare_split(tales, TokenizerConfig(name="bytes"), "train", lambda *now: seen.append(now))
-    assert f"behind {journal['done']['tokens']:,} tokens" in caplog.text
+    assert f"after {journal['done']['tokens']:,} tokens" in caplog.text
     assert seen[0][0] > journal["done"]["documents"], "what was done is not done again"
     assert sorted(p.name for p in resumed.folder.iterdir()) == ["documents.bin", "manifest.json", "tokens.bin"]
     tales.cache_dir = str(tmp_path / "unbroken")
@@ -231,7 +240,7 @@ def test_a_stopped_build_that_was_touched_is_built_anew(tales, tmp_path, small_s
     content[len(content) // 4] ^= 1
     path.write_bytes(content)
     file = prepare_split(tales, TokenizerConfig(name="bytes"), "train")
-    assert "anew" in caplog.text
+    assert "from the start" in caplog.text
     tales.cache_dir = str(tmp_path / "unbroken")
     assert file.manifest == prepare_split(tales, TokenizerConfig(name="bytes"), "train").manifest
 

@@ -7,15 +7,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data import build_tokenizer, describe_source, iter_documents
-from grouped_lm.data.sources import text_files
+from grouped_lm.data import HubConfig, TextConfig, TinytalesConfig, build_tokenizer, describe_source, iter_documents
+from grouped_lm.data.sources import readers
 from grouped_lm.data.sources.hub import HubSource
-from grouped_lm.data.sources.text_files import check_splits_apart, decode_blocks, split_documents
+from grouped_lm.data.sources.readers import decode_blocks, split_documents
+from grouped_lm.data.sources.text_files import check_splits_apart
 from grouped_lm.errors import ConfigError, DataError
 
 
 def text_config(train, **changes):
-    return DataConfig(source="text", train=train, valid=train, **changes)
+    return TextConfig(train=train, valid=train, **changes)
 
 
 def documents(train, **changes):
@@ -41,21 +42,21 @@ def files(tmp_path):
         ("a<|endoftext|>b<|endoftext|>", ["a", "b"]),
         ("a\n<|endoftext|>\n\n<|endoftext|>\nb", ["a", "", "b"]),
         ("<|endoftext|>a", ["", "a"]),
-        ("two\r\nlines\n\nand  more", ["two\r\nlines\n\nand  more"]),
+        ("two\r\nlines\n\nand  more", ["two\nlines\n\nand  more"]),
         ("\ufeffbyte order mark", ["byte order mark"]),
         ("é" * 5 + "<|endoftext|>" + "🙂", ["é" * 5, "🙂"]),
     ],
 )
 @pytest.mark.parametrize("block_bytes", [1, 3, 1 << 20])
 def test_txt_borders(tmp_path, monkeypatch, content, expected, block_bytes):
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
     (tmp_path / "x.txt").write_bytes(content.encode())
     assert documents(tmp_path / "x.txt") == expected
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bytes"])
 def test_a_long_document_in_fragments_has_the_same_tokens(monkeypatch, name):
-    monkeypatch.setattr(text_files, "FRAGMENT_CHARS", 40)
+    monkeypatch.setattr(readers, "FRAGMENT_CHARS", 40)
     text = ("It's  a dog.\n\n\tHe said:  'we'll \x1c go'!\u00a0 7 \u3000 " * 40 + "<|endoftext|>\n short \n") * 2
     chunks = [text[i : i + 17] for i in range(0, len(text), 17)]
     fragments = list(split_documents(chunks))
@@ -67,7 +68,7 @@ def test_a_long_document_in_fragments_has_the_same_tokens(monkeypatch, name):
 
 
 def test_whitespace_around_a_fragmented_document_is_stripped(monkeypatch):
-    monkeypatch.setattr(text_files, "FRAGMENT_CHARS", 8)
+    monkeypatch.setattr(readers, "FRAGMENT_CHARS", 8)
     chunks = ["   ", "\n" * 20, "one two", " three four five", " " * 20, "\n" * 20, "<|endoftext|> \n"]
     fragments = list(split_documents(chunks))
     assert len(fragments) > 1
@@ -100,12 +101,12 @@ def test_a_file_of_a_folder_in_both_splits_is_refused(files, monkeypatch, train,
     with pytest.raises(
         ConfigError, match=rf"/b/c\.jsonl is in data\.train=.* and in data\.valid={re.escape(valid)}: move"
     ):
-        check_splits_apart(DataConfig(source="text", train=train, valid=valid))
+        check_splits_apart(TextConfig(train=train, valid=valid))
 
 
 def test_splits_that_are_apart_or_both_name_a_file(files, caplog):
     for train, valid in (("b", "a.txt"), ("*.txt", "b"), ("a.txt", "b/c.jsonl")):
-        check_splits_apart(DataConfig(source="text", train=str(files / train), valid=str(files / valid)))
+        check_splits_apart(TextConfig(train=str(files / train), valid=str(files / valid)))
     check_splits_apart(DataConfig())
     assert caplog.text == ""
     for _ in range(2):
@@ -127,7 +128,7 @@ def test_columns(tmp_path):
         ("x.txt", b"cut \xe2\x82", "is not UTF-8 at byte 4;"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', "is not UTF-8 at byte 24;"),
         ("x.jsonl", b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
-        ("x.jsonl", b'["a"]\n', "line 1 must be an object"),
+        ("x.jsonl", b'["a"]\n', "is a JSON array; a .jsonl file has one object per line"),
         ("x.jsonl", b'{"story": "a", "n": 1}\n', "line 1 has no column 'text', it has story, n;"),
         ("x.jsonl", b'{"text": 7}\n', "line 1, column text must hold text, got int"),
         ("x.parquet", b"no parquet here", "cannot be read"),
@@ -136,7 +137,7 @@ def test_columns(tmp_path):
 )
 @pytest.mark.parametrize("block_bytes", [1, 1 << 20])
 def test_bad_files_end_in_one_line(tmp_path, monkeypatch, name, content, message, block_bytes):
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as raised:
         documents(tmp_path / name)
@@ -173,15 +174,15 @@ def test_unreadable_and_changing_files(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(text_files, "decode_blocks", refuse)
+    monkeypatch.setattr(readers, "decode_blocks", refuse)
     with pytest.raises(DataError, match="cannot be read: Permission denied"):
         documents(path)
 
 
 def test_big_files_are_read_in_blocks(tmp_path):
     path = tmp_path / "x.txt"
-    path.write_bytes(b"x" * (2 * text_files.BLOCK_BYTES + 1))
-    assert [len(block) for block in decode_blocks(path)] == [text_files.BLOCK_BYTES] * 2 + [1]
+    path.write_bytes(b"x" * (2 * readers.BLOCK_BYTES + 1))
+    assert [len(block) for block in decode_blocks(path)] == [readers.BLOCK_BYTES] * 2 + [1]
 
 
 def test_descriptions_follow_the_content(files):
@@ -190,14 +191,14 @@ def test_descriptions_follow_the_content(files):
     assert first == describe_source(config, "valid") == json.loads(json.dumps(first))
     (files / "a.txt").write_text("ONE\n<|endoftext|>\ntwo\n<|endoftext|>\n")
     assert describe_source(config, "train") != first
-    tales = describe_source(DataConfig(seed=1), "train")
-    assert tales == describe_source(DataConfig(seed=1), "train") == json.loads(json.dumps(tales))
-    assert tales != describe_source(DataConfig(seed=2), "train")
-    assert tales != describe_source(DataConfig(seed=1), "valid")
+    tales = describe_source(TinytalesConfig(seed=1), "train")
+    assert tales == describe_source(TinytalesConfig(seed=1), "train") == json.loads(json.dumps(tales))
+    assert tales != describe_source(TinytalesConfig(seed=2), "train")
+    assert tales != describe_source(TinytalesConfig(seed=1), "valid")
 
 
 def test_tinytales():
-    config = DataConfig(num_train_stories=5, num_valid_stories=2)
+    config = TinytalesConfig(num_train_stories=5, num_valid_stories=2)
     train, valid = (list(iter_documents(config, split)) for split in ("train", "valid"))
     assert len(train) == 5
     assert len(valid) == 2
@@ -225,7 +226,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def hub_config(hub, **changes):
-    return DataConfig(source="hub", hub_id=str(hub), **changes)
+    return HubConfig(hub_id=str(hub), **changes)
 
 
 def test_hub_rows(hub):
@@ -258,7 +259,7 @@ def test_the_commit_is_recorded(hub, tmp_path, monkeypatch):
         return str(snapshot / filename)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    config = DataConfig(source="hub", hub_id="own/tiny", hub_train="V2-train.txt", hub_revision="v1")
+    config = HubConfig(hub_id="own/tiny", hub_train="V2-train.txt", hub_revision="v1")
     assert describe_source(config, "train")["commit"] == "ab" * 20
     assert asked == {"repo_id": "own/tiny", "repo_type": "dataset", "revision": "v1"}
     assert list(iter_documents(config, "train")) == ["one", "two"]
@@ -266,7 +267,7 @@ def test_the_commit_is_recorded(hub, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("part", ["train", "V2-train.txt"])
 def test_hub_name_without_a_network(hub, part):
-    config = DataConfig(source="hub", hub_id="own/absent", hub_train=part)
+    config = HubConfig(hub_id="own/absent", hub_train=part)
     with pytest.raises(DataError, match=r"own/absent.*use data=text .* or data=tinytales$") as raised:
         next(iter_documents(config, "train"))
     assert "\n" not in str(raised.value)
@@ -275,7 +276,7 @@ def test_hub_name_without_a_network(hub, part):
 def test_another_commit_than_the_pinned_one_is_refused(hub):
     rows = SimpleNamespace(cache_files=[{"filename": f"/cache/own___tiny/default/0.0.0/{'ab' * 20}/tiny-train.arrow"}])
     for revision in (None, "main", "ab" * 20, "cd" * 20):
-        source = HubSource(DataConfig(source="hub", hub_id="own/tiny", hub_revision=revision), "train")
+        source = HubSource(HubConfig(hub_id="own/tiny", hub_revision=revision), "train")
         source.__dict__["_rows"] = rows
         if revision == "cd" * 20:
             with pytest.raises(DataError, match=f"hub_revision={revision} is not cached, only {'ab' * 20} is"):

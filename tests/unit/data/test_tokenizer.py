@@ -12,9 +12,10 @@ import tiktoken.registry
 
 from grouped_lm.config import TokenizerConfig
 from grouped_lm.data import build_tokenizer, vocab_size_of
-from grouped_lm.data.tokenizers import base as tokenizer
-from grouped_lm.data.tokenizers.base import GPT2_SHA256, GPT2_URL, place_gpt2_files, valid_unicode
+from grouped_lm.data.text import valid_unicode
+from grouped_lm.data.tokenizers import gpt2 as tokenizer
 from grouped_lm.data.tokenizers.bpe import train_bpe
+from grouped_lm.data.tokenizers.gpt2 import GPT2_SHA256, GPT2_URL, place_gpt2_files
 from grouped_lm.errors import DataError
 
 TEXTS = [
@@ -51,9 +52,9 @@ def fresh_gpt2(monkeypatch, tmp_path):
         raise ConnectionError(f"no network for {path}")
 
     monkeypatch.setattr(tiktoken.load, "read_file", no_network)
-    tokenizer._gpt2_tokenizer.cache_clear()
+    tokenizer.load_gpt2.cache_clear()
     yield cache
-    tokenizer._gpt2_tokenizer.cache_clear()
+    tokenizer.load_gpt2.cache_clear()
 
 
 @pytest.mark.parametrize("text", TEXTS)

@@ -1,0 +1,42 @@
+"""The cache of prepared data: one process builds an entry, the others wait for it."""
+
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+STALE_S = 7 * 24 * 3600
+"""Age in seconds from which an unfinished build is removed. A running build writes every few seconds."""
+
+CACHE_ADVICE = "data.cache_dir names another place"
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def build_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a cache entry. Waits while another process holds it, and logs that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process that prepares %s", path)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_stale(cache: Path, name: str) -> None:
+    """Remove unfinished builds of the entries `name`-* that nobody has continued for `STALE_S` seconds."""
+    for temporary in cache.glob(f".{name}-*.tmp"):
+        lock = FileLock(cache / f"{temporary.stem}.lock")
+        with contextlib.suppress(Timeout, FileNotFoundError), lock.acquire(timeout=0):
+            if time.time() - temporary.stat().st_mtime > STALE_S:
+                shutil.rmtree(temporary)

@@ -1,0 +1,210 @@
+"""Read documents from .txt, .jsonl and .parquet files as streams.
+
+All readers strip the whitespace around a document, and turn the line ends CR LF and CR into LF.
+"""
+
+import codecs
+import io
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from grouped_lm.data.text import EOT_TEXT, Fragment, unix_line_ends, valid_unicode
+from grouped_lm.errors import DataError
+
+BLOCK_BYTES = 1 << 20
+FRAGMENT_CHARS = 1 << 20
+"""A document longer than this is yielded in fragments of about this size."""
+
+# GPT-2's pattern looks at no character before a piece, and no piece runs from a non-space into a space: tokens
+# of the two sides of such a border are those of the whole. \S is Python's, narrower than Rust's.
+_CUT = re.compile(r"\S(?=[ \n\r\t])")
+_CUT_SEARCH_CHARS = 1 << 16
+_MAGIC = {
+    b"\x1f\x8b": "a gzip file: unpack it with gunzip",
+    b"PK\x03\x04": "a zip file: unpack it",
+    b"BZh": "a bzip2 file: unpack it with bunzip2",
+    b"\xfd7zXZ": "an xz file: unpack it with unxz",
+    b"\x28\xb5\x2f\xfd": "a zstd file: unpack it with unzstd",
+    b"PAR1": "a parquet file: rename it to .parquet",
+}
+"""First bytes of files that are often given as text, and what to do with them."""
+
+log = logging.getLogger(__name__)
+
+
+def read_file(path: Path, text_field: str) -> Iterator[Fragment]:
+    """Yield the fragments of one file.
+
+    Args:
+        path: a file whose suffix is .txt, .jsonl or .parquet.
+        text_field: the column of .jsonl and .parquet that holds the document.
+
+    Raises:
+        DataError: the file is empty, unreadable, not UTF-8, of another kind than its suffix says, or it lacks the text
+            column.
+    """
+    readers: dict[str, Callable[[], Iterator[Fragment]]] = {
+        ".txt": lambda: split_documents(decode_blocks(path)),
+        ".jsonl": lambda: _jsonl_documents(path, text_field),
+        ".parquet": lambda: _parquet_documents(path, text_field),
+    }
+    suffix = path.suffix.lower()
+    with reading(path):
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty")
+        with path.open("rb") as file:
+            start = file.read(8)
+        for magic, kind in _MAGIC.items():
+            if start.startswith(magic) and not (magic == b"PAR1" and suffix == ".parquet"):
+                raise DataError(f"{path} is {kind}")
+        yield from readers[suffix]()
+
+
+def decode_blocks(path: Path) -> Iterator[str]:
+    """Yield a UTF-8 file's text block by block, without a byte order mark and with LF as the only line end."""
+    utf8 = codecs.getincrementaldecoder("utf-8")()
+    decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+    offset, begun = 0, False  # offset: bytes handed to the decoder before this block
+    with path.open("rb") as file:
+        while True:
+            block = file.read(BLOCK_BYTES)
+            pending = len(utf8.getstate()[0])
+            try:
+                text = decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                raise DataError(_not_utf8(path, offset - pending + error.start)) from error
+            if text:
+                yield text if begun else text.removeprefix("\ufeff")
+                begun = True
+            if not block:
+                break
+            offset += len(block)
+    if decoder.newlines not in (None, "\n"):
+        warn_once(f"{path} has Windows line ends (CR LF or CR); they are read as LF")
+
+
+def split_documents(chunks: Iterable[str], border: str | None = EOT_TEXT) -> Iterator[Fragment]:
+    """Split a stream of text into fragments of documents.
+
+    The text behind the last border is a document only if it is more than whitespace.
+
+    Args:
+        chunks: the text in pieces of any size.
+        border: the text between two documents, on a line of its own or inside a line. None: all is one document.
+    """
+    rest, begun = "", False  # begun: part of the current document has been yielded
+    for chunk in chunks:
+        parts = (rest + chunk).split(border) if border else [rest + chunk]
+        for part in parts[:-1]:
+            yield (part.rstrip() if begun else part.strip()), True
+            begun = False
+        rest = parts[-1]
+        if len(rest) > FRAGMENT_CHARS:
+            rest = rest if begun else rest.lstrip()
+            cut = max((m.end() for m in _CUT.finditer(rest, max(0, len(rest) - _CUT_SEARCH_CHARS))), default=0)
+            if cut:
+                yield rest[:cut], False
+                rest, begun = rest[cut:], True
+    if begun or rest.strip():
+        yield (rest.rstrip() if begun else rest.strip()), True
+
+
+def _jsonl_documents(path: Path, text_field: str) -> Iterator[Fragment]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(_not_utf8(path, offset + error.start)) from error
+            offset += len(line)
+            if number == 1 and text.lstrip().startswith("["):
+                raise DataError(
+                    f"{path} is a JSON array; a .jsonl file has one object per line: "
+                    f"jq -c '.[]' {path.name} > lines.jsonl converts it"
+                )
+            if text.strip():
+                yield _json_text(text, text_field, f"{path}, line {number}"), True
+
+
+def _json_text(line: str, text_field: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON ({error}); a .jsonl file has one object per line") from error
+    if not isinstance(row, dict):
+        raise DataError(f'{where} must be an object such as {{"{text_field}": "..."}}, got {type(row).__name__}')
+    if text_field not in row:
+        raise DataError(missing_column(where, text_field, list(row)))
+    return document_text(row[text_field], f"{where}, column {text_field}")
+
+
+def _parquet_documents(path: Path, text_field: str) -> Iterator[Fragment]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            if text_field not in file.schema_arrow.names:
+                raise DataError(missing_column(str(path), text_field, file.schema_arrow.names))
+            row = 0
+            for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
+                for value in batch.column(0).to_pylist():
+                    yield document_text(value, f"{path}, row {row}, column {text_field}"), True
+                    row += 1
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+
+
+def document_text(value: Any, where: str, strip: bool = True) -> str:
+    """Return the text of one row, "" for a null.
+
+    Args:
+        value: the row's value in the text column.
+        where: file, row and column, for the error message.
+        strip: whether to strip the whitespace at both ends.
+
+    Raises:
+        DataError: the value is neither text nor null.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, bytes):
+        raise DataError(f"{where} is binary; convert the column to text (UTF-8), or name another with data.text_field")
+    if not isinstance(value, str):
+        raise DataError(f"{where} must hold text, got {type(value).__name__}; data.text_field names the column")
+    text = unix_line_ends(valid_unicode(value))
+    return text.strip() if strip else text
+
+
+def missing_column(where: str, text_field: str, columns: list[str]) -> str:
+    """Return the message for a text column that does not exist, with the columns that do."""
+    return f"{where} has no column {text_field!r}, it has {', '.join(columns) or 'none'}; set data.text_field"
+
+
+def _not_utf8(path: Path, offset: int) -> str:
+    return f"{path} is not UTF-8 at byte {offset}; convert it, for instance with iconv"
+
+
+@lru_cache
+def warn_once(text: str) -> None:
+    """Log a warning, each text once per process."""
+    log.warning(text)
+
+
+class reading:
+    """Turn an OSError about a file into a `DataError` of one line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
+        if isinstance(error, OSError):
+            raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from error

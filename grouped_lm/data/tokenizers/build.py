@@ -1,0 +1,56 @@
+"""Build the tokenizer that a config names, and train one where the config asks for it."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from grouped_lm.config import DataConfig, TokenizerConfig
+from grouped_lm.data.cache import CACHE_ADVICE, build_lock
+from grouped_lm.data.sources import describe_source, iter_documents
+from grouped_lm.data.tokenizers.base import BytesTokenizer, Tokenizer
+from grouped_lm.data.tokenizers.bpe import BPETokenizer, read_bpe, train_bpe
+from grouped_lm.data.tokenizers.gpt2 import load_gpt2
+from grouped_lm.errors import DataError, disk_errors
+
+RECIPE = "byte-level, GPT-2's splitting, end-of-text last, 2"
+"""Changes when the same text would give another vocabulary."""
+
+
+def build_tokenizer(config: TokenizerConfig, data: DataConfig | None = None) -> Tokenizer:
+    """Return the tokenizer that the config names; the same object for the same file in one process.
+
+    Args:
+        config: its name, and for `bpe` its size and perhaps its file.
+        data: the source on whose training text `bpe` is trained if it has no file.
+
+    Raises:
+        DataError: GPT-2's files are neither installed, cached nor reachable; the file of `bpe` is missing, broken or of
+            another size; or there is no text to train on.
+        DiskError: the cache cannot be written.
+    """
+    if config.name == "bpe":
+        return build_bpe(config, data)
+    return load_gpt2() if config.name == "gpt2" else BytesTokenizer()
+
+
+def build_bpe(config: TokenizerConfig, data: DataConfig | None) -> BPETokenizer:
+    """Read the tokenizer that `config.file` names, or train one on the training text, once per text and size.
+
+    Raises:
+        DataError: the file is missing, broken or of another size; or there is no text to train on.
+        DiskError: the cache cannot be written.
+    """
+    assert config.vocab_size is not None  # the schema checks it
+    if config.file is not None:
+        return read_bpe(Path(config.file), config.vocab_size)
+    if data is None:
+        raise DataError("tokenizer=bpe is trained on data.train, or read from tokenizer.file: give one of them")
+    parts = {"recipe": RECIPE, "source": describe_source(data, "train"), "vocab_size": config.vocab_size}
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    path = Path(data.cache_dir).expanduser() / f"bpe-{config.vocab_size}-{key[:16]}.json"
+    with disk_errors(path, CACHE_ADVICE):
+        if not path.exists():
+            with build_lock(path):
+                if not path.exists():  # another process may have been quicker
+                    train_bpe(iter_documents(data, "train"), config.vocab_size).save(path)
+    return read_bpe(path, config.vocab_size)
