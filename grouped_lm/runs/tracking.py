@@ -104,15 +104,16 @@ class WandbRun:
             _end_service()
 
     def log(self, row: dict[str, Any]) -> None:
-        """Copy a row. Its step is `trainer/step`, because W&B drops steps that a resumed run repeats."""
+        """Copy the values of a row that are not None. Its step is `trainer/step`: W&B drops steps that are repeated."""
+        values = {key: value for key, value in row.items() if value is not None}
         if not self._over:
-            self._actions.put(("log", lambda: self._run.log(row)))
+            self._actions.put(("log", lambda: self._run.log(values)))
 
     def finish(self, result: dict[str, Any], exit_code: int = 0) -> None:
         """Write the result into W&B's summary, and close the run."""
         if self._over:
             return
-        flat = {key: value for key, value in result.items() if not isinstance(value, dict | list)}
+        flat = {key: value for key, value in result.items() if not isinstance(value, dict | list | None)}
         self._actions.put(("write the summary", lambda: self._run.summary.update(flat)))
         self._actions.put(("finish", lambda: self._run.finish(exit_code=exit_code)))
         self._actions.put(None)
@@ -176,30 +177,6 @@ def _stable_id(run_dir: Path) -> str:
     if not path.exists():
         path.write_text(secrets.token_hex(4), encoding="utf-8")
     return path.read_text(encoding="utf-8")
-
-
-class Tracker:
-    """Metrics in metrics.jsonl and in W&B.
-
-    Args:
-        config: the run.
-        run_dir: its folder.
-        log: of metrics.jsonl.
-        quiet: whether another process writes to W&B.
-    """
-
-    def __init__(self, config: Config, run_dir: Path, log: MetricsLog, quiet: bool = False) -> None:
-        self._log = log
-        self._wandb = WandbRun(config, run_dir, quiet)
-
-    def log(self, row: dict[str, Any]) -> None:
-        """Write one row of metrics. W&B gets only the values that are not None."""
-        self._log.append(row)
-        self._wandb.log({key: value for key, value in row.items() if value is not None})
-
-    def finish(self, result: dict[str, Any], exit_code: int = 0) -> None:
-        """Write the result to W&B, and close its run."""
-        self._wandb.finish({key: value for key, value in result.items() if value is not None}, exit_code)
 
 
 def log_sweep(tracking: TrackingConfig, folder: Path, table: str) -> None:

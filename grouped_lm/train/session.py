@@ -20,7 +20,7 @@ from grouped_lm.optim import build_optimizer, set_learning_rate
 from grouped_lm.optim.step_metrics import StepMetrics
 from grouped_lm.optim.training_step import TrainingStep
 from grouped_lm.runs.folder import COMPLETE, INTERRUPTED, RunFolder
-from grouped_lm.runs.tracking import MetricsLog, Tracker
+from grouped_lm.runs.tracking import MetricsLog, WandbRun
 from grouped_lm.system.console import TrainDisplay
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import describe_environment
@@ -71,7 +71,7 @@ class TrainingRun:
         process_group.on_first(folder.write_start, config, self.environment | commits)
         process_group.on_first(write_tokens, folder, config, model.head)
 
-        self.tracker = Tracker(config, folder.path, log, quiet=not process_group.is_first)
+        self.metrics_log, self.wandb = log, WandbRun(config, folder.path, quiet=not process_group.is_first)
         self.meters = Meters(config, parallel, optimizer, device, self.progress.step)
         self.history.start()
         self._open_display()
@@ -202,8 +202,12 @@ class TrainingRun:
         }
         if self.history.nonfinite:
             progress.row["train/nonfinite_steps"] = self.history.nonfinite
-        self.process_group.on_first(self.tracker.log, progress.row | self.speed)
+        self.process_group.on_first(self._write_row, progress.row | self.speed)
         self.display.row(progress.step, progress.row | self.speed)
+
+    def _write_row(self, row: dict[str, Any]) -> None:
+        self.metrics_log.append(row)
+        self.wandb.log(row)
 
     def validate(self) -> dict[str, float]:
         """Log and return the metrics of the validation set."""
@@ -217,7 +221,7 @@ class TrainingRun:
             self.interrupt()
         self.training_step.model.reshard()
         position = {"trainer/step": progress.step, "trainer/tokens": progress.step * self.meters.step_tokens}
-        group.on_first(self.tracker.log, position | metrics)
+        group.on_first(self._write_row, position | metrics)
         self.display.row(progress.step, progress.row | metrics)
         progress.eval_due = False
         self.meters.memory.restart()
@@ -232,7 +236,7 @@ class TrainingRun:
         step = self.progress.step
         self.display.say(f"stopped at step {step} and saved; the same command with this folder continues")
         self.process_group.on_first(write_json, self.folder.result, {"state": INTERRUPTED, "trainer/step": step})
-        self.tracker.finish({"state": INTERRUPTED}, exit_code=1)
+        self.wandb.finish({"state": INTERRUPTED}, exit_code=1)
         self.signals.leave()
 
     def finish(self) -> dict[str, Any]:
@@ -256,6 +260,6 @@ class TrainingRun:
         if group.size > 1:
             result |= {"processes": group.size, "network/sent_bytes_per_step": meters.traffic.sent}
         group.on_first(write_json, self.folder.result, result)
-        self.tracker.finish(result)
+        self.wandb.finish(result)
         self.display.close(result)
         return group.on_first(lambda: result)
