@@ -8,29 +8,26 @@ from typing import Annotated
 
 import typer
 
-from .train import ConfigDir, Overrides
+from .options import ConfigDir, Json, Overrides
 
 
 def bench(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="heads, steps, memory, decode or vocab.")],
     overrides: Overrides = None,
-    grid: Annotated[
-        str, typer.Option(help="What is measured: quick, full, or a file bench/NAME.yaml of yours.")
-    ] = "quick",
+    grid: Annotated[str, typer.Option(metavar="NAME", help="quick, full, gpu, or bench/NAME.yaml of yours.")] = "quick",
     folder: Annotated[
-        Path | None, typer.Option("--dir", metavar="DIR", help="Cells, CSV, plots; default runs/bench/SUITE-GRID.")
+        Path | None, typer.Option("--dir", metavar="DIR", help="Results; default runs/bench/SUITE-GRID.")
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Also write bench-SUITE-GRID.csv and plots here, without -GRID for full."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout: every figure of every row.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write the CSV and the plots here.")] = None,
+    as_json: Json = False,
     config_dir: ConfigDir = None,
 ) -> None:
-    """Measure output layers side by side. A bench that was stopped goes on where it was.
+    """Measure output layers side by side.
 
-    Overrides: heads.n_embd=[128] steps.models=\\[gpt2-1m] competitors=\\[grouped,adaptive] threads=2
-    data=text data.train=FILE
+    The same command continues a bench that was stopped. Overrides are the keys of the bench: data=text data.train=FILE
+    heads.n_embd=[128].
+
+    Example: gvc bench steps steps.models=[gpt2-1m] competitors=[grouped,adaptive]
     """
     from .compose.bench import compose_bench
 

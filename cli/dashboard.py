@@ -7,17 +7,16 @@ import typer
 
 
 def dashboard(
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Write the workspace as JSON, with or without a login.")
-    ] = False,
-    project: Annotated[str, typer.Option(help="tracking.project of the runs.")] = "gvc",
-    entity: Annotated[str | None, typer.Option(help="User or team at W&B; default the account's own.")] = None,
-    name: Annotated[str, typer.Option(help="What the saved view is called.")] = "gvc: quality, memory, speed",
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the JSON goes.")] = Path("runs/dashboard.json"),
+    offline: Annotated[bool, typer.Option("--offline", help="Write JSON, even with a login.")] = False,
+    project: Annotated[str, typer.Option(metavar="NAME", help="The W&B project of the runs.")] = "gvc",
+    entity: Annotated[str | None, typer.Option(metavar="NAME", help="A user or team; default: your own.")] = None,
+    name: Annotated[str, typer.Option(metavar="TEXT", help="Name of the view.")] = "gvc: quality, memory, speed",
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The JSON file.")] = Path("runs/dashboard.json"),
 ) -> None:
-    """Build a workspace with quality, memory, speed and their trade-off; save it at W&B, or write its JSON.
+    """Create a W&B workspace with quality, memory, speed and their trade-off.
 
-    Without a login it is written as JSON. Offline runs are sent by `wandb sync RUN/wandb/offline-run-*`.
+    Without a login the workspace is written as JSON. Offline runs are uploaded by wandb sync
+    RUN/wandb/offline-run-*.
     """
     from grouped_lm.errors import DiskError
     from grouped_lm.report.dashboard import build_workspace, save_workspace, workspace_json

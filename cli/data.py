@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .train import Overrides
+from .options import Json, Overrides
 
 data_app = typer.Typer(no_args_is_help=True, help="Prepare text for training.")
 
@@ -18,11 +18,11 @@ def data() -> None:
 
 
 @data_app.command()
-def prepare(
-    overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print both manifests on stdout.")] = False,
-) -> None:
-    """Tokenize a corpus once into the cache: data=tinystories, or data=text data.train=... data.valid=..."""
+def prepare(overrides: Overrides = None, as_json: Json = False) -> None:
+    """Tokenize a text into the cache.
+
+    Example: gvc data prepare data=text data.train=train.txt data.valid=valid.txt
+    """
     from grouped_lm.data import prepare_data
     from grouped_lm.system.console import PrepareDisplay
 
@@ -50,9 +50,9 @@ def prepare(
 def order(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as CSV.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Say how well the tokenizer's ids are sorted by their frequency in the training text."""
+    """Measure how well token ids are sorted by frequency in the training text."""
     from grouped_lm.data import build_tokenizer, prepare_split
     from grouped_lm.grouping.merge_order import measure_merge_order
     from grouped_lm.system.files import write_text
@@ -82,10 +82,13 @@ def order(
 @data_app.command()
 def halve(
     text: Annotated[str, typer.Argument(metavar="TEXT", help="A file, folder or glob of .txt, .jsonl, .parquet.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where NAME-a.txt and NAME-b.txt are written.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder for NAME-a.txt and NAME-b.txt.")],
     text_field: Annotated[str, typer.Option(metavar="NAME", help="The column of .jsonl and .parquet.")] = "text",
 ) -> None:
-    """Split a validation text in two, document by document: heads are chosen by one half and reported on the other."""
+    """Split a validation text in two halves by document.
+
+    Choose heads by one half, and report on the other.
+    """
     from grouped_lm.data import halve
 
     (chosen_by, count), (reported, others) = halve(text, out, text_field)

@@ -5,12 +5,17 @@ from typing import Annotated
 
 import typer
 
+from .options import Json
+
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
-    gpu: Annotated[bool, typer.Option("--gpu", help="Only ask for a CUDA device; exit 2 without one.")] = False,
+    as_json: Json = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Only check for a CUDA device. Exit 2 without one.")] = False,
 ) -> None:
-    """Say what this machine has: versions, devices, tokenizer files, W&B state, disk. Exit 1 if a run would fail."""
+    """Check this machine: versions, devices, tokenizer files, W&B, disk.
+
+    The exit code is 1 if a run would fail.
+    """
     if gpu:
         import torch
 

@@ -7,44 +7,33 @@ from typing import Annotated
 
 import typer
 
-RunArgument = Annotated[Path, typer.Argument(help="A run folder, as `gvc train` printed it.", metavar="RUN")]
-SavedOverrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[OVERRIDES]...", help="On top of the run's own config: data=text data.valid=my.txt ..."),
-]
+from .options import Json
 
 
 def evaluate_run(
     words: Annotated[
         list[str],
-        typer.Argument(
-            metavar="RUN [RUN]... [OVERRIDES]...",
-            help="Run folders; and on top of their own configs: data=text data.valid=my.txt train.device=cpu ...",
-        ),
+        typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Run folders, and values that replace their config's."),
     ],
-    data: Annotated[Path | None, typer.Option(help="A text to judge on instead of the validation set.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Another text than the validation set.")] = None,
     stride: Annotated[
-        int | None, typer.Option(min=1, help="New targets per window; default model.block_size, no overlap.")
+        int | None, typer.Option(min=1, metavar="N", help="New targets per window; default: no overlap.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Texts to write for distinct-n and repetition; 0: none.")] = 16,
+    samples: Annotated[int, typer.Option(min=0, metavar="N", help="Texts to write for measures of diversity.")] = 16,
     tasks: Annotated[
         str | None,
-        typer.Option(
-            metavar="TASK,TASK...",
-            help="Of lm-evaluation-harness; local ones are story_perplexity, story_choice, story_cloze_word.",
-        ),
+        typer.Option(metavar="TASK,...", help="Tasks of lm-eval, or story_perplexity, story_choice, story_cloze_word."),
     ] = None,
-    judge: Annotated[
-        bool,
-        typer.Option("--judge", help="Let a language model grade stories: judge.base_url=... judge.model=..."),
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
+    judge: Annotated[bool, typer.Option("--judge", help="Let a language model grade stories.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Judge runs' last checkpoints on their whole validation set, or on another text.
+    """Evaluate the last checkpoint of a run on its whole validation set.
 
-    Of two runs or more, the first is the one that the others are compared with: these checkpoints by paired tests over
-    stories, these methods by an equivalence test over seeds. Every run folder gets an eval.json, with --data an
-    eval-NAME.json after the text.
+    Two runs or more are compared with the first: checkpoints by paired tests over stories, heads by an equivalence test
+    over seeds. The figures are written to eval.json in each run folder, with --data FILE to eval-FILE.json. --judge
+    needs judge.base_url=URL judge.model=NAME.
+
+    Example: gvc eval runs/dense runs/grouped --samples 0
     """
     from grouped_lm.evaluate.llm_judge import grade_run
     from grouped_lm.evaluate.run import compare_runs, import_harness, save_evaluation

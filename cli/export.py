@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .eval import RunArgument
+from .options import RunArgument
 
 
 def export(

@@ -9,30 +9,20 @@ import typer
 
 def leaderboard(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders, or folders of them; none: the CSV alone.")
+        list[Path] | None, typer.Argument(metavar="RUNS", help="Run folders, or folders of them.")
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="TEXT", help="Judge the runs on this text, which nothing was chosen by.")
-    ] = None,
-    data: Annotated[str | None, typer.Option(metavar="NAME", help="What to call the runs' text in the CSV.")] = None,
-    csv: Annotated[
-        Path | None,
-        typer.Option(
-            "--csv",
-            metavar="FILE",
-            help="Keep the rows there, a row a run, and show all that it has. Without runs the default is "
-            "runs/results/leaderboard.csv.",
-        ),
-    ] = None,
-    reference: Annotated[str, typer.Option(metavar="HEAD", help="The head that others are held against.")] = "dense",
-    plots: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Draw the differences along training into this folder.")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="TEXT", help="A held-out text to evaluate on.")] = None,
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the runs' text in the CSV.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the rows here, and show all of them.")] = None,
+    reference: Annotated[str, typer.Option(metavar="HEAD", help="The head to compare with.")] = "dense",
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Plot the differences along training here.")] = None,
 ) -> None:
-    """Rank the heads of complete runs, and show how far each is from the best dense one.
+    """Rank the heads of complete runs by their distance to the best dense head.
 
-    Rows of the same run are replaced. Each head stands at the learning rate with the most seeds, and of these at the
-    one that is best on its runs' own validation text.
+    Without runs, the rows of --csv are shown, by default runs/results/leaderboard.csv. Each head counts at the learning
+    rate with the most seeds, and of several such rates at the one with the lowest validation loss.
+
+    Example: gvc leaderboard runs/leaderboard-screen --report other.txt
     """
     from grouped_lm.errors import ConfigError, disk_errors
     from grouped_lm.report.leaderboard import (

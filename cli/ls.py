@@ -6,28 +6,28 @@ from typing import Annotated
 
 import typer
 
+from .options import Json
+
 
 def list_runs(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders, or folders of them; default runs/.")
+        list[Path] | None, typer.Argument(metavar="RUNS", help="Run folders, or folders of them; default runs/.")
     ] = None,
     where: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CONDITION",
-            help="Only runs with head=grouped,dense, state!=complete, 'seed<3' ...; may be repeated.",
-        ),
+        list[str] | None, typer.Option(metavar="CONDITION", help="Only runs with head=dense or seed<3. Repeatable.")
     ] = None,
     sort: Annotated[str | None, typer.Option(metavar="COLUMN", help="Sort by a column, smallest first.")] = None,
-    reverse: Annotated[bool, typer.Option("--reverse", help="Largest first, or the last run first.")] = False,
-    wide: Annotated[bool, typer.Option("--wide", help="Show every column, also those that do not fit.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout: every figure of every run.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout: the same.")] = False,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Reverse the order.")] = False,
+    wide: Annotated[bool, typer.Option("--wide", help="Show every column.")] = False,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
     """Show runs side by side: state, quality, speed, memory, size.
 
-    A run in training reads `running`, one that nobody trains `unfinished`, with its last figures. `front` marks the
-    runs shown that no other on the same text beats in loss, tokens/s and peak memory together.
+    The column front marks runs of the Pareto front: no other run on the same text is better in loss, tokens/s and peak
+    memory together.
+
+    Example: gvc ls --where head=dense,grouped --sort perplexity
     """
     from grouped_lm.errors import ConfigError
     from grouped_lm.report.tables import comparison_table, runs_csv

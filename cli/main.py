@@ -32,6 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # wraps paragraphs at the width of the terminal
     help=ABOUT,
 )
 app.command("train")(train)
@@ -80,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "--debug" in words:
         words.remove("--debug")
         os.environ["GVC_DEBUG"] = "1"
+    if os.environ.get("COMP_WORDS", "").endswith("="):  # bash ends a word at =: complete the empty one after it
+        os.environ["COMP_CWORD"] = str(int(os.environ.get("COMP_CWORD", 0)) + 1)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     if "--info" in words and words[words.index("--info") + 1 :][:1] in (

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .train import ConfigDir, ConfigName, Overrides
+from .options import ConfigDir, ConfigName, Json, Overrides
 
 if TYPE_CHECKING:
     from grouped_lm.config import Config
@@ -18,33 +18,24 @@ OWN_LINKS = {"h100": "nvlink4", "a100": "nvlink3"}
 
 def plan(
     overrides: Overrides = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Memory for tensors: 8GiB, 500MB ...; default the device's own.")
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="NAME", help="Whose speed counts: a100, h100, t4, rtx4090 or cpu (measured here).")
-    ] = "cpu",
-    tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens of the whole training; default the config's.")
-    ] = None,
-    devices: Annotated[
-        int,
-        typer.Option(metavar="N", help="Devices of each machine, or parts of its CPU; more than one: DDP and FSDP2."),
-    ] = 1,
-    nodes: Annotated[int, typer.Option(metavar="M", help="Machines.")] = 1,
+    memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of the device, such as 8GiB.")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="a100, h100, t4, rtx4090, or cpu: this machine.")] = "cpu",
+    tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens of the whole training.")] = None,
+    devices: Annotated[int, typer.Option(metavar="N", help="Devices of each machine.")] = 1,
+    nodes: Annotated[int, typer.Option(metavar="N", help="Machines.")] = 1,
     interconnect: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|SIZE", help="Slowest link between devices: nvlink4, ib-ndr ... or 25GB per second."),
+        str | None, typer.Option(metavar="NAME|SIZE", help="Slowest link: nvlink4, ib-ndr, or 25GB per second.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout: every figure.")] = False,
+    as_json: Json = False,
     config_dir: ConfigDir = None,
     config_name: ConfigName = "config",
 ) -> None:
-    """Say what a run will need with every head: memory, largest shapes, FLOPs, speed. Runs no step.
+    """Estimate the memory, largest batch, FLOPs and speed of a run with every head.
 
-    The overrides are those of `gvc train`; the body, batch and context that they compose are planned. For several
-    devices: memory of each, bytes sent, time of a step, by DDP and by FSDP2, of the dense head and the config's own;
-    with train.vocab_parallel=true also by DDP with tables in rows.
+    No step is run. The overrides are those of gvc train. With several devices, the plan has the memory of each, the
+    bytes sent and the time of a step, for DDP and FSDP2.
+
+    Example: gvc plan model=gpt2-124m --device a100
     """
     from grouped_lm.config import check_range
     from grouped_lm.measure.devices import find_device, parse_bytes

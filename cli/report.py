@@ -9,28 +9,20 @@ import typer
 
 def report(
     folders: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="RUNS...", help="Run folders, folders of them, bench folders, or a report's own folder."
-        ),
+        list[Path], typer.Argument(metavar="RUNS...", help="Run folders, bench folders, or a report's folder.")
     ],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where the page goes; default report/ in the first folder.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: report/ in the first folder.")] = None,
     check: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Hold the verdict table in FILE, between its two marks, against the figures; write nothing.",
-        ),
+        Path | None, typer.Option(metavar="FILE", help="Compare the verdict table in FILE. Write nothing.")
     ] = None,
-    into: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the verdict table into FILE, between its two marks.")
-    ] = None,
+    into: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the verdict table into FILE.")] = None,
 ) -> None:
-    """Answer every claim of the paper from runs and benches: report.html, report.md, tables as CSV, pictures as SVG.
+    """Write a page that answers every claim of the paper from runs and benches.
 
-    The same runs give the same bytes. A claim that nothing speaks for reads "not shown at this scale".
+    The page is report.html and report.md, with tables as CSV and plots as SVG. The same runs give the same bytes. A
+    claim without evidence reads "not shown at this scale".
+
+    Example: gvc report runs/reproduce-smoke
     """
     from grouped_lm.reproduction.evidence import DATA
     from grouped_lm.reproduction.markdown import check_table, split_at_marks, write_table

@@ -11,29 +11,21 @@ if TYPE_CHECKING:
 
 
 def reproduce(
-    scale: Annotated[
-        str, typer.Option(help="smoke, cpu, cpu-long, paper, or a .yaml file with steps of your own.")
-    ] = "smoke",
+    scale: Annotated[str, typer.Option(help="smoke, cpu, cpu-long, paper, or a .yaml file of yours.")] = "smoke",
     data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]DIR",
-            help="A folder with train.txt and valid.txt: tinystories=DIR for the claims, and one of other text. "
-            "A folder that was begun remembers them.",
-        ),
+        list[str] | None, typer.Option(metavar="[NAME=]DIR", help="A folder with train.txt and valid.txt. Repeatable.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Everything goes here; default runs/reproduce-SCALE.")
-    ] = None,
-    only: Annotated[str | None, typer.Option(metavar="STEP,STEP...", help="Run only these steps.")] = None,
-    show: Annotated[bool, typer.Option("--list", help="Print the steps with their commands; run nothing.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Results; default runs/reproduce-SCALE.")] = None,
+    only: Annotated[str | None, typer.Option(metavar="STEP,...", help="Run only these steps.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the steps and their commands. Run nothing.")] = False,
 ) -> None:
-    """Put every claim of the paper to the test, and write a page of verdicts. Run it again, and it goes on.
+    """Test every claim of the paper, and write a page of verdicts.
 
-    What a step has made stays; it is made anew where its folder and its entry in steps/ are removed.
+    The claims need a text named tinystories (--data tinystories=DIR), and some a second text. The same command
+    continues a reproduction. A step that fails does not stop the others. The exit code is then 1. To repeat a step,
+    remove its folder and its entry in steps/.
 
-    Each step is a command that can be run alone. A step that fails stops no other: it is named at the end, with exit
-    code 1, and the page shows what there is.
+    Example: gvc reproduce --scale smoke
     """
     from grouped_lm.errors import DiskError, GvcError
     from grouped_lm.reproduction.run import Reproduction

@@ -8,37 +8,37 @@ from typing import Annotated
 
 import typer
 
-from .eval import RunArgument, SavedOverrides
+from .options import RunArgument, SavedOverrides
 
 
 def sample(
     run: RunArgument,
     overrides: SavedOverrides = None,
-    prompt: Annotated[str, typer.Option(help="How the story begins; empty starts at end-of-text, - reads stdin.")] = "",
-    prompt_file: Annotated[Path | None, typer.Option(help="A UTF-8 file with how the story begins.")] = None,
-    num_samples: Annotated[int, typer.Option(min=1, help="Stories to write.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, tokens.")] = 200,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from the k likeliest tokens only.")] = None,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="The beginning of the story; - reads stdin.")] = "",
+    prompt_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file with the beginning.")] = None,
+    num_samples: Annotated[int, typer.Option(min=1, metavar="N", help="Number of stories.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Most tokens to write.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, metavar="T", help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, metavar="K", help="Draw from the K likeliest tokens.")] = None,
     top_p: Annotated[
-        float, typer.Option(max=1.0, help="Draw from the fewest tokens that have this probability together, in (0, 1].")
+        float, typer.Option(max=1.0, metavar="P", help="Draw from the fewest tokens of probability P, in (0, 1].")
     ] = 1.0,
     min_p: Annotated[
         float,
-        typer.Option(min=0.0, max=1.0, help="Draw from tokens with this share of the likeliest one's probability."),
+        typer.Option(min=0.0, max=1.0, metavar="P", help="Draw from tokens above P times the best one."),
     ] = 0.0,
     repetition_penalty: Annotated[
-        float, typer.Option(min=1.0, help="Multiply the log-probabilities of tokens already there.")
+        float, typer.Option(min=1.0, metavar="X", help="Multiply the log-probabilities of tokens in the text.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="The same seed writes the same stories.")] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print a JSON line per story on stdout: text, ids, log-probabilities.")
-    ] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Seed of the draws.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON per story.")] = False,
 ) -> None:
-    """Write stories with a run's last checkpoint.
+    """Write stories with the last checkpoint of a run.
 
-    Cuts (--top-k, --top-p, --min-p) go by the model's own probabilities; the temperature works on what they leave.
+    --top-k, --top-p and --min-p truncate the model's own probabilities. The temperature is applied after that.
+
+    Example: gvc sample runs/my-run --prompt "Once upon a time"
     """
     from grouped_lm.generate import Sampling, generate_texts
     from grouped_lm.heads.decoding.truncation import Truncation

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .train import ConfigDir, Overrides
+from .options import ConfigDir, Overrides, complete_preset
 
 if TYPE_CHECKING:
     from grouped_lm.config import Config
@@ -15,20 +15,23 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    name: Annotated[str | None, typer.Argument(help="A preset of conf/sweep, such as heads or seeds.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A preset of conf/sweep.", autocompletion=complete_preset)
+    ] = None,
     overrides: Overrides = None,
-    show: Annotated[bool, typer.Option("--list", help="Say what each preset runs; run nothing.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the jobs and their states; run nothing.")] = False,
-    max_jobs: Annotated[int | None, typer.Option(min=1, help="Start at most so many jobs now.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the presets. Run nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the jobs and their states. Run nothing.")] = False,
+    max_jobs: Annotated[int | None, typer.Option(min=1, metavar="N", help="Start at most N jobs.")] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Start no job after one that failed.")] = False,
-    only_failed: Annotated[
-        bool, typer.Option("--only-failed", help="Run those that failed before, no others.")
-    ] = False,
+    only_failed: Annotated[bool, typer.Option("--only-failed", help="Run only jobs that failed before.")] = False,
     config_dir: ConfigDir = None,
 ) -> None:
-    """Run a preset of jobs; run it again, and only what is left is done. The last line on stdout is its folder.
+    """Run a preset of jobs. The last line printed is the folder of the sweep.
 
-    A job that fails does not stop the others: at the end the exit code is 1, and its reason is said.
+    The same command continues a sweep: complete jobs are not run again. A job that fails does not stop the others. The
+    exit code is then 1, and the reasons are printed.
+
+    Example: gvc sweep heads train.max_steps=100
     """
     from grouped_lm.distributed.process_group import rank_and_size
     from grouped_lm.errors import ConfigError

@@ -5,37 +5,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import ConfigDir, ConfigName, Overrides
+
 if TYPE_CHECKING:
     from grouped_lm.config import Config
 
     from .compose.compose import HydraFlags
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[OVERRIDES]...", help="Hydra overrides: head=dense train.max_steps=100 ..."),
-]
-Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Run a job for every combination of a,b values.")]
-Cfg = Annotated[str | None, typer.Option("--cfg", "-c", metavar="job|hydra|all", help="Print the config, run nothing.")]
-Package = Annotated[str | None, typer.Option("--package", "-p", help="With --cfg: only this part of it.")]
-Resolve = Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.")]
-Info = Annotated[str | None, typer.Option("--info", "-i", help="Print Hydra's information: all, defaults, plugins ...")]
-ConfigDir = Annotated[str | None, typer.Option("--config-dir", help="A folder with config files of your own.")]
-ConfigName = Annotated[str, typer.Option("--config-name", help="Primary config, here or in --config-dir.")]
-
 
 def train(
     overrides: Overrides = None,
-    multirun: Multirun = False,
-    cfg: Cfg = None,
-    package: Package = None,
-    resolve: Resolve = False,
-    info: Info = None,
+    multirun: Annotated[bool, typer.Option("--multirun", "-m", help="Run a job for every combination of a,b.")] = False,
+    cfg: Annotated[str | None, typer.Option("--cfg", "-c", metavar="job|hydra|all", help="Print the config.")] = None,
+    package: Annotated[str | None, typer.Option("--package", "-p", metavar="KEY", help="With --cfg: one part.")] = None,
+    resolve: Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.")] = False,
+    info: Annotated[str | None, typer.Option("--info", "-i", metavar="WHAT", help="Print facts about Hydra.")] = None,
     config_dir: ConfigDir = None,
     config_name: ConfigName = "config",
 ) -> None:
-    """Train a model. The last line on stdout is the run folder.
+    """Train a model. The last line printed is the run folder.
 
-    Config groups: model head grouping data tokenizer optim tracking experiment sweep, and Hydra's own.
+    Config groups: model, head, grouping, data, tokenizer, optim, tracking, experiment, variant, sweep.
+
+    Example: gvc train head=grouped train.max_steps=100
     """
     from .compose.compose import HydraFlags
     from .compose.run import run

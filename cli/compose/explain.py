@@ -223,7 +223,7 @@ def describe_value(key: str, message: str, given: str = "") -> str:
     found = re.match(r"(?:Value '(.*?)' of type|Cannot convert '(.*?)' to).*?(Integer|Float|Boolean|string)", message)
     if found:
         return f"{key} takes {VALUE_KINDS[found[3]]}, got {given or found[1] or found[2]}"
-    if "is not Optional" in message:
+    if "is not Optional" in message or "Incompatible value 'None'" in message:
         return f"{key} cannot be null: give a value"
     if "Invalid type assigned" in message:
         return f"{key} is a group of keys: write {key}.NAME=VALUE"

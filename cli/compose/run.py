@@ -64,7 +64,8 @@ def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], 
             preflight(config, run_dir, here=not flags.multirun and len(jobs) == 1)
     if rank:  # of several that torchrun has started, the first one's folder is everybody's
         overrides = [*overrides, "hydra.run.dir=.", "hydra.output_subdir=null"]
-    with explained(overrides, flags):
+    raised = (*RAISED, *RAISED_COMPOSING) if flags.only_prints else RAISED
+    with explained(overrides, flags, raised):
         launch(overrides, flags, task)
 
 

@@ -41,7 +41,7 @@ def column_names(rows: list[Row]) -> dict[str, str]:
     for key in sorted(keys):
         words.setdefault(re.split(r"[/.]", key)[-1], []).append(key)
     names = {word: found[0] for word, found in words.items() if len(found) == 1}
-    return names | {label: key for label, key, _ in COLUMNS} | {key: key for key in keys}
+    return names | {"ppl": "val/perplexity"} | {label: key for label, key, _ in COLUMNS} | {key: key for key in keys}
 
 
 def find_column(name: str, rows: list[Row]) -> str:

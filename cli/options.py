@@ -1,0 +1,47 @@
+"""Arguments and options that several commands share, and their completion in a shell."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+GROUPS = ("model", "head", "grouping", "data", "tokenizer", "optim", "tracking", "experiment", "variant")
+"""The config groups that completion offers."""
+
+
+def choices_of(group: str) -> list[str]:
+    """Return the choices of a config group, none if there is no such group. It needs no Hydra, so it is fast."""
+    folder = files("grouped_lm.conf") / group
+    names = [file.name for file in folder.iterdir()] if group.isidentifier() and folder.is_dir() else []
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Return `GROUP=CHOICE` for a shell. Bash splits words at =, and is given the bare choices after it."""
+    before = ctx.params.get("overrides") or []
+    if before[-1:] == ["="]:
+        return choices_of(before[-2]) if len(before) > 1 else []
+    return [f"{group}={choice}" for group in GROUPS for choice in choices_of(group)]
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """Return the presets of `gvc sweep` for a shell."""
+    return choices_of("sweep")
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE",
+        help="Config values, such as head=dense.",
+        autocompletion=complete_override,
+    ),
+]
+SavedOverrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Replace values of the run's own config.")
+]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as gvc train prints it.")]
+ConfigDir = Annotated[str | None, typer.Option(metavar="DIR", help="A folder with config files of your own.")]
+ConfigName = Annotated[str, typer.Option(metavar="NAME", help="The primary config, here or in --config-dir.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

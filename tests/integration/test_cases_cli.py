@@ -1,0 +1,127 @@
+"""Cases of the command line: config files, choices that do not go together, closed pipes, version, help, completion."""
+
+import os
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+HEADS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "head").glob("*.yaml"))
+GVC = str(Path(sys.executable).parent / "gvc")
+
+
+def write_experiment(text):
+    path = Path("own/experiment/mine.yaml")
+    path.parent.mkdir(parents=True)
+    path.write_text(f"# @package _global_\n{text}")
+
+
+def fails_with(outcome, line):
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", f"gvc: error: {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("train:\n  max_stpes: 3\n", "unknown key train.max_stpes; did you mean train.max_steps?"),
+        ("train:\n  max_steps: abc\n", "train.max_steps takes a whole number, got abc"),
+        ("optm:\n  lr: 3\n", "unknown key optm; did you mean optim?"),
+        ("seed: null\n", "seed cannot be null: give a value"),
+    ],
+)
+def test_case_C1_a_mistake_in_a_file_names_file_and_key(gvc, workdir, text, line):
+    write_experiment(text)
+    for command in ("train", "plan"):
+        fails_with(gvc(command, "--config-dir", "own", "experiment=mine"), f"own/experiment/mine.yaml: {line}")
+
+
+def test_case_C1_an_unknown_choice_in_a_file(gvc, workdir):
+    write_experiment("defaults:\n  - override /head: gruoped\n")
+    err = gvc("train", "--config-dir", "own", "experiment=mine").err
+    assert err.startswith("gvc: error: own/experiment/mine.yaml: head: gruoped is not known; did you mean grouped?; ")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["head=grouped", "variant=dense-bias"],
+        ["variant=dense-bias", "head=grouped"],
+        ["-m", "head=grouped", "variant=dense-bias,trim"],
+    ],
+)
+def test_case_C6_a_head_beside_a_variant_of_another_head(gvc, workdir, words):
+    why = "do not go together, since a variant chooses the head: leave one out"
+    fails_with(gvc("train", *words), f"variant=dense-bias and head=grouped {why}")
+
+
+def test_case_C6_a_sweep_that_chooses_a_head_beside_a_variant(gvc, workdir):
+    assert "variant=film and head=grouped do not go together" in gvc("sweep", "group-size", "variant=film").err
+    assert gvc("train", "variant=dense-bias", "head=dense", "--cfg", "job").code == 0
+
+
+def test_case_C8_a_closed_pipe_ends_quietly(workdir):
+    done = subprocess.run(
+        f"{GVC} train --info all | head -n 1", shell=True, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("train.max_steps=abc", "train.max_steps takes a whole number, got abc"),
+        ("train.max_steps=1.5", "train.max_steps takes a whole number, got 1.5"),
+        ("train.max_steps=null", "train.max_steps cannot be null: give a value"),
+        ("model.name=[a]", "model.name takes a text, got [a]"),
+        ("train=3", "train is a group of keys: write train.NAME=VALUE"),
+        ("~train.max_steps", "~train.max_steps: a key cannot be removed; write train.max_steps=VALUE"),
+        ("~head=film", "~head=film: a choice cannot be removed; write head=NAME, one of " + ", ".join(HEADS)),
+        ("tracking=null", "tracking=null: a choice is needed; there are none, wandb"),
+        ("+tracking=none", "+tracking=none: tracking has a choice already; write tracking=none, without the +"),
+    ],
+)
+def test_case_C9_values_and_removals_in_our_own_words(gvc, workdir, word, line):
+    fails_with(gvc("train", word), line)
+
+
+def test_case_U10_version_and_help(gvc, workdir):
+    assert gvc("--version").out == f"gvc {metadata.version('grouped-lm')}\n"
+    assert gvc("help").out == gvc("--help").out
+    assert gvc("help", "train").out == gvc("train", "--help").out
+    assert gvc("help", "nothing").code == 2
+
+
+def test_case_U10_runs_are_sorted_by_ppl(gvc, tiny, workdir):
+    for seed in (0, 1):
+        words = ["train", *tiny, "head=dense", "train.max_steps=1", f"seed={seed}", f"hydra.run.dir=runs/{seed}"]
+        assert gvc(*words).code == 0
+    assert gvc("ls", "--sort", "ppl", "--csv").out == gvc("ls", "--sort", "val/perplexity", "--csv").out
+
+
+def completions(*words):
+    """Return what bash offers for the last of `words`, which it has split at =."""
+    env = {"COMP_WORDS": "\n".join(("gvc", *words)), "COMP_CWORD": str(len(words)), "_GVC_COMPLETE": "complete_bash"}
+    return subprocess.run([GVC], env=os.environ | env, capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_case_U11_completion(workdir):
+    assert {"head=dense", "variant=trim-bias", "experiment=main_job"} <= set(completions("train", ""))
+    assert completions("train", "head=gr") == ["head=grouped"]
+    assert completions("train", "head", "=", "gr") == ["grouped"]
+    assert {"dense", "film"} <= set(completions("plan", "head", "="))
+    assert {"heads", "leaderboard-screen"} <= set(completions("sweep", ""))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("ladder runs", "gvc ladder is now gvc leaderboard"),
+        ("train entrant=dense", "entrant= is now variant="),
+        ("sweep ladder-rates", "sweep ladder-rates is now leaderboard-rates"),
+        ("train -m sweep=ladder-final", "sweep ladder-final is now leaderboard-final"),
+    ],
+)
+def test_old_names_answer_with_the_new_ones(gvc, workdir, words, line):
+    fails_with(gvc(*words.split()), line)
