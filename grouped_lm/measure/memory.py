@@ -128,10 +128,7 @@ class PeakRss:
 
 
 class CudaMemory:
-    """Peak bytes of CUDA's caching allocator over training steps, without evaluation.
-
-    `cuda` is `torch.cuda`, or an object with the same counters in tests.
-    """
+    """Peak of CUDA's caching allocator over training steps; `cuda` has the counters of `torch.cuda`."""
 
     def __init__(self, cuda: Any = torch.cuda) -> None:
         self._cuda = cuda

@@ -119,9 +119,7 @@ def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
     return 3 * weights.total // processes + max(working, done)
 
 
-def plan_devices(
-    config: Config, processes: int, device: Device, link: Interconnect, tokens: int, vocab_size: int | None = None
-) -> list[DevicesPlan]:
+def plan_devices(config: Config, processes: int, device: Device, link: Interconnect, tokens: int) -> list[DevicesPlan]:
     """Return the plans of a run on W devices: DDP, FSDP2, and DDP with split tables if `train.vocab_parallel`.
 
     Args:
@@ -130,7 +128,6 @@ def plan_devices(
         device: each device.
         link: the link between them.
         tokens: tokens of the whole training.
-        vocab_size: V; None for the tokenizer's.
 
     Raises:
         ConfigError: W processes cannot take equal parts of a batch or of the V rows.
@@ -141,19 +138,18 @@ def plan_devices(
     part = with_shape(config, batch=config.train.share(processes))
     plans = []
     for strategy in (*STRATEGIES, *((VOCAB_PARALLEL,) if config.train.vocab_parallel else ())):
+        sharded = strategy == "fsdp2"
         own_part = with_train(part, vocab_parallel=strategy == VOCAB_PARALLEL)
         with FakeTensorMode():
-            model = fake_model(own_part, vocab_size, processes)
-        if strategy != "fsdp2":  # which needs the step of DDP, the one before
-            step = fake_step(own_part, processes, vocab_size)
-        weights = Weights.of(model, processes if strategy == "fsdp2" else 1)
-        own = weights.total // processes if strategy == "fsdp2" else weights.total
-        flops = step_flops_per_token(own_part, model)
-        compute_s = seconds_per_step(part, flops, own // 4, step.made, device)
-        if strategy == "fsdp2":
-            later = weights.rest // processes if micro_steps > 1 else 0  # shards of gradients of micro-steps before
-            one_step = fake_step(with_train(own_part, grad_accum_steps=1), vocab_size=vocab_size)
-            peak = fsdp2_peak_bytes(one_step, weights, processes) + later
+            model = fake_model(own_part, processes=processes)
+        if not sharded:  # FSDP2 computes the step of DDP, the strategy before
+            step = fake_step(own_part, processes)
+        weights = Weights.of(model, processes if sharded else 1)
+        own = weights.total // processes if sharded else weights.total
+        compute_s = seconds_per_step(part, step_flops_per_token(own_part, model), own // 4, step.made, device)
+        if sharded:
+            later = weights.rest // processes if micro_steps > 1 else 0  # gradients of the micro-steps before
+            peak = fsdp2_peak_bytes(fake_step(with_train(own_part, grad_accum_steps=1)), weights, processes) + later
             sent = fsdp2_sent_bytes(weights, processes, micro_steps, link)
             exposed_s = fsdp2_exposed_s(compute_s, weights, processes, micro_steps, link)
         else:
@@ -162,23 +158,22 @@ def plan_devices(
             exposed_s = ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
             exposed_s, sent = exposed_s + states / link.bytes_per_sec, sent + states
         rate = step_tokens(config) / (compute_s + exposed_s)
-        plans.append(
-            DevicesPlan(
-                head=config.head.name,
-                strategy=strategy,
-                processes=processes,
-                peak_bytes=peak,
-                weights_bytes=own,
-                optimizer_bytes=2 * own,
-                gradients_bytes=own,
-                sent_bytes=sent,
-                compute_s=compute_s,
-                exchange_s=sent / link.bytes_per_sec,
-                exposed_s=exposed_s,
-                tokens_per_sec=rate,
-                hours=tokens / rate / 3600,
-            )
+        plan = DevicesPlan(
+            head=config.head.name,
+            strategy=strategy,
+            processes=processes,
+            peak_bytes=peak,
+            weights_bytes=own,
+            optimizer_bytes=2 * own,
+            gradients_bytes=own,
+            sent_bytes=sent,
+            compute_s=compute_s,
+            exchange_s=sent / link.bytes_per_sec,
+            exposed_s=exposed_s,
+            tokens_per_sec=rate,
+            hours=tokens / rate / 3600,
         )
+        plans.append(plan)
     return plans
 
 
