@@ -1,5 +1,6 @@
 """The pages of `docs/extend`: each example is one module and one YAML, and trains without a change of the library."""
 
+import csv
 import importlib
 import json
 import re
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from grouped_lm.data import SOURCES
 from grouped_lm.grouping import GROUPINGS
 from grouped_lm.heads import HEADS
 from grouped_lm.optim import OPTIMIZERS
@@ -27,6 +29,18 @@ def save_example(page: str, folder: Path) -> str:
     return Path(files[0][0]).stem
 
 
+def csv_files(texts: dict[str, str]) -> list[str]:
+    """Write the stories as CSV, and return the overrides that name the files."""
+    words = []
+    for split, path in texts.items():
+        with Path(f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(["number", "story"])
+            rows.writerows(enumerate(Path(path).read_text(encoding="utf-8").split("<|endoftext|>")))
+        words.append(f"data.{split}={split}.csv")
+    return [*words, "data.column=story"]
+
+
 def result_of(gvc, *words: str) -> tuple[dict, dict]:
     """Train a few steps with a folder of own configs; return the config and the last metrics of the run."""
     run = gvc("train", "--config-dir", "conf", *words, f"train.max_steps={STEPS}", "hydra.run.dir=run")
@@ -41,7 +55,7 @@ def result_of(gvc, *words: str) -> tuple[dict, dict]:
 @pytest.fixture
 def example(workdir, monkeypatch):
     """Return a function that saves and imports the example of a page; registries are as before afterwards."""
-    registries: tuple[dict, ...] = (HEADS, GROUPINGS, OPTIMIZERS)
+    registries: tuple[dict, ...] = (HEADS, GROUPINGS, OPTIMIZERS, SOURCES)
     before = [dict(registry) for registry in registries]
     monkeypatch.syspath_prepend(workdir)
 
@@ -67,6 +81,17 @@ def test_a_grouping(gvc, tiny, example):
     config, _ = result_of(gvc, *tiny, "head=grouped", "grouping=dealt", "grouping.first=3")
     assert config["grouping"] == {"name": "dealt", "first": 3}
     assert gvc("train", "--config-dir", "conf", *tiny, "head=grouped", "grouping=dealt", "grouping.first=-1").code == 2
+
+
+def test_a_data_source(gvc, tiny, texts, example):
+    example("data.md")
+    words = [word for word in tiny if not word.startswith("data")]
+    config, from_csv = result_of(gvc, *words, "data=csv", *csv_files(texts), "head=dense")
+    assert config["data"]["source"] == "csv"
+    run = gvc("train", *tiny, "head=dense", f"train.max_steps={STEPS}", "hydra.run.dir=text")
+    same = json.loads((run.run_dir / "result.json").read_text(encoding="utf-8"))
+    assert from_csv["val/loss"] == same["val/loss"]  # the same stories, so the same tokens
+    assert gvc("train", "--config-dir", "conf", *words, "data=csv").code == 2
 
 
 def test_an_optimizer(gvc, tiny, example):
