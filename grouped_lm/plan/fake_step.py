@@ -146,9 +146,9 @@ def watch_step(
 
 def with_shape(config: Config, batch: int | None = None, context: int | None = None) -> Config:
     """Return the config of one process with another B or T."""
-    made = with_train(config, micro_batch_size=batch or config.train.micro_batch_size, devices=1, nodes=1)
+    single = with_train(config, micro_batch_size=batch or config.train.micro_batch_size, devices=1, nodes=1)
     model = dataclasses.replace(config.model, block_size=context or config.model.block_size)
-    return dataclasses.replace(made, model=model)
+    return dataclasses.replace(single, model=model)
 
 
 def with_train(config: Config, **fields: Any) -> Config:

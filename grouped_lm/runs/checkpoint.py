@@ -94,9 +94,9 @@ def read_verified(folder: Path) -> dict[str, bytes]:
     """
     files = {}
     for name, entry in _entries(folder).items():
-        kept = io.BytesIO()
-        _check_pieces(folder, name, entry, _pieces(folder / name), kept)
-        files[name] = kept.getvalue()
+        content = io.BytesIO()
+        _check_pieces(folder, name, entry, _pieces(folder / name), content)
+        files[name] = content.getvalue()
     return files
 
 
@@ -114,14 +114,14 @@ def load_latest(parent: Path, quarantine: bool = True) -> tuple[int, dict[str, b
     """
     if quarantine:
         _remove_leftovers(parent)
-    found = list_checkpoints(parent)
-    for folder in reversed(found):
+    checkpoints = list_checkpoints(parent)
+    for folder in reversed(checkpoints):
         try:
             return int(folder.name[5:]), read_verified(folder)
         except CheckpointError as error:
-            kept = f"kept as {_set_aside(folder, 'corrupt').name}, " if quarantine else ""
-            print(f"gvc: warning: {error}; {kept}trying the one before", file=sys.stderr)
-    if found or any(parent.glob("corrupt-*")):
+            renamed = f"kept as {_set_aside(folder, 'corrupt').name}, " if quarantine else ""
+            print(f"gvc: warning: {error}; {renamed}trying the one before", file=sys.stderr)
+    if checkpoints or any(parent.glob("corrupt-*")):
         raise CheckpointError(f"no usable checkpoint in {parent}: all are damaged; move it away to start again")
     return None
 

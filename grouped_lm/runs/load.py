@@ -75,10 +75,10 @@ def load_model(path: Path, config: Config, device: torch.device) -> tuple[Langua
     Raises:
         CheckpointError: there is none, none can be trusted, or it is not the model that `config` describes.
     """
-    found = load_latest(RunFolder(path).checkpoints, quarantine=False)
-    if found is None:
+    newest = load_latest(RunFolder(path).checkpoints, quarantine=False)
+    if newest is None:
         raise CheckpointError(f"{path} has no checkpoint yet: train it first")
-    step, files = found
+    step, files = newest
     vocab_size = vocab_size_of(config.tokenizer)
     table = vocab_size * config.model.n_embd if config.model.embedding == "table" else 0
     min_weights = 12 * config.model.n_layer * config.model.n_embd**2 + table

@@ -48,16 +48,17 @@ def pack(
     tensors = {f"model/{name}": tensor.detach() for name, tensor in named_state(model).items()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optim/{name}/{key}"] = value
-    whole = {}
+            if isinstance(value, Tensor):
+                tensors[f"optim/{name}/{key}"] = value
+    gathered = {}
     for name, tensor in tensors.items():  # one at a time, so that no device holds more than one in full
         full = full_tensor(tensor)
         if process_group.is_first:
-            whole[name] = full.cpu().contiguous()
-    whole |= _random_states(process_group)
+            gathered[name] = full.cpu().contiguous()
+    gathered |= _random_states(process_group)
     if not process_group.is_first:
         return {}
-    return {TENSORS: save_tensors(whole), STATE: json.dumps(state, indent=2, sort_keys=True).encode()}
+    return {TENSORS: save_tensors(gathered), STATE: json.dumps(state, indent=2, sort_keys=True).encode()}
 
 
 def _random_states(process_group: ProcessGroup) -> dict[str, Tensor]:

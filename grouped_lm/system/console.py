@@ -159,43 +159,29 @@ def column_blocks(table: Table, width: int) -> list[Table]:
 
 def with_columns(table: Table, columns: list[Column], first_width: int | None = None) -> Table:
     """Return a table of the first column of `table`, at most `first_width` wide, and of `columns`."""
-    kept = [table.columns[0], *columns]
-    headers = [column.copy() for column in kept]
-    headers[0].max_width = first_width or kept[0].max_width
-    made = Table(*headers, title=table.title, title_justify=table.title_justify)
-    made.caption, made.caption_justify = table.caption, table.caption_justify
-    for row, cells in zip(table.rows, zip(*(column.cells for column in kept), strict=True), strict=True):
-        made.add_row(*cells, style=row.style, end_section=row.end_section)
-    return made
+    chosen = [table.columns[0], *columns]
+    headers = [column.copy() for column in chosen]
+    headers[0].max_width = first_width or chosen[0].max_width
+    narrow = Table(*headers, title=table.title, title_justify=table.title_justify)
+    narrow.caption, narrow.caption_justify = table.caption, table.caption_justify
+    for row, cells in zip(table.rows, zip(*(column.cells for column in chosen), strict=True), strict=True):
+        narrow.add_row(*cells, style=row.style, end_section=row.end_section)
+    return narrow
 
 
-class PrepareDisplay:
+class PrepareDisplay(Progress):
     """A progress bar on stderr while a corpus is prepared. It shows nothing if the corpus is prepared already."""
 
     def __init__(self) -> None:
         console = Console(stderr=True, highlight=False)
-        self._progress = Progress(
-            TextColumn("preparing {task.description}"),
-            BarColumn(bar_width=18),
-            TextColumn("{task.fields[line]}"),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> "PrepareDisplay":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        columns = TextColumn("preparing text"), BarColumn(bar_width=18), TextColumn("{task.fields[line]}")
+        super().__init__(*columns, console=console, disable=not console.is_terminal, transient=True)
 
     def progress(self, done: int, total: int | None) -> None:
         """Show `done` of `total` units. None is an unknown total."""
-        if "text" not in self._tasks:
-            self._tasks["text"] = self._progress.add_task("text", total=total, line="")
-        self._progress.update(self._tasks["text"], completed=done, total=total, line=f"{done:,}")
+        if not self.task_ids:
+            self.add_task("text", total=total, line="")
+        self.update(self.task_ids[0], completed=done, total=total, line=f"{done:,}")
 
 
 def print_checks(checks: list[Any]) -> None:

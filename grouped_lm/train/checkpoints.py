@@ -138,14 +138,15 @@ class Checkpoints:
 
     def _find(self, files: dict[str, bytes]) -> int | None:
         """Put the files of the newest good checkpoint into `files`, and return its step, None without one."""
-        found = find_checkpoint(self.folder, self.mirror)
-        if found is None:
+        newest = find_checkpoint(self.folder, self.mirror)
+        if newest is None:
             self.log.cut(0)
             return None
-        files.update(found[1])
+        step, saved = newest
+        files.update(saved)
         if METRICS_COPY in files:
             self.log.restore(files.pop(METRICS_COPY))
-        return found[0]
+        return step
 
     def _refuse_drift(self, state: dict[str, Any]) -> None:
         """Refuse a checkpoint of another run, and warn of another machine or other code.
@@ -178,16 +179,16 @@ def find_checkpoint(folder: RunFolder, mirror: Path | None) -> tuple[int, dict[s
     """
     damaged: CheckpointError | None = None
     try:
-        found = load_latest(folder.checkpoints)
+        newest = load_latest(folder.checkpoints)
     except CheckpointError as error:
-        found, damaged = None, error
-    if found is None and mirror is not None:
-        found = load_latest(mirror, quarantine=False)  # another process may be writing there
-        if found is not None:
+        newest, damaged = None, error
+    if newest is None and mirror is not None:
+        newest = load_latest(mirror, quarantine=False)  # another process may be writing there
+        if newest is not None:
             print(f"gvc: warning: no checkpoint in {folder.path}, continuing from {mirror}", file=sys.stderr)
-    if found is None and damaged is not None:
+    if newest is None and damaged is not None:
         raise damaged
-    return found
+    return newest
 
 
 def write_mirror(mirror: Path | None, step: int, files: dict[str, bytes], log: MetricsLog, keep: int) -> None:
