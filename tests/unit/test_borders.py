@@ -23,7 +23,7 @@ UNIT_TESTS = sorted((ROOT / "tests" / "unit").rglob("*.py"))
 TEXTS = {path: path.read_text(encoding="utf-8") for path in [*MODULES, *UNIT_TESTS]}
 TREES = {path: ast.parse(text) for path, text in TEXTS.items()}
 MOST_LINES, LONG = 90, 60
-PENDING = {"_train", "write_texts", "_add_chunk", "sample", "plan", "evaluate_run"}
+PENDING = {"write_texts", "sample"}
 """Functions that are still too long; the list only gets shorter."""
 
 
@@ -59,15 +59,15 @@ def test_nothing_loads_pickles_or_runs_text():
         "np.load(",
         "torch.jit.load",
         "distributed.checkpoint",
-        "allow_pickle=True",
-        "trust_remote_code=True",
     )
     for path in MODULES:
         assert not [word for word in banned if word in TEXTS[path]], path
         libraries = {module.split(".")[0] for module in imports_of(path)}
         assert not libraries & {"pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}, path
-        calls = [n for n in ast.walk(TREES[path]) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
-        assert not [c for c in calls if c.func.id in ("eval", "exec")], path  # type: ignore[attr-defined]
+        calls = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)]
+        assert not [c for c in calls if isinstance(c.func, ast.Name) and c.func.id in ("eval", "exec")], path
+        keywords = {keyword.arg for call in calls for keyword in call.keywords}
+        assert not keywords & {"allow_pickle", "trust_remote_code"}, path
 
 
 def test_the_library_has_few_files_at_its_top():
