@@ -1,6 +1,7 @@
 """The reference pages, made from the code: commands, configuration keys, Python API."""
 
 import ast
+import html
 import inspect
 import re
 import textwrap
@@ -43,7 +44,7 @@ def cli_page() -> str:
         usage = [name, "[OPTIONS]", *[_argument(p) for p in command.params if _is_argument(p)]]
         text += f"## {name}\n\n{_paragraphs(command.help)}\n\n```text\n{' '.join(usage)}\n```\n\n"
         rows = [
-            f"| `{_cell(_argument(param) if _is_argument(param) else _option(param))}` "
+            f"| {_code(_argument(param) if _is_argument(param) else _option(param))} "
             f"| {_default(param)} | {_cell(param.help)} |\n"
             for param in command.params
             if param.name != "help" and not getattr(param, "hidden", False)
@@ -64,6 +65,11 @@ def _argument(param: Any) -> str:
 
 def _option(param: Any) -> str:
     return ", ".join(param.opts) + (f" {param.metavar}" if param.metavar else "")
+
+
+def _code(text: str) -> str:
+    """Return code for a cell of a table. In backticks, an escaped bar would show its backslash."""
+    return f"<code>{html.escape(text).replace('|', '&#124;')}</code>"
 
 
 def _default(param: Any) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 SHARED, OWN, FIXED = "#0072b2", "#d55e00", "#7f7f7f"
 """Colours of classes: rows of the input embedding, weights of the head's own, no weights."""
-LEGEND = {SHARED: "rows of the input embedding", OWN: "weights of the head's own", FIXED: "no weights"}
-LEFT, WIDTH, ROW = 130, 560, 96
+LEGEND = {SHARED: "embedding rows", OWN: "own weights", FIXED: "no weights"}
+LEFT, WIDTH, ROW = 96, 400, 84
 """Pixels: left edge of the strips, their width, and the height of one step."""
 
 
@@ -41,11 +41,11 @@ PICTURES: dict[str, tuple[Step, ...]] = {
         Step("in the rest: all tokens are equal", (Part(1, "tokens that the text never has", FIXED),)),
     ),
     "low_rank": (
-        Step("bottleneck", (Part(0.15, "r values", OWN),)),
+        Step("bottleneck", (Part(0.2, "r values", OWN),)),
         Step("softmax over all tokens", (Part(1, "50,257 tokens", OWN),)),
     ),
     "sampled": (
-        Step("in training", (Part(0.08, "target", SHARED), Part(0.32, "1,024 drawn tokens", SHARED))),
+        Step("in training", (Part(0.14, "target", SHARED), Part(0.42, "1,024 drawn tokens", SHARED))),
         Step("in validation", (Part(1, "50,257 tokens", SHARED),)),
     ),
     "adaptive": (
@@ -54,11 +54,11 @@ PICTURES: dict[str, tuple[Step, ...]] = {
     ),
     "grouped": (
         Step("1. softmax over groups", (Part(0.5, "225 groups", OWN),)),
-        Step("2. in the group: one layer for all", (Part(0.5, "224 slots: scale x logit + shift", OWN),)),
+        Step("2. in the group: one layer for all", (Part(0.5, "224 slots: scaled logits", OWN),)),
     ),
     "film": (
         Step("1. softmax over groups", (Part(0.5, "225 groups", OWN),)),
-        Step("2. in the group: one layer for all", (Part(0.5, "224 slots of scale x state + shift", OWN),)),
+        Step("2. in the group: one layer for all", (Part(0.5, "224 slots: scaled state", OWN),)),
     ),
     "class_full": (
         Step("1. softmax over groups", (Part(0.5, "225 groups", OWN),)),
@@ -68,9 +68,9 @@ PICTURES: dict[str, tuple[Step, ...]] = {
         Step(
             "1. frequent tokens, groups, reserve",
             (
-                Part(0.45, "256 tokens", SHARED),
+                Part(0.4, "256 tokens", SHARED),
                 Part(0.4, "groups: mean rows", SHARED),
-                Part(0.15, "reserved", FIXED),
+                Part(0.2, "reserved", FIXED),
             ),
         ),
         Step("2. in the group: rows of its tokens", (Part(0.5, "up to 224 tokens", SHARED),)),
@@ -82,8 +82,8 @@ def draw(name: str, steps: tuple[Step, ...]) -> str:
     """Return the SVG of one head."""
     height = ROW * len(steps) + 40
     body = [
-        f'<text x="14" y="{ROW * len(steps) / 2 + 4}" class="bold">state h</text>',
-        f'<path d="M 70 {ROW * len(steps) / 2} H {LEFT - 14}" class="line" marker-end="url(#arrow)"/>',
+        f'<text x="4" y="{ROW * len(steps) / 2 + 4}" class="bold">state h</text>',
+        f'<path d="M 58 {ROW * len(steps) / 2} H {LEFT - 14}" class="line" marker-end="url(#arrow)"/>',
     ]
     for number, step in enumerate(steps):
         top = ROW * number + 12
@@ -99,7 +99,7 @@ def draw(name: str, steps: tuple[Step, ...]) -> str:
     for colour in dict.fromkeys(part.colour for step in steps for part in step.parts):
         body.append(f'<rect x="{x}" y="{height - 24}" width="12" height="12" fill="{colour}"/>')
         body.append(f'<text x="{x + 18}" y="{height - 13}">{LEGEND[colour]}</text>')
-        x += 200
+        x += 130
     title = f"Head {name}: {'; '.join(step.title for step in steps)}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {LEFT + WIDTH + 16} {height}" '
