@@ -38,7 +38,7 @@ def write_bench_plots(suite: str, rows: Sequence[Row], folder: Path, suffix: str
 
 
 def suite_plots(suite: str, rows: Sequence[Row]) -> dict[str, Draw]:
-    """Return what draws the plots of a suite, by file name."""
+    """Return the functions that draw the plots of a suite, by file name."""
     plots: dict[str, Draw] = {}
 
     if suite == "heads":

@@ -29,8 +29,8 @@ def cell_key(suite: str, cell: Row, identity: Row) -> str:
 
 def describe_peers() -> str:
     """Return the versions of the packages with GPU kernels."""
-    found = {d.name: d.version for d in metadata.distributions() if d.name in GPU_PACKAGES}
-    return ", ".join(f"{name} {found[name]}" for name in sorted(found))
+    versions = {d.name: d.version for d in metadata.distributions() if d.name in GPU_PACKAGES}
+    return ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
 
 
 def environment_columns(command: str, place: Place) -> Row:

@@ -1,4 +1,4 @@
-"""The rows of a suite as tables; what is the same in all rows of a table is in its title."""
+"""The rows of a suite as one table per shape; the shape is in the title."""
 
 from collections.abc import Sequence
 from importlib.resources import files

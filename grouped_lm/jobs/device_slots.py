@@ -75,7 +75,7 @@ def visible_gpus() -> list[str]:
 
 @dataclass(frozen=True)
 class Share:
-    """What one job of a sweep may use of a machine."""
+    """The threads and devices that one job of a sweep may use."""
 
     threads: int | None = None
     """CPU threads, if `train.threads` is not set; None leaves torch's choice. Jobs side by side that each take all

@@ -43,8 +43,8 @@ def job_state(config: Config, run_dir: Path) -> str:
         return result.get("state", "new")
     started = folder.config.exists()  # a job may have failed before it wrote its config
     try:
-        found = load_config(run_dir) if started else read_job(folder.job)
-        same = config_hash(found) == config_hash(config)
+        saved = load_config(run_dir) if started else read_job(folder.job)
+        same = config_hash(saved) == config_hash(config)
     except GvcError:
         same = False
     if not same:

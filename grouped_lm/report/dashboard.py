@@ -33,11 +33,6 @@ def load_sections() -> dict[str, list[Panel]]:
     return {title: [Panel(**panel) for panel in panels] for title, panels in values.items()}
 
 
-def panel_keys() -> set[str]:
-    """Return every key that is in a panel."""
-    return {key for panels in load_sections().values() for panel in panels for key in (panel.x, *panel.y)}
-
-
 def build_workspace(entity: str, project: str, name: str) -> Any:
     """Return the workspace, not saved yet.
 

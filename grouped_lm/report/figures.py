@@ -37,7 +37,9 @@ AXES = {
     QUALITY[0]: "validation loss (nats per token)",
 }
 BY_SIZE = {PERPLEXITY: "Validation perplexity", HEAD_MEMORY: "Peak memory of the head", SPEED[0]: "Training speed"}
-"""What is drawn by group size: key and title."""
+"""Figures that are drawn by group size: key and title."""
+NOISE = 1.1
+"""Speeds or memories within this factor are drawn on an axis from zero, so that noise does not look like a result."""
 FILES = {PERPLEXITY: "perplexity", HEAD_MEMORY: "head-memory", SPEED[0]: "speed"}
 
 
@@ -152,7 +154,8 @@ def draw_pareto(axes: Any, points: list[Point], against: tuple[str, int]) -> Non
         axes.errorbar([x], [y], linestyle="none", **errors, **look)
         names.append((x, y, point.label(alone=len(styles) == 1), style.color))
     axes.margins(0.12)
-    set_scale(axes.xaxis, [value for point in points for value in point.values(key)])
+    values = [value for point in points for value in point.values(key)]
+    set_scale(axes.xaxis, values, from_zero=max(values) < NOISE * min(values))
     axes.set_xlabel(AXES[key])
     axes.set_ylabel(AXES[quality])
     what, side = ("speed", "right") if against == SPEED else ("memory", "left")

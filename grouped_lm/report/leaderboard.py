@@ -52,9 +52,9 @@ FROM_RUN = {
 }
 """Columns that are copied from a run's row, and their keys there."""
 SETTING = ("data", "body", "n_embd", "n_layer", "steps", "tokens")
-"""What heads must have in common to be compared."""
+"""Columns in which heads must be equal to be compared."""
 KEY = (*SETTING, "head", "options", "grouping", "group_size", "seed", "lr")
-"""What identifies a run. A second run with the same key replaces the first."""
+"""Columns that identify a run. A second run with the same values replaces the first."""
 METRICS = ("val/loss", "val/bits_per_byte")
 REPORT = ("report_loss_nats", "report_bits_per_byte")
 CONFIDENCE = 0.95
@@ -85,9 +85,9 @@ def _row_of(row: Row, report: Path | None, data: str | None) -> Row:
     run = Path(row["run"])
     config = load_config(run)
     reported = validate_on(run, config, report, row["trainer/step"]) if report else {}
-    found = {column: row.get(key) for column, key in FROM_RUN.items()}
-    found |= {key: getattr(config.model, key) for key in ("body", "n_embd", "n_layer")}
-    return found | {
+    values = {column: row.get(key) for column, key in FROM_RUN.items()}
+    values |= {key: getattr(config.model, key) for key in ("body", "n_embd", "n_layer")}
+    return values | {
         "data": data or row["data"],
         "options": " ".join(filter(None, [row["head_options"], _vocabulary(config)])),
         "seed": config.seed,

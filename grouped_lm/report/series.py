@@ -22,7 +22,7 @@ LABELS = {
     STEP_TOKENS: "{:,} tokens a step",
     "optim.lr": "lr {:g}",
 }
-"""What the name of a series says if runs differ in it. Other settings are named only if names would be equal."""
+"""Settings in the name of a series if runs differ in them. Others are added only if names would be equal."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def head_tokens(row: Row) -> int | None:
 
 
 def describe(points: list[Point]) -> str:
-    """Return what all points have in common: model, data, budget, seeds."""
+    """Return the settings that all points share: model, data, budget, seeds."""
     rows = [row for point in points for row in point.rows]
 
     def common(key: str) -> Any:

@@ -119,12 +119,12 @@ def _how_it_ended(row: Row) -> str:
 def _filled(rows: list[Row]) -> list[Column]:
     """Return the columns that some run fills; training perplexity only if a run has no validation perplexity."""
     lack = any(row.get("val/perplexity") is None for row in rows)
-    found = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
-    return [column for column in found if lack or column.key != "train/perplexity"]
+    known = [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
+    return [column for column in known if lack or column.key != "train/perplexity"]
 
 
 def comparison_table(rows: list[Row], wide: bool = True, width: int | None = None) -> RichTable:
-    """Return runs side by side. What is the same in all of them is in the title.
+    """Return runs side by side. A setting that is the same in all of them is in the title.
 
     Args:
         rows: one or more runs. Up to `FEW_RUNS` are columns, more are lines.
@@ -153,9 +153,9 @@ def _narrow_table(rows: list[Row], shown: list[Column], title: str, note: str, w
 
     def table(columns: list[Column], name_width: int) -> RichTable:
         cut = [row | {"run": shorten_middle(row["run"], name_width)} for row in rows]
-        found = Table(columns=[RUN, *columns], rows=cut, title=title, note=note).terminal()
-        found.box, found.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
-        return found
+        narrow = Table(columns=[RUN, *columns], rows=cut, title=title, note=note).terminal()
+        narrow.box, narrow.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+        return narrow
 
     longest = max(len(row["run"]) for row in rows)
     if width is None:

@@ -22,14 +22,14 @@ from grouped_lm.system.tables import csv_text
 
 Row = dict[str, Any]
 Evidence = dict[str, list[Row]]
-"""Name of a table -> its rows. Every table of `TABLES` is there, with no rows where nothing was found."""
+"""Name of a table -> its rows. Every table of `TABLES` is there, even with no rows."""
 
 BENCHES = ("bench-heads", "bench-steps", "bench-memory", "bench-decode", "bench-vocab")
 TABLES = ("runs", "curves", "deciles", "stories", "environments", "order", "steps", *BENCHES)
 DATA = "data"
 """The folder of a report with the tables that it was made from."""
 ENVIRONMENT = ("commit", "cpu", "cpu_count", "threads", "gpu", "device", "python")
-"""What is kept of a run's environment: what its figures depend on, and nothing about whose machine it was."""
+"""The kept parts of a run's environment: those that its figures depend on. Names of machines are left out."""
 
 REQUIRED = yaml.safe_load(files("grouped_lm.reproduction").joinpath("evidence.yaml").read_text(encoding="utf-8"))
 TEXTS = frozenset(
@@ -132,14 +132,14 @@ def _rows_by_table(path: Path) -> list[tuple[str, Row]]:
     except OSError as error:
         raise DataError(str(error)) from error
     kind = path.stem.split("-")[0]
-    found = [(f"bench-{row.get('suite')}" if kind == "bench" else kind, row) for row in rows]
-    for table, row in found:
+    tables = [(f"bench-{row.get('suite')}" if kind == "bench" else kind, row) for row in rows]
+    for table, row in tables:
         if lacks := missing_in(table, row):
             raise DataError(f"a row lacks {lacks}")
-    for table, _ in found:
+    for table, _ in tables:
         if table not in TABLES:
             raise DataError(f"there is no suite {table.removeprefix('bench-')}")
-    return found
+    return tables
 
 
 def _files_below(folder: Path, patterns: Iterable[str]) -> list[Path]:
@@ -173,12 +173,12 @@ def read_curve(path: Path, name: str) -> list[Row]:
 
 def read_deciles(path: Path, name: str) -> list[Row]:
     """Return loss and accuracy by training frequency; empty unless `gvc eval` has evaluated the run."""
-    found = []
+    rows = []
     for row in (read_json_dict(path / "eval.json") or {}).get("by_frequency") or []:
         others = {key: value for key, value in row.items() if key != "name"}
-        found.append({"run": name, "decile": str(row["name"]), **others} | {"loss": float(row["loss"])})
-        found[-1]["tokens"] = row["tokens"]
-    return found
+        figures = {"loss": float(row["loss"]), "tokens": row["tokens"]}
+        rows.append({"run": name, "decile": str(row["name"]), **others} | figures)
+    return rows
 
 
 def read_stories(path: Path, name: str) -> list[Row]:

@@ -108,5 +108,5 @@ def split_at_marks(document: Path) -> tuple[str, str, str]:
     before, begin, rest = text.partition(BEGIN)
     table, end, after = rest.partition(END)
     if not begin or not end:
-        raise ConfigError(f"{document} has no lines {BEGIN.strip()} and {END.strip()}, between which the table stands")
+        raise ConfigError(f"{document} has no lines {BEGIN.strip()} and {END.strip()}, around its table of verdicts")
     return before, table, after

@@ -1,4 +1,4 @@
-"""What a report shows: answers, tables, pictures and stories, computed from evidence."""
+"""The content of a report: answers, tables, pictures and stories, computed from evidence."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,13 +56,13 @@ class Report:
 
     def sections(self) -> list[tuple[str, str, list[Table], list[Picture]]]:
         """Return key, title, tables and pictures of every section that is not empty."""
-        found = []
+        sections = []
         for key, title, names in SECTIONS:
             tables = [self.tables[name] for name in names if name in self.tables]
             pictures = [picture for picture in self.pictures if picture.section == key]
             if tables or pictures or (key == "stories" and self.stories):
-                found.append((key, title, tables, pictures))
-        return found
+                sections.append((key, title, tables, pictures))
+        return sections
 
 
 def make_report(evidence: Evidence, say: Callable[[str], None]) -> Report:

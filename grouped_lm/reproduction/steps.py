@@ -187,14 +187,14 @@ def find_text(given: str) -> Text:
     check_label("--data NAME", name)
     if not folder.is_dir():
         raise DataError(f"--data {given}: {folder} is no folder; it takes one with train.txt and valid.txt")
-    found = {}
+    splits = {}
     for split in ("train", "valid"):
         here = [path.name for path in sorted(folder.glob(f"{split}.*")) if path.suffix in SUFFIXES]
         if len(here) != 1:
             have = ", ".join(here) or "none"
             raise DataError(f"--data {given}: {folder} must hold one {split}.txt, .jsonl or .parquet, it holds {have}")
-        found[split] = here[0]
-    return Text(name=name, folder=folder, **found)
+        splits[split] = here[0]
+    return Text(name=name, folder=folder, **splits)
 
 
 def find_texts(given: list[str]) -> list[Text]:

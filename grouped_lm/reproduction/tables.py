@@ -71,7 +71,7 @@ def runs_in(evidence: Evidence, method: Method, setting: Setting) -> dict[int, R
 
 
 def families_table(claims: Claims, evidence: Evidence) -> Table:
-    """Return dense, the paper's head and our best one for both families, beside what the paper says."""
+    """Return dense, the paper's head and our best one for both families, beside the claims of the paper."""
     rows: list[Row] = []
     for body, family in FAMILIES:
         for setting in main_settings(claims, evidence, body)[:1]:

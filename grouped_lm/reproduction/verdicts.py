@@ -1,4 +1,4 @@
-"""What a verdict is, and which runs can be compared: the parts that all rules share.
+"""Verdicts, and the choice of runs that can be compared: the parts that all rules share.
 
 Each rule is a function of a `Case`. No rule says "holds" where there is no evidence for it.
 """
@@ -32,7 +32,7 @@ class Verdict:
     figure: str = "-"
     """The number that decides, with its unit."""
     interval: str = ""
-    """The interval or range of the figure, and what it is over."""
+    """The interval or range of the figure, with its kind in brackets."""
     why: str = ""
     """One sentence."""
     value: float | None = None
@@ -88,7 +88,7 @@ def not_shown(why: str, runs: Iterable[str] = ()) -> Verdict:
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What two runs must have in common to be compared."""
+    """The settings that two runs must share to be compared."""
 
     data: str
     model: str

@@ -33,12 +33,12 @@ def columns(text: str) -> tuple[Column, ...]:
 
     A column without `=` has its key as its label. A column without a format shows text.
     """
-    found = []
+    parsed = []
     for part in filter(None, map(str.strip, text.replace("\n", ";").split(";"))):
         label, _, rest = part.rpartition("=")
         key, _, form = rest.strip().partition(" ")
-        found.append(Column(label.strip() or key, key, form or "{}"))
-    return tuple(found)
+        parsed.append(Column(label.strip() or key, key, form or "{}"))
+    return tuple(parsed)
 
 
 def show(value: Any, form: str = "{}", missing: str = "-") -> str:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ from grouped_lm.config import Config, config_to_dict
 from grouped_lm.heads import DenseConfig, GroupedConfig
 from grouped_lm.jobs.progress import SweepDisplay
 from grouped_lm.jobs.sweep import job_state
+from grouped_lm.report.figures import draw_pareto
+from grouped_lm.report.series import Point
+from grouped_lm.report.style import make_figure, styled_matplotlib
 from grouped_lm.report.tables import comparison_table
+from grouped_lm.runs.query import SPEED
 from grouped_lm.runs.table import collect_runs
 from grouped_lm.system.console import natural_width
 from grouped_lm.system.files import write_json
@@ -77,6 +82,18 @@ def test_case_U4_a_job_in_training_is_called_running(tmp_path):
         assert [*table.columns[1].cells] == ["running"]
         holder.communicate()
     assert job_state(config, run) == "unfinished"
+
+
+@pytest.mark.parametrize(("rates", "from_zero"), [((1000.0, 1010.0), True), ((1000.0, 1500.0), False)])
+def test_case_U9_noise_does_not_fill_the_axis(rates, from_zero):
+    text = ("tinytales", "gpt2")
+    points = [
+        Point(head, head, None, text, ({"val/loss": 4.0, "throughput/tokens_per_sec": rate, "seed": 0},))
+        for head, rate in zip(("dense", "film"), rates, strict=True)
+    ]
+    with styled_matplotlib():
+        (axes,) = make_figure(partial(draw_pareto, points=points, against=SPEED)).axes
+        assert (axes.get_xlim()[0] == 0) == from_zero
 
 
 def test_one_table_for_terminal_markdown_and_csv():

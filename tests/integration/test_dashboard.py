@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from grouped_lm.measure.memory import StepMemory
-from grouped_lm.report.dashboard import build_workspace, load_sections, panel_keys, workspace_json
+from grouped_lm.report.dashboard import build_workspace, load_sections, workspace_json
 
 
 def keys_in(node) -> set[str]:
@@ -31,7 +31,7 @@ def test_panels_name_only_keys_that_runs_log(gvc, tiny):
     workspace = json.loads(Path("d.json").read_text())
     assert workspace["project"] == "mine"
     named = keys_in(workspace)
-    assert named == panel_keys()
+    assert named == {key for panels in load_sections().values() for panel in panels for key in (panel.x, *panel.y)}
     assert named <= logged | summary | gpu
     lines = {
         key
