@@ -10,7 +10,8 @@ import torch
 
 from grouped_lm.config import Config, TokenizerConfig, check_schema, config_from_dict
 from grouped_lm.data.sources import parse_data_config
-from grouped_lm.data.tokenizers.base import vocab_size_of
+from grouped_lm.data.tokenizers.base import Tokenizer, vocab_size_of
+from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import CheckpointError, ConfigError, RunFolderError
 from grouped_lm.grouping import parse_grouping
 from grouped_lm.heads import parse_head_config
@@ -53,6 +54,22 @@ def load_config(path: Path) -> Config:
         return parse_config(values)
     except ConfigError as error:
         raise RunFolderError(f"{folder.config} is damaged: {error}") from error
+
+
+def load_run(path: str | Path, device: str = "cpu") -> tuple[LanguageModel, Tokenizer]:
+    """Return the model of a run, in evaluation mode, and its tokenizer.
+
+    Args:
+        path: the run folder.
+        device: of the model, such as `cpu` or `cuda`.
+
+    Raises:
+        RunFolderError: this is no run folder, or its config is damaged.
+        CheckpointError: it has no checkpoint that can be trusted.
+    """
+    config = load_config(Path(path))
+    model, _ = load_model(Path(path), config, torch.device(device))
+    return model, build_tokenizer(own_tokenizer(Path(path), config.tokenizer), config.data)
 
 
 def read_job(path: Path) -> Config:

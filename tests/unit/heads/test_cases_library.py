@@ -1,0 +1,168 @@
+"""What a user of the library does and gets wrong: one default, one sentence for a mistake. Names hold the case's id."""
+
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import grouped_lm
+from grouped_lm.errors import ConfigError
+from grouped_lm.heads import DEFAULT_HEAD, GroupedConfig, ShortlistConfig, ShortlistHead, build_head
+
+V, D = 300, 8
+TEXT = np.random.default_rng(0).zipf(1.5, 5_000) % 250
+
+
+def embedding(std: float = 0.02) -> torch.nn.Embedding:
+    wte = torch.nn.Embedding(V, D)
+    torch.nn.init.normal_(wte.weight, std=std)
+    return wte
+
+
+def loss_of(head, hidden=None, targets=None):
+    hidden = torch.randn(4, D, requires_grad=True) if hidden is None else hidden
+    return head(hidden, torch.arange(4) if targets is None else targets)
+
+
+def test_case_L1_every_way_to_the_default_head_gives_the_same():
+    wte, counts = embedding().weight, torch.from_numpy(np.bincount(TEXT, minlength=V))
+    ways = [
+        build_head(ShortlistConfig(), D, V, counts=counts, wte=wte, tokens=TEXT),
+        build_head("shortlist", D, V, counts=counts, wte=wte, tokens=lambda: TEXT),
+        build_head(DEFAULT_HEAD, wte=wte, tokens=torch.from_numpy(TEXT)),
+        build_head(ShortlistConfig(), D, V, "brown", counts, wte, TEXT),
+    ]
+    first = ways[0].state_dict()
+    assert first["reserved"].numel()
+    for head in ways[1:]:
+        assert isinstance(head, ShortlistHead)
+        assert list(head.state_dict()) == list(first)
+        assert all(torch.equal(tensor, first[name]) for name, tensor in head.state_dict().items())
+
+
+def test_case_L1_the_grouping_follows_what_is_known():
+    def groups(**known):
+        return build_head("shortlist", shortlist_size=9, wte=embedding().weight, **known).token_to_group
+
+    counts = torch.from_numpy(np.bincount(TEXT, minlength=V))
+    assert torch.equal(groups(), groups(grouping="merge_rank"))
+    assert torch.equal(groups(counts=counts), groups(counts=counts, grouping="frequency"))
+    assert not torch.equal(groups(counts=counts), groups(counts=counts, tokens=TEXT))
+
+
+def test_case_L2_a_head_is_built_from_its_name_and_options():
+    head = build_head("grouped", D, V, group_size=7)
+    assert (head.group_size, head.n_group) == (7, 43)
+    assert build_head(GroupedConfig(group_size=9), D, V, group_size=7).group_size == 7
+    with pytest.raises(ConfigError, match=r"unknown key head.group_siz for head=grouped; did you mean head.group_size"):
+        build_head("grouped", D, V, group_siz=7)
+    with pytest.raises(ConfigError, match=r"head must be one of dense, grouped.*got 'gruped'"):
+        build_head("gruped", D, V)
+    with pytest.raises(ConfigError, match=r"head must be a name \(dense, .*\) or a config of one, got None"):
+        build_head(None, D, V)
+    with pytest.raises(ConfigError, match=r"needs n_embd and vocab_size, both at least 1, or wte; got None and None"):
+        build_head("grouped")
+
+
+def test_case_L3_a_wide_start_of_a_tied_embedding_is_warned_of():
+    with pytest.warns(UserWarning, match=r"N\(0, 1\).*torch.nn.init.normal_\(embedding.weight, std=0.02\)"):
+        build_head("shortlist", wte=torch.nn.Embedding(V, D).weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_head("shortlist", wte=embedding().weight)
+        build_head("shortlist", wte=embedding(std=0.14 * 8).weight)  # as wide as a trained table may be
+        build_head("shortlist", wte=torch.nn.Embedding(V, D).weight, tied=False)
+
+
+@pytest.mark.parametrize("name", ["grouped", "shortlist", "dense"])
+def test_case_L4_a_loss_has_backward(name):
+    head = build_head(name, wte=embedding().weight).train()
+    head.regularise(0.1, 1e-3)
+    gradients = []
+    for backward in (lambda loss: loss.backward(), lambda loss: loss.objective().backward()):
+        hidden = torch.ones(4, D, requires_grad=True)
+        backward(loss_of(head, hidden))
+        gradients.append(hidden.grad)
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
+
+
+def test_case_L4_print_says_the_sizes():
+    assert "V=300, D=8, G=18, S=17" in repr(build_head("grouped", D, V))
+    assert "V=300, D=8, K=9, G=18, S=17" in repr(build_head("shortlist", wte=embedding().weight, shortlist_size=9))
+    assert "DenseHead(V=50,257, D=8)" in repr(build_head("dense", D, 50_257, tied=False))
+
+
+def test_case_L4_dir_has_the_public_names():
+    assert {"build_head", "Head", "HeadLoss", "compress", "load_run"} <= set(dir(grouped_lm))
+    assert "Any" not in dir(grouped_lm)
+    assert all(getattr(grouped_lm, name) for name in dir(grouped_lm))
+    with pytest.raises(AttributeError, match="has no attribute 'compres'"):
+        _ = grouped_lm.compres
+
+
+@pytest.mark.parametrize("name", ["grouped", "shortlist", "dense", "adaptive", "low_rank", "trim", "sampled"])
+@pytest.mark.parametrize(
+    ("hidden", "targets", "error", "message"),
+    [
+        (torch.zeros(4, D + 1), torch.arange(4), ValueError, r"hidden must have shape \(\.\.\., 8\).*got \(4, 9\)"),
+        (torch.zeros(4, D), torch.arange(5), ValueError, r"\(4, 8\) and targets \(5,\) do not match.*shape \(4,\)"),
+        (torch.zeros(4, D), torch.tensor([0, V, 1, 2]), ValueError, r"a target is 300: ids must be in \[0, 300\)"),
+        (torch.zeros(4, D), torch.tensor([0, -1, 1, 2]), ValueError, "a target is -1: .* -100 marks"),
+        (torch.zeros(4, D), torch.ones(4), TypeError, r"targets must be int64 ids, got torch.float32: .*\.long\(\)"),
+        (torch.zeros(4, D), np.arange(4), TypeError, r"got ndarray: wrap it in torch.as_tensor"),
+        (torch.zeros(4, D), [1, 2, 3, 4], TypeError, r"got list: wrap it in torch.as_tensor"),
+    ],
+    ids=["wrong D", "shapes", "target >= V", "negative target", "float", "numpy", "list"],
+)
+def test_case_L5_wrong_states_and_targets_get_one_sentence(name, hidden, targets, error, message):
+    head = build_head(name, wte=embedding().weight)
+    with pytest.raises(error, match=message) as caught:
+        head(hidden, targets)
+    assert "\n" not in str(caught.value)
+
+
+def test_case_L5_targets_of_other_integers_count_as_ids():
+    head = build_head("grouped", D, V)
+    hidden = torch.randn(4, D)
+    assert loss_of(head, hidden, torch.arange(4, dtype=torch.int32)).nll == loss_of(head, hidden).nll
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"counts": [1] * V}, r"counts must be a tensor of shape \(300,\), got list: torch.as_tensor\(counts\)"),
+        ({"counts": torch.ones(V - 1)}, r"counts must have shape \(300,\).*got \(299,\): torch.bincount"),
+        ({"counts": -torch.ones(V)}, r"counts must be 0 or more, got -1.0"),
+        ({"tokens": [1, 2, 3]}, "tokens must be an array or tensor of ids, or a function .*, got list: numpy.asarray"),
+        ({"tokens": TEXT.astype(float)}, "tokens must be one row of integer ids, got float64"),
+        ({"tokens": np.array([0, 1, V])}, r"tokens must be ids in \[0, 300\), got 0 to 300: give the vocab_size"),
+        ({"tokens": lambda: np.array([-1, 0])}, r"tokens must be ids in \[0, 300\), got -1 to 0"),
+        ({"grouping": "brwn"}, "grouping must be one of merge_rank, .*, got 'brwn'"),
+        ({"grouping": "brown"}, "grouping=brown needs the token counts of the training text"),
+        ({"n_embd": D + 1}, r"needs wte, .* of shape \(300, 9\), got Parameter of shape \(300, 8\): .*tied=False"),
+        ({"wte": None, "n_embd": D, "vocab_size": V}, r"needs wte, .* of shape \(300, 8\), got none"),
+        ({"shortlist_size": -1}, r"head.shortlist_size must be in \[0, "),
+    ],
+)
+def test_case_L5_wrong_things_to_build_from_get_one_sentence(given, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build_head("shortlist", **({"wte": embedding().weight} | given))
+    assert "\n" not in str(caught.value)
+
+
+def test_importing_heads_imports_torch_and_numpy_alone():
+    code = (
+        "import sys, torch, numpy; known = set(sys.modules); import grouped_lm.heads;"
+        "print(sorted({name.split('.')[0] for name in set(sys.modules) - known} - set(sys.stdlib_module_names)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['grouped_lm']"
+
+
+def test_importing_the_package_imports_no_torch():
+    code = "import sys, grouped_lm; dir(grouped_lm); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
