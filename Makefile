@@ -87,7 +87,7 @@ format: $(VENV)/.developers  ## Format the code and fix what the linter can fix
 check: $(VENV)/.developers  ## Check format, lint, spelling, types and the layers of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/codespell grouped_lm cli conf tests *.md Makefile pyproject.toml .ci
+	$(BIN)/codespell grouped_lm cli conf docs *.md Makefile pyproject.toml .ci
 	$(BIN)/mypy
 	PYTHONPATH=. $(BIN)/lint-imports
 
