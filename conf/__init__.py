@@ -1,0 +1,1 @@
+"""Config files, read by `gvc` and by `grouped_lm`."""
