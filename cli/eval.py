@@ -73,10 +73,10 @@ def evaluate_run(
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Return run folders and overrides; a folder may have an = in its name, and an override is no folder.
+    """Return run folders and overrides. A word with = is an override, unless it is a folder.
 
     Raises:
-        ConfigError: no run is named.
+        ConfigError: No run is named.
     """
     from grouped_lm.errors import ConfigError
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from grouped_lm.measure.interconnects import Interconnect
 
 OWN_LINKS = {"h100": "nvlink4", "a100": "nvlink3"}
-"""What connects the devices of one machine as its maker sells it."""
+"""The usual link between the devices of one machine."""
 
 
 def plan(
@@ -72,10 +72,10 @@ def plan(
 
 
 def link_of(name: str | None, device: str, nodes: int) -> "Interconnect":
-    """Return the link that the user named, or the one that such devices in one machine have.
+    """Return the named link, or the usual one between such devices in one machine.
 
     Raises:
-        ConfigError: neither is known.
+        ConfigError: Neither is known.
     """
     from grouped_lm.errors import ConfigError
     from grouped_lm.measure.interconnects import INTERCONNECTS, find_interconnect

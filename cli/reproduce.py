@@ -64,7 +64,7 @@ def reproduce(
 
 
 def no_text(scale: str, names: list[str]) -> Exception:
-    """Return the one line for a scale that needs a text and got none, or none that the claims are about."""
+    """Return the error for a scale that needs a text, or one named tinystories."""
     from grouped_lm.errors import ConfigError, DataError
 
     if names:
@@ -79,7 +79,7 @@ def no_text(scale: str, names: list[str]) -> Exception:
 
 
 def write_page_of_what_there_is(folder: Path) -> None:
-    """Write the page from an earlier attempt's runs, if the folder holds any."""
+    """Write the page from the runs that an earlier command left in the folder."""
     from grouped_lm.errors import GvcError
 
     if not folder.is_dir():
@@ -93,7 +93,7 @@ def write_page_of_what_there_is(folder: Path) -> None:
 
 
 def print_steps(work: "Reproduction") -> None:
-    """Print the list: what each step is for, how long it takes, what became of it, its command."""
+    """Print each step: description, minutes, state and command."""
     scale, rows = work.scale, work.table(everything=True)
     planned = sum(row["minutes"] for row in rows)
     print(f"{scale.name}: {scale.about}. {planned:.1f} of at most {scale.minutes:g} minutes on {scale.machine}.")

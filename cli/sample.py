@@ -77,11 +77,11 @@ def sample(
 
 
 def read_prompt(prompt: str, file: Path | None) -> str:
-    """Return the text of the flag, of the file, or of stdin.
+    """Return the prompt from the option, the file, or stdin.
 
     Raises:
-        ConfigError: both are given.
-        DataError: it cannot be read as UTF-8, or stdin is closed.
+        ConfigError: Both options are given.
+        DataError: The prompt is not UTF-8, or stdin is closed.
     """
     from grouped_lm.errors import ConfigError, DataError
 

@@ -1,4 +1,4 @@
-"""`gvc sweep`: a preset of jobs, run by Hydra's multirun, each job finished exactly once."""
+"""`gvc sweep`: run a preset of jobs with Hydra's multirun, each job exactly once."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,13 +65,13 @@ def sweep(
     if rows:
         log_sweep(plan.jobs[0][0].tracking, plan.folder, runs_csv(rows))
     print(plan.folder, flush=True)
-    judge(plan.find_jobs(), may_stop_early=max_jobs is not None or only_failed)
+    report_states(plan.find_jobs(), may_stop_early=max_jobs is not None or only_failed)
 
 
 def drive(
     plan: "SweepPlan", flags: "HydraFlags", max_jobs: int | None, fail_fast: bool = False, only_failed: bool = False
 ) -> None:
-    """Let Hydra run what is left of the jobs, or of the search."""
+    """Let Hydra run the jobs, or the trials of the search, that are left."""
     from grouped_lm.jobs.progress import SweepDisplay
     from grouped_lm.jobs.sweep import SweepLimits, driver_ledger
 
@@ -96,11 +96,11 @@ def drive(
             launch(plan.overrides, flags, SweepTask(limits, wait=True))
 
 
-def judge(jobs: "list[tuple[Config, Path]]", may_stop_early: bool) -> None:
-    """Say which jobs failed, and which are not done unless that was asked for.
+def report_states(jobs: "list[tuple[Config, Path]]", may_stop_early: bool) -> None:
+    """Report jobs that failed, and jobs that are not done unless that was asked for.
 
     Raises:
-        GvcError: there are any; exit code 1.
+        GvcError: There are such jobs; exit code 1.
     """
     from grouped_lm.errors import GvcError
     from grouped_lm.jobs.sweep import failures, job_state

@@ -47,10 +47,10 @@ def train(
 
 
 def check_prints(flags: "HydraFlags") -> None:
-    """Refuse what Hydra would answer with its own usage, or not at all.
+    """Refuse flags that Hydra would ignore, or answer with its own usage.
 
     Raises:
-        ConfigError: --cfg, --info or what belongs to them.
+        ConfigError: --cfg, --info, --resolve or --package are used wrongly.
     """
     from grouped_lm.config import check_choice
     from grouped_lm.errors import ConfigError
@@ -68,7 +68,7 @@ def check_prints(flags: "HydraFlags") -> None:
 
 
 def train_job(config: "Config", run_dir: Path) -> Any:
-    """Train in `run_dir`, print it, and return the validation loss, which a sweeper may minimise."""
+    """Train in `run_dir`, print the folder, and return the validation loss for sweepers."""
     from grouped_lm.distributed.process_group import rank_and_size
     from grouped_lm.jobs.launch import run_training
 

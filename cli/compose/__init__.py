@@ -1,1 +1,1 @@
-"""The one folder that knows Hydra: compose, check and explain configs."""
+"""The only package that uses Hydra: compose, check and explain configs."""

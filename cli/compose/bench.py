@@ -1,4 +1,4 @@
-"""From the overrides of `gvc bench` to its typed settings and the bodies that its presets name."""
+"""Compose the settings of `gvc bench`, and the bodies of its presets."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def compose_bench(
     """Compose and check everything before anything is measured.
 
     Raises:
-        ConfigError: an unknown suite, grid, key or preset, a value out of range, or a device that is not there.
+        ConfigError: An unknown suite, grid, key or preset, a value out of range, or an absent device.
     """
     check_choice("SUITE", suite, SUITES)
     flags = HydraFlags(config_name=BENCH_CONFIG, config_dir=config_dir)
@@ -43,7 +43,7 @@ def compose_bench(
 
 
 def compose_model(name: str, config_dir: str | None) -> ModelConfig:
-    """Return the body that `model=NAME` is in `gvc train`."""
+    """Return the body of `model=NAME`."""
     flags, words = HydraFlags(config_dir=config_dir), [f"model={name}"]
     with explained(words, flags), composing(flags) as compose_with:
         return to_config(compose_with(words)).model

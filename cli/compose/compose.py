@@ -58,7 +58,7 @@ register()  # at import, because a launcher's worker process unpickles a task an
 
 @dataclass(kw_only=True, slots=True)
 class HydraFlags:
-    """Hydra's own flags, as Typer collected them."""
+    """Hydra's flags, as Typer parsed them."""
 
     multirun: bool = False
     cfg: str | None = None
@@ -72,11 +72,11 @@ class HydraFlags:
 
     @property
     def only_prints(self) -> bool:
-        """Whether Hydra is to show something instead of running the task."""
+        """Whether Hydra prints something instead of running the task."""
         return self.cfg is not None or self.info is not None
 
     def argv(self) -> list[str]:
-        """Return the flags as Hydra's command line has them."""
+        """Return the flags as words of Hydra's command line."""
         words = ["--multirun"] if self.multirun else []
         words += ["--resolve"] if self.resolve else []
         for name in ("cfg", "package", "info"):
@@ -87,10 +87,10 @@ class HydraFlags:
 
 @contextmanager
 def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
-    """Give a function that composes overrides outside of a run, from the same places as the run itself.
+    """Yield a function that composes overrides without a run.
 
     Raises:
-        ConfigError: --config-dir is no folder, or one with files that nobody needs to be that large.
+        ConfigError: --config-dir is no folder, or has a file that is too large.
     """
     if flags.config_dir:
         check_config_files(Path(flags.config_dir))
@@ -133,27 +133,27 @@ def two_heads(variant: str, head: str) -> str:
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Return Hydra's reading of the overrides."""
+    """Return the overrides as Hydra parses them."""
     return OverridesParser.create().parse_overrides(overrides)
 
 
 def quoted(text: str) -> str:
-    """Return `text` as a value that Hydra reads as it is."""
+    """Return `text` in quotes, so that Hydra takes it literally."""
     return QuotedString(text=text, quote=Quote.single).with_quotes()
 
 
 def expand_jobs(overrides: list[str], params: dict[str, Any]) -> list[list[str]]:
-    """Return the overrides of every job of a multirun; ranges that only a sweeper can fill are left out."""
+    """Return the overrides of every job of a multirun, without ranges that only a sweeper can fill."""
     parsed = parse([f"{key}={value}" for key, value in params.items()] + overrides)
     discrete = [o for o in parsed if not o.is_sweep_override() or o.is_discrete_sweep()]
     return [job for batch in BasicSweeper.split_arguments(discrete, None) for job in batch]
 
 
 def check_folders(overrides: list[Override]) -> None:
-    """Refuse an empty name of a folder, such as an unset variable's, which would mean the current one.
+    """Refuse an empty folder name, such as an unset shell variable. It would mean the current folder.
 
     Raises:
-        ConfigError: there is one.
+        ConfigError: A folder name is empty.
     """
     for override in overrides:
         if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not str(override.value() or "").strip():
@@ -161,10 +161,10 @@ def check_folders(overrides: list[Override]) -> None:
 
 
 def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, Path | None]]:
-    """Compose and validate every job before any folder is made.
+    """Compose and check every job before any folder is made.
 
     Returns:
-        Each job's config, and its run folder where the user named one.
+        The config of each job, and its run folder if the user named one.
     """
     check_folders(parse(overrides))
     with composing(flags) as compose_with:
@@ -180,7 +180,7 @@ def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, 
 
 
 def config_groups(config_dir: str | None = None) -> dict[str, list[str]]:
-    """Return the config groups and their choices, with those of the user's own folder."""
+    """Return the config groups and their choices, with those in the user's folder."""
     groups: dict[str, list[str]] = {}
     for root in (files(CONF), *([Path(config_dir)] if config_dir and Path(config_dir).is_dir() else [])):
         for folder in root.iterdir():

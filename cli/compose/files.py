@@ -1,4 +1,4 @@
-"""Config files of the user's own: looked at before Hydra opens them, since a small file can stand for a huge tree."""
+"""Check a user's config files before Hydra reads them: with YAML aliases a small file can expand to a huge tree."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,31 +9,31 @@ from grouped_lm.errors import ConfigError
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
-"""Nodes of a file with every alias written out; the largest config here has 100."""
+"""Most nodes of a file with its aliases expanded. Our largest config has 100."""
 
 
 def check_config_files(folder: Path) -> None:
     """Refuse a folder whose YAML files are too large, or too large once their aliases are followed.
 
     Raises:
-        ConfigError: no such folder, or a file that nobody needs to be that large.
+        ConfigError: There is no such folder, or a file is too large.
     """
     if not folder.is_dir():
         raise ConfigError(f"--config-dir {folder} is not a folder")
     for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):
         for path in folder.glob(pattern):
             if path.stat().st_size > MAX_BYTES or expanded_nodes(path) > MAX_NODES:
-                raise ConfigError(f"{path} is no config: it stands for more than {MAX_NODES:,} values")
+                raise ConfigError(f"{path} is too large for a config: it expands to more than {MAX_NODES:,} values")
 
 
 def expanded_nodes(path: Path) -> int:
-    """Count the nodes of a YAML file as if every alias were a copy, without making one."""
+    """Return the number of nodes of a YAML file with its aliases expanded, without expanding them."""
     sizes: dict[str, int] = {}
     try:
         with path.open("rb") as file:
             return _count(iter(yaml.parse(file, Loader=yaml.SafeLoader)), sizes)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        return 0  # who loads it will say what is wrong
+        return 0  # Hydra reports the error when it reads the file
 
 
 def _count(events: Iterator[yaml.Event], sizes: dict[str, int]) -> int:

@@ -1,4 +1,4 @@
-"""What gvc knows of Hydra's launchers: which share of the machine a job gets under each, and what each needs."""
+"""Hydra's launchers: the share of the machine that a job gets, and what each launcher needs."""
 
 import math
 import os
@@ -10,9 +10,9 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.jobs.device_slots import Share, visible_gpus
 
 EXTRAS = {"joblib": "sweep", "submitit": "sweep", "ray": "ray", "optuna": "optuna"}
-"""Which extra of this package brings a plugin, by a word in the plugin's name."""
+"""A word in a plugin's name -> the extra of this package that installs it."""
 LONGEST_MINUTES = 30 * 24 * 60
-"""Submitit ends jobs on this machine after an hour unless it is told otherwise."""
+"""Limit for jobs of submitit on this machine; its own default is one hour."""
 
 
 def launcher_kind(launcher: Any) -> str:
@@ -21,7 +21,7 @@ def launcher_kind(launcher: Any) -> str:
 
 
 def check_launcher(launcher: Any) -> None:
-    """Refuse a launcher whose scheduler is not here, before any job is made.
+    """Refuse a launcher without its scheduler, before any job is made.
 
     Raises:
         ConfigError: SLURM's commands are missing.
@@ -34,7 +34,7 @@ def check_launcher(launcher: Any) -> None:
 
 
 def share_of_job(launcher: Any) -> Share:
-    """Return what one job may use under the composed `hydra.launcher`."""
+    """Return the CPU threads and device slots of one job under `hydra.launcher`."""
     cores, kind = os.cpu_count() or 1, launcher_kind(launcher)
     if kind == "Slurm":
         per_gpu, gpus = launcher.get("cpus_per_gpu"), launcher.get("gpus_per_node")
@@ -51,7 +51,7 @@ def share_of_job(launcher: Any) -> Share:
 
 
 def missing_plugin(message: str) -> str | None:
-    """Return one line that says how to install what Hydra could not find; None if its message is not about that."""
-    found = re.search(r"Could not (?:find|load) '?(hydra/(?:launcher|sweeper)/(\w+))", message)
-    extra = found and next((extra for word, extra in EXTRAS.items() if word in found[2]), None)
-    return f"{found[1]} is not installed: `pip install 'grouped-lm[{extra}]'` brings it" if found and extra else None
+    """Return how to install the plugin that Hydra could not find, None for another message."""
+    plugin = re.search(r"Could not (?:find|load) '?(hydra/(?:launcher|sweeper)/(\w+))", message)
+    extra = plugin and next((extra for word, extra in EXTRAS.items() if word in plugin[2]), None)
+    return f"{plugin[1]} is not installed: `pip install 'grouped-lm[{extra}]'` brings it" if plugin and extra else None

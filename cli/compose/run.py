@@ -27,10 +27,10 @@ from .files import check_config_files
 
 
 def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
-    """Compose and validate the one config of a command that runs no jobs.
+    """Compose and check the config of a command that takes one.
 
     Raises:
-        ConfigError: an override is wrong, or there would be several jobs.
+        ConfigError: An override is wrong, or there would be several jobs.
     """
     with explained(overrides, flags):
         (config, _), *others = compose_jobs(overrides, flags)
@@ -42,10 +42,10 @@ def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
 
 
 def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], Any]) -> None:
-    """Compose, validate, then let Hydra run `task(config, run_folder)`, once or once per job.
+    """Compose and check, then let Hydra run `task(config, run_folder)` for each job.
 
     Raises:
-        GvcError: with the one line that the user is shown.
+        GvcError: The line for the user.
     """
     from grouped_lm.distributed.process_group import rank_and_size
     from grouped_lm.jobs.preflight import preflight
@@ -70,7 +70,7 @@ def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], 
 
 
 def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], Any]) -> None:
-    """Call the real `hydra.main` with the command line that flags and overrides stand for."""
+    """Call `hydra.main` with the flags and overrides as its command line."""
     raised: list[GvcError] = []
 
     def job(composed: DictConfig) -> Any:

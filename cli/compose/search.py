@@ -1,4 +1,4 @@
-"""A sweep whose values Optuna chooses: its study lies in the sweep's folder, and is continued there."""
+"""A sweep whose values Optuna chooses. Its study is stored in the sweep's folder, and continued from there."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from grouped_lm.errors import BusyError
 STUDY = "study.db"
 STUDY_NAME = "gvc"
 ABANDONED = "abandoned_trials"
-"""Attribute of the study: numbers of trials that a killed driver left, each asked again under a new number."""
+"""Attribute of the study: the trials that a killed process left, which are repeated under new numbers."""
 
 
 def is_search(sweeper: Any) -> bool:
@@ -23,19 +23,19 @@ def is_search(sweeper: Any) -> bool:
 
 @contextmanager
 def continued_study(folder: Path, n_trials: int, seed: int, at_most: int | None = None) -> Iterator[list[str]]:
-    """Hold the study in `folder`, and give the overrides that make Optuna run what is left; none when nothing is.
+    """Lock the study in `folder`, and yield the overrides for the trials that are left, none if all are done.
 
-    Trials that a killed driver left are asked again first, with the same values: their jobs go on from their
-    checkpoints. The sampler is seeded by how many trials there were, or it would propose the first ones once more.
+    Trials that a killed process left are repeated first, with the same values, so that their jobs continue from their
+    checkpoints. The sampler's seed depends on the number of trials, or it would propose the first values again.
 
     Args:
-        folder: of the sweep.
-        n_trials: in all, over every call.
-        seed: of the sampler.
-        at_most: trials in this call; None: all that are left.
+        folder: The folder of the sweep.
+        n_trials: All trials, over every call.
+        seed: The seed of the sampler.
+        at_most: Trials in this call; None for all that are left.
 
     Raises:
-        BusyError: another driver searches here.
+        BusyError: Another process searches here.
     """
     import optuna
 
@@ -56,22 +56,24 @@ def continued_study(folder: Path, n_trials: int, seed: int, at_most: int | None 
             ]
             yield overrides if left else []
     except Timeout as error:
-        raise BusyError(f"another driver searches in {folder}: wait for it, or give another hydra.sweep.dir") from error
+        raise BusyError(
+            f"another gvc sweep searches in {folder}: wait for it, or give another hydra.sweep.dir"
+        ) from error
 
 
 def ask_again(study: Any) -> None:
-    """Close the trials that a killed driver left open, and queue their values as new ones."""
+    """Close the trials that a killed process left open, and queue their values as new trials."""
     from optuna.trial import TrialState
 
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.set_user_attr(ABANDONED, [*study.user_attrs.get(ABANDONED, []), trial.number])
-        if trial.params:  # without: killed before it chose, nothing to repeat
+        if trial.params:  # none if it was killed before it chose
             with warnings.catch_warnings(action="ignore"):  # optuna 2 calls the method experimental
                 study.enqueue_trial(trial.params)
         study.tell(trial.number, state=TrialState.FAIL)
 
 
 def ended_trials(study: Any) -> list[Any]:
-    """Return the trials that ran to an end, good or bad."""
+    """Return the trials that ended, complete or failed."""
     abandoned = study.user_attrs.get(ABANDONED, [])
     return [trial for trial in study.trials if trial.state.is_finished() and trial.number not in abandoned]

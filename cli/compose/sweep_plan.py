@@ -1,4 +1,4 @@
-"""What a sweep will run: its folder, its jobs and their folders, known before any of them is made."""
+"""Plan a sweep: its folder, its jobs and their folders, before any of them exists."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -35,29 +35,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """The jobs of a sweep, by the overrides that make Hydra run them."""
+    """The jobs of a sweep, and the overrides with which Hydra runs them."""
 
     folder: Path
     overrides: list[str]
     jobs: list[tuple[Config, Path]]
-    """Of a search, those at the ends of its intervals: they are checked, and not run."""
+    """For a search, the jobs at the ends of its intervals. They are checked, and not run."""
     n_trials: int | None = None
-    """Of a search, how many jobs it may choose; None where the jobs are known."""
+    """The number of jobs of a search; None if the jobs are known."""
     sampler_seed: int = 0
 
     @property
     def total(self) -> int:
-        """How many jobs there will be."""
+        """The number of jobs in the end."""
         return len(self.jobs) if self.n_trials is None else self.n_trials
 
     def find_jobs(self) -> list[tuple[Config, Path]]:
-        """Return the jobs known by now."""
+        """Return the jobs that are known now."""
         from grouped_lm.jobs.sweep import jobs_below
 
         return self.jobs if self.n_trials is None else jobs_below(self.folder)
 
     def describe(self) -> list[str]:
-        """Return a line per job: what its folder holds, and the folder."""
+        """Return a line per job: its state and its folder."""
         from grouped_lm.jobs.sweep import job_state
 
         lines = [f"{job_state(config, run_dir):12} {run_dir}" for config, run_dir in self.find_jobs()]
@@ -67,26 +67,26 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class SweepTask:
-    """What Hydra's launchers run for each job; it travels to their workers."""
+    """The function that Hydra's launchers run for each job, in their worker processes too."""
 
     limits: "SweepLimits"
     wait: bool
 
     def __call__(self, config: Config, run_dir: Path) -> float:
-        """Run one job and return its validation loss, infinite where there is none, for sweepers that minimise."""
+        """Run one job and return its validation loss for sweepers, infinite if it has none."""
         from grouped_lm.jobs.sweep import run_limited
 
         return run_limited(config, run_dir, self.limits, self.wait, share_of_job(HydraConfig.get().launcher))
 
 
 def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
-    """Compose, validate and name every job of a preset.
+    """Compose, check and name every job of a preset.
 
-    What the user overrides replaces what the preset sweeps. The sweep's folder is runs/NAME unless hydra.sweep.dir
-    says otherwise, and a job's folder is named after the values that differ, so that the same command finds them again.
+    An override replaces the values that the preset sweeps. The sweep's folder is runs/NAME unless hydra.sweep.dir is
+    given. A job's folder is named after its values, so that the same command finds it again.
 
     Raises:
-        ConfigError, DataError: a preset that does not exist, a bad value in any job, bad data.
+        ConfigError, DataError: An unknown preset, or a wrong value or data in any job.
     """
     if flags.config_dir:
         check_config_files(Path(flags.config_dir))
@@ -132,12 +132,12 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
 
 
 def words_without_sweeps(words: list[str]) -> list[str]:
-    """Return the overrides that hold for every job."""
+    """Return the overrides that are the same for every job."""
     return [o.input_line or "" for o in parse(words) if not o.is_sweep_override()]
 
 
 def interval_ends(words: list[str]) -> list[str]:
-    """Return the overrides with each interval as its two ends: what holds for these is taken to hold between."""
+    """Return the overrides with each interval replaced by its two ends. Values between them are not checked."""
     ends = []
     for override in parse(words):
         value: Any = override.value()
@@ -147,14 +147,14 @@ def interval_ends(words: list[str]) -> list[str]:
 
 
 def folder_name(keys: list[str]) -> str:
-    """Return the pattern of a job's folder: every swept key with its value."""
+    """Return the pattern of a job's folder name: every swept key with its value."""
     groups = config_groups()
     values = (f"${{hydra.runtime.choices.{key}}}" if key in groups else f"${{gvc_slug:${{{key}}}}}" for key in keys)
     return ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in zip(keys, values, strict=True)) or "only"
 
 
 def describe_presets(flags: HydraFlags) -> list[str]:
-    """Return a line per preset: its name, how many jobs, what they are, and how long they take where that is known."""
+    """Return a line per preset: its name, number of jobs, description, and time if it is known."""
     lines = []
     with composing(flags) as compose_with:
         for name in config_groups()["sweep"]:
@@ -172,7 +172,7 @@ def describe_presets(flags: HydraFlags) -> list[str]:
 
 
 def known_duration(folder: Path, count: int) -> str:
-    """Return how long `count` jobs take, judged by one that has ended in `folder`; nothing where none has."""
+    """Return the time of `count` jobs, estimated from a complete one in `folder`, or an empty text."""
     from grouped_lm.runs.folder import RunFolder
 
     for path in sorted(folder.glob("*/result.json")):

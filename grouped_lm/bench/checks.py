@@ -1,4 +1,4 @@
-"""Whether a head computes what it says, where it is measured: against its own definition in fp64.
+"""Check where a head is measured that its loss and gradients equal its own definition in fp64.
 
 Letters: N tokens, D width, V vocabulary.
 """
@@ -18,18 +18,17 @@ from grouped_lm.heads import Head
 from grouped_lm.heads.sampled import SampledHead
 
 ROWS, ROWS_AT_ONCE = 300, 50
-"""States that are compared, more than a chunk has on a CPU, and how many at once: the definition makes V numbers for
-each, in fp64."""
+"""States to compare, more than a chunk has on a CPU, and how many at once. Each needs V fp64 numbers."""
 TOLERANCE = {"float32": (2e-5, 1e-4), "bfloat16": (0.01, 0.06)}
-"""Nats of the mean loss, and the largest error of a gradient over its own norm, by the type of matrix products."""
+"""Allowed error of the mean loss in nats, and of a gradient over its norm, by the dtype of matrix products."""
 
 
 def check_columns(implementation: Implementation, head: Head, targets: Tensor, place: Place) -> Row:
-    """Return how far loss and gradients are from those of the log-probabilities of all V tokens in fp64.
+    """Return the errors of loss and gradients against the log-probabilities of all V tokens in fp64.
 
-    The head is run as when it is timed, compiled too, on N states. `ROWS` of them, evenly spread, count; the targets of
-    the others are ignored. `exact` says whether both errors are within `TOLERANCE`; what is not finite is infinitely
-    far. Heads that are trained by a draw are judged as in evaluation.
+    The head is run as when it is timed, on N states. `ROWS` of them, evenly spread, count. The other targets are
+    ignored. `exact` is whether both errors are within `TOLERANCE`; NaN counts as infinite. Sampled softmax is
+    checked as in evaluation.
     """
     n_tokens, n_rows = targets.numel(), min(ROWS, targets.numel())
     rows = torch.arange(n_rows, device=targets.device) * n_tokens // n_rows
@@ -42,11 +41,11 @@ def check_columns(implementation: Implementation, head: Head, targets: Tensor, p
     with implementation.running():
         with place.autocast():
             loss = implementation.forward(head)(states, given).nll
-        found = torch.autograd.grad(loss, [states, *head.parameters()], allow_unused=True)
+        gradients = torch.autograd.grad(loss, [states, *head.parameters()], allow_unused=True)
     head.train(training)
-    truth, wanted = loss_by_definition(head, states.detach(), targets, rows)
-    nll_error = finite_or_inf((loss - truth).abs().item())
-    grad_error = max(error_of(a, b) for a, b in zip(found, wanted, strict=True))
+    exact_loss, exact_gradients = loss_by_definition(head, states.detach(), targets, rows)
+    nll_error = finite_or_inf((loss - exact_loss).abs().item())
+    grad_error = max(error_of(a, b) for a, b in zip(gradients, exact_gradients, strict=True))
     nll_bound, grad_bound = TOLERANCE[place.dtype]
     within = nll_error <= nll_bound and grad_error <= grad_bound
     return {"nll_error": nll_error, "grad_error": grad_error, "exact": within}
@@ -56,10 +55,10 @@ def loss_by_definition(head: Head, states: Tensor, targets: Tensor, rows: Tensor
     """Return the mean -log p(target) of some rows in fp64, and its gradients by all states and the head's parameters.
 
     Args:
-        head: whose `log_prob` is the definition.
+        head: Its `log_prob` is the definition.
         states: (N, D).
         targets: (N,).
-        rows: those that count.
+        rows: The indices that count.
     """
     exact, exact_states = copy.deepcopy(head).double().eval(), states.double().requires_grad_()
     total = exact_states.new_zeros(())
@@ -70,23 +69,23 @@ def loss_by_definition(head: Head, states: Tensor, targets: Tensor, rows: Tensor
     return total, [exact_states.grad, *(parameter.grad for parameter in exact.parameters())]
 
 
-def error_of(found: Tensor | None, wanted: Tensor | None) -> float:
-    """Return the norm of the difference over that of `wanted`, 1 where that is zero; absent is zero too."""
-    one, other = (torch.zeros(()) if tensor is None else tensor.to_dense() for tensor in (found, wanted))
+def error_of(value: Tensor | None, exact: Tensor | None) -> float:
+    """Return the norm of the difference over the norm of `exact`, or 1 if that is zero. None means zero."""
+    one, other = (torch.zeros(()) if tensor is None else tensor.to_dense() for tensor in (value, exact))
     off, norm = (one - other).norm().item(), other.norm().item()
     return finite_or_inf(off / (norm or off or 1.0))
 
 
 def finite_or_inf(error: float) -> float:
-    """Return the error, infinite where it is no number: NaN is neither above a bound nor the largest of several."""
+    """Return the error, or infinity for NaN: NaN would pass every comparison with a bound."""
     return error if math.isfinite(error) else math.inf
 
 
 def refuse_inexact(rows: list[Row], ours: set[str]) -> None:
-    """Raise where a head of ours is not exact; that of a peer is for its row to say.
+    """Refuse rows of our own heads that are not exact. Other libraries may be inexact, and their rows say so.
 
     Raises:
-        InexactError: with the first of them.
+        InexactError: A head is not exact; the message names the first one.
     """
     for row in rows:
         if row.get("exact") is False and row["head"] in ours:

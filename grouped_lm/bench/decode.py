@@ -1,4 +1,4 @@
-"""`gvc bench decode`: milliseconds of one new token, head and whole, plain, greedy and top-p.
+"""`gvc bench decode`: the time of one new token, for the head and the whole model, by sampling method.
 
 Letters: B sequences side by side, D width, V vocabulary.
 """
@@ -27,9 +27,9 @@ Picker = Callable[[Head, Tensor], Tensor]
 
 
 def ways_to_pick(top_p: float) -> dict[str, Picker]:
-    """Return how `gvc sample` may choose the next token, each exact for the joint distribution of (B, D) states.
+    """Return the ways in which `gvc sample` chooses the next token from (B, D) states, each exact.
 
-    Fresh heads are nearly uniform, for which top-p keeps most of V; runs show what it costs in use.
+    A new head is nearly uniform, so top-p keeps most of V. A trained run shows the usual cost.
     """
     truncation = Truncation(top_p=top_p)
     return {
@@ -40,17 +40,16 @@ def ways_to_pick(top_p: float) -> dict[str, Picker]:
 
 
 def decode_cells(work: Workload) -> list[Cell]:
-    """Return a cell per B, in which all heads and ways take turns; see `interleave`."""
+    """Return a cell per B. All heads and ways take turns in it."""
     grid = work.settings.decode
     label = {"model": grid.model, "context": grid.context, "runs": grid.runs}
     return [({**label, "batch_size": batch}, partial(measure_cell, work, batch)) for batch in grid.batches]
 
 
-def contenders(work: Workload) -> dict[str, LanguageModel]:
-    """Return the runs' models by folder, or fresh ones of every implementation that is as configured, on one body.
+def models_to_time(work: Workload) -> dict[str, LanguageModel]:
+    """Return the models of the runs by folder, or a new model of every plain implementation, on one body.
 
-    Others are left out: compiled, tuned, and of another's code, they differ in how a loss is computed or chosen, and
-    here there is none.
+    Other implementations differ only in how the loss is computed, and decoding computes no loss.
     """
     grid = work.settings.decode
     torch.manual_seed(work.settings.seed)
@@ -59,12 +58,12 @@ def contenders(work: Workload) -> dict[str, LanguageModel]:
     config = work.models[grid.model]
     body = build_body(config, work.vocab_size)
     wte = body.wte.weight
-    found = {}
+    models = {}
     for c in work.implementations:
         if c.is_plain:
             head = c.build({}, config.n_embd, work.vocab_size, work.counts, wte, work.train_file.tokens)  # type: ignore[arg-type]
-            found[c.name] = LanguageModel(body, head).eval()
-    return found
+            models[c.name] = LanguageModel(body, head).eval()
+    return models
 
 
 def measure_cell(work: Workload, batch_size: int) -> list[Row]:
@@ -72,7 +71,7 @@ def measure_cell(work: Workload, batch_size: int) -> list[Row]:
     grid = work.settings.decode
     ways = ways_to_pick(grid.top_p)
     ids, _ = work.batches(batch_size, grid.context).batch(0)
-    models = contenders(work)
+    models = models_to_time(work)
     names = [(head, way) for way in ways for head in models]
     samplers = {f"{head}|{way}": token_sampler(models[head], ids, ways[way]) for head, way in names}
     with ExitStack() as stack:
@@ -93,15 +92,15 @@ def measure_cell(work: Workload, batch_size: int) -> list[Row]:
 
 
 def token_sampler(model: LanguageModel, ids: Tensor, pick: Picker) -> Sampler:
-    """Return what times the body over one new token behind a cached context, and the head on its states."""
+    """Return a sampler that times the body on one new token after a cached context, and the head on its state."""
 
     @torch.no_grad()
     def sample() -> dict[str, float]:
-        context, found = Context(model, ids[:, :-1]), list[Tensor]()
-        context.states()  # reads what stands before, untimed
+        context, states = Context(model, ids[:, :-1]), list[Tensor]()
+        context.states()  # reads the context, untimed
         context.append(ids[:, -1])
-        body_ms = timed(lambda: found.append(context.states()))
-        head_ms = timed(lambda: pick(model.head, found[0]))
+        body_ms = timed(lambda: states.append(context.states()))
+        head_ms = timed(lambda: pick(model.head, states[0]))
         return {"head_ms": head_ms, "ms": body_ms + head_ms}
 
     return sample

@@ -1,4 +1,4 @@
-"""`gvc bench heads`: forward, and forward with backward, of the output layer alone.
+"""`gvc bench heads`: time and memory of the output layer alone, forward and backward.
 
 Letters: N tokens, D width, V vocabulary, e bytes per number.
 """
@@ -28,12 +28,12 @@ from grouped_lm.measure.memory import GIB, measure_head_peak_gib
 
 FLOAT_BYTES = 4
 CHUNK = 256
-"""Rows of logits that the floor allows to live at once; smaller chunks go below it, and are slower."""
+"""Rows of logits that the floor of memory counts. Smaller chunks need less, and are slower."""
 Cell = tuple[Row, Callable[[], list[Row]]]
 
 
 def heads_cells(work: Workload) -> list[Cell]:
-    """Return a cell per N and D, in which all implementations take turns; see `interleave`."""
+    """Return a cell per N and D. All implementations take turns in it."""
     grid = work.settings.heads
     return [
         ({"n_tokens": n, "n_embd": d, "vocab_size": work.vocab_size}, partial(measure_cell, work, n, d))
@@ -85,15 +85,15 @@ def measure_cell(work: Workload, n_tokens: int, n_embd: int) -> list[Row]:
 def sampler(
     implementation: Implementation, head: Head, hidden: Tensor, targets: Tensor, place: Place, plain: bool = False
 ) -> Sampler:
-    """Return what times one forward pass without gradients, and one forward and backward pass.
+    """Return a sampler that times a forward pass without gradients, and a forward and backward pass.
 
     Args:
-        implementation: how the head is run.
-        head: to be run.
+        implementation: How the head is run.
+        head: The head.
         hidden: (N, D).
         targets: (N,).
-        place: where.
-        plain: leave `torch.compile` out.
+        place: The device and dtype.
+        plain: Do not compile.
     """
     forward: Any = head if plain else implementation.forward(head)
 
@@ -121,7 +121,7 @@ def sampler(
 
 
 def speed_columns(session: Session, name: str, head: Head, n_tokens: int) -> Row:
-    """Return times, the FLOPs of the formula, and the share of the matrix product's speed that they make."""
+    """Return times, FLOPs by formula, and their rate as a share of the speed of a matrix product."""
     timing = session.timings[name]
     row: Row = timing.columns("forward_ms") | timing.columns("ms")
     flops = 3.0 * head.flops_per_token() * n_tokens
@@ -130,11 +130,11 @@ def speed_columns(session: Session, name: str, head: Head, n_tokens: int) -> Row
 
 
 def memory_columns(head: Head, targets: Tensor, wte: Tensor, forward: Any = None) -> Row:
-    """Return peak and floor in bytes, and parameters.
+    """Return the peak and the floor of memory in bytes, and the number of parameters.
 
-    The peak counts states, weights and their gradients, a tied table with its own too. The ratio leaves the tied table
-    and the rows that its gradient has out on both sides, since the input embedding needs them anyway. `forward` is the
-    compiled head, where it is run as that.
+    The peak counts states, weights and their gradients, also those of a tied table. The ratio leaves out the tied table
+    and its gradient on both sides, because the input embedding needs them anyway. `forward` is the compiled head, if it
+    is compiled.
     """
     n_tokens, n_embd = targets.numel(), head.n_embd
     shape, device = (n_tokens, n_embd, head.vocab_size), targets.device
@@ -155,7 +155,7 @@ def memory_columns(head: Head, targets: Tensor, wte: Tensor, forward: Any = None
 
 
 def floor_bytes(n_tokens: int, n_embd: int, own_params: int, logits_per_token: float) -> int:
-    """Return what any head needs: states and their gradient 2 N D e, its own weights and theirs, one chunk of logits.
+    """Return the bytes that any head needs: states, weights, the gradients of both, and one chunk of logits.
 
     The chunk has 256 rows of as many logits as the head computes per token, G + S for a grouped one.
     """
@@ -164,7 +164,7 @@ def floor_bytes(n_tokens: int, n_embd: int, own_params: int, logits_per_token: f
 
 
 def with_ratios(rows: list[Row]) -> list[Row]:
-    """Add how many times faster and smaller than the plain dense head each is."""
+    """Add the speedup and the memory ratio over the plain dense head to each row."""
     dense = next((row for row in rows if row["head"] == BASELINE), None)
     if dense is None:
         return rows

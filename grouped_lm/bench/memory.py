@@ -1,8 +1,8 @@
-"""`gvc bench memory`: peaks of whole steps, measured by allocator events and predicted from fake tensors.
+"""`gvc bench memory`: peak memory of whole steps, measured by allocator events and predicted from fake tensors.
 
-Parts of a suite: `truth` (both, by what the bytes are for), `claim` (predicted ratios, and the batch that reaches the
-paper's), `fit` (the measured ratio at the largest dense batch in a given memory), `grid` (B x T, training and
-inference). Letters: B micro_batch_size, T block_size.
+The suite has four parts: `truth` (measured and predicted bytes by kind), `claim` (predicted ratios, and the batch that
+reaches the paper's), `fit` (the measured ratio at the largest dense batch in a given memory), and `grid` (B x T,
+training and inference). Letters: B micro_batch_size, T block_size.
 """
 
 import dataclasses
@@ -38,25 +38,25 @@ PAIR = plain_implementation("memory", BASELINE), plain_implementation("memory", 
 def memory_cells(work: Workload) -> list[Cell]:
     """Return the cells of all four parts."""
     grid = work.settings.memory
-    rivals = [plain_implementation("memory.claim_heads", name) for name in grid.claim_heads]
-    refuse_unpredictable(work, rivals)
+    claimed = [plain_implementation("memory.claim_heads", name) for name in grid.claim_heads]
+    refuse_unpredictable(work, claimed)
     watched = [c for c in work.implementations if c.is_plain and c.variant.name in HEADS]
-    watched += [rival for rival in rivals if rival not in watched]  # predictions are compared with real steps
+    watched += [head for head in claimed if head not in watched]  # predictions are compared with real steps
     cells: list[Cell] = []
     for name in grid.truth_models:
         for batch in grid.truth_batches:
             label = {"micro_batch_size": batch, "block_size": grid.truth_block_size}
-            for rival in watched:
-                config = config_of(work, work.models[name], rival, batch, grid.truth_block_size)
-                cell = {"part": "truth", "model": name, **label, "head": rival.name}
+            for head in watched:
+                config = config_of(work, work.models[name], head, batch, grid.truth_block_size)
+                cell = {"part": "truth", "model": name, **label, "head": head.name}
                 cells.append((cell, partial(measure_truth, work, config)))
-    for rival in rivals:
-        own = {} if rival == PAIR[1] else {"head": rival.name}
+    for head in claimed:
+        own = {} if head == PAIR[1] else {"head": head.name}
         for name in grid.claim_models:
             for attention in ("fused", "unfused"):
                 cell = {"part": "claim", "model": name, "attention": attention, "block_size": grid.claim_block_size}
                 cell |= own | {"batches": grid.claim_batches}
-                cells.append((cell, partial(predict_claim, work, rival, name, attention)))
+                cells.append((cell, partial(predict_claim, work, head, name, attention)))
     for name in grid.fit_models:
         cell = {"part": "fit", "model": name, "block_size": grid.claim_block_size}
         cells.append((cell, partial(measure_fit, work, name)))
@@ -67,26 +67,26 @@ def memory_cells(work: Workload) -> list[Cell]:
     return cells
 
 
-def refuse_unpredictable(work: Workload, rivals: list[Implementation]) -> None:
-    """Refuse heads whose sizes shapes alone do not tell, before anything is measured.
+def refuse_unpredictable(work: Workload, claimed: list[Implementation]) -> None:
+    """Refuse heads whose memory depends on tokens, before anything is measured.
 
     Raises:
-        ConfigError: one of `memory.claim_heads` depends on the tokens of a batch or of the text.
+        ConfigError: A head of `memory.claim_heads` depends on the tokens of a batch or of the text.
     """
     grid = work.settings.memory
-    for rival in rivals if grid.claim_models else []:
-        config = config_of(work, work.models[grid.claim_models[0]], rival, 1, grid.claim_block_size)
+    for head in claimed if grid.claim_models else []:
+        config = config_of(work, work.models[grid.claim_models[0]], head, 1, grid.claim_block_size)
         if HEADS[config.head.name].head.sizes_follow_text or predicted_peak(config) is None:
             raise ConfigError(
                 "memory.claim_heads must be of heads whose sizes do not depend on the tokens of a batch or of the "
-                f"text, got {rival.name!r}"
+                f"text, got {head.name!r}"
             )
 
 
 def config_of(
     work: Workload, model: ModelConfig, head: Implementation, batch: int, context: int, has_text: bool = True
 ) -> Config:
-    """Return the run of one implementation's head at B and T; without a text, see `Implementation.grouping_config`."""
+    """Return the config of a run with the head at B and T. `has_text` is whether groups can be made from the text."""
     return Config(
         seed=work.settings.seed,
         model=dataclasses.replace(model, block_size=context),
@@ -103,7 +103,7 @@ def peak_of(moments: Moments) -> int:
 
 
 def parts_of(moments: Moments) -> Row:
-    """Return bytes by kind at the peak, and the module at work there."""
+    """Return the bytes by kind at the peak, and the module that runs there."""
     at = int(moments.live.sum(1).argmax())
     sizes = zip(KINDS, moments.live[at], strict=True)
     return {f"{kind}_bytes": int(size) for kind, size in sizes} | {"peak_module": moments.modules[at] or "optimizer"}
@@ -112,12 +112,12 @@ def parts_of(moments: Moments) -> Row:
 def real_model(
     config: Config, counts: Tensor, tokens: Tokens = None, vocab_size: int | None = None
 ) -> tuple[LanguageModel, torch.optim.Optimizer]:
-    """Build what a run would train, its optimizer as after a first step.
+    """Return the model of a run, and its optimizer with the state of a first step.
 
     Args:
-        config: the run.
-        counts: (V,) occurrences of the tokens.
-        tokens: gives the text, for groups by company.
+        config: The run.
+        counts: (V,) counts of the tokens.
+        tokens: Returns the text, for Brown and k-means groups.
         vocab_size: V; None means the tokenizer's.
     """
     torch.manual_seed(config.seed)
@@ -130,7 +130,7 @@ def real_model(
 def allocator_peak(
     config: Config, model: LanguageModel, optimizer: torch.optim.Optimizer, make_batch: Callable[[], Batch]
 ) -> int:
-    """Return the peak bytes of a real step of the loop in `train`, from the allocator's events."""
+    """Return the peak bytes of a real training step, from the events of the allocator."""
     with PeakTensorMemory(tensor_bytes(live_state(model, optimizer))) as peak:
         model(*make_batch()).nll.backward()
         clip_gradients(model, config.optim.grad_clip)
@@ -148,13 +148,13 @@ def predicted_peak(config: Config, vocab_size: int | None = None) -> int | None:
 
 
 def batch_maker(work: Workload, config: Config) -> Callable[[], Batch]:
-    """Return what makes the first batch of a run."""
+    """Return a function that makes the first batch of a run."""
     batches = work.batches(config.train.micro_batch_size, config.model.block_size)
     return lambda: batches.batch(0)
 
 
 def measure_truth(work: Workload, config: Config) -> list[Row]:
-    """Return one head's row: the allocator's peak, the prediction, and the real step's bytes by what they are for.
+    """Return one head's row: the measured peak, the predicted one, and the bytes of the real step by kind.
 
     `embedding_bytes` (the input table and its two Adam averages) is a share of weights and optimizer state.
     """
@@ -175,7 +175,7 @@ def measure_truth(work: Workload, config: Config) -> list[Row]:
 
 
 def predicted_by_batch(config: Config, steps: Callable[[Config, list[int]], list[Moments]]) -> Callable[[int], float]:
-    """Return B -> predicted peak bytes, from two fake steps; see `peak_function`."""
+    """Return a function B -> predicted peak bytes, from two fake steps."""
     batches = [n * least_batch(config) for n in (1, 2)]
     found = dict(zip(batches, steps(config, batches), strict=True))
     return peak_function(found, batches[0], lambda batch: steps(config, [batch])[0])
@@ -189,13 +189,13 @@ def flops_of(config: Config) -> tuple[float, float]:
 
 
 def predict_claim(work: Workload, head: Implementation, name: str, attention: str) -> list[Row]:
-    """Return dense over `head` at every B of the claim, the least B that reaches the paper's ratio, and the limit.
+    """Return the ratio dense over `head` at every B, the smallest B with the paper's ratio, and the limit for large B.
 
-    Beside it FLOPs: how many times fewer with that head, and with a head that costs nothing.
+    The rows also have the ratio of FLOPs, with this head and with a head that costs nothing.
     """
     grid = work.settings.memory
     model = dataclasses.replace(work.models[name], attention=attention)
-    configs = [config_of(work, model, rival, 2, grid.claim_block_size) for rival in (PAIR[0], head)]
+    configs = [config_of(work, model, head, 2, grid.claim_block_size) for head in (PAIR[0], head)]
     dense, own = (predicted_by_batch(config, fake_steps) for config in configs)
 
     def ratio(batch: int) -> float:
@@ -221,7 +221,7 @@ def predict_claim(work: Workload, head: Implementation, name: str, attention: st
 
 
 def measure_fit(work: Workload, name: str) -> list[Row]:
-    """Return measured dense over grouped at the largest B whose dense step is predicted to fit the limit."""
+    """Return the measured ratio dense over grouped at the largest B whose dense step should fit the limit."""
     grid = work.settings.memory
     limit = grid.limit_gib * GIB
     dense = config_of(work, work.models[name], PAIR[0], 2, grid.claim_block_size)
@@ -245,7 +245,7 @@ def measure_fit(work: Workload, name: str) -> list[Row]:
 
 
 def measure_grid(work: Workload, head: Implementation, context: int) -> list[Row]:
-    """Return a row per B, for a training step and a forward pass; those predicted to fit the grid's limit are run."""
+    """Return a row per B for a training step and a forward pass. Those that should fit the grid's limit are run."""
     grid = work.settings.memory
     config = config_of(work, work.models[grid.grid_model], head, 2, context)
     rows: list[Row] = []

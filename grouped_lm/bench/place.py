@@ -1,4 +1,4 @@
-"""Where a bench measures, and how a pass is waited for there."""
+"""The device of a bench, and how a pass on it is timed."""
 
 import time
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from grouped_lm.system.precision import autocast
 
 @dataclass(frozen=True)
 class Place:
-    """A device, the type of matrix products on it, and the passes that make one sample.
+    """A device, the dtype of matrix products on it, and the number of passes in one sample.
 
-    On a GPU the host runs ahead: only the last of several passes is waited for, as in training.
+    A GPU runs asynchronously. Only the last of several passes is waited for, as in training.
     """
 
     device: torch.device
@@ -28,11 +28,11 @@ class Place:
         return autocast(self.device, self.dtype)
 
     def calibrate(self) -> Calibration:
-        """Measure what the device can do now."""
+        """Measure the speed of the device now."""
         return calibrate(self.device, getattr(torch, self.dtype))
 
     def timed(self, action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-        """Return the milliseconds of one `action`, the mean of `repeats` between two waits."""
+        """Return the milliseconds of one `action`, the mean of `repeats` between two synchronizations."""
 
         def several() -> None:
             for _ in range(self.repeats):

@@ -1,4 +1,4 @@
-"""One suite from settings to rows, files and a table."""
+"""Run one suite: settings in; rows, CSV, plots and a table out."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,7 +31,7 @@ SUITE_CELLS: dict[str, Callable[[Workload], list[Cell]]] = {
 
 
 TOGETHER = ("heads", "steps", "decode")
-"""Suites whose cells measure all implementations at once: with another one, they are measured anew."""
+"""Suites that measure all implementations in one cell. Another selection measures the cell again."""
 
 
 def suite_cells(suite: str, work: Workload) -> list[Cell]:
@@ -48,19 +48,19 @@ def run_suite(
     out: Path | None = None,
     suffix: str = "",
 ) -> list[Row]:
-    """Measure what `folder` does not hold yet, write CSV and plots, and return the rows.
+    """Measure the cells that `folder` does not have yet, write CSV and plots, and return the rows.
 
     Args:
-        suite: one of `settings.SUITES`.
-        settings: grids and meter.
-        models: the bodies that the suite's presets name.
-        folder: where cells are kept.
-        command: recorded in every row.
-        out: where bench-SUITE.csv and its plots are written too.
-        suffix: what their names end in, so that the quick grid does not overwrite the full one's.
+        suite: One of `settings.SUITES`.
+        settings: The bench's config.
+        models: Preset of conf/model -> body.
+        folder: The folder of the cells.
+        command: The command line, for every row.
+        out: A second folder for bench-SUITE.csv and its plots.
+        suffix: The end of their names, so that the quick grid does not overwrite the full one's files.
 
     Raises:
-        InexactError: a head of ours is not what it says; all else is done.
+        InexactError: One of our heads is not exact. All files are written before.
     """
     set_threads(settings.threads)
     keep_freed_memory()
@@ -82,14 +82,14 @@ def run_suite(
 
 
 def identity(suite: str, work: Workload) -> dict[str, Any]:
-    """Return what else decides a cell's figures: everything but the grid, of which a cell is one point."""
+    """Return all settings that change a cell's figures, except the grid: a cell is one point of it."""
     settings = dataclasses.asdict(work.settings)
     data = {key: value for key, value in settings["data"].items() if key not in ("name", "cache_dir")}
     own = settings[suite] if suite in ("decode", "memory", "vocab") else {}
     lists = {key: value for key, value in own.items() if isinstance(value, list) and key != "excess_lr"}
     elsewhere = {key: settings[key] for key in ("device", "dtype", "repeats")}
     if elsewhere == {"device": "cpu", "dtype": "float32", "repeats": 1}:
-        elsewhere = {}  # cells measured before there was a choice are the same
+        elsewhere = {}  # as cells without these keys
     return elsewhere | {
         "data": data,
         "tokenizer": settings["tokenizer"],

@@ -16,20 +16,20 @@ def _check_sizes(path: str, values: list[int]) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class MeterConfig:
-    """How time is taken."""
+    """How times are measured."""
 
     min_rounds: int = 2
-    """Rounds of A B B A for every implementation, however slow, >= 1: two samples each."""
+    """Least number of rounds A B B A, >= 1. A round has two samples of each implementation."""
     max_rounds: int = 20
-    """No implementation takes part in more."""
+    """Most rounds for an implementation."""
     budget_s: float = 5.0
     """Seconds of measuring for one implementation in one cell. After `min_rounds` it then leaves further rounds."""
     max_drift: float = 0.10
-    """A round is dropped where the calibration after it differs from that before, or one of them from the first of the
-    cell, by more than this share."""
+    """A round is dropped if the calibrations around it differ from each other, or from the first of the cell, by more
+    than this share."""
     max_dropped: int = 4
-    """Rounds of one cell that are dropped and done again; further ones are kept, and their drift is reported.
-    Fewer where those took longer than all budgets together."""
+    """Most rounds of a cell that are dropped and repeated. Later ones are kept, and their drift is reported. Dropping
+    also ends when it took longer than all budgets together."""
 
     def __post_init__(self) -> None:
         check_range("meter.min_rounds", self.min_rounds, 1, 1000)
@@ -41,7 +41,7 @@ class MeterConfig:
 
 @dataclass(kw_only=True, slots=True)
 class HeadsGrid:
-    """`gvc bench heads`: the head alone, V that of the tokenizer."""
+    """`gvc bench heads`: the head alone, with the tokenizer's V."""
 
     n_tokens: list[int] = field(default_factory=lambda: [1024])
     """States N of one pass."""
@@ -72,17 +72,17 @@ class MemoryGrid:
     """`gvc bench memory`: peaks of whole steps, measured and predicted."""
 
     truth_models: list[str] = field(default_factory=lambda: ["gpt2-1m"])
-    """Presets whose real steps are watched, part by part, beside the prediction."""
+    """Presets whose real steps are measured by kind of bytes, beside the prediction."""
     truth_batches: list[int] = field(default_factory=lambda: [2, 4])
     truth_block_size: int = 128
     claim_models: list[str] = field(default_factory=lambda: ["neo-33m", "gpt2-33m"])
-    """Presets of the table of ratios, predicted, attention fused and unfused."""
+    """Presets of the predicted ratios, with fused and unfused attention."""
     claim_heads: list[str] = field(default_factory=lambda: ["grouped"])
     """Variants that are compared with the full softmax there."""
     claim_batches: list[int] = field(default_factory=lambda: [8, 32, 80])
     claim_block_size: int = 512
     claim_ratio: float = 3.4
-    """The paper's; the least batch that reaches it is searched."""
+    """The paper's ratio. The smallest batch that reaches it is searched."""
     fit_models: list[str] = field(default_factory=list)
     """Presets measured at the largest batch whose dense step is predicted to fit `limit_gib`; minutes each."""
     limit_gib: float = 16.0
@@ -109,10 +109,10 @@ class DecodeGrid:
     model: str = "gpt2-8m"
     batches: list[int] = field(default_factory=lambda: [1, 32])
     context: int = 32
-    """Tokens in sight of the head, the last of them new and the others cached, >= 2."""
+    """Tokens of context, >= 2. The last one is new, and the others are cached."""
     top_p: float = 0.9
     runs: list[str] = field(default_factory=list)
-    """Run folders: their trained bodies and heads instead of fresh ones of the variants."""
+    """Run folders, whose trained models are measured instead of new ones."""
 
     def __post_init__(self) -> None:
         _check_sizes("decode.batches", self.batches)
@@ -134,12 +134,12 @@ class VocabGrid:
     excess_vocab_sizes: list[int] = field(default_factory=lambda: [10_000])
     excess_model: str = "debug"
     excess_languages: list[str] = field(default_factory=lambda: ["markov"])
-    """`zipf` (no memory: nothing but the frequencies can be learnt) or `markov` (classes of tokens)."""
+    """`zipf` (independent tokens: only frequencies can be learnt) or `markov` (classes of tokens)."""
     excess_steps: int = 100
     excess_batch_size: int = 16
     excess_block_size: int = 64
     excess_lr: list[float] = field(default_factory=lambda: [1e-2])
-    """Learning rates tried for every head alike; the best stands in the row."""
+    """Learning rates tried for every head. The row has the best one."""
 
     def __post_init__(self) -> None:
         _check_sizes("vocab.vocab_sizes", self.vocab_sizes)
@@ -154,7 +154,7 @@ class VocabGrid:
 
 @dataclass(kw_only=True, slots=True)
 class BenchConfig:
-    """One `gvc bench`."""
+    """The config of `gvc bench`."""
 
     data: Any = None
     """The config of a data source. Its token frequencies decide the targets and the order in frequency-sorted heads."""
@@ -164,9 +164,9 @@ class BenchConfig:
     dtype: str = "float32"
     """`float32`, or `bfloat16` for autocast, in the suites `heads` and `steps`."""
     repeats: int = 1
-    """Passes that make one sample, >= 1: a GPU is waited for after the last of them alone, as in training."""
+    """Passes in one sample, >= 1. A GPU is synchronized after the last of them only, as in training."""
     threads: int | None = 1
-    """CPU threads; null leaves torch's choice. One repeats best: two threads wait for the slower core."""
+    """CPU threads; null is torch's choice. One thread varies least, since two wait for the slower core."""
     seed: int = 0
     competitors: list[str] = field(default_factory=list)
     """Variants, or beginnings of names in the rows, to measure besides the plain dense head; empty means all."""

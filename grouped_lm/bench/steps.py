@@ -1,4 +1,4 @@
-"""`gvc bench steps`: whole optimizer steps beside the step without any head, which no head can beat.
+"""`gvc bench steps`: whole optimizer steps, and the step without a head, which is the limit.
 
 Letters: B micro_batch_size, T block_size, V vocabulary.
 """
@@ -33,16 +33,16 @@ from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer
 
 CAP = "no head"
-"""The step with `hidden.pow(2).mean()` for a loss: same body, embedding and optimizer."""
+"""The step with the loss `hidden.pow(2).mean()`, and the same body, embedding and optimizer."""
 CAP_RUNNER = plain_implementation("steps", BASELINE)
-"""How that step is run: plainly."""
+"""How that step is run."""
 Cell = tuple[Row, Callable[[], list[Row]]]
 Batch = tuple[Tensor, Tensor]
 State = dict[Any, Any]
 
 
 def steps_cells(work: Workload) -> list[Cell]:
-    """Return a cell per body, in which all implementations take turns; see `interleave`."""
+    """Return a cell per body. All implementations take turns in it."""
     grid = work.settings.steps
     shape = {"micro_batch_size": grid.micro_batch_size, "block_size": grid.block_size, "vocab_size": work.vocab_size}
     return [({"model": name, **shape}, partial(measure_body, work, name)) for name in grid.models]
@@ -56,13 +56,13 @@ class NoHead(nn.Module):
         self.body = body
 
     def forward(self, input_ids: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean square of the states."""
+        """Return the mean square of the states, a loss that costs nothing."""
         return self.body(input_ids).pow(2).mean()
 
 
 @dataclass
-class Contender:
-    """A implementation's model, and what a step of it does."""
+class StepRunner:
+    """The model of an implementation, its timed step, and the options that were tried."""
 
     model: nn.Module
     step: Sampler
@@ -71,7 +71,7 @@ class Contender:
 
 
 def measure_body(work: Workload, name: str) -> list[Row]:
-    """Return a row per implementation and one for the cap, which takes turns with them."""
+    """Return a row per implementation, and one for the step without a head."""
     grid = work.settings.steps
     loader = work.batches(grid.micro_batch_size, grid.block_size)
     batches = [loader.batch(index) for index in range(4)]
@@ -87,15 +87,15 @@ def compare_steps(
     batches: Sequence[Batch],
     implementations: Sequence[Implementation],
 ) -> list[Row]:
-    """Return rows of whole steps on one body that all share: weights of its own for every head, one body's memory.
+    """Return rows of whole steps. All heads share one body, so that it needs memory once.
 
     Args:
-        work: settings.
-        model: the body.
+        work: The settings.
+        model: The body.
         vocab_size: V.
-        text: (V,) occurrences of the tokens, and what gives the tokens themselves where there are any.
+        text: (V,) counts of the tokens, and a function that returns the tokens, or None.
         batches: (B, T) ids and targets, used in turn.
-        implementations: the heads.
+        implementations: The heads.
     """
     torch.manual_seed(work.settings.seed)
     forget_compiled(implementations)
@@ -103,21 +103,19 @@ def compare_steps(
     batches = [(ids.to(place.device), targets.to(place.device)) for ids, targets in batches]
     body = build_body(model, vocab_size).to(place.device)
     cap, state = NoHead(body), defaultdict(dict)  # type: ignore[var-annotated]
-    contenders = {CAP: Contender(cap, step_sampler(CAP_RUNNER, cap, cap, batches, state, place), {}, {})}
+    runners = {CAP: StepRunner(cap, step_sampler(CAP_RUNNER, cap, cap, batches, state, place), {}, {})}
     for implementation in implementations:
         shape = model.n_embd, vocab_size, text
-        contenders[implementation.name] = _contend(implementation, *shape, body, batches, state, place)
-    session = interleave({name: c.step for name, c in contenders.items()}, work.settings.meter, place.calibrate)
+        runners[implementation.name] = _step_runner(implementation, *shape, body, batches, state, place)
+    session = interleave({name: c.step for name, c in runners.items()}, work.settings.meter, place.calibrate)
     say_too_large(session)
     n_tokens = batches[0][0].numel()
     body_flops = estimate_body_flops_per_token(model, batches[0][0].shape[1])
-    rows = [
-        step_row(name, c, session, n_tokens, body_flops) for name, c in contenders.items() if name in session.timings
-    ]
+    rows = [step_row(name, c, session, n_tokens, body_flops) for name, c in runners.items() if name in session.timings]
     return with_shares(rows)
 
 
-def _contend(
+def _step_runner(
     implementation: Implementation,
     n_embd: int,
     vocab_size: int,
@@ -126,7 +124,7 @@ def _contend(
     batches: Sequence[Batch],
     state: State,
     place: Place,
-) -> Contender:
+) -> StepRunner:
     wte: Any = body.wte.weight  # type: ignore[union-attr]
 
     def model_with(option: Option) -> LanguageModel:
@@ -144,24 +142,24 @@ def _contend(
         best, tried = quickest({name: sampler_of(model, model) for name, model in models.items()}, "ms", 1)
         del models
         for parameter in set(state) - before - set(body.parameters()):
-            del state[parameter]  # the tried heads go, and with them what they weigh
+            del state[parameter]  # frees the optimizer state of the tried heads
     option = options[best] if best else next(iter(options.values()))
     model = model_with(option)
-    return Contender(model, sampler_of(model, implementation.forward(model)), option, tried)
+    return StepRunner(model, sampler_of(model, implementation.forward(model)), option, tried)
 
 
 def step_sampler(
     implementation: Implementation, model: nn.Module, forward: Any, batches: Sequence[Batch], state: State, place: Place
 ) -> Sampler:
-    """Return what times a step of the loop in `train`: loss, gradients, their norm, AdamW.
+    """Return a sampler that times a training step: loss, gradients, their norm, AdamW.
 
     Args:
-        implementation: how the head is run.
-        model: whose parameters are updated. The optimizer's state is made at the first step.
-        forward: the model, or its compiled form.
-        batches: used in turn.
-        state: of all optimizers of the cell: the body's two averages exist once, not once per implementation.
-        place: where.
+        implementation: How the head is run.
+        model: The model that is updated. The first step makes the optimizer's state.
+        forward: The model, or its compiled form.
+        batches: (B, T) ids and targets, used in turn.
+        state: The state of all optimizers of the cell, so that the body's averages exist once.
+        place: The device and dtype.
     """
     optimizer = build_optimizer(AdamWConfig(lr=1e-4), model)
     optimizer.state = state  # type: ignore[assignment]
@@ -184,16 +182,16 @@ def step_sampler(
     return sample
 
 
-def step_row(name: str, contender: Contender, session: Session, n_tokens: int, body_flops: float) -> Row:
-    """Return what one implementation's steps took and computed; `mfu` is the share of the matrix product's speed."""
-    head = getattr(contender.model, "head", None)
+def step_row(name: str, runner: StepRunner, session: Session, n_tokens: int, body_flops: float) -> Row:
+    """Return the row of one implementation. `mfu` is its FLOP rate over that of a matrix product."""
+    head = getattr(runner.model, "head", None)
     head_flops = head.flops_per_token() if head is not None else 0.0
     times = session.timings[name].columns("ms")
     rate = n_tokens / (times["ms"] / 1000)
     return {
         "head": name,
-        "option": describe_option(contender.option),
-        "tried": describe_tuning(contender.tried),
+        "option": describe_option(runner.option),
+        "tried": describe_tuning(runner.tried),
         **times,
         "tokens_per_sec": rate,
         "flops_per_token": 3 * (body_flops + head_flops),
@@ -204,16 +202,16 @@ def step_row(name: str, contender: Contender, session: Session, n_tokens: int, b
 
 
 def with_shares(rows: list[Row]) -> list[Row]:
-    """Add the share of the cap's speed, and how many times faster than each kind of implementation a row is."""
+    """Add the share of the limit's speed, and the speedup over dense and over the best chunked and adaptive heads."""
     by_name = {row["head"]: row for row in rows}
-    rivals = {
+    baselines = {
         "over_dense": [BASELINE],
         "over_best_chunked": [name for name in by_name if name.startswith("dense, chunked")],
         "over_best_adaptive": [name for name in by_name if name.startswith("adaptive")],
     }
     for row in rows:
         row["share_of_cap"] = by_name[CAP]["ms"] / row["ms"]
-        for column, names in rivals.items():
+        for column, names in baselines.items():
             times = [by_name[name]["ms"] for name in names if name in by_name]
             row[column] = min(times) / row["ms"] if times else None
         if BASELINE in by_name:

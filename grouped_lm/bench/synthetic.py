@@ -1,4 +1,4 @@
-"""Languages whose entropy is known exactly, for any V and seed: what a model loses above it is the model's own.
+"""Languages of known entropy for any V and seed. A model's loss minus the entropy is the model's own error.
 
 Ids follow frequency, most frequent first (nearly so in the Markov language), as the paper's grouping presumes.
 Letters: B sequences, T length, V vocabulary, C classes.
@@ -16,7 +16,7 @@ def zipf(size: int, exponent: float = 1.0) -> np.ndarray:
 
 
 def entropy_of(probs: np.ndarray) -> np.ndarray:
-    """Return -sum p log p over the last axis, in nats; p = 0 adds nothing."""
+    """Return -sum p log p over the last axis, in nats; p = 0 adds 0."""
     return -(probs * np.log(np.where(probs > 0, probs, 1.0))).sum(-1)
 
 
@@ -30,9 +30,9 @@ class Language(ABC):
 
     vocab_size: int
     entropy: float
-    """Nats per token, given all that came before."""
+    """Nats per token, given all tokens before it."""
     frequencies: np.ndarray
-    """(V,) float64, how often each id stands anywhere."""
+    """(V,) float64, the probability of each id at any position."""
 
     @abstractmethod
     def sample(self, n_sequences: int, length: int, seed: int) -> np.ndarray:
@@ -40,7 +40,7 @@ class Language(ABC):
 
     @abstractmethod
     def log_prob(self, ids: np.ndarray) -> np.ndarray:
-        """Return (B, T - 1) log-probabilities of ids[:, 1:], each given what stands before it, in nats."""
+        """Return (B, T - 1) log-probabilities of ids[:, 1:], each given the ids before it, in nats."""
 
 
 class ZipfUnigram(Language):
@@ -53,11 +53,11 @@ class ZipfUnigram(Language):
         self._cumulative = self.frequencies.cumsum()
 
     def sample(self, n_sequences: int, length: int, seed: int) -> np.ndarray:
-        """See `Language.sample`."""
+        """Return (B, T) int64 ids."""
         return draw(self._cumulative, np.random.default_rng(seed).random((n_sequences, length)))
 
     def log_prob(self, ids: np.ndarray) -> np.ndarray:
-        """See `Language.log_prob`."""
+        """Return (B, T - 1) log-probabilities in nats."""
         return np.log(self.frequencies)[ids[:, 1:]]
 
 
@@ -93,7 +93,7 @@ class ClassMarkov(Language):
         self.entropy = float(self.stationary @ (entropy_of(self.transition) + self.transition @ inside))
 
     def sample(self, n_sequences: int, length: int, seed: int) -> np.ndarray:
-        """See `Language.sample`."""
+        """Return (B, T) int64 ids."""
         rng = np.random.default_rng(seed)
         classes = np.empty((n_sequences, length), dtype=np.int64)
         classes[:, 0] = draw(self.stationary.cumsum(), rng.random(n_sequences))
@@ -109,7 +109,7 @@ class ClassMarkov(Language):
         return slots * self.n_class + classes
 
     def log_prob(self, ids: np.ndarray) -> np.ndarray:
-        """See `Language.log_prob`."""
+        """Return (B, T - 1) log-probabilities in nats."""
         classes = ids % self.n_class
         steps = np.log(self.transition)[classes[:, :-1], classes[:, 1:]]
         return steps + np.log(self._of_class)[ids[:, 1:]]

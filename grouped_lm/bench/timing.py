@@ -18,15 +18,15 @@ from grouped_lm.measure.throughput import measure_copy_bytes_per_sec, measure_ge
 
 CPU = torch.device("cpu")
 Sampler = Callable[[], dict[str, float]]
-"""Does a thing once and returns milliseconds by name ("ms", "forward_ms", ...)."""
+"""A function that runs a pass once and returns milliseconds by name ("ms", "forward_ms", ...)."""
 
 SLOW_MS = 2000.0
-"""Options that take longer are tried once when tuned."""
+"""Options that take longer than this are tried once."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the machine can do at one moment."""
+    """The speed of the machine at one moment."""
 
     gemm_flops_per_sec: float
     copy_bytes_per_sec: float
@@ -39,17 +39,17 @@ class Calibration:
 
 
 def calibrate(device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Calibration:
-    """Measure a matrix product of `dtype` and a copy, a quarter of a second."""
+    """Measure a matrix product of `dtype` and a copy, for a quarter of a second."""
     return Calibration(measure_gemm_flops_per_sec(device, dtype), measure_copy_bytes_per_sec(device))
 
 
 @dataclass
 class Timing:
-    """What one implementation took."""
+    """The samples of one implementation."""
 
     samples: list[dict[str, float]] = field(default_factory=list)
     drift: float = 0.0
-    """Largest of the rounds that were kept, each within itself and against the first of the cell."""
+    """The largest drift of a kept round, within it or since the start of the cell."""
 
     def quartiles(self, key: str) -> tuple[float, float, float]:
         """Return first quartile, median and third quartile of a figure, in ms."""
@@ -67,14 +67,14 @@ class Timing:
 
 @dataclass
 class Session:
-    """All timings of a cell, and how the machine was meanwhile."""
+    """All timings of a cell, and the calibrations between them."""
 
     timings: dict[str, Timing]
-    """Of those that fit into the device's memory."""
+    """Implementations that fit into the memory of the device."""
     calibrations: list[Calibration]
     dropped: int
     too_large: list[str] = field(default_factory=list)
-    """Those that do not."""
+    """Implementations that do not."""
 
     def gemm_flops_per_sec(self) -> float:
         """Return the median over the calibrations of the cell."""
@@ -85,7 +85,7 @@ class Session:
         return statistics.median(c.copy_bytes_per_sec for c in self.calibrations)
 
     def columns(self, name: str) -> dict[str, float]:
-        """Return what a row says about the measuring itself."""
+        """Return the columns about the measurement itself."""
         return {
             "samples": len(self.timings[name].samples),
             "kept_drift": self.timings[name].drift,
@@ -146,7 +146,7 @@ def interleave(
 
 
 def warm_up(sample: Sampler) -> bool:
-    """Take a sample, and return whether the device had memory for it."""
+    """Take a sample, and return False if the device had too little memory."""
     try:
         sample()
     except torch.OutOfMemoryError:
@@ -155,14 +155,14 @@ def warm_up(sample: Sampler) -> bool:
 
 
 def timed(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return the milliseconds that `action` takes."""
+    """Return the milliseconds of `action`."""
     started = clock()
     action()
     return 1000 * (clock() - started)
 
 
 def quickest(options: dict[str, Sampler], key: str, samples: int = 2) -> tuple[str, dict[str, float]]:
-    """Return the option of the least time, and every option's least ms.
+    """Return the fastest option, and the shortest time of every option in ms.
 
     Options take turns, so that a drift hits all of them. The first sample of each is a warm-up, but for one so slow
     that warmth is nothing to it: that is its only one. One option alone is not run.

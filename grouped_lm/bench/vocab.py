@@ -1,4 +1,4 @@
-"""`gvc bench vocab`: a step over vocabularies up to a million, and what each head loses on a language known exactly.
+"""`gvc bench vocab`: steps with up to a million tokens, and losses on a language of known entropy.
 
 Parts: `step` (memory and time), `excess` (loss above the entropy). Letters: B micro_batch_size, T block_size, V
 vocabulary.
@@ -26,7 +26,7 @@ from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer, learning_rate
 
 STATE_BYTES = 16
-"""fp32 weight, gradient and Adam's two averages: the least a trained weight needs."""
+"""The bytes of a trained weight: fp32 weight, gradient and Adam's two averages."""
 EVAL_SEQUENCES = 64
 EVAL_SEED = 2**31
 
@@ -48,7 +48,7 @@ def vocab_cells(work: Workload) -> list[Cell]:
 
 
 def measure_steps(work: Workload, heads: list[Implementation], vocab_size: int) -> list[Row]:
-    """Return a row per head: predicted and measured peak, and step time where the limit allows a step at all."""
+    """Return a row per head: predicted and measured peak, and the time of a step if it fits the limit."""
     grid = work.settings.vocab
     counts = zipf_counts(vocab_size)
     ids = draw_ids(counts, 4 * grid.micro_batch_size * (grid.block_size + 1), work.generator())
@@ -74,7 +74,7 @@ def measure_steps(work: Workload, heads: list[Implementation], vocab_size: int) 
 def memory_row(config: Config, counts: Tensor, vocab_size: int, limit: float, batch: Batch) -> Row:
     """Return the predicted peak of a step, and the measured one unless the prediction is above `limit` bytes.
 
-    Heads that cannot be predicted are held against what the body's weights need at least.
+    For heads that cannot be predicted, the body's weights alone are compared with the limit.
     """
     predicted = predicted_peak(config, vocab_size)
     least = STATE_BYTES * estimate_body_params(config.model, vocab_size)
@@ -86,7 +86,7 @@ def memory_row(config: Config, counts: Tensor, vocab_size: int, limit: float, ba
 
 
 def measure_excess(work: Workload, head: Implementation, language_name: str, vocab_size: int) -> list[Row]:
-    """Return one head's loss above the entropy, at the best of the learning rates tried."""
+    """Return one head's loss above the entropy, at the best of the learning rates."""
     grid = work.settings.vocab
     language = build_language(language_name, vocab_size, work.settings.seed)
     tried = {lr: train_on(work, head, language, lr) for lr in grid.excess_lr}
@@ -96,10 +96,10 @@ def measure_excess(work: Workload, head: Implementation, language_name: str, voc
 
 
 def train_on(work: Workload, head: Implementation, language: Language, lr: float) -> Row:
-    """Train a fresh model and return its loss on sequences never seen.
+    """Train a new model and return its loss on held-out sequences.
 
-    `excess_nats` is the mean of -log p(model) + log p(language) over the same tokens: its expectation is the loss
-    less the entropy, and what the sample happens to hold falls out.
+    `excess_nats` is the mean of -log p(model) + log p(language) over the same tokens: its expectation is
+    the loss minus the entropy, with less noise than their difference.
     """
     grid = work.settings.vocab
     torch.manual_seed(work.settings.seed)
@@ -127,7 +127,7 @@ def train_on(work: Workload, head: Implementation, language: Language, lr: float
 
 
 def language_model(work: Workload, head: Implementation, language: Language) -> LanguageModel:
-    """Return a fresh model; heads that sort their tokens are given the language's own frequencies."""
+    """Return a new model. Heads that sort tokens get the frequencies of the language."""
     model = work.models[work.settings.vocab.excess_model]
     body = build_body(model, language.vocab_size)
     counts = torch.from_numpy((language.frequencies * 1e12).astype(np.int64))

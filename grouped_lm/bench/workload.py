@@ -1,4 +1,4 @@
-"""What heads are fed: states, and targets as frequent as the tokens of a real text. Letters: N tokens, D width."""
+"""The input of a bench: targets with the token frequencies of a real text. Letters: N tokens, D width."""
 
 import sys
 from collections.abc import Callable
@@ -20,21 +20,24 @@ from grouped_lm.system.runtime import resolve_device
 
 
 def say(text: str) -> None:
-    """Print a line for people, on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 def say_too_large(session: Session) -> None:
-    """Say who did not fit into the device's memory."""
+    """Print the implementations that did not fit into the memory of the device."""
     for name in session.too_large:
         say(f"{name} is left out: it does not fit into the memory of the device")
 
 
 @dataclass
 class Workload:
-    """Settings, the bodies that presets name, and the text.
+    """The settings, the bodies by preset, and the text.
 
-    prepare: gives the training tokens; called when first needed.
+    Attributes:
+        settings: The bench's config.
+        models: Preset of conf/model -> body.
+        prepare: Returns the training tokens; called when they are first needed.
     """
 
     settings: BenchConfig
@@ -50,7 +53,7 @@ class Workload:
 
     @cached_property
     def place(self) -> Place:
-        """Where it is measured."""
+        """The device and dtype."""
         settings = self.settings
         return Place(resolve_device(settings.device, "device"), settings.dtype, settings.repeats)
 
@@ -66,7 +69,7 @@ class Workload:
 
     @cached_property
     def implementations(self) -> list[Implementation]:
-        """What is measured."""
+        """The implementations to measure."""
         return choose(self.settings.competitors, say, self.settings.device)
 
     def generator(self) -> torch.Generator:
@@ -83,12 +86,12 @@ class Workload:
 
 
 def draw_ids(counts: Tensor, n_tokens: int, generator: torch.Generator) -> Tensor:
-    """Return (N,) int64 ids with probabilities as their (V,) counts: by inversion, since `multinomial` ends at 2^24."""
+    """Return (N,) int64 ids drawn in proportion to (V,) counts. `torch.multinomial` allows only 2^24 classes."""
     cumulative = counts.double().cumsum(0)
     draws = torch.rand(n_tokens, generator=generator, dtype=torch.float64) * cumulative[-1]
     return torch.searchsorted(cumulative, draws, right=True).clamp_max(counts.numel() - 1)
 
 
 def zipf_counts(vocab_size: int) -> Tensor:
-    """Return (V,) counts proportional to 1 / rank, where no tokenizer of that V is at hand; all are at least 1."""
+    """Return (V,) counts proportional to 1 / rank, at least 1 each, for a V without a tokenizer."""
     return torch.from_numpy(np.ceil(vocab_size * 10 / np.arange(1, vocab_size + 1)).astype(np.int64))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from grouped_lm.bench.decode import contenders
+from grouped_lm.bench.decode import models_to_time
 from grouped_lm.bench.implementations import plain_implementation
 from grouped_lm.bench.memory import config_of
 from grouped_lm.bench.settings import BenchConfig
@@ -122,7 +122,7 @@ def test_decode_takes_each_head_once():
     work = Workload(settings, {settings.decode.model: ModelConfig(n_layer=1, n_head=1, n_embd=8, block_size=8)})
     work.counts = zipf_counts(work.vocab_size)
     work.train_file = SimpleNamespace(tokens=None)
-    assert list(contenders(work)) == [
+    assert list(models_to_time(work)) == [
         "dense",
         "class_full",
         "class_full, by count",
