@@ -223,6 +223,7 @@ HEADS = {
 }
 
 
+CONFIG_FLAGS = ("output_hidden_states", "output_attentions")
 LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 BODY_OUTPUTS = ("past_key_values", "hidden_states", "attentions")
 
@@ -315,6 +316,8 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
             ValueError: more tokens than the model has positions; attentions from a kernel that does not give them; or a
                 static cache with GPT-Neo, whose attention in transformers gives wrong numbers with it.
         """
+        kwargs = {name: getattr(self.config, name, False) for name in CONFIG_FLAGS} | kwargs
+        use_cache = getattr(self.config, "use_cache", None) if use_cache is None else use_cache
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         n_cached = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:

@@ -102,7 +102,10 @@ def config_from_hf(values: dict[str, Any], name: str) -> ModelConfig:
         for key, known in allowed.items()
         if values.get(key, known[0]) not in known
     ]
-    layers = [layer for names, count in values.get("attention_types", []) for layer in list(names) * count]
+    try:
+        layers = [layer for names, count in values.get("attention_types", []) for layer in list(names) * count]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"attention_types of config.json must be pairs of names and a count: {error}") from error
     if layers != ["global", "local"] * (len(layers) // 2) + ["global"] * (len(layers) % 2):
         odd.append("attention_types (gvc has global and local layers in turn, global first)")
     if odd:

@@ -127,6 +127,10 @@ def test_what_cannot_be_imported(tmp_path):
     (tmp_path / "odd" / "config.json").write_text(json.dumps(values | {"model_type": "llama"}))
     with pytest.raises(DataError, match="only gpt2 and gpt_neo"):
         import_checkpoint(tmp_path / "odd", tmp_path / "run")
+    neo = {"model_type": "gpt_neo", "hidden_size": 8, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 8}
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(neo | {"attention_types": 3}))
+    with pytest.raises(DataError, match=r"attention_types of config.json must be pairs"):
+        import_checkpoint(tmp_path / "odd", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -180,6 +180,22 @@ def test_outputs_are_those_that_are_asked_for(exports, kind):
             model(ids, output_attentions=True)
 
 
+@pytest.mark.parametrize("head", ["dense", "trim"])
+@pytest.mark.parametrize("body", ["gpt2", "gpt_neo"])
+@torch.no_grad()
+def test_outputs_can_be_asked_for_in_the_config(exports, head, body):
+    path, ids = exports.path(head, body), torch.arange(5)[None]
+    model, _ = load(path, output_hidden_states=True, output_attentions=True, attn_implementation="eager")
+    output = model(ids)
+    assert [len(part) for part in (output.hidden_states, output.attentions)] == [3, 2]
+    assert model(ids, output_hidden_states=False).hidden_states is None
+    model.config.use_cache = False
+    assert model(ids).past_key_values is None
+    if head != "dense":  # GPT-2 of transformers 5.23 fails with this one
+        model.config.return_dict = False
+        assert [type(part) for part in model(ids)] == [torch.Tensor, tuple, tuple]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
 def test_probabilities_sum_to_one_in_half_precision(exports, kind, dtype):
