@@ -212,6 +212,19 @@ def test_probabilities_sum_to_one_in_half_precision(exports, kind, dtype):
     assert model.generate(**batch, **FIXED, do_sample=False).shape[1] == batch.input_ids.shape[1] + 5
 
 
+def test_probabilities_sum_to_one_and_have_gradients_under_autocast(exports, kind):
+    model, _ = exports.load(*kind)
+    ids = torch.randint(0, 257, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(ids, labels=ids)
+    if kind[0] not in PLAIN:
+        torch.testing.assert_close(output.logits.exp().sum(-1), torch.ones(2, 9), atol=1e-4, rtol=0)
+    output.loss.backward()
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model).values())
+    with torch.no_grad():
+        assert output.loss.item() == pytest.approx(model(ids, labels=ids).loss.item(), rel=0.02)
+
+
 @torch.no_grad()
 def test_it_is_saved_and_loaded_and_never_resized_in_silence(exports, kind, tmp_path):
     model, _ = exports.load(*kind)
@@ -379,6 +392,26 @@ def test_peft_trains_the_body(exports, kind, tmp_path):
         assert torch.equal(
             again.generate(**batch, **FIXED, do_sample=False), adapted.generate(**batch, **FIXED, do_sample=False)
         )
+
+
+@pytest.mark.parametrize("head", ["low_rank", "film", "class_full", "adaptive"])
+def test_peft_may_adapt_the_layers_of_a_head_too(exports, head, tmp_path):
+    peft = pytest.importorskip("peft")
+    model, _ = load(exports.path(head, "gpt_neo"))
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    own = [p for name, p in adapted.named_parameters() if "lora_B" in name and ".head." in name]
+    assert own
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids).logits, before)  # LoRA starts at zero
+        for parameter in own:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+        moved = adapted(ids).logits
+        assert (moved - before).abs().max() > 1e-2
+        torch.testing.assert_close(moved.exp().sum(-1), torch.ones(1, 9), atol=1e-4, rtol=0)
+        torch.testing.assert_close(adapted.merge_and_unload()(ids).logits, moved, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("kind", [("shortlist", "gpt2"), ("grouped", "gpt_neo")], ids="-".join)
