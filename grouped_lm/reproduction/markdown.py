@@ -27,6 +27,7 @@ def report_markdown(report: Report) -> str:
     paper = report.claims.paper
     text = f"# {paper['title']}{HEADING}\n\n{paper['authors']}, <{paper['url']}>\n\n"
     text += f"{report.origin()} " + "; ".join(f"{count} {word}" for word, count in report.counts()) + ".\n\n"
+    text += f"**{report.banner}**\n\n" if report.banner else ""
     text += f"## Verdicts\n\n{verdicts_table(report.answers).markdown()}\n"
     for answer in report.answers:
         text += claim_markdown(answer)

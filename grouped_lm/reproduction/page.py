@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from grouped_lm.errors import RunFolderError, disk_errors
 from grouped_lm.reproduction.evidence import DATA, TABLES, collect_evidence, read_evidence, write_evidence
@@ -110,9 +111,17 @@ def render_page(report: Report, say: Callable[[str], None]) -> str | None:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["code"] = code_html
     source = files("grouped_lm.reproduction").joinpath("page.html.j2").read_text(encoding="utf-8")
     svgs = {picture.name: inline_svg(picture.svg, picture.name, picture.alt) for picture in report.pictures}
     return environment.from_string(source).render(report=report, svgs=svgs, slugs=SLUGS)
+
+
+def code_html(text: str) -> Any:
+    """Return a text as HTML, with `names` between backticks as code."""
+    from markupsafe import Markup
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
 
 
 def inline_svg(svg: str, name: str, alt: str) -> str:

@@ -11,7 +11,7 @@ from grouped_lm.reproduction.evidence import BENCHES, Evidence
 from grouped_lm.reproduction.pictures import all_pictures
 from grouped_lm.reproduction.rules import Answer, answer_claims
 from grouped_lm.reproduction.tables import all_tables
-from grouped_lm.reproduction.verdicts import WORDS, matches
+from grouped_lm.reproduction.verdicts import SMOKE, WORDS, matches
 from grouped_lm.system.tables import Table
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -27,6 +27,11 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("origin", "Where all this comes from", ("broken", "environments", "steps")),
 )
 """Sections in order: key, title, names of the tables. Pictures name the key of their section."""
+
+SMOKE_BANNER = (
+    "This is a smoke test. It shows that every part of the reproduction works, and nothing about the claims: no claim "
+    "is answered at this scale."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,11 @@ class Report:
         scale = f"Scale {self.scale}: " if self.scale else ""
         runs = f"{len(self.runs)} runs" + (f" on {' and '.join(texts)}" if texts else "")
         return f"{scale}{runs}, {self.bench_rows:,} rows of benches."
+
+    @property
+    def banner(self) -> str:
+        """A warning for the reader; "" where there is none."""
+        return SMOKE_BANNER if self.scale == SMOKE else ""
 
     def counts(self) -> list[tuple[str, int]]:
         """Return how many claims got each verdict."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from grouped_lm.reproduction import cost_rules, quality_rules, size_rules
 from grouped_lm.reproduction.claims import Claim, Claims
 from grouped_lm.reproduction.evidence import Evidence
-from grouped_lm.reproduction.verdicts import Case, Rule, Verdict
+from grouped_lm.reproduction.verdicts import NOT_SHOWN, SMOKE, Case, Rule, Verdict
 
 RULES: dict[str, Rule] = {
     rule.__name__: rule
@@ -46,4 +46,14 @@ def answer_claims(claims: Claims, evidence: Evidence) -> list[Answer]:
             options = {key: "ours" if value == "paper" else value for key, value in claim.options.items()}
             ours = rule(Case(replace(claim, options=options), claims.methods["ours"], claims, evidence))
         answers.append(Answer(claim, verdict, ours))
+    if any(row.get("scale") == SMOKE for row in evidence["steps"]):
+        return [
+            Answer(answer.claim, _unanswered(answer.verdict), answer.ours and _unanswered(answer.ours))
+            for answer in answers
+        ]
     return answers
+
+
+def _unanswered(verdict: Verdict) -> Verdict:
+    """Return a verdict of the smoke test: it keeps its figures, and answers nothing."""
+    return replace(verdict, word=NOT_SHOWN)

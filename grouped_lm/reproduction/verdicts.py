@@ -15,6 +15,8 @@ from grouped_lm.runs.folder import COMPLETE
 
 HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN = "holds", "holds where", "does not hold", "not shown at this scale"
 WORDS = (HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN)
+SMOKE = "smoke"
+"""The scale that only tests whether the steps run."""
 SYNTHETIC = "tinytales"
 """The embedded stories. They say nothing about quality."""
 ANY_TEXT = "any"

@@ -1,5 +1,7 @@
 """Claims and verdicts: what follows from evidence whose answer is known, and that nothing follows from nothing."""
 
+import re
+
 import pytest
 from made_up import make_evidence, make_run, of_size
 
@@ -7,6 +9,9 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.evaluate.significance import compare_methods
 from grouped_lm.reproduction.claims import load_claims
 from grouped_lm.reproduction.evidence import TABLES, read_evidence, write_evidence
+from grouped_lm.reproduction.markdown import report_markdown
+from grouped_lm.reproduction.page import code_html, render_page
+from grouped_lm.reproduction.report import make_report
 from grouped_lm.reproduction.rules import RULES, answer_claims
 from grouped_lm.reproduction.verdicts import FAILS, HOLDS, HOLDS_WHERE, NOT_SHOWN
 
@@ -332,3 +337,22 @@ def test_a_claim_that_is_none(old, new, said):
     assert old in text
     with pytest.raises(ConfigError, match=said):
         load_claims(text.replace(old, new))
+
+
+def test_case_U13_a_smoke_test_answers_nothing_and_says_so():
+    evidence = make_evidence()
+    assert make_report(evidence, lambda _: None).banner == ""
+    evidence["steps"] = [row | {"scale": "smoke"} for row in evidence["steps"]]
+    report = make_report(evidence, lambda _: None)
+    assert report.counts() == [(HOLDS, 0), (HOLDS_WHERE, 0), (FAILS, 0), (NOT_SHOWN, len(CLAIMS.claims))]
+    assert {answer.ours.word for answer in report.answers if answer.ours} == {NOT_SHOWN}
+    assert any(answer.verdict.figure != "-" for answer in report.answers)
+    assert "This is a smoke test." in report_markdown(report)
+    assert "This is a smoke test." in str(render_page(report, lambda _: None))
+
+
+def test_case_U14_names_in_the_page_are_code():
+    page = str(render_page(make_report(make_evidence(), lambda _: None), lambda _: None))
+    assert "(<code>film</code>)" in page
+    assert "`" not in "".join(re.findall(r"<h3>.*?</h3>", page))
+    assert str(code_html("`a<b` & c")) == "<code>a&lt;b</code> &amp; c"
