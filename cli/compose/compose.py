@@ -4,7 +4,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,18 +31,10 @@ NO_GROUPS = ("__pycache__", "hydra", "reproduction")
 
 
 @dataclass(kw_only=True, slots=True)
-class VariantNote:
-    """What a file of conf/variant says about itself."""
-
-    label: str | None = None
-    description: str | None = None
-
-
-@dataclass(kw_only=True, slots=True)
 class ComposedConfig(Config):
-    """What Hydra composes: the config of a run, and the variant's note, which runs do not keep."""
+    """What Hydra composes: the config of a run, and the variant's label and description, which runs do not keep."""
 
-    variant: VariantNote = field(default_factory=VariantNote)
+    variant: Any = None
     optim: Any = None  # the group optim fills it, as it fills head
 
 
