@@ -25,8 +25,14 @@ from grouped_lm.plan.communication import (
     fsdp2_sent_bytes,
     states_sent_bytes,
 )
-from grouped_lm.plan.fake_step import fake_model, fake_step, with_shape, with_train
-from grouped_lm.plan.heads import seconds_per_step, step_flops_per_token, step_tokens, training_tokens
+from grouped_lm.plan.fake_step import averages_per_weight, fake_model, fake_step, with_shape, with_train
+from grouped_lm.plan.heads import (
+    optimizer_traffic,
+    seconds_per_step,
+    step_flops_per_token,
+    step_tokens,
+    training_tokens,
+)
 
 STRATEGIES = ("ddp", "fsdp2")
 VOCAB_PARALLEL = "ddp vocab_parallel"
@@ -77,25 +83,26 @@ def activations(step: Moments) -> np.ndarray:
     return step.live[:, [KINDS.index(kind) for kind in ("body", "head", "temporary")]].sum(1)
 
 
-def ddp_peak_bytes(step: Moments, weights: Weights) -> int:
-    """Return the peak on each device: 4 P, and the maximum of the activations with the newest gradient.
+def ddp_peak_bytes(step: Moments, weights: Weights, averages: float) -> int:
+    """Return the peak on each device: (2 + A) P, and the maximum of the activations with the newest gradient.
 
-    The weights, two averages and the buckets live through the whole step. A gradient exists beside its bucket until it
+    The weights, A averages and the buckets live through the whole step. A gradient exists beside its bucket until it
     is copied into it. Gradients of split tables have no bucket and live until the end.
 
     Args:
         step: the fake step of one process with its part of the batch.
         weights: of the whole model.
+        averages: A, values that the optimizer stores per weight.
     """
     gradients = step.live[:, KINDS.index("gradients")]
     made = np.maximum(np.diff(gradients, prepend=gradients[:1]), 0)
     of_rows = np.isin(made, weights.rows)
     kept = np.where(of_rows, made, 0).cumsum() + np.where(of_rows, 0, made)
-    return 3 * weights.total + weights.in_buckets + int((activations(step) + kept).max())
+    return int((1 + averages) * weights.total) + weights.in_buckets + int((activations(step) + kept).max())
 
 
-def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
-    """Return the peak on each device: 3 P / W, and the maximum of two cases.
+def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int, averages: float) -> int:
+    """Return the peak on each device: (1 + A) P / W, and the maximum of two cases.
 
     Case 1, while blocks compute: the activations, R, the gradients of the rest in full and those of the blocks in
     shards, and some whole blocks. Before the backward pass there are 2 P_b: a block and the buffer that it arrived in.
@@ -108,6 +115,7 @@ def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
         step: the fake step of one process with its part of the batch.
         weights: for W processes.
         processes: W.
+        averages: A, values that the optimizer stores per weight.
     """
     gradients = step.live[:, KINDS.index("gradients")]
     of_blocks = np.clip(gradients - weights.behind, 0, weights.blocks)
@@ -116,7 +124,7 @@ def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int) -> int:
     gathered = copies * weights.largest_block
     working = int((held + gathered).max()) + weights.rest
     done = 3 * weights.rest + weights.blocks // processes
-    return 3 * weights.total // processes + max(working, done)
+    return int((1 + averages) * weights.total) // processes + max(working, done)
 
 
 def plan_devices(config: Config, processes: int, device: Device, link: Interconnect, tokens: int) -> list[DevicesPlan]:
@@ -142,18 +150,21 @@ def plan_devices(config: Config, processes: int, device: Device, link: Interconn
         own_part = with_train(part, vocab_parallel=strategy == VOCAB_PARALLEL)
         with FakeTensorMode():
             model = fake_model(own_part, processes=processes)
+            averages = averages_per_weight(own_part, model)
         if not sharded:  # FSDP2 computes the step of DDP, the strategy before
             step = fake_step(own_part, processes)
         weights = Weights.of(model, processes if sharded else 1)
         own = weights.total // processes if sharded else weights.total
-        compute_s = seconds_per_step(part, step_flops_per_token(own_part, model), own // 4, step.made, device)
+        update_bytes = optimizer_traffic(own // 4, averages)
+        compute_s = seconds_per_step(part, step_flops_per_token(own_part, model), update_bytes, step.made, device)
         if sharded:
             later = weights.rest // processes if micro_steps > 1 else 0  # gradients of the micro-steps before
-            peak = fsdp2_peak_bytes(fake_step(with_train(own_part, grad_accum_steps=1)), weights, processes) + later
+            one_step = fake_step(with_train(own_part, grad_accum_steps=1))
+            peak = fsdp2_peak_bytes(one_step, weights, processes, averages) + later
             sent = fsdp2_sent_bytes(weights, processes, micro_steps, link)
             exposed_s = fsdp2_exposed_s(compute_s, weights, processes, micro_steps, link)
         else:
-            peak, sent = ddp_peak_bytes(step, weights), ddp_sent_bytes(weights, processes)
+            peak, sent = ddp_peak_bytes(step, weights, averages), ddp_sent_bytes(weights, processes)
             states = states_sent_bytes(own_part, model, processes, link)
             exposed_s = ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
             exposed_s, sent = exposed_s + states / link.bytes_per_sec, sent + states
@@ -164,7 +175,7 @@ def plan_devices(config: Config, processes: int, device: Device, link: Interconn
             processes=processes,
             peak_bytes=peak,
             weights_bytes=own,
-            optimizer_bytes=2 * own,
+            optimizer_bytes=int(averages * own),
             gradients_bytes=own,
             sent_bytes=sent,
             compute_s=compute_s,

@@ -109,6 +109,15 @@ def make_state(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
+def averages_per_weight(config: Config, model: LanguageModel) -> float:
+    """Return the mean number of values that the optimizer stores per weight: 2 for AdamW, 1 for momentum."""
+    optimizer = build_optimizer(with_every_row(config.optim), model)
+    make_state(model, optimizer)
+    state = [(p.shape, value) for p, values in optimizer.state.items() for value in values.values()]
+    stored = sum(value.numel() for shape, value in state if value.shape == shape)
+    return stored / sum(parameter.numel() for parameter in model.parameters())
+
+
 def fake_step(config: Config, processes: int = 1, vocab_size: int | None = None) -> Moments:
     """Return the live bytes during a step with the config's own B (`fake_steps`)."""
     return fake_steps(config, [config.train.micro_batch_size], vocab_size, processes)[0]

@@ -18,7 +18,7 @@ from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS
 from grouped_lm.measure.devices import Device
 from grouped_lm.measure.live_bytes import KINDS, Moments
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
-from grouped_lm.plan.fake_step import fake_model, fake_step, fake_steps, with_shape, with_train
+from grouped_lm.plan.fake_step import averages_per_weight, fake_model, fake_step, fake_steps, with_shape, with_train
 
 MAX_BATCH, MAX_CONTEXT = 2**16, 2**17
 """The search for the largest shapes ends here."""
@@ -28,8 +28,6 @@ UTILISATION = 0.5
 On one CPU thread, runs with D 128 and 3 layers were within 15 % of the plan. Runs with D 64 and 16 attention heads
 were 2.5 times (dense) and 6 times (grouped) slower than planned.
 """
-ADAMW_BYTES = 28
-"""Bytes of a fused update per fp32 weight: it reads weight, gradient and two averages, and writes three of them."""
 WORTH = 1.1
 """A head must be so many times better in memory or in speed to be useful."""
 
@@ -140,7 +138,7 @@ def measure_points(config: Config) -> tuple[Moments, dict[int, Moments], dict[in
     return step, by_batch, by_context
 
 
-def seconds_per_step(config: Config, forward_flops: float, n_params: int, made: int, device: Device) -> float:
+def seconds_per_step(config: Config, forward_flops: float, update_bytes: float, made: int, device: Device) -> float:
     """Return the seconds of an optimizer step.
 
     Matrix products take `UTILISATION` of the peak FLOP/s. Every new tensor is written and read once at full bandwidth.
@@ -148,14 +146,19 @@ def seconds_per_step(config: Config, forward_flops: float, n_params: int, made: 
     Args:
         config: the run.
         forward_flops: per token, from `step_flops_per_token`.
-        n_params: number of weights that AdamW updates.
+        update_bytes: from `optimizer_traffic`.
         made: bytes of all storages of a fake step.
         device: the device.
     """
     train = config.train
     compute = 3 * forward_flops * step_tokens(config) / (UTILISATION * device.flops_per_sec(train.dtype))
-    traffic = 2 * made * train.grad_accum_steps / min(2, train.grad_accum_steps) + ADAMW_BYTES * n_params
+    traffic = 2 * made * train.grad_accum_steps / min(2, train.grad_accum_steps) + update_bytes
     return compute + traffic / device.bytes_per_sec
+
+
+def optimizer_traffic(n_params: int, averages: float) -> float:
+    """Return the bytes of an fp32 update. It reads weight, gradient and averages, and writes all but the gradient."""
+    return 4 * (3 + 2 * averages) * n_params
 
 
 def step_flops_per_token(config: Config, model: LanguageModel) -> float:
@@ -184,10 +187,11 @@ def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) ->
     context_peak = peak_function(by_context, least_context(config), lambda x: fake_step(with_shape(config, context=x)))
     with FakeTensorMode():
         model = fake_model(config)
+        averages = averages_per_weight(config, model)
     head, body = model.head.flops_per_token(), estimate_body_flops_per_token(config.model, config.model.block_size)
-    n_params = sum(p.numel() for p in model.parameters())
+    update_bytes = optimizer_traffic(sum(p.numel() for p in model.parameters()), averages)
     rate = step_tokens(config) / seconds_per_step(
-        config, step_flops_per_token(config, model), n_params, step.made, device
+        config, step_flops_per_token(config, model), update_bytes, step.made, device
     )
     at = int(step.live.sum(1).argmax())
     return HeadPlan(
