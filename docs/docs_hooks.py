@@ -28,7 +28,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, name, content=text))
     for name, source in COPIED.items():
         files.append(File.generated(config, name, content=(ROOT / source).read_text(encoding="utf-8")))
-    linked = {found for page in (ROOT / "docs").rglob("*.md") for found in LINK.findall(page.read_text("utf-8"))}
+    report = (ROOT / "runs/results/cpu/report.md").read_text(encoding="utf-8")
+    report = "---\nhide:\n  - navigation\n---\n\n" + report.replace("](figures/", "](../../runs/results/cpu/figures/")
+    files.append(File.generated(config, "results/report.md", content=report))
+    linked = set(LINK.findall(report))
+    linked |= {found for page in (ROOT / "docs").rglob("*.md") for found in LINK.findall(page.read_text("utf-8"))}
     for path in sorted(linked):
         files.append(File.generated(config, f"runs/{path}", abs_src_path=str(ROOT / "runs" / "results" / path)))
     return files

@@ -94,8 +94,9 @@ def config_page() -> str:
         title = f"`{path}`" if path else "Top level"
         text += f"## {title}\n\n{_paragraphs((schema.__doc__ or '').strip())}\n\n"
         text += "| key | type | default | meaning |\n| --- | --- | --- | --- |\n"
+        part = path.split("=")[0].split(" ")[0]
         for key, kind, default, meaning in keys(schema):
-            text += f"| `{path.split('=')[0]}{'.' if path else ''}{key}` | {kind} | {default} | {meaning} |\n"
+            text += f"| `{part}{'.' if part else ''}{key}` | {kind} | {default} | {meaning} |\n"
         text += "\n"
     return text
 
