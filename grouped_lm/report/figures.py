@@ -24,10 +24,10 @@ from grouped_lm.report.style import (
     styles_by_head,
 )
 from grouped_lm.runs.query import MEMORY, QUALITY, SPEED, Row
+from grouped_lm.system.tables import GIB
 
 __all__ = ["PlotLibraryError", "write_plots"]
 
-GIB = 2**30
 PERPLEXITY, HEAD_MEMORY = "val/perplexity", "memory/peak_head_gib"
 AXES = {
     PERPLEXITY: "validation perplexity",
