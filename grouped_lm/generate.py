@@ -1,4 +1,4 @@
-"""Writing text, one token at a time, from the exact joint distribution of any head.
+"""Text generation, one token at a time, from the exact joint distribution of any head.
 
 Letters: B texts written at once, D width, V vocabulary.
 """
@@ -24,7 +24,7 @@ from grouped_lm.runs.load import load_model, own_tokenizer
 from grouped_lm.system.runtime import resolve_device, set_threads
 
 BATCH = 32
-"""Most texts written at once."""
+"""Largest number of texts written at once."""
 EOT, STOP, LENGTH = "end_of_text", "stop", "length"
 """Why a text ended."""
 
@@ -41,7 +41,7 @@ class Sampling:
     """T in [0, 1e6]: tokens that the truncation keeps get weight p^(1/T). 0 takes the likeliest, of equals the lowest
     id."""
     truncation: Truncation = field(default_factory=Truncation)
-    """What may be drawn, by the model's own probabilities."""
+    """Which tokens may be drawn, by the model's own probabilities."""
     repetition_penalty: float = 1.0
     """In [1, 1e6]: log-probabilities of tokens that stand in the context are multiplied by it (Keskar et al. 2019,
     arXiv 1909.05858, which divides logits; a two-step head has none of the joint distribution). Takes a V-wide pass."""
@@ -76,15 +76,15 @@ def next_tokens(
 
 
 class Context:
-    """Texts in the making: ids of B texts of one length, and the body's cache of them.
+    """Unfinished texts: the ids of B texts of one length, and the body's cache of them.
 
-    Past `block_size` the window slides: every token sees the last `block_size` ones, at positions that begin at 0
-    again, so that nothing cached can be used and each step reads the whole window.
+    Beyond `block_size` the window slides: every token sees the last `block_size` ones, at positions that begin at 0
+    again. So nothing cached can be used, and each step reads the whole window.
 
     Args:
         model: in evaluation mode.
         prompt_ids: (B, T) int64 on the model's device, T >= 1.
-        use_cache: False reads the whole window at every step, the slow line that the cache equals.
+        use_cache: False reads the whole window at every step.
     """
 
     def __init__(self, model: LanguageModel, prompt_ids: Tensor, use_cache: bool = True) -> None:
@@ -109,13 +109,13 @@ class Context:
         self.ids = torch.cat([self.ids, tokens.unsqueeze(1)], dim=1)
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these of the B texts only."""
+        """Continue with these rows of the B texts alone."""
         self.ids = self.ids[rows]
         self._cache.select(rows)
 
 
 class TextStream:
-    """Bytes of tokens to text that can be shown: whole characters, and nothing that a stop text may begin with.
+    """Turns the bytes of tokens into text that can be shown: whole characters, and no beginning of a stop text.
 
     Args:
         tokenizer: gives each token's bytes.
@@ -130,21 +130,21 @@ class TextStream:
         self.stopped = False
 
     def feed(self, token: int) -> str:
-        """Take a token and return the text that is now certain."""
+        """Add a token and return the text that is now certain."""
         return self._release(self._decoder.decode(self._tokenizer.token_bytes(token)))
 
     def close(self) -> str:
-        """Return what was held back, once no token follows."""
+        """Return the rest of the text; no token follows."""
         return self._release(self._decoder.decode(b"", final=True), last=True)
 
     def _release(self, text: str, last: bool = False) -> str:
         if self.stopped:
             return ""
         self._held += text
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        self.stopped = bool(found)
-        keep_back = 0 if last or found else max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        shown = self._held[: min(found) if found else len(self._held) - keep_back]
+        ends = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        self.stopped = bool(ends)
+        keep_back = 0 if last or ends else max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        shown = self._held[: min(ends) if ends else len(self._held) - keep_back]
         self._held = self._held[len(shown) :]
         self.text += shown
         return shown
@@ -161,7 +161,7 @@ class Text:
 
     prompt: str
     text: str = ""
-    """What follows the prompt, without end-of-text and stop text."""
+    """The text after the prompt, without end-of-text and stop text."""
     tokens: list[int] = field(default_factory=list)
     """New ids, a closing end-of-text included."""
     log_probs: list[float] = field(default_factory=list)
@@ -171,7 +171,7 @@ class Text:
 
 
 def accept(text: Text, stream: TextStream, token: int, log_prob: float, eot_id: int) -> str:
-    """Add a token to a text, say in `finish` if that ended it, and return what can be shown of it."""
+    """Add a token to a text, set `finish` if that ended it, and return the text that can be shown."""
     text.tokens.append(token)
     text.log_probs.append(log_prob)
     if token == eot_id:
@@ -183,6 +183,20 @@ def accept(text: Text, stream: TextStream, token: int, log_prob: float, eot_id: 
     return piece
 
 
+@dataclass(kw_only=True, slots=True)
+class Writing:
+    """Where texts end, and who is told while they are written."""
+
+    stops: list[str] | None = None
+    """Texts that end the writing, besides end-of-text."""
+    show: Callable[[str], Any] = lambda _: None
+    """Called with every certain piece of the first text."""
+    note: Callable[[str], Any] = lambda _: None
+    """Called once if the texts become longer than the window."""
+    use_cache: bool = True
+    """False reads the whole window at every step: the slow line that the cache equals."""
+
+
 @torch.no_grad()
 def write_texts(
     model: LanguageModel,
@@ -192,60 +206,51 @@ def write_texts(
     num_samples: int = 1,
     max_new_tokens: int = 200,
     sampling: Sampling | None = None,
-    stops: list[str] | None = None,
     generator: torch.Generator | None = None,
-    show: Callable[[str], Any] = lambda _: None,
-    note: Callable[[str], Any] = lambda _: None,
-    use_cache: bool = True,
+    **options: Any,
 ) -> list[Text]:
-    """Write `num_samples` texts at once.
+    """Return `num_samples` texts that the model writes at once.
 
     Args:
         model: in evaluation mode.
         tokenizer: its tokenizer.
-        prompt: how the texts begin; read after an end-of-text, as every story in training.
+        prompt: the beginning of the texts; an end-of-text comes before it, as before every story in training.
         num_samples: B >= 1.
-        max_new_tokens: most tokens to write, >= 1.
+        max_new_tokens: largest number of tokens to write, >= 1.
         sampling: how the next token is chosen.
-        stops: texts that end the writing, besides end-of-text.
         generator: on the model's device.
-        show: called with every certain piece of the first text.
-        note: called once, where the window slides.
-        use_cache: see `Context`.
+        options: fields of `Writing`.
     """
-    device = next(model.parameters()).device
-    sampling = sampling or Sampling()
-    prompt_ids = [tokenizer.eot_id, *tokenizer.encode(prompt)]
-    context = Context(model, torch.tensor([prompt_ids] * num_samples, device=device), use_cache)
+    writing, sampling = Writing(**options), sampling or Sampling()
+    prompt_ids, device = [tokenizer.eot_id, *tokenizer.encode(prompt)], next(model.parameters()).device
+    context = Context(model, torch.tensor([prompt_ids] * num_samples, device=device), writing.use_cache)
     texts = [Text(prompt=prompt) for _ in range(num_samples)]
-    streams = [TextStream(tokenizer, stops or []) for _ in range(num_samples)]
-    active, said = list(range(num_samples)), False
+    streams = [TextStream(tokenizer, writing.stops or []) for _ in range(num_samples)]
+    active, noted = list(range(num_samples)), False
     with model.head.frozen():
         for _ in range(max_new_tokens):
-            if context.slides and not said:
-                said = True
+            if context.slides and not noted:
+                noted = True
                 size = model.body.block_size
-                note(f"longer than model.block_size={size}: every token sees that many before it, no more")
+                writing.note(f"longer than model.block_size={size}: every token sees that many before it, no more")
             states = context.states()
             tokens = next_tokens(model.head, states, sampling, context.ids, generator)
             log_probs = model.head.target_log_prob(states, tokens).tolist()
             context.append(tokens)
-            going = []
-            for row, (index, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
-                piece = accept(texts[index], streams[index], token, log_probs[row], tokenizer.eot_id)
+            for index, token, log_prob in zip(active, tokens.tolist(), log_probs, strict=True):
+                piece = accept(texts[index], streams[index], token, log_prob, tokenizer.eot_id)
                 if index == 0 and piece:
-                    show(piece)
-                if texts[index].finish == LENGTH:
-                    going.append(row)
-            if len(going) < len(active):
-                active = [active[row] for row in going]
-                if not active:
-                    break
-                context.select(torch.tensor(going, device=device))
+                    writing.show(piece)
+            unfinished = [row for row, index in enumerate(active) if texts[index].finish == LENGTH]
+            if not unfinished:
+                break
+            if len(unfinished) < len(active):
+                active = [active[row] for row in unfinished]
+                context.select(torch.tensor(unfinished, device=device))
     for index, (text, stream) in enumerate(zip(texts, streams, strict=True)):
         piece = stream.close()
         if index == 0 and piece:
-            show(piece)
+            writing.show(piece)
         text.text = stream.text
     return texts
 
@@ -264,10 +269,10 @@ def generate_texts(
     Args:
         run_dir: the run.
         config: the run's, possibly with another device.
-        prompt: see `write_texts`.
+        prompt: the beginning of the texts.
         num_samples: texts, >= 1.
         seed: of the draws, >= 0.
-        options: further ones of `write_texts`.
+        options: further arguments of `write_texts`.
 
     Raises:
         RunFolderError, CheckpointError: no such run, or no usable checkpoint in it.
@@ -280,4 +285,4 @@ def generate_texts(
     for batch in range(math.ceil(num_samples / BATCH)):
         size = min(BATCH, num_samples - batch * BATCH)
         yield from write_texts(model, tokenizer, prompt, num_samples=size, generator=generator, **options)
-        options.pop("note", None)  # said once
+        options.pop("note", None)  # noted once

@@ -269,7 +269,8 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
 
         Args:
             states: (N, D).
-            weight, bias: of `class_layer`.
+            weight: of `class_layer`.
+            bias: of `class_layer`.
         """
         logits = at_least_fp32(F.linear(states, weight, bias))
         own, groups = logits.tensor_split((self.shortlist_size,), dim=1)

@@ -25,7 +25,7 @@ class GPT2(nn.Module):
     """Pre-norm transformer with learned positions and global causal attention.
 
     Args:
-        config: shapes and dropout; `window_size` does not count here.
+        config: shapes and dropout; `window_size` is not used.
         vocab_size: V, >= 1, rows of the token embedding `wte`.
     """
 
@@ -35,17 +35,27 @@ class GPT2(nn.Module):
         self.wte = build_embedding(config, vocab_size)
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
-        self.h = nn.ModuleList(Block(config, Attention(config)) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, self.build_attention(layer)) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
-        # Every block adds twice to the residual stream: its variance stays that of one addition.
-        init_weights(self, c_proj_std=INIT_STD / math.sqrt(2 * config.n_layer))
+        init_weights(self, self.c_proj_std())
+
+    def build_attention(self, layer: int) -> nn.Module:
+        """Return the attention of a layer."""
+        return Attention(self.config)
+
+    def c_proj_std(self) -> float:
+        """Return the standard deviation at which residual projections start.
+
+        Every block adds twice to the residual stream. Its variance stays that of one addition.
+        """
+        return INIT_STD / math.sqrt(2 * self.config.n_layer)
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return the (B, T, D) states after `ln_f`; state t knows tokens 0..t and no later one.
+        """Return the (B, T, D) states after `ln_f`; state t depends on tokens 0..t alone.
 
         Args:
             input_ids: (B, T) int64 in [0, V), T in [1, block_size].
-            cache: of the tokens before these, which is added to; T and its length are in [1, block_size] together.
+            cache: of the tokens before these; it is extended. Its length plus T must be in [1, block_size].
 
         Raises:
             ValueError: T is above block_size.
@@ -93,7 +103,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attn(ln_1(x)), then x + mlp(ln_2(x)), around whichever attention is given."""
+    """x + attn(ln_1(x)), then x + mlp(ln_2(x)), with any kind of attention."""
 
     def __init__(self, config: ModelConfig, attn: nn.Module) -> None:
         super().__init__()
@@ -109,9 +119,9 @@ class Block(nn.Module):
 
 
 def run_block(block: nn.Module, x: Tensor, cache: LayerCache | None, config: ModelConfig) -> Tensor:
-    """Map (B, T, D) to (B, T, D); with `model.activation_checkpointing` nothing inside is kept, it is computed again.
+    """Map (B, T, D) to (B, T, D); with `model.activation_checkpointing` the backward pass computes the inside again.
 
-    Source: Chen et al. 2016 (arXiv 1604.06174), as `torch.utils.checkpoint` has it.
+    Source: Chen et al. 2016 (arXiv 1604.06174), by `torch.utils.checkpoint`.
     """
     if cache is not None:
         return block(x, cache)
@@ -126,7 +136,9 @@ def attend(
     """Return softmax(scale q k') v, (B, H, T, D/H) each, causal where no mask is given.
 
     Args:
-        q, k, v: queries, keys, values.
+        q: queries.
+        k: keys.
+        v: values.
         dropout: probability on the attention weights.
         scale: of the scores.
         mask: (T, T) bool, True where attention is allowed.

@@ -12,21 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
-from grouped_lm.models.embedding import build_embedding
-from grouped_lm.models.gpt2 import (
-    LAYER_NORM_EPS,
-    Block,
-    attend,
-    init_weights,
-    merge_heads,
-    positions,
-    run_block,
-    split_heads,
-)
-from grouped_lm.models.kv_cache import KVCache, LayerCache, visible
+from grouped_lm.models.embedding import INIT_STD
+from grouped_lm.models.gpt2 import GPT2, attend, merge_heads, split_heads
+from grouped_lm.models.kv_cache import LayerCache, visible
 
 
-class GPTNeo(nn.Module):
+class GPTNeo(GPT2):
     """Pre-norm transformer with learned positions; attention is global in even layers, local in odd ones.
 
     Args:
@@ -34,31 +25,13 @@ class GPTNeo(nn.Module):
         vocab_size: V, >= 1, rows of the token embedding `wte`.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.config, self.block_size = config, config.block_size
-        self.wte = build_embedding(config, vocab_size)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.drop = nn.Dropout(config.dropout)
-        windows = [window_of_layer(config, layer) for layer in range(config.n_layer)]
-        self.h = nn.ModuleList(Block(config, NeoAttention(config, window)) for window in windows)
-        self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
-        init_weights(self)  # no smaller residual projections, unlike GPT-2
+    def build_attention(self, layer: int) -> nn.Module:
+        """Return the attention of a layer."""
+        return NeoAttention(self.config, window_of_layer(self.config, layer))
 
-    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return the (B, T, D) states after `ln_f`; state t knows tokens 0..t and no later one.
-
-        Args:
-            input_ids: (B, T) int64 in [0, V), T in [1, block_size].
-            cache: of the tokens before these, which is added to; T and its length are in [1, block_size] together.
-
-        Raises:
-            ValueError: T is above block_size.
-        """
-        x = self.drop(self.wte(input_ids) + self.wpe(positions(input_ids, self.block_size, cache)))
-        for layer, block in enumerate(self.h):
-            x = run_block(block, x, None if cache is None else cache.layers[layer], self.config)
-        return self.ln_f(x)
+    def c_proj_std(self) -> float:
+        """Return GPT-2's standard deviation of all other weights."""
+        return INIT_STD
 
 
 def window_of_layer(config: ModelConfig, layer: int) -> int | None:

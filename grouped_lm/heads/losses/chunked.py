@@ -206,7 +206,8 @@ def add_chunk(
     Args:
         rows: of the states.
         states: (N, D).
-        table, shift: (C, D) weights and (C,) biases, in the type of the matrix products.
+        table: (C, D) weights, in the type of the matrix products.
+        shift: (C,) biases of that type, or None.
         classes: (N,) int64, -1 where ignored.
         layout: `n_single` and `directions` of `class_nll`.
         outputs: the loss, and gradients of states, weights and biases, which have no elements where they are not kept.

@@ -61,7 +61,8 @@ class GroupRows(nn.Module):
         S is rounded up to a multiple of 8, since the grouped matrix products of a GPU need that.
 
         Args:
-            token_to_group, token_to_slot: those that were assigned.
+            token_to_group: as assigned.
+            token_to_slot: as assigned.
         """
         if self._members is None:
             self._members = group_members(token_to_group, token_to_slot, self.n_group, self._width).int()

@@ -29,7 +29,8 @@ def forward(
 
     Args:
         hidden: (N, D).
-        weight, bias: (V, D) and (V,).
+        weight: (V, D).
+        bias: (V,).
         members: (G, S) ids, -1 where a group has no more; S at most `MAX_SLOTS`.
         groups: (N,) int64 in [0, G), or -1.
         slots: (N,) int64.

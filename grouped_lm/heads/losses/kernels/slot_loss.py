@@ -55,7 +55,8 @@ def slot_loss(
     Args:
         states: (N, D).
         weight: (S, D), S at most `MAX_SLOTS`.
-        scale, shift: (G, S); shift is -inf at slots that no token has.
+        scale: (G, S).
+        shift: (G, S), -inf at padding slots.
         groups: (N,) int64 in [0, G), or -1.
         slots: (N,) int64 in [0, S).
         dtype: of the matrix products.
