@@ -1,4 +1,4 @@
-"""The schema of a run: a tree of dataclasses whose defaults are the plain `gvc train`.
+"""The schema of a run: a tree of dataclasses whose defaults are those of `gvc train`.
 
 Values come from YAML or from Python; a value out of range raises `ConfigError` when the object is built, with
 the full path of the field. Heads bring schemas of their own (`grouped_lm.heads`), so that a new head is a new
@@ -31,7 +31,7 @@ def check_range(path: str, value: float | None, low: float, high: float = math.i
 
 
 def check_label(path: str, value: str) -> None:
-    """Raise `ConfigError` unless `value` can be part of a folder's name: it must not lead elsewhere."""
+    """Raise `ConfigError` unless `value` can be part of a folder's name: without slashes."""
     if not value or len(value) > 100 or not value.isprintable() or set(value) & set("/\\") or set(value) == {"."}:
         raise ConfigError(f"{path} must be 1 to 100 printable characters without / and \\, got {value[:100]!r}")
 
@@ -260,7 +260,7 @@ class AdamWConfig(OptimConfig):
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
-    """The loop: how long, how much at once, on what, and what it writes down."""
+    """The training loop: steps, batches, devices, checkpoints and logs."""
 
     max_steps: int = 300
     """Optimizer steps, >= 1."""
@@ -293,11 +293,11 @@ class TrainConfig:
     """With `ddp` and several processes: each has its part of the rows of the input embedding and of a dense head, with
     their gradients and optimizer state, and states travel instead of these gradients. Other heads stay whole."""
     max_restarts: int = free(3)
-    """How often all processes are started again, from the last checkpoint, when one is lost, >= 0."""
+    """How often all processes are restarted from the last checkpoint after one is lost, >= 0."""
     threads: int | None = None
     """CPU threads, >= 1; null leaves torch's choice. Part of what makes a run repeatable to the bit."""
     resume: str = free("auto")
-    """`auto` goes on from the folder's last checkpoint; `never` refuses a folder that has one."""
+    """`auto` continues from the folder's last checkpoint; `never` refuses a folder that has one."""
     log_every_steps: int = free(10)
     eval_every_steps: int | None = free(None)
     """Validation also every so many steps; null means at the end only."""
@@ -306,19 +306,19 @@ class TrainConfig:
     checkpoint_every_steps: int | None = free(None)
     """null means every tenth of the run; the last step is always saved."""
     checkpoint_every_minutes: float = free(10.0)
-    """A save at least this often, whatever the steps."""
+    """Save at least once in so many minutes."""
     keep_checkpoints: int = free(2)
-    """Newest ones kept, >= 2, so that a bad one always has a predecessor."""
+    """Number of newest checkpoints to keep, >= 2, so that a damaged one always has a predecessor."""
     mirror: str | None = free(None)
     """A folder for a verified copy of every checkpoint, in a folder named after the run and a hash of it;
     used when none is here."""
     on_nonfinite: str = free("raise")
-    """What a loss or gradient that is no finite number does: `raise` ends the run, `skip` leaves the update out,
-    `rollback` goes back to the last checkpoint and on with the text after the one that did it."""
+    """After a loss or gradient that is not finite: `raise` ends the run, `skip` leaves the update out, `rollback`
+    returns to the last checkpoint and continues with the text after the one that caused it."""
     max_nonfinite: int = free(3)
-    """`skip`, `rollback`: so many times, >= 0; then as `raise`."""
+    """How many times `skip` or `rollback` is done, >= 0, before the run ends as with `raise`."""
     hang_minutes: float | None = free(30.0)
-    """End the process when no step and no batch of an evaluation was done for so long, > 0; null waits for ever."""
+    """Minutes without a step or an evaluation batch after which the process ends, > 0; null means no limit."""
 
     def __post_init__(self) -> None:
         check_range("train.max_steps", self.max_steps, 1, 10**9)
@@ -376,7 +376,7 @@ class TrainConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
-    """Weights & Biases. `metrics.jsonl` and `result.json` are written whatever stands here."""
+    """Weights & Biases. `metrics.jsonl` and `result.json` are always written."""
 
     mode: str = "offline"
     """`online`, `offline` (in the run folder, `wandb sync` sends it later) or `disabled`."""
@@ -397,7 +397,7 @@ class TrackingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class JudgeConfig:
-    """Who grades stories for `gvc eval --judge`, and how many. It changes nothing about a run."""
+    """The language model that grades stories for `gvc eval --judge`. It changes nothing about a run."""
 
     base_url: str = "https://api.openai.com/v1"
     """Of any endpoint that speaks OpenAI's chat completions: a paid one, or a server on this machine."""
@@ -436,7 +436,7 @@ class Config:
     """One run."""
 
     name: str = free("run")
-    """A label for people; it changes nothing."""
+    """A label without effect on the training."""
     seed: int = 0
     """Seeds weights, dropout and the order of the data."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,4 +1,4 @@
-"""Errors that end in one line and an exit code of their own; anything else is a defect of ours.
+"""Errors that end in one line and an exit code. Any other exception is a defect of gvc.
 
 Exit codes: 0 done, 1 failed, 2 usage or config, 3 busy run folder or missing/bad data, 4 disk,
 5 no usable checkpoint, 6 config changed since the checkpoint, 7 diverged, 8 out of memory,
@@ -13,11 +13,11 @@ from pathlib import Path
 
 
 class GvcError(Exception):
-    """A user's problem: the message is one line that says what was given, what is allowed, how to mend it."""
+    """A problem that the user can solve. The message is one line: what was given, what is allowed, what to do."""
 
     exit_code = 1
     agreed = False
-    """Whether all of several processes are known to raise it: otherwise the others may be waiting for this one."""
+    """Whether every process of a training raises it. If not, the others may wait for this one."""
 
 
 class ConfigError(GvcError, ValueError):
@@ -33,7 +33,7 @@ class DataError(GvcError):
 
 
 class RunFolderError(GvcError):
-    """A run folder that is missing, busy, or already holds something else."""
+    """A run folder that is missing, in use, or already holds another run."""
 
     exit_code = 3
 
@@ -61,7 +61,7 @@ class DriftError(GvcError):
 
 
 class SchemaError(GvcError):
-    """A checkpoint in a format that this gvc does not read; it is left where it is."""
+    """A run folder or checkpoint of another schema version. It is left unchanged."""
 
     exit_code = 6
 
@@ -70,7 +70,7 @@ class DivergedError(GvcError):
     """The loss or its gradient is no longer a finite number."""
 
     exit_code = 7
-    agreed = True  # what is judged is of all processes together
+    agreed = True  # the loss is that of all processes together
 
 
 class MemoryShortError(GvcError):
@@ -80,7 +80,7 @@ class MemoryShortError(GvcError):
 
 
 class InexactError(GvcError):
-    """A head that was measured computes something else than it says: a defect of ours, on this machine."""
+    """A head that a bench measured gives wrong values: a defect of gvc, on this machine."""
 
 
 EXIT_FAILED = 1
@@ -90,7 +90,7 @@ EXIT_INTERRUPTED = 130
 
 @contextlib.contextmanager
 def disk_errors(folder: Path, advice: str | None = None) -> Iterator[None]:
-    """Turn what the file system refuses into one line: the place, why, the room there if it is full, and what to do.
+    """Turn an OSError into a `DiskError` of one line: the folder, the reason, the free space if it is full, what to do.
 
     Raises:
         DiskError: it refused.
@@ -106,12 +106,12 @@ def disk_errors(folder: Path, advice: str | None = None) -> Iterator[None]:
 
 
 def is_full(error: OSError) -> bool:
-    """Return whether room is what lacks."""
+    """Return whether the error means that the disk is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def why_refused(error: OSError) -> tuple[str, str]:
-    """Return why the file system refused, and what to do about it."""
+    """Return the reason of a file system's error, and what the user can do."""
     if is_full(error):
         return "the disk is full", "make room and run the same command again"
     return error.strerror or str(error), "give another place"

@@ -1,4 +1,4 @@
-"""Rows of runs in order: sorted, filtered, and which of them no other beats. Knows nothing of folders."""
+"""Sort and filter the rows of runs, and find the Pareto front."""
 
 import difflib
 import math
@@ -20,11 +20,13 @@ COLUMNS = columns("""
     memory, x dense = memory/vs_dense {:.2f}; head GiB = memory/peak_head_gib {:.4f}
     parameters = params/total {:,}; front
 """)
-"""What tables show: label, key of the row, format."""
+"""Columns of tables: label, key of the row, format."""
 
-QUALITY, SPEED, MEMORY = ("val/loss", -1), ("throughput/tokens_per_sec", 1), ("memory/peak", -1)
+QUALITY = ("val/loss", -1)
+SPEED = ("throughput/tokens_per_sec", 1)
+MEMORY = ("memory/peak", -1)
 PARETO_KEYS = (QUALITY, SPEED, MEMORY)
-"""What a run is judged by: key, and 1 where more is better or -1 where less is."""
+"""The keys of the Pareto front, each with 1 if more is better or -1 if less is better."""
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
@@ -35,7 +37,7 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def column_names(rows: list[Row]) -> dict[str, str]:
-    """Return every name that a column answers to, and its key: the key, a table's label, the key's last word."""
+    """Return the key of a column by each of its names: the key, the label in tables, the last word of the key."""
     keys = {key for row in rows for key in row} | {key for _, key, _ in COLUMNS}
     words: dict[str, list[str]] = {}
     for key in sorted(keys):
@@ -45,10 +47,10 @@ def column_names(rows: list[Row]) -> dict[str, str]:
 
 
 def find_column(name: str, rows: list[Row]) -> str:
-    """Return the key of the column that `name` means.
+    """Return the key of the column with this name.
 
     Raises:
-        ConfigError: none does; the message gives the nearest name.
+        ConfigError: there is none; the message has the nearest name.
     """
     names = column_names(rows)
     wanted = name.strip()
@@ -61,7 +63,7 @@ def find_column(name: str, rows: list[Row]) -> str:
 
 
 def sort_rows(rows: list[Row], name: str, reverse: bool = False) -> list[Row]:
-    """Return the rows by one column, smallest first; those without a figure come last either way.
+    """Return the rows sorted by one column, smallest first. Rows without a value always come last.
 
     Raises:
         ConfigError: no such column.
@@ -84,10 +86,10 @@ def select_rows(rows: list[Row], conditions: Iterable[str]) -> list[Row]:
 
 
 def _parse(condition: str, rows: list[Row]) -> Callable[[Row], bool]:
-    """Return the test that a condition stands for.
+    """Return a condition as a function of a row.
 
-    `seed=0,1` means either of the two, as it does for `gvc sweep`, unless a row has `0,1` as it stands: tables show
-    1024 as 1,024.
+    `seed=0,1` means either of the two, as in `gvc sweep`, unless a row has the value `0,1` itself: tables show 1024 as
+    1,024.
     """
     parts = re.fullmatch(r"([^<>=!]+)(<=|>=|!=|==|=|<|>)(.*)", condition.strip())
     if parts is None:
@@ -119,14 +121,14 @@ def _same(value: Any, text: str) -> bool:
 
 
 def pareto_rows(rows: list[Row], keys: Iterable[tuple[str, int]] = PARETO_KEYS) -> list[Row]:
-    """Return the runs that no other run beats: the Pareto front.
+    """Return the Pareto front: the runs that no other run beats.
 
-    One run beats another if it is at least as good in every key and better in one. So of runs that are equal in
-    everything all stay, and a run that is best in anything always does. Runs that are not complete, or lack one of the
-    figures, take no part.
+    One run beats another if it is at least as good in every key and better in one. So runs that are equal in all keys
+    stay together, and a run that is best in one key always stays. Runs that are not complete, or lack a value, are left
+    out.
 
     Args:
-        rows: runs that may be compared: the same text and tokenizer.
+        rows: runs on the same text and with the same tokenizer.
         keys: (key, 1 where more is better, -1 where less is), by default quality, speed and memory.
     """
     signs = tuple(keys)
@@ -143,12 +145,12 @@ def pareto_rows(rows: list[Row], keys: Iterable[tuple[str, int]] = PARETO_KEYS) 
 
 
 def text_of(row: Row) -> tuple[Any, ...]:
-    """Return what tells the text and tokenizer of a run; labels alone where its row comes from an old table."""
+    """Return a key for the text and tokenizer of a run: the hash `text`, or the labels if a table lacks it."""
     return (row["text"],) if row.get("text") else (row.get("data"), row.get("tokenizer"))
 
 
 def mark_front(rows: list[Row]) -> None:
-    """Set `front` to "yes" in the runs that none on the same text beats, "no" in other complete ones, else None."""
+    """Set `front` to "yes" for runs on the Pareto front of their text, "no" for other complete runs, else None."""
     texts: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         row["front"] = "no" if row.get("state") == "complete" else None
