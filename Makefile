@@ -75,6 +75,7 @@ $(VENV)/.docs: $(VENV)/.users
 
 docs: $(VENV)/.docs  ## Compute the generated tables, and build the documentation into site/ (no network needed)
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/pictures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 coverage: $(VENV)/.developers  ## Run the tests and report which lines they run; ARGS=tests/unit for a part

@@ -226,12 +226,13 @@ def rates() -> str:
     return table(["head", "2e-3", "4e-3", "8e-3"], rows) + _leaderboard_source()
 
 
-def _steps(name: str, batch: str = "8") -> dict[tuple[str, str], Row]:
+def step_rows(name: str, batch: str = "8") -> dict[tuple[str, str], Row]:
+    """Return the rows of a benchmark of whole steps by body and head."""
     return {(row["model"], row["head"]): row for row in read(name) if row["micro_batch_size"] == batch}
 
 
 def _speed_table(name: str, key: str, form: Callable[[float], str]) -> str:
-    found = _steps(name)
+    found = step_rows(name)
     models = [model for model in MODELS if any(model == place for place, _ in found)]
     heads = list(dict.fromkeys(head for _, head in found))
     rows = []
@@ -443,7 +444,7 @@ def summary() -> str:
     quality = [difference(place, DEFAULT) for place in PLACES]
     paper = [difference(place, HEADS["`grouped`, the paper's head"]) for place in PLACES]
     mean = [[found[0] for found in kind if found] for kind in (quality, paper)]
-    found = _steps("default-head/bench-steps.csv")
+    found = step_rows("default-head/bench-steps.csv")
     over = {model: float(found[model, DEFAULT_LABEL]["over_dense"]) for model in MODELS if (model, "dense") in found}
     claims = [row for row in read("bench-memory.csv") if row["part"] == "claim" and row["attention"] == "fused"]
     ratio = {model: max(float(row["memory_ratio"]) for row in claims if row["model"] == model) for model in MODELS[2:]}
@@ -512,13 +513,13 @@ def _measured_quality(head: str) -> str:
 
 
 def _measured_speed(head: str) -> str:
-    found = _steps("bench-steps.csv")
+    found = step_rows("bench-steps.csv")
     rows = []
     models: Sequence[Any] = MODELS[2:]
     for label in SPEED_OF[head]:
         rows.append([label, *[f"{float(found[model, label]['over_dense']):.2f}x" for model in models]])
     if head == "shortlist":
-        default = _steps("default-head/bench-steps.csv")
+        default = step_rows("default-head/bench-steps.csv")
         models = [model for model in MODELS if (model, DEFAULT_LABEL) in default]
         cells = [f"{float(default[model, DEFAULT_LABEL]['over_dense']):.2f}x" for model in models]
         rows = [["the default head", *cells]]

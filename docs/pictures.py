@@ -1,12 +1,18 @@
-"""Draw the pictures of the heads: which softmaxes a token's probability is made of.
+"""Draw the pictures of the documentation as SVG.
 
-Usage: python docs/pictures.py. It writes docs/heads/NAME.svg. Numbers are those of GPT-2's vocabulary.
+Usage: python docs/pictures.py. It writes
+
+- docs/heads/NAME.svg: which softmaxes a token's probability is made of, with the numbers of GPT-2's vocabulary;
+- docs/results/summary.svg: loss against speed, from the committed figures.
 """
 
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from docs_tables import DEFAULT, DEFAULT_LABEL, DENSE_BIAS, DENSE_PLAIN, HEADS, Row, difference, step_rows
+
+DOCS = Path(__file__).parent
 SHARED, OWN, FIXED = "#0072b2", "#d55e00", "#7f7f7f"
 """Colours of classes: rows of the input embedding, weights of the head's own, no weights."""
 LEGEND = {SHARED: "embedding rows", OWN: "own weights", FIXED: "no weights"}
@@ -112,10 +118,110 @@ def draw(name: str, steps: tuple[Step, ...]) -> str:
     )
 
 
+@dataclass(frozen=True)
+class Point:
+    """A head in the picture of loss against speed."""
+
+    label: str
+    settings: Row
+    """Of its rows in leaderboard.csv."""
+    bench: str
+    """Its name in default-head/bench-steps.csv."""
+    colour: str
+
+
+POINTS = (
+    Point("dense with biases", DENSE_BIAS, "dense", "#222222"),
+    Point("dense as in GPT-2", DENSE_PLAIN, "dense", "#777777"),
+    Point("the default head", DEFAULT, DEFAULT_LABEL, "#d55e00"),
+    Point("adaptive softmax", HEADS["`adaptive`"], "adaptive", "#009e73"),
+    Point("grouped (the paper's head)", HEADS["`grouped`, the paper's head"], "grouped", "#0072b2"),
+)
+PANELS = {
+    "width 128, 3 layers": ("stories, width 128", "gpt2-128x3"),
+    "width 256, 4 layers": ("stories, width 256", "gpt2-256x4"),
+}
+"""Title of each panel, its place in `docs_tables.PLACES`, and its body in the benchmark."""
+PANEL_WIDTH, PANEL_HEIGHT, GAP, TOP = 330, 250, 56, 74
+"""Pixels."""
+FASTEST, LOWEST, HIGHEST = 10.0, -0.12, 0.68
+"""Ends of the axes: speed over dense, and nats."""
+
+
+def draw_summary() -> str:
+    """Return the SVG of loss against speed."""
+    body = [
+        f'<text x="{GAP}" y="22" class="title">Loss against speed: better is down and to the right</text>',
+        f'<text x="{GAP}" y="42">TinyStories, GPT-2 body, three seeds, 95 % intervals; speed on one CPU thread</text>',
+    ]
+    for number, (title, (place, model)) in enumerate(PANELS.items()):
+        left = GAP + number * (PANEL_WIDTH + GAP)
+        body += _axes(left, title, number == 0)
+        for point in POINTS:
+            body += _point(point, place, model, left)
+    width, height = GAP + 2 * (PANEL_WIDTH + GAP) - 24, TOP + PANEL_HEIGHT + 50
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'role="img">\n<title>Loss of heads minus that of the best dense head, against their speed</title>\n'
+        "<style>text{font:13px sans-serif;fill:#222}.title{font-weight:bold;font-size:16px}.bold{font-weight:bold}"
+        ".middle{text-anchor:middle}.end{text-anchor:end}.grid{stroke:#ddd}</style>\n"
+        '<rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(body) + "\n</svg>\n"
+    )
+
+
+def _x(left: float, speed: float) -> float:
+    return left + PANEL_WIDTH * speed / FASTEST
+
+
+def _y(nats: float) -> float:
+    return TOP + PANEL_HEIGHT * (HIGHEST - nats) / (HIGHEST - LOWEST)
+
+
+def _axes(left: float, title: str, first: bool) -> list[str]:
+    bottom = TOP + PANEL_HEIGHT
+    lines = [f'<text x="{left + PANEL_WIDTH / 2}" y="{TOP - 8}" class="middle bold">{title}</text>']
+    for nats in (0.0, 0.2, 0.4, 0.6):
+        lines.append(f'<path d="M {left} {_y(nats):.1f} h {PANEL_WIDTH}" class="grid"/>')
+        lines.append(f'<text x="{left - 6}" y="{_y(nats) + 4:.1f}" class="end">{nats:.1f}</text>')
+    for speed in (1, 2, 4, 6, 8, 10):
+        lines.append(f'<text x="{_x(left, speed):.1f}" y="{bottom + 18}" class="middle">{speed}x</text>')
+    lines.append(f'<path d="M {left} {TOP} V {bottom} H {left + PANEL_WIDTH}" fill="none" stroke="#222"/>')
+    lines.append(
+        f'<text x="{left + PANEL_WIDTH / 2}" y="{bottom + 40}" class="middle">training speed over dense</text>'
+    )
+    if first:
+        middle = TOP + PANEL_HEIGHT / 2
+        label = "loss minus best dense, nats"
+        lines.append(f'<text x="14" y="{middle}" class="middle" transform="rotate(-90 14 {middle})">{label}</text>')
+    return lines
+
+
+def _point(point: Point, place: str, model: str, left: float) -> list[str]:
+    found = difference(place, point.settings)
+    assert found is not None, point.label
+    nats, interval = found
+    speed = float(step_rows("default-head/bench-steps.csv")[model, point.bench]["over_dense"])
+    x, y = _x(left, speed), _y(nats)
+    lines = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{point.colour}"/>']
+    if interval and nats:
+        low, high = (min(max(_y(value), TOP), TOP + PANEL_HEIGHT) for value in interval)
+        lines.append(f'<path d="M {x:.1f} {low:.1f} V {high:.1f}" stroke="{point.colour}" stroke-width="1.5"/>')
+    at, anchor = ((x + 10, y + 4), "start") if speed < 7 else ((x - 10, y + 4), "end")
+    style = f"fill:{point.colour};text-anchor:{anchor}"
+    lines.append(f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" style="{style}">{escape(point.label)}</text>')
+    return lines
+
+
+def pictures() -> dict[str, str]:
+    """Return every picture by its place in docs/."""
+    found = {f"heads/{name}.svg": draw(name, steps) for name, steps in PICTURES.items()}
+    return found | {"results/summary.svg": draw_summary()}
+
+
 def main() -> None:
     """Write all pictures."""
-    for name, steps in PICTURES.items():
-        (Path(__file__).parent / "heads" / f"{name}.svg").write_text(draw(name, steps), encoding="utf-8")
+    for name, text in pictures().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

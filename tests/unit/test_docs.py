@@ -45,6 +45,11 @@ def test_a_changed_figure_changes_the_page(monkeypatch):
     assert tables.leaderboard() != before
 
 
+def test_pictures_agree_with_the_committed_figures():
+    for name, picture in importlib.import_module("pictures").pictures().items():
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == picture, "run: python docs/pictures.py"
+
+
 def test_every_block_is_on_a_page():
     used = {name for page in PAGES for name in re.findall(r"<!-- block: ([a-z0-9_-]+) -->", page.read_text("utf-8"))}
     assert used == set(importlib.import_module("docs_tables").BLOCKS)
