@@ -20,6 +20,7 @@ from grouped_lm.evaluate.scoring import ContextRule, TokenScores, list_windows, 
 from grouped_lm.evaluate.significance import compare_checkpoints, compare_methods
 from grouped_lm.evaluate.story_tasks import score_tasks
 from grouped_lm.generate import Sampling, write_texts
+from grouped_lm.heads import GroupedTokens
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.identity import config_identity
 from grouped_lm.runs.load import load_config, load_model, own_tokenizer
@@ -133,9 +134,8 @@ def mean_tables(run: Path, scores: TokenScores, model: LanguageModel, cache_dir:
     training = training_text(run, cache_dir)
     if training is not None:
         tables["by_frequency"] = by_frequency(scores, training.counts())
-    groups = getattr(model.head, "token_to_group", None)
-    if isinstance(groups, torch.Tensor):
-        tables["by_group"] = by_group(scores, groups.cpu().numpy())
+    if isinstance(model.head, GroupedTokens):
+        tables["by_group"] = by_group(scores, model.head.token_to_group.cpu().numpy())
     return tables
 
 

@@ -87,7 +87,7 @@ class SampledHead(Head):
         return cls(config, context.token_weight(config.tied), log_proposal(config, context))
 
     def after_load(self) -> None:
-        """See `Head.after_load`."""
+        """Update the cumulative proposal from `log_q`."""
         self.cumulative = self.log_q.double().exp().cumsum(0)
 
     def draw(self) -> Tensor:

@@ -26,12 +26,12 @@ def build_lm(
     Args:
         config: the run.
         count_tokens: gives the (V,) occurrences in the training text; called only where head or grouping need them.
-        read_tokens: gives the training text, (T,) ids; called only for groupings by the company that tokens keep.
-        saved: the head's buffers in a checkpoint that is being loaded for use, see `train_state.head_buffers`.
+        read_tokens: gives the training text, (T,) ids; called only for context clusters.
+        saved: the head's buffers in a checkpoint that is being loaded for use (`train_state.head_buffers`).
         vocab_size: V; None means the tokenizer's.
 
     Raises:
-        ConfigError: see `check_head`, and the grouping's own.
+        ConfigError: the head does not fit the rest of the config, or its grouping cannot be built.
     """
     check_head(config)
     vocab_size = vocab_size or vocab_size_of(config.tokenizer)

@@ -14,8 +14,7 @@ from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.distributed.process_group import ProcessGroup, join_process_group
 from grouped_lm.errors import DiskError, GvcError
-from grouped_lm.grouping import describe_groups
-from grouped_lm.heads import Head
+from grouped_lm.heads import GroupedTokens, Head
 from grouped_lm.models.build import count_params
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.plan.memory_check import check_memory, explain_out_of_memory
@@ -103,10 +102,8 @@ def write_tokens(folder: RunFolder, config: Config, head: Head) -> None:
     tokenizer = build_tokenizer(config.tokenizer, config.data)
     if isinstance(tokenizer, BPETokenizer):
         tokenizer.save(folder.tokenizer)
-    buffers = dict(head.named_buffers())
-    if "token_to_group" in buffers:
-        special = {EOT_TEXT: tokenizer.eot_id}
-        write_json(folder.grouping, describe_groups(buffers["token_to_group"], buffers["token_to_slot"], special))
+    if isinstance(head, GroupedTokens):
+        write_json(folder.grouping, head.describe_groups({EOT_TEXT: tokenizer.eot_id}))
 
 
 def describe_model(config: Config, model: LanguageModel) -> dict[str, Any]:

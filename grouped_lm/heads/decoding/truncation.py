@@ -68,12 +68,12 @@ class KeptTokens:
 
 
 def truncate(log_prob: Tensor, ids: Tensor | None, truncation: Truncation) -> KeptTokens:
-    """Return what `truncation` keeps: sort by probability and id, and take the prefix.
+    """Return the kept tokens: sort by probability and id, and take the prefix.
 
     Args:
         log_prob: (N, C), -inf where a candidate is none.
         ids: (N, C) the candidates' ids; None means that column is id.
-        truncation: what to keep.
+        truncation: which tokens are kept.
     """
     limit = min(truncation.top_k or log_prob.shape[1], log_prob.shape[1])
     if not len(log_prob):
@@ -194,7 +194,7 @@ def tempered(log_prob: Tensor, temperature: float) -> Tensor:
 def draw_from(
     log_prob: Tensor, truncation: Truncation, temperature: float, num_samples: int, generator: torch.Generator | None
 ) -> Tensor:
-    """Draw (N, num_samples) ids from what `truncation` leaves of (N, V) log-probabilities; see `draw_kept`."""
+    """Return (N, num_samples) ids drawn from the tokens that `truncation` keeps of (N, V) log-probabilities."""
     if truncation.keeps_all:  # nothing to sort
         ids = torch.arange(log_prob.shape[1], device=log_prob.device).expand_as(log_prob)
         return draw_kept(KeptTokens(log_prob, ids), temperature, num_samples, generator)
@@ -202,13 +202,13 @@ def draw_from(
 
 
 def draw_kept(kept: KeptTokens, temperature: float, num_samples: int, generator: torch.Generator | None) -> Tensor:
-    """Draw (N, num_samples) ids from what was kept, each with weight p^(1 / temperature).
+    """Return (N, num_samples) ids drawn from the kept tokens, each with weight p^(1 / temperature).
 
     Args:
         kept: of N states.
         temperature: > 0.
         num_samples: draws per state, >= 1.
-        generator: see `draw`.
+        generator: on the device of the tokens; None is torch's global one.
     """
     if not len(kept.ids):
         return kept.ids.new_empty(0, num_samples)
