@@ -6,10 +6,11 @@ A field of the schema belongs to the identity unless it is declared with `groupe
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import Field, asdict, fields, is_dataclass, replace
 from typing import Any
 
-from grouped_lm.config import Config
+from grouped_lm.config import Config, DataConfig
+from grouped_lm.data.sources import SOURCES
 
 
 def iter_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, "Field[Any]", Any]]:
@@ -36,6 +37,9 @@ def is_identity(spec: "Field[Any]") -> bool:
 
 def config_identity(config: Config) -> dict[str, Any]:
     """Return every setting that decides what a run computes, flat: {"optim.lr": 0.001, ...}."""
+    if type(config.data) is DataConfig:  # it means its source with default options, and must hash like that one
+        schema, _ = SOURCES[config.data.source]
+        config = replace(config, data=schema(**asdict(config.data)))
     return {path: value for path, spec, value in iter_settings(config) if is_identity(spec)}
 
 
