@@ -86,6 +86,23 @@ def test_links_lead_somewhere(page):
             assert anchor in {re.sub(r"[^a-z0-9 _-]", "", title.lower()).replace(" ", "-") for title in titles}, link
 
 
+@every_page
+def test_files_that_are_named_exist(page):
+    if "extend" in page.parts:
+        return  # examples of new files
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:cli|conf|docs|grouped_lm|tests|runs/results)/[^`\s*]+)`", text):
+        made_by_command = re.search(r"[A-Z]{3,}|bench-[a-z]+-gpu|/mine", path)
+        assert made_by_command or (ROOT / path.split("::")[0]).exists(), path
+
+
+def test_the_tests_of_the_promises_exist():
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    for file, test in re.findall(r"`(?:tests/[a-z/]+/)?(test_\w+\.py)::(test_\w+)`", text):
+        (found,) = (ROOT / "tests").rglob(file)
+        assert f"def {test}(" in found.read_text(encoding="utf-8"), f"{file}::{test}"
+
+
 def split_code(text: str) -> tuple[str, str]:
     """Return the shell and text blocks of a page, and all that is outside blocks."""
     parts = re.split(r"^ *```(\w*)\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE)
