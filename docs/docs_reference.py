@@ -84,7 +84,9 @@ def _cell(text: str | None) -> str:
 
 def _paragraphs(text: str | None) -> str:
     blocks = re.split(r"\n\s*\n", inspect.cleandoc(text or "").replace("\b", "").replace("\f", ""))
-    return "\n\n".join(_cell(block) for block in blocks)
+    return "\n\n".join(
+        re.sub(r"^Example: (.*)", r"Example: `\1`", _cell(block).replace("\\[", "[")) for block in blocks
+    )
 
 
 def config_page() -> str:
