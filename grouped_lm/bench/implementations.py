@@ -30,40 +30,48 @@ BASELINE = "dense"
 """The plain full softmax, tied. Ratios are taken over it."""
 
 
-class AutoChunkedHead(DenseHead):
-    """torch's `F.linear_cross_entropy` with the chunk that it chooses itself."""
+class PeerHead(DenseHead):
+    """A dense head whose mean loss another library computes."""
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """Return the mean loss in nats; it keeps no parts."""
-        states, flat = self.flatten(hidden, targets)
-        dtype, options = working_dtype(states), nn.LinearCrossEntropyOptions()
-        given = states.to(dtype), self.weight.to(dtype), flat
-        return HeadLoss(nll=F.linear_cross_entropy(*given, ignore_index=IGNORE_INDEX, options=options))
-
-
-class CutCrossEntropyHead(DenseHead):
-    """Apple's cut cross entropy (arXiv 2411.09009): its kernels on a GPU, its compiled version on a CPU."""
-
-    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
-        """Return the mean loss in nats; it keeps no parts."""
-        from cut_cross_entropy import linear_cross_entropy
-
-        states, flat = self.flatten(hidden, targets)
-        dtype, kernel = working_dtype(states), "cce" if states.is_cuda else "torch_compile"
-        return HeadLoss(nll=linear_cross_entropy(states.to(dtype), self.weight.to(dtype), flat, impl=kernel))
-
-
-class LigerHead(DenseHead):
-    """Liger's fused linear cross entropy (arXiv 2410.10989), sums over chunks in fp32."""
-
-    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
-        """Return the mean loss in nats; it keeps no parts."""
-        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
-
         states, flat = self.flatten(hidden, targets)
         dtype = working_dtype(states)
+        return HeadLoss(nll=self.mean_nll(states.to(dtype), self.weight.to(dtype), flat))
+
+    def mean_nll(self, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats of (N, D) states, (V, D) weights and (N,) targets."""
+        raise NotImplementedError
+
+
+class AutoChunkedHead(PeerHead):
+    """torch's `F.linear_cross_entropy` with the chunk that it chooses itself."""
+
+    def mean_nll(self, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats."""
+        options = nn.LinearCrossEntropyOptions()
+        return F.linear_cross_entropy(states, weight, targets, ignore_index=IGNORE_INDEX, options=options)
+
+
+class CutCrossEntropyHead(PeerHead):
+    """Apple's cut cross entropy (arXiv 2411.09009): its kernels on a GPU, its compiled version on a CPU."""
+
+    def mean_nll(self, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats."""
+        from cut_cross_entropy import linear_cross_entropy
+
+        return linear_cross_entropy(states, weight, targets, impl="cce" if states.is_cuda else "torch_compile")
+
+
+class LigerHead(PeerHead):
+    """Liger's fused linear cross entropy (arXiv 2410.10989), sums over chunks in fp32."""
+
+    def mean_nll(self, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats."""
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
         loss = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE_INDEX, accum_dtype=torch.float32)
-        return HeadLoss(nll=loss(self.weight.to(dtype), states.to(dtype), flat))
+        return loss(weight, states, targets)
 
 
 class TorchAdaptiveHead(AdaptiveHead):

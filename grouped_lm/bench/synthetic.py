@@ -4,14 +4,15 @@ Ids follow frequency, most frequent first (nearly so in the Markov language), as
 Letters: B sequences, T length, V vocabulary, C classes.
 """
 
-from abc import ABC, abstractmethod
-
 import numpy as np
 
+SHARPNESS = 3.0
+"""Standard deviation of the logits of a language's transitions."""
 
-def zipf(size: int, exponent: float = 1.0) -> np.ndarray:
-    """Return (size,) float64 probabilities proportional to 1 / rank^exponent."""
-    weights = np.arange(1, size + 1, dtype=np.float64) ** -exponent
+
+def zipf(size: int) -> np.ndarray:
+    """Return (size,) float64 probabilities proportional to 1 / rank."""
+    weights = np.arange(1, size + 1, dtype=np.float64) ** -1.0
     return weights / weights.sum()
 
 
@@ -25,83 +26,50 @@ def draw(cumulative: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     return np.minimum(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"), len(cumulative) - 1)
 
 
-class Language(ABC):
-    """A stationary process over ids in [0, V)."""
+class Language:
+    """A stationary Markov chain over C classes, then a token of the class: p(y | x) = A[c(x), c(y)] p(y | c(y)).
 
-    vocab_size: int
-    entropy: float
-    """Nats per token, given all tokens before it."""
-    frequencies: np.ndarray
-    """(V,) float64, the probability of each id at any position."""
+    Token i is of class i mod C, so that a class is no group of neighbouring ids. Tokens of a class follow Zipf's law.
+    The entropy rate is sum over c of pi[c] sum over d of A[c, d] (-log A[c, d] + H(token | d)), pi the stationary
+    distribution. With one class, tokens are independent of each other and only frequencies can be learnt.
 
-    @abstractmethod
-    def sample(self, n_sequences: int, length: int, seed: int) -> np.ndarray:
-        """Return (B, T) int64 ids; every sequence starts in the stationary distribution."""
-
-    @abstractmethod
-    def log_prob(self, ids: np.ndarray) -> np.ndarray:
-        """Return (B, T - 1) log-probabilities of ids[:, 1:], each given the ids before it, in nats."""
-
-
-class ZipfUnigram(Language):
-    """Tokens independent of each other, p(id) proportional to 1 / (id + 1): only frequencies can be learnt."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-        self.frequencies = zipf(vocab_size)
-        self.entropy = float(entropy_of(self.frequencies))
-        self._cumulative = self.frequencies.cumsum()
-
-    def sample(self, n_sequences: int, length: int, seed: int) -> np.ndarray:
-        """Return (B, T) int64 ids."""
-        return draw(self._cumulative, np.random.default_rng(seed).random((n_sequences, length)))
-
-    def log_prob(self, ids: np.ndarray) -> np.ndarray:
-        """Return (B, T - 1) log-probabilities in nats."""
-        return np.log(self.frequencies)[ids[:, 1:]]
-
-
-class ClassMarkov(Language):
-    """A Markov chain over C classes, then a token of the class by Zipf: p(y | x) = A[c(x), c(y)] p(y | c(y)).
-
-    Token i is of class i mod C, so that a class is no group of neighbouring ids. The entropy rate is
-    sum over c of pi[c] sum over d of A[c, d] (-log A[c, d] + H(token | d)), pi the stationary distribution.
-
-    Args:
+    Attributes:
         vocab_size: V.
-        n_class: C in [1, V].
-        seed: of the transitions A.
-        sharpness: standard deviation of the logits of A; 0 makes all transitions alike.
+        n_class: C, at most V.
+        transition: (C, C) float64, A.
+        stationary: (C,) float64, pi.
+        frequencies: (V,) float64, the probability of each id at any position.
+        entropy: Nats per token, given all tokens before it.
     """
 
-    def __init__(self, vocab_size: int, n_class: int = 32, seed: int = 0, sharpness: float = 3.0) -> None:
+    def __init__(self, vocab_size: int, n_class: int, seed: int = 0) -> None:
         self.vocab_size, self.n_class = vocab_size, min(n_class, vocab_size)
-        logits = sharpness * np.random.default_rng(seed).standard_normal((self.n_class, self.n_class))
+        logits = SHARPNESS * np.random.default_rng(seed).standard_normal((self.n_class, self.n_class))
         weights = np.exp(logits - logits.max(1, keepdims=True))
         self.transition = weights / weights.sum(1, keepdims=True)
         self.stationary = stationary_of(self.transition)
         ids = np.arange(vocab_size)
-        sizes = (vocab_size - np.arange(self.n_class) + self.n_class - 1) // self.n_class
-        self._inside = {int(size): zipf(int(size)) for size in np.unique(sizes)}  # sizes differ by one at most
-        self._sizes = sizes
+        self._sizes = (vocab_size - np.arange(self.n_class) + self.n_class - 1) // self.n_class
+        self._inside = {int(size): zipf(int(size)) for size in np.unique(self._sizes)}  # sizes differ by one at most
         self._of_class = np.zeros(vocab_size)
         for size, probs in self._inside.items():
-            chosen = sizes[ids % self.n_class] == size
+            chosen = self._sizes[ids % self.n_class] == size
             self._of_class[chosen] = probs[ids[chosen] // self.n_class]
         self.frequencies = self.stationary[ids % self.n_class] * self._of_class
-        inside = np.array([entropy_of(self._inside[int(size)]) for size in sizes])
+        inside = np.array([entropy_of(self._inside[int(size)]) for size in self._sizes])
         self.entropy = float(self.stationary @ (entropy_of(self.transition) + self.transition @ inside))
 
     def sample(self, n_sequences: int, length: int, seed: int) -> np.ndarray:
-        """Return (B, T) int64 ids."""
+        """Return (B, T) int64 ids; every sequence starts in the stationary distribution."""
         rng = np.random.default_rng(seed)
-        classes = np.empty((n_sequences, length), dtype=np.int64)
-        classes[:, 0] = draw(self.stationary.cumsum(), rng.random(n_sequences))
-        cumulative = self.transition.cumsum(1)
-        for place in range(1, length):
-            uniform = rng.random(n_sequences)[:, None] * cumulative[0, -1]
-            chosen = (cumulative[classes[:, place - 1]] <= uniform).sum(1)
-            classes[:, place] = np.minimum(chosen, self.n_class - 1)
+        classes = np.zeros((n_sequences, length), dtype=np.int64)
+        if self.n_class > 1:
+            classes[:, 0] = draw(self.stationary.cumsum(), rng.random(n_sequences))
+            cumulative = self.transition.cumsum(1)
+            for place in range(1, length):
+                uniform = rng.random(n_sequences)[:, None] * cumulative[0, -1]
+                chosen = (cumulative[classes[:, place - 1]] <= uniform).sum(1)
+                classes[:, place] = np.minimum(chosen, self.n_class - 1)
         uniform, slots = rng.random(classes.shape), np.empty_like(classes)
         for size, probs in self._inside.items():
             chosen = self._sizes[classes] == size
@@ -109,7 +77,7 @@ class ClassMarkov(Language):
         return slots * self.n_class + classes
 
     def log_prob(self, ids: np.ndarray) -> np.ndarray:
-        """Return (B, T - 1) log-probabilities in nats."""
+        """Return (B, T - 1) log-probabilities of ids[:, 1:], each given the ids before it, in nats."""
         classes = ids % self.n_class
         steps = np.log(self.transition)[classes[:, :-1], classes[:, 1:]]
         return steps + np.log(self._of_class)[ids[:, 1:]]
@@ -123,5 +91,5 @@ def stationary_of(transition: np.ndarray) -> np.ndarray:
 
 
 def build_language(name: str, vocab_size: int, seed: int = 0) -> Language:
-    """Return the language called `zipf` or `markov`; a seed changes the transitions of the latter."""
-    return ZipfUnigram(vocab_size) if name == "zipf" else ClassMarkov(vocab_size, seed=seed)
+    """Return the language called `zipf`, of one class, or `markov`. The seed decides the transitions of the latter."""
+    return Language(vocab_size, 1 if name == "zipf" else 32, seed)
