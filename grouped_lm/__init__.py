@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from grouped_lm.hf.compress import compress
     from grouped_lm.runs.load import load_run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Head", "HeadLoss", "__version__", "build_head", "compress", "load_run"]
 
 _MODULES = {
