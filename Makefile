@@ -18,7 +18,9 @@ $(VENV)/.developers: $(VENV)/.users
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-install: $(VENV)/.users  ## Install gvc and grouped_lm into .venv
+EXTRAS ?=
+install: $(VENV)/.users  ## Install gvc and grouped_lm into .venv; EXTRAS=ray,judge adds extras
+	$(if $(EXTRAS),$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]')
 
 DEMO_DIR := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 demo: $(VENV)/.users  ## Train a dense and a grouped model on the embedded stories, show both side by side

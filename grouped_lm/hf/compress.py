@@ -13,16 +13,9 @@ from torch import Tensor, nn
 
 from grouped_lm.config import GroupingConfig, check_range
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import (
-    DEFAULT_HEAD,
-    Head,
-    HeadLoss,
-    ShortlistHead,
-    TwoLevelHead,
-    build_head,
-)
-from grouped_lm.hf.files import new_folder, write_compressed_card, write_gvc_config, write_weights
-from grouped_lm.hf.heads import head_to_hf
+from grouped_lm.heads import DEFAULT_HEAD, Head, HeadLoss, ShortlistHead, TwoLevelHead, build_head
+from grouped_lm.hf.files import new_folder, write_card, write_gvc_config, write_weights
+from grouped_lm.hf.names import head_to_hf
 
 RANDOM_TOKENS = 4096
 """Tokens drawn at random whose states the groups are fitted on where no text is given."""
@@ -129,7 +122,12 @@ class CompressedLM(nn.Module):
                 self.model.generation_config.save_pretrained(new)
             if tokenizer is not None:
                 tokenizer.save_pretrained(new)
-            write_compressed_card(new, target.name, type(self.model).__name__, values["name"], str(self.report))
+            origin = (
+                f"`{type(self.model).__name__}` of transformers, whose output layer `grouped_lm.compress` replaced by "
+                f"a `{values['name']}` one."
+            )
+            card = {"title": target.name, "folder": target.name, "origin": origin, "is_plain": False}
+            write_card(new, card | {"changes": str(self.report).splitlines()})
         return target
 
 

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grouped_lm.config import Config
+from grouped_lm.config import Config, TokenizerConfig
 from grouped_lm.data.tokenizers.base import Tokenizer
+from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.data.tokenizers.build import build_tokenizer
-from grouped_lm.errors import DataError, RunFolderError
+from grouped_lm.errors import DataError
 from grouped_lm.heads import DenseConfig
 from grouped_lm.hf.files import (
     CONFIG,
+    check_new,
     new_folder,
     read_config,
     read_weights,
@@ -21,8 +23,15 @@ from grouped_lm.hf.files import (
     write_gvc_config,
     write_weights,
 )
-from grouped_lm.hf.heads import head_to_hf, is_plain, shared_table
-from grouped_lm.hf.names import body_from_hf, body_to_hf, config_from_hf, config_to_hf
+from grouped_lm.hf.names import (
+    body_from_hf,
+    body_to_hf,
+    config_from_hf,
+    config_to_hf,
+    head_to_hf,
+    is_plain,
+    shared_table,
+)
 from grouped_lm.hf.tokenizer_files import choose_tokenizer, write_tokenizer
 from grouped_lm.models.build import build_lm, count_params
 from grouped_lm.models.lm import LanguageModel
@@ -56,8 +65,7 @@ def export_run(run: Path, target: Path) -> Path:
         RunFolderError, CheckpointError: no run, no checkpoint, or `target` exists.
         DiskError: `target` cannot be written.
     """
-    if target.exists():  # before a large model is read
-        raise RunFolderError(f"{target} exists already: name a new folder with --out")
+    check_new(target)  # before a large model is read
     folder = RunFolder(run)
     config = load_config(run)
     model, step = load_model(run, config, torch.device("cpu"))
@@ -120,21 +128,22 @@ def import_checkpoint(source: Path, run: Path, tokenizer: str | None = None) -> 
         DataError: files are missing or unreadable, or our bodies and tokenizers cannot hold the model.
         RunFolderError: `run` exists.
     """
-    if run.exists():
-        raise RunFolderError(f"{run} exists already: name a new folder with --out")
+    check_new(run)
     values = read_config(source)
     model_config = config_from_hf(values, source.resolve().name)
     state = body_from_hf(read_weights(source), model_config.body)
     kept, notes = choose_tokenizer(source, tokenizer, values.get("vocab_size"))
-    notes += _fit_vocabulary(state, values, kept.tokenizer, source)
+    notes += _fit_vocabulary(state, values, kept, source)
     tied = _is_tied(state, values, source)
-    config = Config(name=source.resolve().name, model=model_config, head=DenseConfig(tied=tied), tokenizer=kept.config)
+    kept_config = TokenizerConfig(name=kept.name, vocab_size=kept.vocab_size if kept.name == "bpe" else None)
+    config = Config(name=source.resolve().name, model=model_config, head=DenseConfig(tied=tied), tokenizer=kept_config)
     model = build_lm(config)
     _fill(model, state, tied, source)
     folder = RunFolder(run)
     run.mkdir(parents=True)
     folder.write_start(config, describe_environment(torch.device("cpu")))
-    kept.save(folder.tokenizer)
+    if isinstance(kept, BPETokenizer):
+        kept.save(folder.tokenizer)
     write_checkpoint(folder.checkpoints, 0, pack(model, build_optimizer(config.optim, model), {}), keep=2)
     result = {"state": COMPLETE, "imported_from": str(source), "import_notes": notes, "trainer/step": 0}
     write_json(folder.result, result)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Template
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,13 +16,14 @@ from torch import Tensor
 from grouped_lm.errors import DataError, DiskError, RunFolderError
 from grouped_lm.system.files import read_json_dict, write_json, write_text
 
-WEIGHTS, CONFIG, INDEX, PICKLE = (
-    "model.safetensors",
-    "config.json",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-)
+WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 MODELING = Path(__file__).with_name("modeling_gvc.py")
+
+
+def check_new(target: Path) -> None:
+    """Raise RunFolderError if `target` exists."""
+    if target.exists():
+        raise RunFolderError(f"{target} exists already: name a new folder with --out")
 
 
 @contextmanager
@@ -32,8 +34,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         RunFolderError: `target` exists.
         DiskError: it cannot be written.
     """
-    if target.exists():
-        raise RunFolderError(f"{target} exists already: name a new folder with --out")
+    check_new(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
@@ -134,67 +135,14 @@ def write_card(folder: Path, values: dict[str, Any]) -> None:
 
     Args:
         folder: of the checkpoint.
-        values: title, folder (the name under which it is loaded), origin (a sentence), tags, is_plain, tokenizer,
-            vocab_size, eot_id, block_size, figures (a list of lines).
+        values: title, folder (the name under which it is loaded), origin (a sentence), tags and is_plain. A trained
+            model also has tokenizer, vocab_size, eot_id, block_size and figures (a list of lines); a compressed one has
+            changes (a list of lines).
     """
-    figures = "".join(f"- {line}\n" for line in values["figures"])
-    write_text(folder / "README.md", _head(values) + CARD_END.format(**values | {"figures": figures}))
-
-
-def write_compressed_card(folder: Path, name: str, model: str, head: str, report: str) -> None:
-    """Write README.md of a compressed model: three lines that load it, and the report of `compress`."""
-    origin = f"`{model}` of transformers, whose output layer `grouped_lm.compress` replaced by a `{head}` one."
-    values = {"title": name, "folder": name, "origin": origin, "tags": (), "is_plain": False}
-    report = "".join(f"- {line}\n" for line in report.splitlines())
-    write_text(folder / "README.md", f"{_head(values)}\n## What changed\n\n{report}")
-
-
-def _head(values: dict[str, Any]) -> str:
-    tags = "".join(f"- {tag}\n" for tag in (*values["tags"], "grouped-lm"))
-    trust, note = ("", "") if values["is_plain"] else (", trust_remote_code=True", CODE_NOTE)
-    return CARD_HEAD.format(**values | {"tags": tags, "trust": trust, "note": note})
-
-
-CARD_HEAD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-{tags}---
-
-# {title}
-
-{origin}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("{folder}")
-model = AutoModelForCausalLM.from_pretrained("{folder}"{trust})
-```
-
-`{folder}` is this folder, as seen from the one above it.
-{note}"""
-
-CODE_NOTE = """\
-`trust_remote_code=True` lets transformers run `modeling_gvc.py` of this folder, which defines the output layer. Its
-logits are log-probabilities of all tokens. `resize_token_embeddings` is refused.
-"""
-
-CARD_END = """
-## Put end-of-text in front of a prompt
-
-In training every text begins after `<|endoftext|>` (id {eot_id}). `gvc sample` puts this token in front of the prompt.
-`generate` and pipelines do not: without the token the model writes other text.
-
-```python
-prompt = tokenizer([tokenizer.bos_token + "Once upon a time"], return_tensors="pt")
-output = model.generate(**prompt, max_new_tokens=20, do_sample=True)
-print(tokenizer.batch_decode(output, skip_special_tokens=True)[0])
-```
-
-## Details
-
-- Context: at most {block_size} tokens, the prompt included.
-- Tokenizer: `{tokenizer}`, {vocab_size:,} ids. It pads on the left with end-of-text. For training, set the labels of
-  padding to -100 by the attention mask, not by the id, or the model does not learn where texts end.
-{figures}"""
+    template = Template(
+        Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    write_text(folder / "README.md", template.render(values))

@@ -50,31 +50,19 @@ def at_least_fp32(logits: Tensor) -> Tensor:
 
 
 class DenseHead(nn.Module):
-    """dense and sampled: the full softmax of W h + b."""
+    """dense and sampled: the full softmax of W h + b; low_rank: that of W (A h) + b."""
 
-    def __init__(self, width: int, vocab: int, tied: bool, bias: bool, **_: Any) -> None:
+    def __init__(self, width: int, vocab: int, tied: bool, bias: bool, rank: int | None = None, **_: Any) -> None:
         super().__init__()
-        self.weight = None if tied else nn.Parameter(torch.zeros(vocab, width))
+        self.down = None if rank is None else nn.Linear(width, rank, bias=False)
+        self.weight = None if tied else nn.Parameter(torch.zeros(vocab, rank or width))
         self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """Return (N, V) log-probabilities of (N, D) states."""
+        states = states if self.down is None else self.down(states)
         weight = embedding if self.weight is None else self.weight
         return at_least_fp32(F.linear(states, weight, self.bias)).log_softmax(-1)
-
-
-class LowRankHead(nn.Module):
-    """low_rank: the full softmax of W (A h) + b."""
-
-    def __init__(self, width: int, vocab: int, rank: int, bias: bool, **_: Any) -> None:
-        super().__init__()
-        self.down = nn.Linear(width, rank, bias=False)
-        self.weight = nn.Parameter(torch.zeros(vocab, rank))
-        self.bias = nn.Parameter(torch.zeros(vocab)) if bias else None
-
-    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
-        """Return (N, V) log-probabilities of (N, D) states."""
-        return at_least_fp32(F.linear(self.down(states), self.weight, self.bias)).log_softmax(-1)
 
 
 class TrimHead(nn.Module):
@@ -213,7 +201,7 @@ class AdaptiveHead(nn.Module):
 
 HEADS = {
     "dense": DenseHead,
-    "low_rank": LowRankHead,
+    "low_rank": DenseHead,
     "trim": TrimHead,
     "grouped": GroupedHead,
     "film": GroupedHead,
@@ -221,8 +209,6 @@ HEADS = {
     "shortlist": RowsHead,
     "adaptive": AdaptiveHead,
 }
-
-
 CONFIG_FLAGS = ("output_hidden_states", "output_attentions")
 LOSS_OPTIONS = ("num_items_in_batch", "ignore_index", "shift_labels")
 BODY_OUTPUTS = ("past_key_values", "hidden_states", "attentions")

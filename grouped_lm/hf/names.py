@@ -1,19 +1,30 @@
-"""Weights and configs of our bodies under the names of transformers, and back.
+"""Weights and configs of our bodies under the names of transformers, and back; heads as `modeling_gvc.py` builds them.
 
-Letters: D width, L layers.
+Letters: D width, L layers, V vocabulary, G groups, H of them reserved, R directions per group.
 """
 
 import re
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
-from grouped_lm.errors import DataError
+from grouped_lm.errors import ConfigError, DataError
+from grouped_lm.heads import HEADS, AdaptiveHead, DenseHead, Head, LowRankHead, SampledHead, ShortlistHead, TrimHead
+from grouped_lm.heads.two_level import TwoLevelHead
 from grouped_lm.models.gpt2 import LAYER_NORM_EPS
+from grouped_lm.runs.train_state import named_state
 
 CONV1D = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight")
 """GPT-2's projections there are Conv1D: the transpose of a linear layer's weight."""
+TRAINING_ONLY = ("log_q", "sharing", "parts")
+"""Buffers that decide how a head is trained; its probabilities do not need them."""
+KEYS = {
+    "gpt2": ("n_embd", "n_layer", "n_head", "n_positions", "n_inner"),
+    "gpt_neo": ("hidden_size", "num_layers", "num_heads", "max_position_embeddings", "intermediate_size"),
+}
+"""Width, layers, attention heads, positions and width of the MLP in config.json."""
 
 
 def body_to_hf(state: dict[str, Tensor], body: str) -> dict[str, Tensor]:
@@ -44,32 +55,18 @@ def config_to_hf(model: ModelConfig, vocab_size: int, eot_id: int, tied: bool) -
         "tie_word_embeddings": tied,
         "dtype": "float32",
     }
+    sizes = (model.n_embd, model.n_layer, model.n_head, model.block_size)
+    shared |= {"model_type": model.body, **dict(zip(KEYS[model.body], sizes, strict=False))}
     if model.body == "gpt2":
-        return shared | {
-            "model_type": "gpt2",
-            "architectures": ["GPT2LMHeadModel"],
-            "n_positions": model.block_size,
-            "n_embd": model.n_embd,
-            "n_layer": model.n_layer,
-            "n_head": model.n_head,
-            "resid_pdrop": model.dropout,
-            "embd_pdrop": model.dropout,
-            "attn_pdrop": model.dropout,
-        }
+        dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout)
+        return shared | {"architectures": ["GPT2LMHeadModel"]} | dropout
     pairs, odd = divmod(model.n_layer, 2)
     layers = [[["global", "local"], pairs]] if pairs else []
     return shared | {
-        "model_type": "gpt_neo",
         "architectures": ["GPTNeoForCausalLM"],
-        "max_position_embeddings": model.block_size,
-        "hidden_size": model.n_embd,
-        "num_layers": model.n_layer,
-        "num_heads": model.n_head,
         "attention_types": [*layers, *([[["global"], 1]] if odd else [])],
         "window_size": model.window_size,
-        "resid_dropout": model.dropout,
-        "embed_dropout": model.dropout,
-        "attention_dropout": model.dropout,
+        **dict.fromkeys(("resid_dropout", "embed_dropout", "attention_dropout"), model.dropout),
     }
 
 
@@ -82,10 +79,7 @@ def config_from_hf(values: dict[str, Any], name: str) -> ModelConfig:
     kind = values.get("model_type")
     if kind not in ("gpt2", "gpt_neo"):
         raise DataError(f"only gpt2 and gpt_neo checkpoints can be imported, this one is {kind!r}")
-    keys = {
-        "gpt2": ("n_embd", "n_layer", "n_head", "n_positions", "n_inner"),
-        "gpt_neo": ("hidden_size", "num_layers", "num_heads", "max_position_embeddings", "intermediate_size"),
-    }[kind]
+    keys = KEYS[kind]
     sizes = [values.get(key) for key in keys[:4]]
     width, n_layer, n_head, block_size = (size if isinstance(size, int) else 0 for size in sizes)
     if not all((width, n_layer, n_head, block_size)):
@@ -114,3 +108,70 @@ def config_from_hf(values: dict[str, Any], name: str) -> ModelConfig:
     return ModelConfig(
         name=name, body=kind, n_embd=width, n_layer=n_layer, n_head=n_head, block_size=block_size, **window
     )
+
+
+def is_plain(sizes: dict[str, Any]) -> bool:
+    """Return whether GPT-2 and GPT-Neo of transformers have this output layer themselves."""
+    return sizes["name"] == "dense" and not sizes["bias"]
+
+
+@torch.no_grad()
+def head_to_hf(head: Head, table: Tensor | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the sizes and the tensors that `modeling_gvc.py` needs to build the head.
+
+    Args:
+        head: on any device, in any dtype.
+        table: (V, D) weight of the input embedding; a head that shares it gets `tied` and no weight of its own.
+
+    Raises:
+        ConfigError: a kind of head that the file does not have.
+    """
+    tied = table is not None and getattr(head, "weight", None) is table
+    sizes = {
+        "name": next((name for name, (_, kind) in HEADS.items() if kind is type(head)), None),
+        "tied": tied,
+    } | _sizes(head)
+    state = {name: tensor for name, tensor in named_state(head).items() if name not in TRAINING_ONLY}
+    if tied:
+        del state["weight"]
+    if isinstance(head, ShortlistHead):
+        state |= _folded_directions(head)
+    if isinstance(head, TrimHead):
+        state["seen"] = head.seen
+        if not head.n_rest:
+            del state["rest"]
+    return sizes, state
+
+
+def _sizes(head: Any) -> dict[str, Any]:
+    if isinstance(head, DenseHead | SampledHead):
+        return {"name": "dense", "bias": head.bias is not None}
+    if isinstance(head, LowRankHead):
+        return {"rank": head.rank, "bias": head.bias is not None}
+    if isinstance(head, TrimHead):
+        return {"n_seen": head.seen.numel(), "bias": head.bias is not None}
+    if isinstance(head, AdaptiveHead):
+        return {"cutoffs": head.adaptive.cutoffs[:-1], "div_value": head.adaptive.div_value}
+    if isinstance(head, ShortlistHead):
+        return {
+            "n_group": head.n_group,
+            "directions": head.group_bias.shape[1],
+            "shortlist_size": head.shortlist_size,
+            "own_shortlist": head.shortlist_weight is not None,
+            "n_reserved": head.reserved.numel(),
+        }
+    if isinstance(head, TwoLevelHead):
+        return {"n_group": head.n_group, "group_size": head.group_size}
+    raise ConfigError(f"head {type(head).__name__} cannot be exported; there are {', '.join(HEADS)}")
+
+
+def _folded_directions(head: ShortlistHead) -> dict[str, Tensor]:
+    """Return the (G - H, R, D) directions with the mean rows of their groups added."""
+    rows, _ = head.class_layer(head.weight[head.class_row_ids()])
+    directions = rows[head.shortlist_size :].view(*head.group_bias.shape, head.n_embd)
+    return {"directions": directions, "group_bias": head.group_bias}
+
+
+def shared_table(body: Any) -> Tensor | None:
+    """Return the (V, D) weight of a body's input embedding `wte`, None where that is no table."""
+    return body.wte.weight if isinstance(body.wte, nn.Embedding) else None

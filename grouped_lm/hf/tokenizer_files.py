@@ -6,13 +6,12 @@ All three of ours are byte-level BPE: a character per byte, merges, end-of-text 
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from grouped_lm.config import TokenizerConfig
 from grouped_lm.data.text import EOT_TEXT
-from grouped_lm.data.tokenizers.base import VOCAB_SIZES, Tokenizer
+from grouped_lm.data.tokenizers.base import VOCAB_SIZES, BytesTokenizer, Tokenizer
 from grouped_lm.data.tokenizers.bpe import BPETokenizer, byte_characters
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.data.tokenizers.gpt2 import GPT2_URL, gpt2_folder
@@ -98,20 +97,7 @@ def bpe_values(vocab: dict[str, int], merges: list[Any], added_tokens: list[dict
     }
 
 
-@dataclass(frozen=True)
-class KeptTokenizer:
-    """The tokenizer of an imported model: its config, and itself."""
-
-    config: TokenizerConfig
-    tokenizer: Tokenizer
-
-    def save(self, path: Path) -> None:
-        """Write the file of a run folder, which only a `bpe` tokenizer has."""
-        if isinstance(self.tokenizer, BPETokenizer):
-            self.tokenizer.save(path)
-
-
-def choose_tokenizer(folder: Path, given: str | None, vocab_size: Any) -> tuple[KeptTokenizer, list[str]]:
+def choose_tokenizer(folder: Path, given: str | None, vocab_size: Any) -> tuple[Tokenizer, list[str]]:
     """Return the tokenizer of a checkpoint of transformers, and what a user should know about the choice.
 
     Args:
@@ -125,7 +111,7 @@ def choose_tokenizer(folder: Path, given: str | None, vocab_size: Any) -> tuple[
     if given in VOCAB_SIZES:
         has_files = read_values(folder) is not None
         note = f"tokenizer {given} was taken as asked; the files of {folder} were not compared with it"
-        return _known(str(given)), [note] if has_files else []
+        return build_tokenizer(TokenizerConfig(name=str(given))), [note] if has_files else []
     place = folder if given is None else Path(given)
     try:
         values = read_values(place)
@@ -147,11 +133,6 @@ def choose_tokenizer(folder: Path, given: str | None, vocab_size: Any) -> tuple[
             "gvc has GPT-2's, bytes, and byte-level BPE with end-of-text as the last id and no other special "
             "token; --tokenizer gpt2 or bytes takes one of them anyway"
         ) from error
-
-
-def _known(name: str) -> KeptTokenizer:
-    config = TokenizerConfig(name=name)
-    return KeptTokenizer(config, build_tokenizer(config))
 
 
 def read_values(place: Path) -> dict[str, Any] | None:
@@ -206,7 +187,7 @@ def read_merges(path: Path) -> list[list[str]]:
     return [line.split(" ") for line in lines if line.strip() and not line.startswith("#version")]
 
 
-def keep_tokenizer(values: dict[str, Any]) -> KeptTokenizer:
+def keep_tokenizer(values: dict[str, Any]) -> Tokenizer:
     """Return our tokenizer with the ids of a tokenizer.json.
 
     Raises:
@@ -218,12 +199,12 @@ def keep_tokenizer(values: dict[str, Any]) -> KeptTokenizer:
     tokens = dict(model["vocab"]) | {token["content"]: token["id"] for token in added}
     byte_vocab = byte_characters() | {EOT_TEXT: VOCAB_SIZES["bytes"] - 1}
     if tokens == byte_vocab and not merges:
-        return _known("bytes")
+        return BytesTokenizer()
     encoder, bpe = gpt2_files()
     gpt2_tokens = json.loads(encoder.read_text(encoding="utf-8"))
     if merges == read_merges(bpe):
         if tokens == gpt2_tokens:
-            return _known("gpt2")
+            return build_tokenizer(TokenizerConfig())
         others = sorted(tokens.keys() - gpt2_tokens.keys())
         if others:
             raise ValueError(f"it is GPT-2's with {len(tokens)} ids instead of {len(gpt2_tokens)}; new: {others[:5]}")
@@ -243,7 +224,7 @@ def _check_byte_level(values: dict[str, Any]) -> None:
         raise ValueError(f"its model has {', '.join(odd)}")
 
 
-def _keep_bpe(values: dict[str, Any], tokens: dict[str, int], merges: list[Any], added: list[str]) -> KeptTokenizer:
+def _keep_bpe(values: dict[str, Any], tokens: dict[str, int], merges: list[Any], added: list[str]) -> Tokenizer:
     """Return a `bpe` tokenizer with these ids, of which the last is end-of-text."""
     from tokenizers import Tokenizer as Model
 
@@ -259,9 +240,9 @@ def _keep_bpe(values: dict[str, Any], tokens: dict[str, int], merges: list[Any],
     if missing := byte_characters().keys() - vocab.keys():
         raise ValueError(f"it has no token for {len(missing)} of the 256 bytes")
     try:
-        config = TokenizerConfig(name="bpe", vocab_size=n_token)
+        TokenizerConfig(name="bpe", vocab_size=n_token)
     except ConfigError as error:
         raise ValueError(str(error)) from error
     model = values["model"] | {"vocab": vocab, "merges": merges}
     plain = values | {"model": model, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
-    return KeptTokenizer(config, BPETokenizer(Model.from_str(json.dumps(plain))))
+    return BPETokenizer(Model.from_str(json.dumps(plain)))
