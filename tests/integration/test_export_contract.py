@@ -264,7 +264,7 @@ def twin_of(model):
     twin = transformers.AutoModelForCausalLM.from_config(model.config.body).eval()
     twin.transformer.load_state_dict(model.transformer.state_dict())
     own, table = model.head, model.transformer.wte.weight
-    weight = own.weight @ own.down.weight if hasattr(own, "down") else table
+    weight = own.weight @ own.down.weight if getattr(own, "down", None) is not None else table
     twin.lm_head.weight = torch.nn.Parameter(weight.detach().clone())
     return twin
 
