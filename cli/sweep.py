@@ -33,8 +33,8 @@ def sweep(
 
     Example: gvc sweep heads train.max_steps=100
     """
-    from grouped_lm.distributed.process_group import rank_and_size
     from grouped_lm.errors import ConfigError
+    from grouped_lm.jobs.launch import check_processes
     from grouped_lm.jobs.sweep import failures
     from grouped_lm.report.tables import runs_csv, write_results
     from grouped_lm.runs.tracking import log_sweep
@@ -46,8 +46,7 @@ def sweep(
     if show:
         print("\n".join(describe_presets(flags)))
         return
-    if rank_and_size()[1] > 1:
-        raise ConfigError("a sweep starts the processes of its jobs itself (train.devices): leave torchrun out")
+    check_processes(None)
     if name is None:
         raise ConfigError("name a preset: `gvc sweep --list` shows them")
     plan = plan_sweep(name, overrides or [], flags)

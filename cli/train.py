@@ -1,15 +1,12 @@
 """`gvc train`."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import ConfigDir, ConfigName, Overrides
 
 if TYPE_CHECKING:
-    from grouped_lm.config import Config
-
     from .compose.compose import HydraFlags
 
 
@@ -43,7 +40,7 @@ def train(
         may_sweep=True,
     )
     check_prints(flags)
-    run(overrides or [], flags, train_job)
+    run(overrides or [], flags)
 
 
 def check_prints(flags: "HydraFlags") -> None:
@@ -65,14 +62,3 @@ def check_prints(flags: "HydraFlags") -> None:
         raise ConfigError(f"{' and '.join(asked)} exclude each other: leave one out")
     if flags.cfg is None and (flags.resolve or flags.package is not None):
         raise ConfigError("--resolve and --package say how --cfg prints: add --cfg job")
-
-
-def train_job(config: "Config", run_dir: Path) -> Any:
-    """Train in `run_dir`, print the folder, and return the validation loss for sweepers."""
-    from grouped_lm.distributed.process_group import rank_and_size
-    from grouped_lm.jobs.launch import run_training
-
-    result = run_training(config, run_dir)
-    if rank_and_size()[0] == 0:
-        print(run_dir, flush=True)
-    return result["val/loss"]

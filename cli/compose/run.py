@@ -41,32 +41,36 @@ def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
     return config
 
 
-def run(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], Any]) -> None:
-    """Compose and check, then let Hydra run `task(config, run_folder)` for each job.
+def run(overrides: list[str], flags: HydraFlags) -> None:
+    """Compose and check, then let Hydra train each job. The first process prints its run folder.
 
     Raises:
         GvcError: The line for the user.
     """
-    from grouped_lm.distributed.process_group import rank_and_size
+    from grouped_lm.jobs.launch import check_processes, run_training
     from grouped_lm.jobs.preflight import preflight
 
-    rank, size = rank_and_size()
+    rank, size = check_processes()
     if flags.only_prints and flags.config_dir:
         check_config_files(Path(flags.config_dir))
     if not flags.only_prints:
         with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)):
             jobs = compose_jobs(overrides, flags)
-        if size > 1 and len(jobs) > 1:
-            raise ConfigError(
-                "torchrun starts the processes of one job: for several leave it out, train.devices does it"
-            )
+        check_processes(len(jobs))
         for config, run_dir in jobs:
-            preflight(config, run_dir, here=not flags.multirun and len(jobs) == 1)
+            preflight(config, run_dir, here=not flags.multirun and len(jobs) == 1, processes=size)
     if rank:  # of several that torchrun has started, the first one's folder is everybody's
         overrides = [*overrides, "hydra.run.dir=.", "hydra.output_subdir=null"]
+
+    def train_job(config: Config, run_dir: Path) -> Any:
+        result = run_training(config, run_dir, size)
+        if rank == 0:
+            print(run_dir, flush=True)
+        return result["val/loss"]
+
     raised = (*RAISED, *RAISED_COMPOSING) if flags.only_prints else RAISED
     with explained(overrides, flags, raised):
-        launch(overrides, flags, task)
+        launch(overrides, flags, train_job)
 
 
 def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path], Any]) -> None:

@@ -46,15 +46,36 @@ HANDLED = (signal.SIGTERM, signal.SIGINT)
 """Not SIGHUP: under nohup a run must survive it."""
 
 
-def run_training(config: Config, run_dir: Path) -> dict[str, Any]:
+def check_processes(jobs: int | None = 1) -> tuple[int, int]:
+    """Return the rank of this process and the number of processes that `torchrun` started, 0 and 1 without it.
+
+    Args:
+        jobs: number of jobs to run. None is a sweep.
+
+    Raises:
+        ConfigError: several processes for several jobs.
+    """
+    rank, size = rank_and_size()
+    if size > 1 and jobs != 1:
+        raise ConfigError(
+            "torchrun starts the processes of one job, and a sweep starts those of its jobs itself "
+            "(train.devices): leave torchrun out"
+        )
+    return rank, size
+
+
+def run_training(config: Config, run_dir: Path, processes: int = 1) -> dict[str, Any]:
     """Train in this process, or start the processes that `train.devices` and `train.nodes` ask for.
 
-    A process that `launch` or `torchrun` started trains itself.
+    Args:
+        config: the run.
+        run_dir: its folder.
+        processes: number of processes that were started already, this one among them.
 
     Returns:
         The result of the run, as `train.loop.train` does.
     """
-    if config.train.processes > 1 and rank_and_size()[1] == 1:
+    if config.train.processes > 1 and processes == 1:
         return launch(config, run_dir)
     return train(config, run_dir)
 

@@ -33,11 +33,11 @@ def stop_with_parent(parent: int) -> None:
         sys.exit(0)
 
 
-def train_job(job: Path, run_dir: Path) -> tuple[dict[str, Any], GvcError | None]:
+def train_job(job: Path, run_dir: Path, processes: int) -> tuple[dict[str, Any], GvcError | None]:
     """Train the job in the file `job`, and return the outcome (a result, an error or a stop) and the error."""
     try:
         with exit_on_sigterm():  # until the training handles signals itself
-            return {"result": run_training(read_job(job), run_dir)}, None
+            return {"result": run_training(read_job(job), run_dir, processes)}, None
     except KeyboardInterrupt:
         return {"stopped": EXIT_INTERRUPTED}, None
     except SystemExit as stop:
@@ -50,7 +50,10 @@ def main() -> None:
     """Train, then write the outcome or exit as `gvc train` would."""
     run_dir, scratch = Path(sys.argv[1]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
     stop_with_parent(int(sys.argv[2]))
-    outcome, error = train_job(scratch / JOB if scratch else RunFolder(run_dir).job, run_dir)
+    if scratch is None:
+        outcome, error = train_job(RunFolder(run_dir).job, run_dir, processes=1)
+    else:
+        outcome, error = train_job(scratch / JOB, run_dir, int(os.environ["WORLD_SIZE"]))
     if scratch is not None:
         if os.environ["LOCAL_RANK"] == "0" or error is not None:
             write_json(scratch / OUTCOME, outcome)

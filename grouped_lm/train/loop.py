@@ -14,17 +14,15 @@ from grouped_lm.train.setup import lock_folder, record_failure, set_up_process
 
 
 def train(config: Config, run_dir: Path) -> dict[str, Any]:
-    """Train one model in `run_dir`, or continue from its last checkpoint, and return its result.
-
-    A complete run is left as it is: to run a command twice changes nothing.
+    """Train one model in `run_dir`, or continue it, and return its result. A complete run is left as it is.
 
     Raises:
-        DataError, RunFolderError, DriftError, CheckpointError, DiskError, DivergedError: the run failed.
+        GvcError: the run failed.
         KeyboardInterrupt, SystemExit: the user stopped the run. Its state was saved before.
     """
     with lock_folder(config, run_dir) as (folder, process_group):
         result = process_group.on_first(folder.read_result)
-        if result is not None and result["state"] == COMPLETE:
+        if result and result["state"] == COMPLETE:
             return result
         with record_failure(config, folder, process_group):
             return train_steps(config, folder, process_group)
@@ -48,15 +46,12 @@ def train_steps(config: Config, folder: RunFolder, process_group: ProcessGroup) 
                 losses = [run.forward_backward(micro_step) for micro_step in range(config.train.grad_accum_steps)]
                 run.update(losses)
             due = run.count_step()
-            failed_step = run.read_metrics(due)
-            if failed_step is not None:
+            if (failed_step := run.read_metrics(due)) is not None:
                 run.roll_back(failed_step)
                 continue
-            if due.log or due.validate or due.save:
-                run.measure_speed()
+            run.measure_speed(due)
             if due.log:
                 run.log()
-            run.progress.eval_due = due.validate
             if due.save:
                 run.save()
             if due.stop:

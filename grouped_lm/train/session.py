@@ -144,9 +144,10 @@ class TrainingRun:
         stop, overdue = self.process_group.any(self.signals.received is not None, self.checkpoints.is_overdue())
         save_every = train.checkpoint_every_steps or max(1, train.max_steps // 10)
         eval_every = train.eval_every_steps
+        self.progress.eval_due = not is_last and eval_every is not None and step % eval_every == 0
         return Due(
             log=is_last or step % train.log_every_steps == 0,
-            validate=not is_last and eval_every is not None and step % eval_every == 0,
+            validate=self.progress.eval_due,
             save=is_last or stop or overdue or step % save_every == 0,
             stop=stop and not is_last,
         )
@@ -183,10 +184,11 @@ class TrainingRun:
         self.history.skipped_steps = next_text - self.progress.step
         self.meters.restart(self.progress.step)
 
-    def measure_speed(self) -> None:
-        """End the running measurement of speed and memory."""
-        self.speed, row = self.meters.stop(self.progress.step)
-        self.progress.row |= row
+    def measure_speed(self, due: Due) -> None:
+        """End the running measurement of speed and memory before other work than training steps."""
+        if due.log or due.validate or due.save:
+            self.speed, row = self.meters.stop(self.progress.step)
+            self.progress.row |= row
 
     def log(self) -> None:
         """Write a row of metrics, if any step since the last row was finite."""
