@@ -1,7 +1,7 @@
 """Explain the metrics of a run in sentences, with the failure signs of the paper, and suggest remedies.
 
 The signs are those of arXiv 2411.06371: group accuracy under 90 %, and groups that are too large for their memory.
-The first alone proves nothing: two heads with 37 % differed by 0.6 nats (`runs/LOG.md`). So the losses are compared.
+The first alone proves nothing: two heads with 37 % differed by 0.6 nats (`runs/log`). So the losses are compared.
 
 Letters: V vocabulary, G groups, S slots per group.
 """

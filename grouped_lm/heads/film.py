@@ -34,7 +34,7 @@ class FilmHead(SharedLayerHead):
 
     `scale` starts at N(0, 1): random signs give the tokens in one slot of different groups nearly unrelated directions.
     With a start at 1 they share one direction, and training hardly separates them: validation perplexity 181 instead
-    of 86 after 0.8 million tokens of TinyStories (`runs/LOG.md`).
+    of 86 after 0.8 million tokens of TinyStories (`runs/log`).
 
     `bias` is one number per token, so that h need not express the frequency of tokens. Padding slots have -inf there.
     """

@@ -33,7 +33,7 @@ class GroupedHead(SharedLayerHead):
     """Token logits in group g: scale[g] * (W_s h) + shift[g], with scale and shift of S numbers per group.
 
     The shared layer starts at N(0, 1/D), the scale at 1. The start matters: with GPT-2's N(0, 0.02) the validation
-    perplexity after 0.8 million tokens of TinyStories is 214 instead of 160 (`runs/LOG.md`).
+    perplexity after 0.8 million tokens of TinyStories is 214 instead of 160 (`runs/log`).
 
     The tokens in one slot of all groups share a direction in h, so V tokens have G + S directions. `shift` is a bias
     per token.
