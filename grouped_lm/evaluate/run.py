@@ -87,7 +87,7 @@ def evaluate_run(
     )
     sha256 = valid.manifest["sha256"]
     metrics: dict[str, Any] = {"run": str(run), "trainer/step": step, "val/tokens": len(packed.nll)}
-    metrics["text"] = {"data": config.data.name, "valid": config.data.valid, "sha256": sha256}
+    metrics["text"] = {"data": config.data.name, "valid": getattr(config.data, "valid", None), "sha256": sha256}
     words, is_text = count_words(tokenizer, tokens, starts), packed.targets != tokenizer.eot_id
     metrics |= summarise(packed, valid.text_bytes, words, is_text)
     story = summarise(alone, valid.text_bytes, words, is_text)

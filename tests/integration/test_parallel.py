@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from fault_tools import curve, final_state, nothing_measured
-from processes import HEADS, together, train_together, with_head
+from processes import OPTIONS, together, train_together, with_head
 
 import grouped_lm.train.setup as train_setup
 from grouped_lm.distributed.process_group import agree_on_attempt, group_timeout
@@ -45,7 +45,7 @@ def drop_last_checkpoint(run_dir: Path) -> int:
     return int(before.name[5:])
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", OPTIONS)
 def test_two_processes_train_as_one_does_and_their_checkpoints_are_anyones(head, config, tmp_path):
     made = with_head(config(head, checkpoint_every_steps=10, micro_batch_size=2, grad_accum_steps=2), head)
     train_together(1, made, tmp_path / "one")

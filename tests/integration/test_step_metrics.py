@@ -16,7 +16,8 @@ import grouped_lm.optim.step_metrics
 from grouped_lm.config import AdamWConfig
 from grouped_lm.data.prefetch import Prefetcher
 from grouped_lm.errors import DivergedError
-from grouped_lm.heads import base, shortlist
+from grouped_lm.heads import shortlist
+from grouped_lm.heads.losses import functional
 from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.measure.memory import StepMemory
 from grouped_lm.models.lm import LanguageModel
@@ -176,7 +177,7 @@ def nothing_read(monkeypatch, late):
                 steps.append(steps_before)
 
     monkeypatch.setattr(StepMemory, "watch", watching)
-    monkeypatch.setattr(base, "may_look", lambda values: False)  # as on a GPU, and so below
+    monkeypatch.setattr(functional, "may_look", lambda values: False)  # as on a GPU, and so below
     monkeypatch.setattr(shortlist, "at_once", lambda *_: False)
     return steps
 
