@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from grouped_lm.errors import ConfigError
-from grouped_lm.prior.kneser_ney import Contexts, Histories, KneserNey
-from grouped_lm.prior.levels import Level, find_in_ranges, gather_ranges
+from grouped_lm.prior.kneser_ney import Histories, KneserNey
+from grouped_lm.prior.tables import Level, find_in_ranges, gather_ranges
 
 PADDING = -1
 """In `ClassPrior.members`: a place without a token."""
@@ -58,15 +58,15 @@ class ClassPrior:
         self.class_sizes = np.bincount(self.token_to_class)
         if self.class_sizes.min() == 0:
             raise ConfigError(f"class {int(self.class_sizes.argmin())} has no token: number the classes without gaps")
-        slots = _slots_in_order(self.token_to_class) if token_to_slot is None else np.asarray(token_to_slot, np.int64)
-        self.token_to_slot = slots
+        if token_to_slot is None:
+            first = np.cumsum(self.class_sizes) - self.class_sizes
+            token_to_slot = np.argsort(np.argsort(self.token_to_class, kind="stable")) - first[self.token_to_class]
+        self.token_to_slot = slots = np.asarray(token_to_slot, np.int64)
         self.members = np.full((len(self.class_sizes), int(slots.max()) + 1), PADDING, np.int64)
         self.members[self.token_to_class, slots] = np.arange(model.vocab_size)
         if np.count_nonzero(self.members != PADDING) < model.vocab_size:
             raise ConfigError("token_to_slot gives two tokens of one class the same place")
         self._levels = [self._group_level(level) for level in model.levels]
-        unigrams = model.levels[0]
-        self._token_mass = unigrams.mass(unigrams.ngrams.counts)
 
     def class_log_prob(self, histories: Histories) -> np.ndarray:
         """Return log p(class | context) of all classes, shape (n, K), float64.
@@ -92,11 +92,7 @@ class ClassPrior:
         return np.log(prob)
 
     def member_log_prob(self, histories: Histories, classes: np.ndarray) -> np.ndarray:
-        """Return log p(token | class, context) of the tokens of one class for each context.
-
-        Args:
-            histories: n contexts.
-            classes: (n,) class of each context, in [0, K).
+        """Return log p(token | class, context) of the tokens of one class for each context: `classes` (n,), in [0, K).
 
         Returns:
             (n, S) float64, places as in `members`; -inf at places without a token.
@@ -104,41 +100,29 @@ class ClassPrior:
         contexts = self.model.history_contexts(histories)
         tokens = self.members[classes]
         inverse, backoff = self.model.interpolation(0, contexts)
-        mass = self._token_mass[tokens]
-        if contexts.left_out is not None:
-            mass += np.where(tokens == contexts.left_out[:, None], self.model.lost_mass(0, contexts)[:, None], 0.0)
+        _, mass = self.model.word_mass(0, contexts, np.arange(len(contexts))[:, None], tokens)
         prob = mass * inverse[:, None] + backoff[:, None] / self.model.vocab_size
         prob[tokens == PADDING] = 0
         for k in range(1, self.model.order):
             inverse, backoff = self.model.interpolation(k, contexts)
             prob *= backoff[:, None]
-            rows, words, mass = self._member_mass(k, contexts, classes)
+            level = self._levels[k]
+            entries = find_in_ranges(level.classes, level.offsets, contexts.nodes[k], classes)
+            rows, places = gather_ranges(level.starts, entries)
+            words, mass = self.model.word_mass(k, contexts, rows, level.order[places])
             prob[rows, self.token_to_slot[words]] += mass * inverse[rows]
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(prob) - np.log(prob.sum(axis=1, keepdims=True)))
 
-    def _member_mass(
-        self, k: int, contexts: Contexts, classes: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the n-grams whose word is in the class of their context: index of the context, word, and c - D(c)."""
-        level, table = self._levels[k], self.model.levels[k]
-        entries = find_in_ranges(level.classes, level.offsets, contexts.nodes[k], classes)
-        rows, places = gather_ranges(level.starts, entries)
-        ngrams = level.order[places]
-        words, mass = table.ngrams.words[ngrams], table.mass(table.ngrams.counts[ngrams])
-        if contexts.left_out is not None:
-            mass += np.where(words == contexts.left_out[rows], self.model.lost_mass(k, contexts)[rows], 0.0)
-        return rows, words, mass
-
     def _group_level(self, level: Level) -> _ClassLevel:
         """Sort the n-grams of a level by context and class, and add up the mass of every pair."""
-        offsets, n_class = level.ngrams.offsets, len(self.class_sizes)
+        offsets, n_class = level.offsets, len(self.class_sizes)
         contexts = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-        keys = contexts * n_class + self.token_to_class[level.ngrams.words]
+        keys = contexts * n_class + self.token_to_class[level.words]
         order = np.argsort(keys, kind="stable").astype(np.int32)
         keys = keys[order]
         starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else keys
-        mass = level.mass(level.ngrams.counts)[order]
+        mass = level.mass(level.counts)[order]
         keys = keys[starts]
         return _ClassLevel(
             order=order,
@@ -147,13 +131,3 @@ class ClassPrior:
             offsets=np.searchsorted(keys, np.arange(len(offsets)) * n_class).astype(np.int32),
             mass=np.add.reduceat(mass, starts) if len(starts) else mass,
         )
-
-
-def _slots_in_order(token_to_class: np.ndarray) -> np.ndarray:
-    """Return for every token how many tokens of its class have a smaller id, shape (V,)."""
-    order = np.argsort(token_to_class, kind="stable")
-    sizes = np.bincount(token_to_class)
-    first = np.cumsum(sizes) - sizes
-    slots = np.empty(len(order), np.int64)
-    slots[order] = np.arange(len(order)) - np.repeat(first, sizes)
-    return slots

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from grouped_lm.errors import ConfigError, DataError
-from grouped_lm.prior.counting import context_lengths, count_ngrams
-from grouped_lm.prior.levels import Level, build_level, find_in_ranges, gather_ranges, take_or_zero
-from grouped_lm.prior.pruning import prune_levels
+from grouped_lm.prior import tables
+from grouped_lm.prior.tables import Level, take_or_zero
 
 _CHUNK = 1 << 20
 """Positions of a text that are looked up together: 0.3 GB at order 5."""
@@ -79,11 +78,7 @@ class KneserNey:
             ConfigError: leave-one-out with a pruned model, whose small counts are unknown.
             DataError: leave-one-out with a text that was not counted.
         """
-        contexts, children = self._text_nodes(tokens, start, len(tokens) if stop is None else stop)
-        if not leave_one_out:
-            return Contexts(contexts)
-        targets = np.asarray(tokens[start:stop], np.int64)
-        return Contexts(contexts, targets, self._removed_counts(contexts, children))
+        return self._look_up(tokens, start, len(tokens) if stop is None else stop, leave_one_out)[0]
 
     def history_contexts(self, histories: Histories) -> Contexts:
         """Return the contexts for a prediction after each of the histories; an empty history is allowed."""
@@ -96,40 +91,24 @@ class KneserNey:
             first[row] = self.order - 1 - len(known)
             rows[row, first[row, 0] : self.order - 1] = known
         self._check_ids(rows)
-        depths = context_lengths(rows, self.order - 1, self.eot_id, first)
+        depths = tables.context_lengths(rows, self.order - 1, self.eot_id, first)
         contexts, _ = self._walk(rows.ravel(), depths.ravel())
         return Contexts(contexts[:, self.order - 1 :: self.order])
 
     def target_log_prob(
         self, tokens: np.ndarray, start: int = 1, stop: int | None = None, leave_one_out: bool = False
     ) -> np.ndarray:
-        """Return log p of every token at the positions `start` to `stop` - 1 of a text, without a V-wide array.
-
-        Args:
-            tokens: (N,) ids in [0, V), such as a memory map.
-            start: First position, >= 1: the first token of a text has no context.
-            stop: End of the positions, default N.
-            leave_one_out: See `text_contexts`.
-
-        Returns:
-            (stop - start,) float64, in nats.
-
-        Raises:
-            ConfigError: leave-one-out with a pruned model.
-            DataError: leave-one-out with a text that was not counted.
-        """
+        """Return log p in nats of the tokens of `text_contexts`, without a V-wide array, (stop - start,) float64."""
         stop = len(tokens) if stop is None else stop
         result = np.empty(max(0, stop - start))
         for begin in range(start, stop, _CHUNK):
             end = min(stop, begin + _CHUNK)
-            nodes, children = self._text_nodes(tokens, begin, end)
-            own = self._removed_counts(nodes, children) if leave_one_out else None
-            contexts = Contexts(nodes, np.asarray(tokens[begin:end], np.int64) if leave_one_out else None, own)
+            contexts, children = self._look_up(tokens, begin, end, leave_one_out)
             prob = np.full(end - begin, 1 / self.vocab_size)
             for k, level in enumerate(self.levels):
-                counts = take_or_zero(level.ngrams.counts, children[k])
-                if own is not None:
-                    counts = counts - (own[k] > 0)
+                counts = take_or_zero(level.counts, children[k])
+                if contexts.own_counts is not None:
+                    counts = counts - (contexts.own_counts[k] > 0)
                 inverse, backoff = self.interpolation(k, contexts)
                 prob = level.mass(counts) * inverse + backoff * prob
             result[begin - start : end - start] = np.log(prob)
@@ -141,10 +120,8 @@ class KneserNey:
         prob = np.full((len(contexts), self.vocab_size), 1 / self.vocab_size)
         for k, level in enumerate(self.levels):
             inverse, backoff = self.interpolation(k, contexts)
-            rows, children = gather_ranges(level.ngrams.offsets, contexts.nodes[k])
-            words, mass = level.ngrams.words[children], level.mass(level.ngrams.counts[children])
-            if contexts.left_out is not None:
-                mass += np.where(words == contexts.left_out[rows], self.lost_mass(k, contexts)[rows], 0.0)
+            rows, ngrams = tables.gather_ranges(level.offsets, contexts.nodes[k])
+            words, mass = self.word_mass(k, contexts, rows, ngrams)
             prob *= backoff[:, None]
             prob[rows, words] += mass * inverse[rows]
         return prob
@@ -172,10 +149,12 @@ class KneserNey:
             backoff = self.interpolation(k, contexts)[1]
             here = open_draws[rng.random(len(open_draws)) >= backoff[0]]
             if len(here):
-                _, children = gather_ranges(self.levels[k].ngrams.offsets, contexts.nodes[k])
-                sums = np.cumsum(self.levels[k].mass(self.levels[k].ngrams.counts[children]))
+                words, mass = self.word_mass(
+                    k, contexts, *tables.gather_ranges(self.levels[k].offsets, contexts.nodes[k])
+                )
+                sums = np.cumsum(mass)
                 picked = np.searchsorted(sums, rng.random(len(here)) * sums[-1], side="right")
-                draws[here] = self.levels[k].ngrams.words[children[np.minimum(picked, len(sums) - 1)]]
+                draws[here] = words[np.minimum(picked, len(sums) - 1)]
                 open_draws = np.setdiff1d(open_draws, here, assume_unique=True)
         return draws
 
@@ -186,8 +165,7 @@ class KneserNey:
         sums to 1. An n-gram that is the context of a kept one stays as a node with count 0.
 
         Args:
-            min_counts: Smallest count that is kept, >= 1, for each length from 1 to order. Counts are those of the
-                table: continuation counts below the longest n-grams.
+            min_counts: Smallest count that is kept, >= 1, for each length; below the longest, continuation counts.
 
         Raises:
             ConfigError: not one number for each length, or a number below 1.
@@ -199,22 +177,34 @@ class KneserNey:
             return self
         if max(self.min_counts) > 1:
             raise ConfigError(f"the model is already pruned to {self.min_counts}: prune the whole one")
-        return KneserNey(self.vocab_size, self.eot_id, prune_levels(self.levels, minimum), minimum)
+        return KneserNey(self.vocab_size, self.eot_id, tables.prune_levels(self.levels, minimum), minimum)
 
     def interpolation(self, k: int, contexts: Contexts) -> tuple[np.ndarray, np.ndarray]:
         """Return 1 / total(h) and reserved(h) / total(h) of the contexts of k tokens, both (n,) float64.
 
-        Where a context has no counts, they are 0 and 1. With leave-one-out, they are those of the counts that are left.
+        Where a context has no counts, or none without what is left out, they are 0 and 1.
         """
         totals, reserved = self._sums(k, contexts)
         seen = totals > 0
         inverse = np.where(seen, 1 / np.where(seen, totals, 1), 0.0)
         return inverse, np.where(seen, reserved * inverse, 1.0)
 
+    def word_mass(
+        self, k: int, contexts: Contexts, rows: np.ndarray, ngrams: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the words of n-grams and their c - D(c), without what is left out, both in the shape of `ngrams`.
+
+        `rows` and `ngrams` are those of `gather_ranges` for the contexts of k tokens.
+        """
+        level = self.levels[k]
+        words, mass = level.words[ngrams], level.mass(level.counts[ngrams])
+        if contexts.left_out is not None:
+            mass += np.where(words == contexts.left_out[rows], self.lost_mass(k, contexts)[rows], 0.0)
+        return words, mass
+
     def lost_mass(self, k: int, contexts: Contexts) -> np.ndarray:
         """Return how much c - D(c) of the token that is left out changes in the contexts of k tokens, (n,), <= 0."""
-        if contexts.own_counts is None:
-            return np.zeros(len(contexts))
+        assert contexts.own_counts is not None
         own = contexts.own_counts[k]
         return np.asarray(self.levels[k].mass(np.maximum(own - 1, 0)) - self.levels[k].mass(own))
 
@@ -228,15 +218,18 @@ class KneserNey:
         removed = contexts.own_counts[k] > 0
         return totals - removed, reserved - removed - self.lost_mass(k, contexts)
 
-    def _text_nodes(self, tokens: np.ndarray, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the nodes of contexts and of n-grams (`_walk`) of the positions `start` to `stop` - 1 of a text."""
+    def _look_up(self, tokens: np.ndarray, start: int, stop: int, leave_one_out: bool) -> tuple[Contexts, np.ndarray]:
+        """Return the contexts of positions of a text, and the nodes of the n-grams that end there, (order, n) int64."""
         if not 1 <= start <= stop <= len(tokens):
             raise DataError(f"positions must be in [1, {len(tokens)}], got {start} to {stop}")
         begin = max(0, start - self.order + 1)
         piece = np.asarray(tokens[begin:stop], np.int64)
         self._check_ids(piece)
-        contexts, children = self._walk(piece, context_lengths(piece, self.order - 1, self.eot_id))
-        return contexts[:, start - begin :], children[:, start - begin :]
+        contexts, children = self._walk(piece, tables.context_lengths(piece, self.order - 1, self.eot_id))
+        contexts, children = contexts[:, start - begin :], children[:, start - begin :]
+        if not leave_one_out:
+            return Contexts(contexts), children
+        return Contexts(contexts, piece[start - begin :], self._removed_counts(contexts, children)), children
 
     def _check_ids(self, tokens: np.ndarray) -> None:
         if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
@@ -246,21 +239,15 @@ class KneserNey:
         """Return the nodes of the contexts and of the n-grams that end at every position of a text.
 
         The n-gram of k + 1 tokens at a position is a child of its context, the n-gram of k tokens one position before.
-
-        Args:
-            tokens: (N,) int64.
-            depths: (N,) how many tokens a position's context may have; 0 at the first.
-
-        Returns:
-            Both (order, N) int64: row k is for contexts of k tokens; -1 where there is none or it was not seen.
+        Both are (order, N) int64: row k is for contexts of k tokens; -1 where there is none or it was not seen.
+        `depths` (N,) says how many tokens a position's context may have; 0 at the first.
         """
         contexts = np.full((self.order, len(tokens)), -1, np.int64)
         children = np.empty_like(contexts)
         contexts[0], children[0] = 0, tokens
         for k in range(1, self.order):
             contexts[k, 1:] = np.where(depths[1:] >= k, children[k - 1, :-1], -1)
-            ngrams = self.levels[k].ngrams
-            children[k] = find_in_ranges(ngrams.words, ngrams.offsets, contexts[k], tokens)
+            children[k] = tables.find_in_ranges(self.levels[k].words, self.levels[k].offsets, contexts[k], tokens)
         return contexts, children
 
     def _removed_counts(self, contexts: np.ndarray, children: np.ndarray) -> np.ndarray:
@@ -271,7 +258,7 @@ class KneserNey:
         losing = np.ones(children.shape[1], bool)
         for k in reversed(range(self.order)):
             exists = contexts[k] >= 0
-            counts = take_or_zero(self.levels[k].ngrams.counts, children[k])
+            counts = take_or_zero(self.levels[k].counts, children[k])
             if np.any(exists & losing & (counts == 0)):
                 raise DataError("leave-one-out is for the training text alone: this text was not counted")
             own[k] = np.where(exists & losing, counts, 0)
@@ -284,17 +271,9 @@ def build_kneser_ney(
 ) -> KneserNey:
     """Count a text and return its interpolated modified Kneser-Ney model.
 
-    Args:
-        tokens: (N,) ids in [0, V) with end-of-text first and after every document: `TokenFile.tokens()`.
-        vocab_size: V.
-        eot_id: The token that ends a document.
-        order: Length of the longest n-grams, in [2, 5].
-        min_counts: See `KneserNey.pruned`; None keeps all.
-
-    Raises:
-        ConfigError: `order` or `min_counts` is out of range.
-        DataError: see `count_ngrams`.
+    The first arguments and the errors are those of `count_ngrams`. `min_counts` is for `KneserNey.pruned`; None keeps
+    all n-grams.
     """
-    levels = [build_level(ngrams) for ngrams in count_ngrams(tokens, vocab_size, eot_id, order)]
+    levels = [tables.build_level(ngrams) for ngrams in tables.count_ngrams(tokens, vocab_size, eot_id, order)]
     model = KneserNey(vocab_size, eot_id, levels, (1,) * order)
     return model if min_counts is None else model.pruned(min_counts)

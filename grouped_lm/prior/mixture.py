@@ -28,10 +28,7 @@ class MixtureResult:
 def mixture_log_prob(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray, weight: float) -> np.ndarray:
     """Return log((1 - weight) p_neural + weight p_counts) of every token, shape (N,) float64.
 
-    Args:
-        neural_log_prob: (N,) log p of every token, in nats.
-        counts_log_prob: (N,) the same tokens under the n-gram model.
-        weight: Share of the n-gram model, in [0, 1].
+    Both arrays are (N,) log p of the same tokens, in nats; `weight` is in [0, 1].
     """
     with np.errstate(divide="ignore"):
         shares = np.log([1 - weight, weight])
@@ -42,11 +39,8 @@ def mixture_log_prob(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray, w
 def fit_mixture_weight(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray) -> float:
     """Return the share of the n-gram model with the smallest loss, in [0, 1], within 1e-6.
 
-    The loss is convex in the weight, so that the search finds the one minimum.
-
-    Args:
-        neural_log_prob: (N,) log p of every token of a held-out text.
-        counts_log_prob: (N,) the same tokens under the n-gram model.
+    The loss is convex in the weight, so that the search finds the one minimum. Both arrays are (N,) log p of the same
+    tokens of a held-out text, in nats.
 
     Raises:
         DataError: no tokens, arrays of two lengths, or a value that is not finite.
@@ -64,12 +58,10 @@ def fit_mixture_weight(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray)
 def evaluate_mixture(held_out: tuple[np.ndarray, np.ndarray], reported: tuple[np.ndarray, np.ndarray]) -> MixtureResult:
     """Fit the weight on one text and return the losses of another.
 
-    Args:
-        held_out: log p of the neural model and of the n-gram model, each (N,), on text kept aside from training.
-        reported: The same on the text to report, each (M,).
+    Each text has log p of the neural model and of the n-gram model, both (N,). `held_out` was kept aside from training.
 
     Raises:
-        DataError: no tokens, arrays of two lengths, or a value that is not finite.
+        DataError: as `fit_mixture_weight`.
     """
     weight = fit_mixture_weight(*held_out)
     _check_pair(*reported)
@@ -85,8 +77,7 @@ def evaluate_mixture(held_out: tuple[np.ndarray, np.ndarray], reported: tuple[np
 
 def _check_pair(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray) -> None:
     if len(neural_log_prob) == 0 or len(neural_log_prob) != len(counts_log_prob):
-        raise DataError(
-            f"both models must have scored the same tokens, got {len(neural_log_prob)} and {len(counts_log_prob)}"
-        )
+        lengths = f"{len(neural_log_prob)} and {len(counts_log_prob)}"
+        raise DataError(f"both models must have scored the same tokens, got {lengths}")
     if not (np.isfinite(neural_log_prob).all() and np.isfinite(counts_log_prob).all()):
         raise DataError("log probabilities must be finite: a token has probability 0 or NaN")

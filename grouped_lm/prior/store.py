@@ -3,20 +3,18 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from grouped_lm.data.token_file import TokenFile
 from grouped_lm.errors import DataError, disk_errors
-from grouped_lm.prior.counting import NGrams
 from grouped_lm.prior.kneser_ney import KneserNey, build_kneser_ney
-from grouped_lm.prior.levels import Level
+from grouped_lm.prior.tables import Level
 from grouped_lm.system.files import write_bytes
 
 FORMAT = "kneser_ney 1"
@@ -70,16 +68,17 @@ def save_counts(model: KneserNey, path: Path, key: str = "") -> None:
         "eot_id": model.eot_id,
         "min_counts": list(model.min_counts),
     }
+    arrays = {
+        f"{length}.{field.name}": getattr(level, field.name)
+        for length, level in enumerate(model.levels, start=1)
+        for field in fields(Level)
+    }
     # One entry of metadata: the library writes several in a random order.
-    write_bytes(path, save(_arrays(model), metadata={_HEADER: json.dumps(header, sort_keys=True)}))
+    write_bytes(path, save(arrays, metadata={_HEADER: json.dumps(header, sort_keys=True)}))
 
 
 def load_counts(path: Path, key: str = "") -> KneserNey:
-    """Read a model that `save_counts` wrote.
-
-    Args:
-        path: The file.
-        key: What the file must have been saved with.
+    """Read a model that `save_counts` wrote with the same key.
 
     Raises:
         DataError: the file is missing or damaged, or has another key or format.
@@ -89,20 +88,10 @@ def load_counts(path: Path, key: str = "") -> KneserNey:
             header = json.loads((file.metadata() or {})[_HEADER])
             if (header["format"], header["key"]) != (FORMAT, key):
                 raise DataError(f"{path} was made from something else: remove it")
-            levels = [_read_level(file.get_tensor, length) for length in range(1, len(header["min_counts"]) + 1)]
+            levels = [
+                Level(**{field.name: file.get_tensor(f"{length}.{field.name}") for field in fields(Level)})
+                for length, _ in enumerate(header["min_counts"], start=1)
+            ]
             return KneserNey(header["vocab_size"], header["eot_id"], levels, tuple(header["min_counts"]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"{path} cannot be read as counts: {error!r}") from error
-
-
-def _arrays(model: KneserNey) -> dict[str, np.ndarray]:
-    arrays: dict[str, np.ndarray] = {}
-    for length, level in enumerate(model.levels, start=1):
-        arrays |= {f"{length}.{field.name}": getattr(level.ngrams, field.name) for field in fields(NGrams)}
-        arrays |= {f"{length}.{name}": getattr(level, name) for name in ("totals", "reserved", "discounts")}
-    return arrays
-
-
-def _read_level(get: Callable[[str], np.ndarray], length: int) -> Level:
-    ngrams = NGrams(**{field.name: get(f"{length}.{field.name}") for field in fields(NGrams)})
-    return Level(ngrams, *(get(f"{length}.{name}") for name in ("totals", "reserved", "discounts")))

@@ -10,9 +10,8 @@ from scipy import stats
 
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.prior import build_kneser_ney
-from grouped_lm.prior.counting import count_ngrams
 from grouped_lm.prior.kneser_ney import _CHUNK
-from grouped_lm.prior.levels import estimate_discounts
+from grouped_lm.prior.tables import count_ngrams, estimate_discounts
 
 ORDERS = (2, 3, 4, 5)
 
@@ -117,7 +116,7 @@ def test_a_pruned_model_is_that_of_the_definition_and_sums_to_one(min_counts):
     np.testing.assert_allclose(prob, [literal_prob(literal, history) for history in HISTORIES], atol=1e-12, rtol=0)
     expected = [np.log(literal.prob(word, context)) for context, word in events(text.tolist(), 4)]
     np.testing.assert_allclose(model.target_log_prob(text), expected, atol=1e-12, rtol=0)
-    assert sum(len(level.ngrams.words) for level in model.levels) < sum(len(x.ngrams.words) for x in whole.levels)
+    assert sum(len(level.words) for level in model.levels) < sum(len(x.words) for x in whole.levels)
     with pytest.raises(ConfigError, match="needs a whole model"):
         model.target_log_prob(text, leave_one_out=True)
     with pytest.raises(ConfigError, match="already pruned"):
