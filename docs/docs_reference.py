@@ -12,7 +12,15 @@ from typing import Any, get_origin
 import typer.main
 from grouped_lm.cli.main import app
 
-from grouped_lm.config import Config, JudgeConfig, ModelConfig, TokenizerConfig, TrackingConfig, TrainConfig
+from grouped_lm.config import (
+    Config,
+    JudgeConfig,
+    ModelConfig,
+    TokenizerConfig,
+    TrackingConfig,
+    TrainConfig,
+    format_range,
+)
 from grouped_lm.grouping import GROUPINGS
 from grouped_lm.heads import HEADS
 from grouped_lm.optim import OPTIMIZERS
@@ -129,12 +137,10 @@ def keys(schema: type) -> Iterator[tuple[str, str, str, str]]:
         default = (
             f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else ""
         )  # type: ignore[misc]
-        yield (
-            f.name,
-            _type(f.type),
-            f"`{_yaml(default)}`",
-            meanings.get(f.name, "The name of this choice." if f.name == "name" else ""),
-        )
+        meaning = meanings.get(f.name, "The name of this choice." if f.name == "name" else "")
+        if "range" in f.metadata:
+            meaning += f" In {format_range(*f.metadata['range'])}."
+        yield f.name, _type(f.type), f"`{_yaml(default)}`", meaning.strip()
 
 
 def _type(kind: Any) -> str:

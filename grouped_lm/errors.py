@@ -90,11 +90,7 @@ EXIT_INTERRUPTED = 130
 
 @contextlib.contextmanager
 def disk_errors(folder: Path, advice: str | None = None) -> Iterator[None]:
-    """Turn an OSError into a `DiskError` of one line: the folder, the reason, the free space if it is full, what to do.
-
-    Raises:
-        DiskError: it refused.
-    """
+    """Turn an OSError into a `DiskError`: the folder, the reason, the free space if it is full, and what to do."""
     try:
         yield
     except OSError as error:

@@ -88,6 +88,7 @@ def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
         check_config_files(Path(flags.config_dir))
 
     def compose_with(overrides: list[str], **kwargs: Any) -> DictConfig:
+        check_source(overrides, flags)
         return compose(config_name=flags.config_name, overrides=overrides, **kwargs)
 
     with initialize_config_module(config_module=CONF, version_base="1.3", job_name="gvc"):
@@ -150,6 +151,19 @@ def check_folders(overrides: list[Override]) -> None:
     for override in overrides:
         if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not str(override.value() or "").strip():
             raise ConfigError(f"{override.key_or_group} is empty: name a folder, or leave it out")
+
+
+def check_source(overrides: list[str], flags: HydraFlags) -> None:
+    """Refuse data.source=NAME: the options would stay those of another source.
+
+    Raises:
+        ConfigError: with the choice of data to write instead.
+    """
+    for override in parse(overrides):
+        if override.key_or_group == "data.source":
+            choices = config_groups(flags.config_dir)["data"]
+            name = override.value() if override.value() in choices else f"NAME, one of {', '.join(choices)}"
+            raise ConfigError(f"{override.input_line} sets no options of that source: write data={name}")
 
 
 def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, Path | None]]:

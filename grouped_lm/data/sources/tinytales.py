@@ -35,7 +35,7 @@ from operator import eq
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.config import DataConfig, check_range
+from grouped_lm.config import DataConfig, setting
 from grouped_lm.data.sources.base import SPLITS
 from grouped_lm.data.text import Fragment
 
@@ -59,18 +59,12 @@ WORDS_FILE = Path(__file__).with_name("tinytales.json")
 class TinytalesConfig(DataConfig):
     """`data=tinytales`: the embedded generator."""
 
-    num_train_stories: int = 12_000
-    """Stories to write, >= 1."""
-    num_valid_stories: int = 600
-    """Stories to write, >= 1."""
-    seed: int = 0
-    """Seed of the generator, >= 0."""
-
-    def __post_init__(self) -> None:
-        DataConfig.__post_init__(self)
-        check_range("data.num_train_stories", self.num_train_stories, 1, 100_000_000)
-        check_range("data.num_valid_stories", self.num_valid_stories, 1, 100_000_000)
-        check_range("data.seed", self.seed, 0, 2**63 - 1)
+    num_train_stories: int = setting(12_000, 1, 100_000_000)
+    """Stories to write."""
+    num_valid_stories: int = setting(600, 1, 100_000_000)
+    """Stories to write."""
+    seed: int = setting(0, 0, 2**63 - 1)
+    """Seed of the generator."""
 
 
 class TinytalesSource:
