@@ -102,7 +102,7 @@ def disk_errors(folder: Path, advice: str | None = None) -> Iterator[None]:
 
 
 def is_full(error: OSError) -> bool:
-    """Return whether the error means that the disk is full."""
+    """Return whether the disk is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -13,7 +13,6 @@ STALE_S = 7 * 24 * 3600
 """Age in seconds from which an unfinished build is removed. A running build writes every few seconds."""
 
 CACHE_ADVICE = "data.cache_dir names another place"
-
 log = logging.getLogger(__name__)
 
 

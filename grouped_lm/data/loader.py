@@ -5,7 +5,7 @@ The order of training is a pure function of (seed, epoch, index): sample k of th
 processes, process r takes rows r*B/P to (r + 1)*B/P - 1 of every micro-batch: all together read the same rows as one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 
 from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.errors import DataError
+
+Batch = tuple[Tensor, Tensor]
+"""input_ids and targets, (B, T) each, int64."""
 
 
 class TrainBatches:
@@ -46,7 +49,7 @@ class TrainBatches:
         self.windows_per_epoch = max(1, (len(tokens) - block_size) // block_size)
         self._starts: dict[int, np.ndarray] = {}
 
-    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+    def batch(self, index: int) -> Batch:
         """Return this process's part of micro-batch `index`, counted from the start of the run.
 
         Returns:
@@ -81,14 +84,10 @@ class TrainBatches:
 class ValidWindows:
     """All of a text in order, in batches of one shape: every token but the first is a target exactly once.
 
-    Windows of T do not overlap. The last window and the last batch are padded: inputs with `pad_id`, targets
-    with IGNORE_INDEX.
+    Windows of T do not overlap. The last window and the last batch are padded: inputs with `pad_id`, any id of the
+    vocabulary, and targets with IGNORE_INDEX.
 
-    Args:
-        tokens: (N,) ids, usually a memory map.
-        block_size: T, >= 1.
-        batch_size: B, >= 1.
-        pad_id: Any id of the vocabulary; padding is never a target.
+    `tokens` (N,) are ids, usually a memory map.
 
     Raises:
         DataError: fewer than 2 tokens.
@@ -107,20 +106,20 @@ class ValidWindows:
     def __len__(self) -> int:
         return -(-self.target_tokens // (self.block_size * self.batch_size))
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         return (self.batch(index) for index in range(len(self)))
 
-    def batch(self, index: int) -> tuple[Tensor, Tensor]:
+    def batch(self, index: int) -> Batch:
         """Return input_ids (B, T) and targets (B, T), int64 on the CPU, of batch 0 <= index < len(self)."""
         if not 0 <= index < len(self):
             raise IndexError(f"batch must be in [0, {len(self) - 1}], got {index}")
         return self._batch(index)
 
-    def part(self, rank: int, processes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def part(self, rank: int, processes: int) -> Iterator[Batch]:
         """Yield every `processes`-th batch from `rank` on. Each rank gets equally many; the last may be padding."""
         return (self._batch(turn * processes + rank) for turn in range(-(-len(self) // processes)))
 
-    def _batch(self, index: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, index: int) -> Batch:
         places = self.block_size * self.batch_size
         piece = self.tokens[index * places : (index + 1) * places + 1].astype(np.int64)
         input_ids = np.full(places, self.pad_id, np.int64)
@@ -129,3 +128,32 @@ class ValidWindows:
         input_ids[:known], targets[:known] = piece[:known], piece[1:]
         shape = (self.batch_size, self.block_size)
         return torch.from_numpy(input_ids).view(shape), torch.from_numpy(targets).view(shape)
+
+
+class Prefetcher:
+    """Gives micro-batches on the device; the next one is read and copied there while the device computes.
+
+    Copies go from pinned memory, so that the host does not wait for them. `load` returns a micro-batch on the CPU.
+    `ahead` says whether `prefetch` does anything; None means only where the device works beside the host.
+    """
+
+    def __init__(self, load: Callable[[int], Batch], device: torch.device, ahead: bool | None = None) -> None:
+        self._load, self._device = load, device
+        self._ahead = device.type == "cuda" if ahead is None else ahead
+        self._prefetched: tuple[int, Batch] | None = None
+
+    def batch(self, index: int) -> Batch:
+        """Return micro-batch `index`, the prefetched one where it is that."""
+        prefetched, self._prefetched = self._prefetched, None
+        return prefetched[1] if prefetched is not None and prefetched[0] == index else self._send(index)
+
+    def prefetch(self, index: int) -> None:
+        """Send micro-batch `index` ahead: to be called once the work of the one before has been given to the device."""
+        if self._ahead:
+            self._prefetched = index, self._send(index)
+
+    def _send(self, index: int) -> Batch:
+        input_ids, targets = self._load(index)
+        if self._device.type == "cuda":
+            input_ids, targets = input_ids.pin_memory(), targets.pin_memory()
+        return input_ids.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)

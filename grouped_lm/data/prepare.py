@@ -4,26 +4,18 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.data.cache import CACHE_ADVICE, build_lock, remove_stale
-from grouped_lm.data.encode import Encoded, encode_fragments
 from grouped_lm.data.sources import open_source
-from grouped_lm.data.sources.base import Source
 from grouped_lm.data.sources.readers import warn_once
 from grouped_lm.data.sources.text_files import check_splits_apart
 from grouped_lm.data.token_file import FORMAT_VERSION, TokenFile, read_token_file
-from grouped_lm.data.token_writer import FolderWriter
-from grouped_lm.data.tokenizers.base import Tokenizer
+from grouped_lm.data.token_writer import FolderWriter, OnProgress
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import DiskError, disk_errors
-
-Progress = Callable[[int, int | None], None]
-"""A function of the units done (documents or bytes, `Source.unit`) and of all units, or None if that is not known."""
 
 FEW_VALID_TOKENS = 200
 """A token's loss has a standard deviation of 2 to 3 nats: with fewer tokens the mean is uncertain by 0.15 or more."""
@@ -40,7 +32,7 @@ class Corpus:
 
 
 def prepare_data(
-    data: DataConfig, tokenizer: TokenizerConfig, progress: Progress | None = None, workers: int | None = None
+    data: DataConfig, tokenizer: TokenizerConfig, progress: OnProgress | None = None, workers: int | None = None
 ) -> Corpus:
     """Return the token files of both splits, prepared by `prepare_split`.
 
@@ -62,7 +54,7 @@ def prepare_split(
     data: DataConfig,
     tokenizer: TokenizerConfig,
     split: str,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
     workers: int | None = None,
 ) -> TokenFile:
     """Return a split's token file, which is built first if it is missing, outdated or damaged.
@@ -74,8 +66,8 @@ def prepare_split(
         data: The source, and `cache_dir` for the result.
         tokenizer: Which tokenizer.
         split: "train" or "valid".
-        progress: Called after every batch while building; not called when nothing is to be built.
-        workers: Threads, default one per usable CPU; the result does not depend on it.
+        progress: Called after every batch while building.
+        workers: As in `encode_fragments`; the result does not depend on it.
 
     Raises:
         DataError: the source is missing or unreadable, or has no document with text.
@@ -83,7 +75,8 @@ def prepare_split(
     """
     source, encoder = open_source(data, split), build_tokenizer(tokenizer, data)
     description = source.describe()
-    key = _key(description, encoder)
+    parts = {"format": FORMAT_VERSION, "source": description, "tokenizer": encoder.fingerprint}
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     slug = re.sub(r"[^A-Za-z0-9._-]+", "_", data.name) or "data"
     folder = Path(data.cache_dir).expanduser() / f"{slug}-{split}-{key[:16]}"
     token_file, _ = read_token_file(folder, key)
@@ -95,29 +88,8 @@ def prepare_split(
             if folder.exists():
                 log.warning("rebuilding %s: %s", folder, reason)
             remove_stale(folder.parent, f"{slug}-{split}")
-            writer = FolderWriter(folder, encoder, {"key": key, "source": description})
-
-            def batches(skip: int, done: int) -> Iterator[Encoded]:
-                return _watched(encode_fragments(source.fragments(), encoder, workers, skip), source, progress, done)
-
-            writer.run(batches, unit=source.unit if source.total else "documents")
+            FolderWriter(folder, encoder, {"key": key, "source": description}).run(source, workers, progress)
             token_file, reason = read_token_file(folder, key)
     if token_file is None:
         raise DiskError(f"{folder} was written but cannot be read back: {reason}")
     return token_file
-
-
-def _key(description: dict[str, Any], tokenizer: Tokenizer) -> str:
-    parts = {"format": FORMAT_VERSION, "source": description, "tokenizer": tokenizer.fingerprint}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _watched(batches: Iterable[Encoded], source: Source, progress: Progress | None, done: int) -> Iterator[Encoded]:
-    total = source.total if progress else None
-    for batch in batches:
-        yield batch
-        if progress:
-            done += batch.text_bytes if source.unit == "bytes" and total else batch.documents + batch.empty_documents
-            progress(done if total is None else min(done, total), total)
-    if progress and total is not None:
-        progress(total, total)  # borders and whitespace are bytes of the file, but of no document

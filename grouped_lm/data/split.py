@@ -8,18 +8,12 @@ from grouped_lm.data.text import EOT_TEXT
 from grouped_lm.errors import DataError, disk_errors
 from grouped_lm.system.files import write_bytes
 
-HALVES = ("a", "b")
-
 
 def halve(text: str, out: Path, text_field: str = "text") -> list[tuple[Path, int]]:
     """Write every other document of `text` into `out`/NAME-a.txt, from the first on, and the rest into NAME-b.txt.
 
-    Empty documents are left out. The others are stripped at both ends, as for training. The text is held in memory.
-
-    Args:
-        text: a file, folder or glob of .txt, .jsonl, .parquet; NAME is its last part without a suffix.
-        out: a folder, which is made.
-        text_field: the column of .jsonl and .parquet.
+    `text` is a file, folder or glob; NAME is its last part without a suffix. `text_field` is the column of .jsonl and
+    .parquet. Empty documents are left out. The text is held in memory.
 
     Returns:
         Both files, each with the number of its documents.
@@ -36,7 +30,7 @@ def halve(text: str, out: Path, text_field: str = "text") -> list[tuple[Path, in
     if len(documents) < 2:
         raise DataError(f"{text} has {len(documents)} documents; two halves need two or more")
     name = Path(text).stem.strip("*") or "text"
-    parts = {out / f"{name}-{letter}.txt": documents[first :: len(HALVES)] for first, letter in enumerate(HALVES)}
+    parts = {out / f"{name}-a.txt": documents[::2], out / f"{name}-b.txt": documents[1::2]}
     texts = {path: "".join(f"{document}\n{EOT_TEXT}\n" for document in own) for path, own in parts.items()}
     for path, whole in texts.items():
         if path.exists() and (not path.is_file() or path.read_bytes() != whole.encode()):

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from grouped_lm.data import encode
-from grouped_lm.data.encode import Encoded
+from grouped_lm.data.text import Source
 from grouped_lm.data.token_file import DOCUMENTS, DTYPES, FORMAT_VERSION, MANIFEST, TOKENS
 from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.errors import DataError
@@ -27,6 +27,9 @@ JOURNAL = "journal.json"
 SHARD_BYTES = 64 << 20
 """Ids between two entries of the journal: a second's work of a fast machine, ten of a slow one."""
 _READ_BYTES = 1 << 22
+
+OnProgress = Callable[[int, int | None], None]
+"""A function of the units done (documents or bytes, `Source.unit`) and of all units, or None if that is not known."""
 
 log = logging.getLogger(__name__)
 
@@ -45,20 +48,9 @@ class Progress:
     start: int = 1
     """Index of the first token of the current document."""
 
-    def add(self, batch: Encoded, after: np.ndarray) -> None:
-        """Count a batch. `after` has the indices behind the ends of documents in it."""
-        self.batches += 1
-        self.tokens += len(batch.ids)
-        self.documents += batch.documents
-        self.empty += batch.empty_documents
-        self.bytes += batch.text_bytes
-        self.start = int(after[-1]) if len(after) else self.start
-
 
 class FolderWriter:
-    """Writes one folder: all files go to a folder beside it, which is renamed at the end.
-
-    Only one process at a time may use it, with the folder's lock.
+    """Writes one folder: all files go to a folder beside it, which is renamed at the end. The caller holds its lock.
 
     Args:
         folder: The folder of the token file. An old one is replaced.
@@ -73,18 +65,14 @@ class FolderWriter:
         self.dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
         self.done = Progress()
 
-    def run(self, batches_from: Callable[[int, int], Iterable[Encoded]], unit: str = "documents") -> None:
-        """Write all batches, then rename the folder.
-
-        Args:
-            batches_from: A function of the batches to skip and of their units, that returns the other batches.
-            unit: "documents" or "bytes".
+    def run(self, source: Source, workers: int | None, progress: OnProgress | None) -> None:
+        """Write all documents of a source with so many threads, then rename the folder.
 
         Raises:
-            DataError: not one document had text.
+            DataError: no document had text.
         """
         try:
-            hashes = self._write(batches_from, unit)
+            hashes = self._write(source, workers, progress)
             if not self.done.documents:
                 raise DataError(f"no document with text in {describe_briefly(self.identity['source'])}")
             self._write_manifest(*hashes)
@@ -101,22 +89,32 @@ class FolderWriter:
                 _remove(self.temporary)
             raise
 
-    def _write(self, batches_from: Callable[[int, int], Iterable[Encoded]], unit: str) -> tuple[str, str]:
-        eot = self.tokenizer.eot_id
+    def _write(self, source: Source, workers: int | None, progress: OnProgress | None) -> tuple[str, str]:
+        eot, total = self.tokenizer.eot_id, source.total
         tokens, starts = self._open()
         with tokens.file, starts.file:
             done, marked = self.done, tokens.size
             if not done.tokens:
                 tokens.write(np.array([eot]))
                 done.tokens = 1
-            for batch in batches_from(done.batches, done.bytes if unit == "bytes" else done.documents + done.empty):
+            for batch in encode.encode_fragments(source.fragments(), self.tokenizer, workers, skip=done.batches):
                 tokens.write(batch.ids)
                 after = done.tokens + np.flatnonzero(batch.ids == eot) + 1  # ordinary text never gives eot's id
                 starts.write(np.concatenate([[done.start], after])[:-1])
-                done.add(batch, after)
+                done.start = int(after[-1]) if len(after) else done.start
+                done.batches += 1
+                done.tokens += len(batch.ids)
+                done.documents += batch.documents
+                done.empty += batch.empty_documents
+                done.bytes += batch.text_bytes
                 if tokens.size - marked >= SHARD_BYTES:
                     self._mark(tokens, starts)
                     marked = tokens.size
+                if progress:
+                    units = done.bytes if source.unit == "bytes" and total else done.documents + done.empty
+                    progress(units if total is None else min(units, total), total)
+            if progress and total is not None:
+                progress(total, total)  # borders and whitespace are bytes of the file, but of no document
             return tokens.finish(), starts.finish()
 
     def _open(self) -> "tuple[_HashedFile, _HashedFile]":
@@ -125,39 +123,35 @@ class FolderWriter:
             entry = json.loads(self.journal.read_bytes())
             if entry["key"] != self.identity["key"] or entry["batch_chars"] != encode.BATCH_CHARS:
                 raise ValueError("it belongs to another build")
-            files = [
-                _HashedFile(self.temporary / name, dtype, *entry["files"][name])
-                for name, dtype in ((TOKENS, DTYPES[self.dtype]), (DOCUMENTS, "<i8"))
-            ]
+            files = self._files(entry["files"])
             self.done = Progress(**entry["done"])
             log.info("continuing %s after %s tokens", self.folder, f"{self.done.tokens:,}")
-            return files[0], files[1]
+            return files
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("building %s from the start: files of a stopped build are unusable (%s)", self.folder, error)
         _remove(self.temporary)
         self.temporary.mkdir(parents=True)
-        return _HashedFile(self.temporary / TOKENS, DTYPES[self.dtype]), _HashedFile(self.temporary / DOCUMENTS, "<i8")
+        return self._files({TOKENS: (), DOCUMENTS: ()})
+
+    def _files(self, kept: dict[str, Any]) -> "tuple[_HashedFile, _HashedFile]":
+        return (
+            _HashedFile(self.temporary / TOKENS, DTYPES[self.dtype], *kept[TOKENS]),
+            _HashedFile(self.temporary / DOCUMENTS, "<i8", *kept[DOCUMENTS]),
+        )
 
     def _mark(self, tokens: "_HashedFile", starts: "_HashedFile") -> None:
         """Record how far the build is, after the files are on the disk."""
-        files = {name: [file.size, file.finish()] for name, file in ((TOKENS, tokens), (DOCUMENTS, starts))}
-        entry = {
-            "key": self.identity["key"],
-            "batch_chars": encode.BATCH_CHARS,
-            "files": files,
-            "done": asdict(self.done),
-        }
+        entry = {"key": self.identity["key"], "batch_chars": encode.BATCH_CHARS, "done": asdict(self.done)}
+        entry["files"] = {TOKENS: [tokens.size, tokens.finish()], DOCUMENTS: [starts.size, starts.finish()]}
         written = self.journal.with_suffix(".new")
-        with written.open("wb") as file:
-            file.write(json.dumps(entry).encode())
-            _sync(file)
+        _write_synced(written, json.dumps(entry))
         written.replace(self.journal)
         _sync_folder(self.temporary)
 
     def _write_manifest(self, tokens_sha256: str, documents_sha256: str) -> None:
-        tokenizer = self.tokenizer
+        parts = ("name", "fingerprint", "vocab_size", "eot_id")
         manifest = {
             "format_version": FORMAT_VERSION,
             "dtype": self.dtype,
@@ -168,31 +162,17 @@ class FolderWriter:
             "bytes": self.done.bytes,
             "sha256": tokens_sha256,
             "documents_sha256": documents_sha256,
-            "tokenizer": {
-                "name": tokenizer.name,
-                "fingerprint": tokenizer.fingerprint,
-                "vocab_size": tokenizer.vocab_size,
-                "eot_id": tokenizer.eot_id,
-            },
+            "tokenizer": {part: getattr(self.tokenizer, part) for part in parts},
             "created_by": f"grouped-lm {_version()}",
             **self.identity,
         }
-        with (self.temporary / MANIFEST).open("wb") as file:
-            file.write(json.dumps(manifest, indent=2).encode() + b"\n")
-            _sync(file)
+        _write_synced(self.temporary / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 class _HashedFile:
     """A file of numbers that is hashed while it is written.
 
-    Args:
-        path: The file.
-        dtype: Of the numbers.
-        size: Bytes at its start that are kept; what follows is cut off.
-        sha256: Of these bytes.
-
-    Raises:
-        ValueError: the file has fewer bytes, or others.
+    The first `size` bytes are kept, and what follows is cut off. A ValueError says that `sha256` is not their hash.
     """
 
     def __init__(self, path: Path, dtype: str, size: int = 0, sha256: str | None = None) -> None:
@@ -236,6 +216,12 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("wb") as file:
+        file.write(text.encode())
+        _sync(file)
 
 
 def _sync(file: BinaryIO) -> None:

@@ -8,8 +8,7 @@ import torch
 
 from grouped_lm.config import Config
 from grouped_lm.data import Corpus
-from grouped_lm.data.loader import TrainBatches, ValidWindows
-from grouped_lm.data.prefetch import Prefetcher
+from grouped_lm.data.loader import Prefetcher, TrainBatches, ValidWindows
 from grouped_lm.distributed.parallel import parallelize
 from grouped_lm.distributed.process_group import ProcessGroup
 from grouped_lm.errors import DivergedError

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import grouped_lm.optim.step_metrics
 from grouped_lm.config import AdamWConfig
-from grouped_lm.data.prefetch import Prefetcher
+from grouped_lm.data.loader import Prefetcher
 from grouped_lm.errors import DivergedError
 from grouped_lm.heads import shortlist
 from grouped_lm.heads.losses import functional

@@ -1,12 +1,8 @@
 """Data sources by name, and the documents of a split.
 
 A source is one file with a schema (a subclass of `DataConfig`) and a class with the methods of `Source`, one line in
-`SOURCES`, and one YAML in conf/data/.
-
-A source yields fragments: a piece of a document, and whether the document ends there. Almost every document is one
-fragment. A very long one is cut where tokens do not change (`text_files.split_documents`), so that memory stays
-bounded. Sources strip the whitespace around a document and turn line ends into LF; they change nothing else. A
-document that is empty then is yielded as "", so that the caller can count it.
+`SOURCES`, and one YAML in conf/data/. Sources strip the whitespace around a document and turn line ends into LF; they
+change nothing else. A document that is empty then is yielded as "", so that the caller can count it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,11 +10,10 @@ from dataclasses import asdict
 from typing import Any
 
 from grouped_lm.config import DataConfig, check_choice, parse_named
-from grouped_lm.data.sources.base import SPLITS, Source
 from grouped_lm.data.sources.hub import HubConfig, HubSource
 from grouped_lm.data.sources.text_files import TextConfig, TextSource
 from grouped_lm.data.sources.tinytales import TinytalesConfig, TinytalesSource
-from grouped_lm.data.text import Fragment
+from grouped_lm.data.text import SPLITS, Fragment, Source
 
 SOURCES: dict[str, tuple[type[DataConfig], Callable[[Any, str], Source]]] = {
     "tinytales": (TinytalesConfig, TinytalesSource),
@@ -40,11 +35,7 @@ def parse_data_config(values: Any) -> DataConfig:
 
 
 def open_source(config: DataConfig, split: str) -> Source:
-    """Return one split of the configured source, opened.
-
-    Args:
-        config: of a source in `SOURCES`. A plain `DataConfig` means the source with its default options.
-        split: "train" or "valid".
+    """Return the split "train" or "valid" of the configured source. A plain `DataConfig` has the default options.
 
     Raises:
         ConfigError: an unknown split or source.

@@ -44,12 +44,7 @@ class HubConfig(DataConfig):
 
 
 class HubSource:
-    """One split of a dataset. If the split's name ends in .txt, that file of the repository.
-
-    Args:
-        config: the dataset.
-        split: "train" or "valid".
-    """
+    """One split of a dataset. If the split's name ends in .txt, that file of the repository."""
 
     def __init__(self, config: HubConfig, split: str) -> None:
         self.config = config
@@ -66,14 +61,14 @@ class HubSource:
 
     def describe(self) -> dict[str, Any]:
         """Return name, split and the commit of the revision; if there is no commit, the rows' fingerprint."""
-        described: dict[str, Any] = {"source": "hub", "id": self.config.hub_id, "part": self.part}
+        config = self.config
+        described: dict[str, Any] = {"source": "hub", "id": config.hub_id, "part": self.part}
         if self.is_file:
             commit = _commit_in(self._file)
             content = None if commit else self._text.describe()["files"][0]["sha256"]
         else:
-            described["config"] = self.config.hub_config
-            described["text_field"] = self.config.text_field
-            described["join_rows"] = self.config.hub_join_rows
+            described |= {"config": config.hub_config, "text_field": config.text_field}
+            described["join_rows"] = config.hub_join_rows
             commit = self._rows_commit()
             content = None if commit else self._rows._fingerprint
         return {**described, "commit": commit, "fingerprint": content}
@@ -136,26 +131,18 @@ class HubSource:
         field, number = self.config.text_field, 0
         for rows in self._rows.iter(batch_size=_ROWS_PER_READ):
             for value in rows[field]:
-                text = document_text(value, f"{self.config.hub_id}, row {number}, column {field}", strip)
-                yield text
+                yield document_text(value, f"{self.config.hub_id}, row {number}, column {field}", strip)
                 number += 1
 
     def _unreachable(self, error: Exception) -> DataError:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        wrong_name = isinstance(error, ValueError | FileNotFoundError) and not isinstance(
-            error, LocalEntryNotFoundError
-        )
-        if wrong_name:
+        mend = "go online once to fill the cache, or use data=text with data.train and data.valid, or data=tinytales"
+        if isinstance(error, ValueError | FileNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
             mend = "data.hub_id, hub_config, hub_train, hub_valid and hub_revision must name things that exist"
-        else:
-            mend = (
-                "go online once to fill the cache, or use data=text with data.train and data.valid, or data=tinytales"
-            )
-        return DataError(
-            f"data.hub_id={self.config.hub_id}, {self.part}, cannot be loaded ({reason.rstrip('.')}); {mend}"
-        )
+        given = f"data.hub_id={self.config.hub_id}, {self.part},"
+        return DataError(f"{given} cannot be loaded ({reason.rstrip('.')}); {mend}")
 
 
 def _commit_in(path: Path) -> str | None:

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def read_file(path: Path, text_field: str) -> Iterator[Fragment]:
-    """Yield the fragments of one file.
-
-    Args:
-        path: a file whose suffix is .txt, .jsonl or .parquet.
-        text_field: the column of .jsonl and .parquet that holds the document.
+    """Yield the fragments of a .txt, .jsonl or .parquet file. `text_field` is the column that holds the document.
 
     Raises:
         DataError: the file is empty, unreadable, not UTF-8, of another kind than its suffix says, or it lacks the text
@@ -162,12 +159,7 @@ def _parquet_documents(path: Path, text_field: str) -> Iterator[Fragment]:
 
 
 def document_text(value: Any, where: str, strip: bool = True) -> str:
-    """Return the text of one row, "" for a null.
-
-    Args:
-        value: the row's value in the text column.
-        where: file, row and column, for the error message.
-        strip: whether to strip the whitespace at both ends.
+    """Return the text of one row, "" for a null. `where` is its file, row and column, for the error message.
 
     Raises:
         DataError: the value is neither text nor null.
@@ -197,14 +189,10 @@ def warn_once(text: str) -> None:
     log.warning(text)
 
 
-class reading:
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
     """Turn an OSError about a file into a `DataError` of one line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: Any, error: BaseException | None, __: Any) -> None:
-        if isinstance(error, OSError):
-            raise DataError(f"{self.path} cannot be read: {error.strerror or error}") from error
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error

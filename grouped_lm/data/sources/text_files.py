@@ -37,24 +37,14 @@ class TextConfig(DataConfig):
         for key in ("train", "valid"):
             value = getattr(self, key)
             paths = [value] if isinstance(value, str) else value
-            if not isinstance(paths, list | tuple) or not paths or not all(map(_is_name, paths)):
-                raise ConfigError(
-                    f"data.{key} must be a file, folder, glob or list of them when data=text, got {value!r}"
-                )
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+            is_list = isinstance(paths, list | tuple) and len(paths) > 0
+            if not is_list or not all(isinstance(path, str) and path.strip() for path in paths):
+                advice = "must be a file, folder, glob or list of them when data=text"
+                raise ConfigError(f"data.{key} {advice}, got {value!r}")
 
 
 class TextSource:
-    """Files, read one after another.
-
-    Args:
-        paths: the files.
-        text_field: column of .jsonl and .parquet that holds the document.
-        cache_dir: where the hashes of large files are kept; None hashes them each time.
-    """
+    """Files, read one after another. The hashes of large files are kept in `cache_dir`; None hashes them each time."""
 
     unit = "bytes"
 
@@ -70,9 +60,11 @@ class TextSource:
     @property
     def total(self) -> int | None:
         """Return the bytes of all files if all are .txt, else None: other files hold more than text."""
-        if any(path.suffix.lower() != ".txt" for path in self.paths):
-            return None
-        return sum(path.stat().st_size for path in self.paths)
+        return None if self._has_tables else sum(path.stat().st_size for path in self.paths)
+
+    @property
+    def _has_tables(self) -> bool:
+        return any(path.suffix.lower() != ".txt" for path in self.paths)
 
     @cached_property
     def _stats(self) -> list[tuple[int, int]]:
@@ -80,13 +72,11 @@ class TextSource:
 
     def describe(self) -> dict[str, Any]:
         """Return paths, sizes and hashes of the files, and the column that is read from them."""
-        sizes = [size for size, _ in self._stats]
         files = [
             {"path": str(path), "bytes": size, "sha256": remembered_sha256(path, self.cache_dir)}
-            for path, size in zip(self.paths, sizes, strict=True)
+            for path, (size, _) in zip(self.paths, self._stats, strict=True)
         ]
-        tables = any(path.suffix.lower() != ".txt" for path in self.paths)
-        return {"source": "text", "files": files, "text_field": self.text_field if tables else None}
+        return {"source": "text", "files": files, "text_field": self.text_field if self._has_tables else None}
 
     def fragments(self) -> Iterator[Fragment]:
         """Yield the fragments of all files in order.
@@ -102,10 +92,6 @@ class TextSource:
 
 def find_files(patterns: str | Iterable[str], key: str = "data.train") -> list[Path]:
     """Return the files that paths, folders and globs name, absolute, each pattern's files sorted, no file twice.
-
-    Args:
-        patterns: one path, folder or glob, or several.
-        key: the config key, for error messages.
 
     Raises:
         DataError: a pattern without files, or a file whose suffix is not .txt, .jsonl or .parquet.
@@ -150,10 +136,7 @@ def _escape_folder(path: Path) -> str:
 
 
 def check_splits_apart(config: DataConfig) -> None:
-    """Refuse a file of a folder or glob that both splits would read; warn of a file that both name.
-
-    Args:
-        config: any source; only `data=text` is checked.
+    """Refuse a file of a folder or glob that both splits of `data=text` would read; warn of a file that both name.
 
     Raises:
         ConfigError: there is such a file.

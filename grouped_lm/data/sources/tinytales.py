@@ -9,18 +9,14 @@ training text, whatever the seeds. Endings are drawn again until the text falls 
 
 Measured over 20,000 training stories with GPT-2's tokenizer: 143 words (98 to 194) and 187.8 tokens per story, 1,877
 different words, no story twice. Entropy: log(choices), summed over every random draw, is 303.0 nats per story, 1.61
-per token, a perplexity of 5.0. Several ways of drawing could give one text, so an exact parse
-(`tests/unit/data/test_tinytales.py`) sums over all ways to a text, given its slots: that subtracts 0.05 nats. The
-repeated draws for split and echoes subtract less than 1 nat, 0.005 per token. This is a lower bound for any model:
-GPT-2's perplexity on validation stories stays above 4 (1.386 nats) however long it trains.
-Speed: 6,000 to 10,000 training stories (1.1 to 1.9 million tokens) per second and core; about a third of that for
-validation, where most endings are drawn again.
+per token, a perplexity of 5.0. An exact parse (`tests/unit/data/test_tinytales.py`) subtracts 0.05 nats for texts that
+can be drawn in several ways, and the repeated draws for split and echoes subtract less than 1 nat. This is a lower
+bound: GPT-2's perplexity on validation stories stays above 4 (1.386 nats) however long it trains.
+Speed: 1.1 to 1.9 million tokens per second and core; a third of that for validation, whose endings are drawn again.
 
 The JSON file has for each rule its alternatives, and for each plot its beats (paragraph parts) with their
 alternatives; an empty beat is a paragraph break. In a template [a|b] chooses, <name> draws from a list or rule, {name}
 is a slot that remembers, "a~" puts "a" or "an" before what follows, and "^" makes it start with a capital letter.
-Lists are long and fixed phrases few on purpose: that keeps the entropy per token above what a small model could learn
-by heart.
 """
 
 import hashlib
@@ -36,8 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from grouped_lm.config import DataConfig, setting
-from grouped_lm.data.sources.base import SPLITS
-from grouped_lm.data.text import Fragment
+from grouped_lm.data.text import SPLITS, Fragment
 
 VALID_BUCKETS = 16
 _ENDINGS_PER_BODY = 48
@@ -50,7 +45,6 @@ _TOKEN = re.compile(r"\b[aA]~|\^|<(\w+)>|\{([\w.]+)\}|\[|(?:(?!\b[aA]~)[^\[\]|<{
 Node = Any
 Draw = Callable[[], float]
 Env = list[str | None]
-
 
 WORDS_FILE = Path(__file__).with_name("tinytales.json")
 
@@ -68,12 +62,7 @@ class TinytalesConfig(DataConfig):
 
 
 class TinytalesSource:
-    """One split of the generated stories.
-
-    Args:
-        config: how many stories, and the seed.
-        split: "train" or "valid".
-    """
+    """One split of the generated stories."""
 
     unit = "documents"
 
@@ -135,16 +124,14 @@ def _forms(value: str) -> tuple[str, str, str]:
 
 
 class _Grammar:
-    """Compiled templates. Notation: [a|b] choice, <name> rule, {slot}, a~ article, ^ capital letter."""
+    """Compiled templates."""
 
     def __init__(self) -> None:
         words = self.words = _words()
         self.slots: dict[str, int] = {}
         self.fillers: list[Callable[[Draw, Env], None]] = []
         self.rules: dict[str, Node] = {}
-        self.synonyms: dict[str, Node] = {}
-        for phrases in words["synonyms"]:
-            self.synonyms[phrases[0]] = tuple(phrases)
+        self.synonyms: dict[str, Node] = {phrases[0]: tuple(phrases) for phrases in words["synonyms"]}
         heads = "|".join(sorted(map(re.escape, self.synonyms), key=len, reverse=True))
         self.synonym_pattern = re.compile(rf"\b({heads})\b")
         for name, entries in words["lists"].items():
@@ -154,10 +141,11 @@ class _Grammar:
         self._add_record("hero", words["children"])
         self._add_record("friend", words["children"], unlike="hero")
         self._add_record("villager", words["villagers"])
-        self._add_grown()
+        self._add_record("grown", words["grown_ups"])
         for name, rule in words["memory"].items():
             self._add_memory(name, rule)
-        self.plots = tuple(tuple(self._beat(beat) for beat in plot) for plot in words["plots"].values())
+        plots = words["plots"].values()
+        self.plots = tuple(tuple(self._choice(beat) if beat else "\n\n" for beat in plot) for plot in plots)
 
     def _new_slot(self, name: str, fill: Callable[[Draw, Env], None]) -> int:
         number = len(self.fillers)
@@ -176,24 +164,11 @@ class _Grammar:
             while other is not None and row[0] == self.value(other, draw, env):
                 row = rows[int(draw() * len(rows))]
             env[first : first + len(row)] = row
+            if row[0] == "aunt":  # a grown-up may be the hero's own aunt
+                env[first] = self.value(self.slots["hero.aunt"], draw, env)
 
         for field in records[0]:
             self._new_slot(name if field == "name" else f"{name}.{field}", fill)
-
-    def _add_grown(self) -> None:
-        """Add slots for the grown-up of the story, who may be the hero's own aunt."""
-        first = len(self.fillers)
-        aunt = self.slots["hero.aunt"]
-        rows = [[form for value in record.values() for form in _forms(value)] for record in self.words["grown_ups"]]
-
-        def fill(draw: Draw, env: Env) -> None:
-            row = rows[int(draw() * len(rows))]
-            env[first : first + len(row)] = row
-            if row[0] == "aunt":
-                env[first] = self.value(aunt, draw, env)
-
-        for field in self.words["grown_ups"][0]:
-            self._new_slot("grown" if field == "name" else f"grown.{field}", fill)
 
     def _add_memory(self, name: str, rule: str) -> None:
         """Add a slot that keeps its first value; `name2` never repeats `name`."""
@@ -232,19 +207,13 @@ class _Grammar:
             else:
                 out.append(env[node] or self.value(node, draw, env))
 
-    def _beat(self, alternatives: list[str]) -> Node:
-        return self._alternatives(alternatives) if alternatives else "\n\n"
-
-    def _alternatives(self, templates: list[str]) -> Node:
-        return self._join_choice([self._parse(template) for template in templates])
-
-    @staticmethod
-    def _join_choice(nodes: list[Node]) -> Node:
+    def _choice(self, templates: list[str]) -> Node:
+        nodes = [self._parse(template) for template in templates]
         return nodes[0] if len(nodes) == 1 else tuple(nodes)
 
     def _rule(self, name: str) -> Node:
         if name not in self.rules:
-            self.rules[name] = self._alternatives(self.words["rules"][name])
+            self.rules[name] = self._choice(self.words["rules"][name])
         return self.rules[name]
 
     def _parse(self, text: str) -> Node:
@@ -270,7 +239,7 @@ class _Grammar:
                     option, at = self._sequence(text, at, "|]")
                     options.append(option)
                     at += 1
-                node: Node = self._join_choice(options)
+                node: Node = options[0] if len(options) == 1 else tuple(options)
             elif found.group(1):
                 node = self._rule(found.group(1))
             elif found.group(2):
@@ -323,11 +292,6 @@ def _echoes(text: str) -> bool:
     )
 
 
-def _story_seed(seed: int, split: str, index: int) -> int:
-    key = hashlib.blake2b(f"tinytales/{seed}/{split}/{index}".encode(), digest_size=8)
-    return int.from_bytes(key.digest(), "little")
-
-
 def _draw_story(draw: Draw, split: str) -> str:
     grammar = _grammar()
     wanted = split == "valid"
@@ -355,7 +319,8 @@ def generate_story(seed: int, split: str, index: int) -> str:
     """Return one story: plain ASCII, no newline at the end."""
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    return _draw_story(random.Random(_story_seed(seed, split, index)).random, split)
+    key = hashlib.blake2b(f"tinytales/{seed}/{split}/{index}".encode(), digest_size=8).digest()
+    return _draw_story(random.Random(int.from_bytes(key, "little")).random, split)
 
 
 def generate_stories(num_stories: int, seed: int, split: str) -> Iterator[str]:

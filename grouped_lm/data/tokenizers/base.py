@@ -13,7 +13,7 @@ VOCAB_SIZES = {"gpt2": 50_257, "bytes": 257}
 
 
 class Tokenizer(Protocol):
-    """Text to token ids and back."""
+    """Text to token ids and back. A tokenizer inherits `decode` and `encode_document`."""
 
     name: str
     vocab_size: int
@@ -28,12 +28,14 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids. Bytes that are not UTF-8 become U+FFFD."""
+        return b"".join(self.token_bytes(int(i)) for i in ids).decode(errors="replace")
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one id."""
 
     def encode_document(self, text: str) -> np.ndarray:
         """Return the ids of a document and its end-of-text, shape (n,), uint16 or uint32."""
+        return self.encode_fragments([(text, True)])
 
     def encode_fragments(self, fragments: Sequence[Fragment]) -> np.ndarray:
         """Return the ids of fragments in order, shape (n,), with end-of-text after each that ends a document.
@@ -42,7 +44,7 @@ class Tokenizer(Protocol):
         """
 
 
-class BytesTokenizer:
+class BytesTokenizer(Tokenizer):
     """UTF-8 bytes as ids 0 to 255, end-of-text as 256."""
 
     name = "bytes"
@@ -54,17 +56,9 @@ class BytesTokenizer:
         """Return the ids of a text."""
         return list(valid_unicode(text).encode())
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids."""
-        return b"".join(self.token_bytes(int(i)) for i in ids).decode(errors="replace")
-
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one id."""
         return EOT_TEXT.encode() if token_id == self.eot_id else bytes([token_id])
-
-    def encode_document(self, text: str) -> np.ndarray:
-        """Return the ids of a document and its end-of-text, shape (n,)."""
-        return self.encode_fragments([(text, True)])
 
     def encode_fragments(self, fragments: Sequence[Fragment]) -> np.ndarray:
         """Return the ids of fragments in order, shape (n,)."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from grouped_lm.data.text import EOT_TEXT, Fragment, valid_unicode
+from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.errors import DataError
 from grouped_lm.system.files import write_bytes
 
@@ -26,7 +27,7 @@ def byte_characters() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-class BPETokenizer:
+class BPETokenizer(Tokenizer):
     """Ids 0-255 single bytes, then merges by rank, then one end-of-text; any text comes back byte for byte."""
 
     name = "bpe"
@@ -51,17 +52,9 @@ class BPETokenizer:
         """Return the ids of a text."""
         return self._model.encode(valid_unicode(text), add_special_tokens=False).ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids."""
-        return b"".join(self._bytes[int(i)] for i in ids).decode(errors="replace")
-
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one id."""
         return self._bytes[token_id]
-
-    def encode_document(self, text: str) -> np.ndarray:
-        """Return the ids of a document and its end-of-text, shape (n,)."""
-        return self.encode_fragments([(text, True)])
 
     def encode_fragments(self, fragments: Sequence[Fragment]) -> np.ndarray:
         """Return the ids of fragments in order, shape (n,). One call into Rust, which uses threads of its own."""
@@ -81,18 +74,15 @@ class BPETokenizer:
 
 
 def train_bpe(documents: Iterator[str], vocab_size: int) -> BPETokenizer:
-    """Return a tokenizer trained on documents. The same documents give the same merges.
-
-    Args:
-        documents: texts.
-        vocab_size: V, end-of-text included, in [258, 65536].
+    """Return a tokenizer of `vocab_size` ids (with end-of-text). The same documents give the same merges.
 
     Raises:
         DataError: the text has too few different words for so many merges.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
 
-    model = Tokenizer(models.BPE())
+    model = tokenizers.Tokenizer(models.BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -114,10 +104,10 @@ def read_bpe(path: Path, vocab_size: int) -> BPETokenizer:
     Raises:
         DataError: the file is missing or broken, or its vocabulary has another size.
     """
-    from tokenizers import Tokenizer
+    import tokenizers
 
     try:
-        tokenizer = BPETokenizer(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        tokenizer = BPETokenizer(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
     except Exception as error:  # the library raises plain Exception for what it cannot parse
         raise DataError(f"cannot read the tokenizer {path}: {str(error).splitlines()[0]}") from error
     if tokenizer.vocab_size != vocab_size:

@@ -8,7 +8,7 @@ from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.data.cache import CACHE_ADVICE, build_lock
 from grouped_lm.data.sources import describe_source, iter_documents
 from grouped_lm.data.tokenizers.base import BytesTokenizer, Tokenizer
-from grouped_lm.data.tokenizers.bpe import BPETokenizer, read_bpe, train_bpe
+from grouped_lm.data.tokenizers.bpe import read_bpe, train_bpe
 from grouped_lm.data.tokenizers.gpt2 import load_gpt2
 from grouped_lm.errors import DataError, disk_errors
 
@@ -21,25 +21,15 @@ def build_tokenizer(config: TokenizerConfig, data: DataConfig | None = None) -> 
 
     Args:
         config: its name, and for `bpe` its size and perhaps its file.
-        data: the source on whose training text `bpe` is trained if it has no file.
+        data: the source on whose training text `bpe` is trained, once per text and size, if it has no file.
 
     Raises:
         DataError: GPT-2's files are neither installed, cached nor reachable; the file of `bpe` is missing, broken or of
             another size; or there is no text to train on.
         DiskError: the cache cannot be written.
     """
-    if config.name == "bpe":
-        return build_bpe(config, data)
-    return load_gpt2() if config.name == "gpt2" else BytesTokenizer()
-
-
-def build_bpe(config: TokenizerConfig, data: DataConfig | None) -> BPETokenizer:
-    """Read the tokenizer that `config.file` names, or train one on the training text, once per text and size.
-
-    Raises:
-        DataError: the file is missing, broken or of another size; or there is no text to train on.
-        DiskError: the cache cannot be written.
-    """
+    if config.name != "bpe":
+        return load_gpt2() if config.name == "gpt2" else BytesTokenizer()
     assert config.vocab_size is not None  # the schema checks it
     if config.file is not None:
         return read_bpe(Path(config.file), config.vocab_size)
