@@ -107,11 +107,8 @@ def parse_named(registry: Mapping[str, type], values: Any, path: str, key: str =
 def parse_fields(schema: Any, values: Mapping[str, Any], path: str, owner: str = "") -> Any:
     """Return `schema(**values)`, a dataclass, with every key and every type checked.
 
-    Args:
-        schema: the dataclass.
-        values: its settings; the others keep their defaults.
-        path: the config key of these settings, such as "train"; "" for a whole config.
-        owner: what the message about an unknown key adds, such as " for head=dense".
+    `path` is as in `parse_named`, or "" for a whole config. `owner` ends the message about an unknown key, such as
+    " for head=dense".
 
     Raises:
         ConfigError: as `parse_named`.
@@ -450,9 +447,7 @@ def config_to_dict(config: Config) -> dict[str, Any]:
 def config_from_dict(values: Mapping[str, Any], parsers: Mapping[str, Callable[[Any], Any]]) -> Config:
     """Rebuild a config from what `config_to_dict` returns; "schema_version" is ignored.
 
-    Args:
-        values: the settings by part.
-        parsers: a function for each part whose schema depends on a name in it, such as `parse_head_config`.
+    `parsers` has a function for each part whose schema depends on a name in it, such as `parse_head_config`.
 
     Raises:
         ConfigError: as `parse_named`.

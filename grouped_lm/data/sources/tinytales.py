@@ -31,7 +31,7 @@ from operator import eq
 from pathlib import Path
 from typing import Any
 
-from grouped_lm.config import DataConfig, setting
+from grouped_lm.config import DataConfig, check_choice, setting
 from grouped_lm.data.text import SPLITS, Fragment
 
 VALID_BUCKETS = 16
@@ -292,9 +292,11 @@ def _echoes(text: str) -> bool:
     )
 
 
-def _draw_story(draw: Draw, split: str) -> str:
-    grammar = _grammar()
-    wanted = split == "valid"
+def generate_story(seed: int, split: str, index: int) -> str:
+    """Return one story: plain ASCII, no newline at the end."""
+    check_choice("split", split, SPLITS)
+    key = hashlib.blake2b(f"tinytales/{seed}/{split}/{index}".encode(), digest_size=8).digest()
+    draw, grammar = random.Random(int.from_bytes(key, "little")).random, _grammar()
     while True:
         env: Env = [None] * len(grammar.fillers)
         plot = grammar.plots[int(draw() * len(grammar.plots))]
@@ -310,17 +312,9 @@ def _draw_story(draw: Draw, split: str) -> str:
         for _ in range(_ENDINGS_PER_BODY):
             ending = grammar.text(plot[-1], draw, env)
             story = body + ending
-            if in_valid(story) is wanted and not _echoes(ending):
+            if in_valid(story) is (split == "valid") and not _echoes(ending):
                 return story
             env[:] = before_ending
-
-
-def generate_story(seed: int, split: str, index: int) -> str:
-    """Return one story: plain ASCII, no newline at the end."""
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    key = hashlib.blake2b(f"tinytales/{seed}/{split}/{index}".encode(), digest_size=8).digest()
-    return _draw_story(random.Random(int.from_bytes(key, "little")).random, split)
 
 
 def generate_stories(num_stories: int, seed: int, split: str) -> Iterator[str]:

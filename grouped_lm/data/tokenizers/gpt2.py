@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,11 +59,8 @@ class GPT2Tokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
-        try:
+        with _long_blank_refused([text]):
             return self._encoding.encode(text, disallowed_special=())  # encode_ordinary ends in Rust's panic instead
-        except ValueError:
-            _refuse_long_blank([text])
-            raise
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one id."""
@@ -78,24 +75,26 @@ class GPT2Tokenizer(Tokenizer):
             pieces = [[*self.encode(text), self.eot_id] if last else self.encode(text) for text, last in fragments]
             return np.array(list(itertools.chain.from_iterable(pieces)), np.uint16)
         joined = valid_unicode("".join(text + EOT_TEXT if last else text for text, last in fragments))
-        try:
+        with _long_blank_refused([text for text, _ in fragments]):
             ids = self._encoding.encode_to_numpy(joined, allowed_special={EOT_TEXT}, disallowed_special=())
-        except ValueError:
-            _refuse_long_blank([text for text, _ in fragments])
-            raise
-        return ids.astype(np.uint16)
+            return ids.astype(np.uint16)
 
 
-def _refuse_long_blank(texts: list[str]) -> None:
+@contextlib.contextmanager
+def _long_blank_refused(texts: list[str]) -> Iterator[None]:
     """Raise `DataError` where a text has more whitespace in a row than tiktoken's pattern can take."""
-    blanks = [(len(blank), text) for text in texts for blank in _LONG_BLANK.findall(text)]
-    if blanks:
+    try:
+        yield
+    except ValueError as error:
+        blanks = [(len(blank), text) for text in texts for blank in _LONG_BLANK.findall(text)]
+        if not blanks:
+            raise
         length, text = max(blanks)
         words = " ".join(text.split(maxsplit=8)[:8])
         raise DataError(
             f"tokenizer gpt2 cannot take {length:,} spaces or line ends in a row, in the text that begins "
             f"{words[:60]!r}: shorten them there, or set tokenizer=bytes"
-        )
+        ) from error
 
 
 @lru_cache(maxsize=1)
