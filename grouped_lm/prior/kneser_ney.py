@@ -90,7 +90,7 @@ class KneserNey:
             known = np.asarray(history[max(0, len(history) - self.order + 1) :], np.int64)
             first[row] = self.order - 1 - len(known)
             rows[row, first[row, 0] : self.order - 1] = known
-        self._check_ids(rows)
+        tables.check_ids(rows, self.vocab_size)
         depths = tables.context_lengths(rows, self.order - 1, self.eot_id, first)
         contexts, _ = self._walk(rows.ravel(), depths.ravel())
         return Contexts(contexts[:, self.order - 1 :: self.order])
@@ -224,16 +224,12 @@ class KneserNey:
             raise DataError(f"positions must be in [1, {len(tokens)}], got {start} to {stop}")
         begin = max(0, start - self.order + 1)
         piece = np.asarray(tokens[begin:stop], np.int64)
-        self._check_ids(piece)
+        tables.check_ids(piece, self.vocab_size)
         contexts, children = self._walk(piece, tables.context_lengths(piece, self.order - 1, self.eot_id))
         contexts, children = contexts[:, start - begin :], children[:, start - begin :]
         if not leave_one_out:
             return Contexts(contexts), children
         return Contexts(contexts, piece[start - begin :], self._removed_counts(contexts, children)), children
-
-    def _check_ids(self, tokens: np.ndarray) -> None:
-        if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.vocab_size:
-            raise DataError(f"ids must be in [0, {self.vocab_size - 1}], got {tokens.min()} to {tokens.max()}")
 
     def _walk(self, tokens: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the nodes of the contexts and of the n-grams that end at every position of a text.

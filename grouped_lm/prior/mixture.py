@@ -29,7 +29,15 @@ def mixture_log_prob(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray, w
     """Return log((1 - weight) p_neural + weight p_counts) of every token, shape (N,) float64.
 
     Both arrays are (N,) log p of the same tokens, in nats; `weight` is in [0, 1].
+
+    Raises:
+        DataError: no tokens, arrays of two lengths, or a value that is not finite.
     """
+    lengths = len(neural_log_prob), len(counts_log_prob)
+    if lengths[0] == 0 or lengths[0] != lengths[1]:
+        raise DataError(f"both models must have scored the same tokens, got {lengths[0]} and {lengths[1]}")
+    if not (np.isfinite(neural_log_prob).all() and np.isfinite(counts_log_prob).all()):
+        raise DataError("log probabilities must be finite: a token has probability 0 or NaN")
     with np.errstate(divide="ignore"):
         shares = np.log([1 - weight, weight])
     pair = np.asarray(neural_log_prob, np.float64) + shares[0], np.asarray(counts_log_prob, np.float64) + shares[1]
@@ -39,13 +47,9 @@ def mixture_log_prob(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray, w
 def fit_mixture_weight(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray) -> float:
     """Return the share of the n-gram model with the smallest loss, in [0, 1], within 1e-6.
 
-    The loss is convex in the weight, so that the search finds the one minimum. Both arrays are (N,) log p of the same
-    tokens of a held-out text, in nats.
-
-    Raises:
-        DataError: no tokens, arrays of two lengths, or a value that is not finite.
+    The loss is convex in the weight, so that the search finds the one minimum. The arrays and errors are those of
+    `mixture_log_prob`, for a held-out text.
     """
-    _check_pair(neural_log_prob, counts_log_prob)
     found = minimize_scalar(
         lambda weight: -float(mixture_log_prob(neural_log_prob, counts_log_prob, weight).mean()),
         bounds=(0.0, 1.0),
@@ -58,26 +62,14 @@ def fit_mixture_weight(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray)
 def evaluate_mixture(held_out: tuple[np.ndarray, np.ndarray], reported: tuple[np.ndarray, np.ndarray]) -> MixtureResult:
     """Fit the weight on one text and return the losses of another.
 
-    Each text has log p of the neural model and of the n-gram model, both (N,). `held_out` was kept aside from training.
-
-    Raises:
-        DataError: as `fit_mixture_weight`.
+    Each text has the arrays of `mixture_log_prob`. `held_out` was kept aside from training.
     """
     weight = fit_mixture_weight(*held_out)
-    _check_pair(*reported)
     neural, counts = reported
     return MixtureResult(
         weight=weight,
+        mixture=-float(mixture_log_prob(neural, counts, weight).mean()),
         neural=-float(np.mean(neural, dtype=np.float64)),
         counts=-float(np.mean(counts, dtype=np.float64)),
-        mixture=-float(mixture_log_prob(neural, counts, weight).mean()),
         tokens=len(neural),
     )
-
-
-def _check_pair(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray) -> None:
-    if len(neural_log_prob) == 0 or len(neural_log_prob) != len(counts_log_prob):
-        lengths = f"{len(neural_log_prob)} and {len(counts_log_prob)}"
-        raise DataError(f"both models must have scored the same tokens, got {lengths}")
-    if not (np.isfinite(neural_log_prob).all() and np.isfinite(counts_log_prob).all()):
-        raise DataError("log probabilities must be finite: a token has probability 0 or NaN")

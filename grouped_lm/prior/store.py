@@ -23,16 +23,16 @@ _HEADER = "kneser_ney"
 log = logging.getLogger(__name__)
 
 
-def counts_key(tokens: TokenFile, order: int, min_counts: Sequence[int] | None = None) -> str:
-    """Return the hash that names the counts of a token file: of its tokens, the order and the pruning, 64 digits."""
-    parts = [FORMAT, tokens.manifest["sha256"], tokens.manifest["tokenizer"]["vocab_size"]]
-    parts += [tokens.manifest["tokenizer"]["eot_id"], order, list(min_counts or [1] * order)]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
 def counts_path(tokens: TokenFile, order: int, min_counts: Sequence[int] | None = None) -> Path:
-    """Return the file of the counts of a token file, beside the tokens: rebuilding the tokens removes it."""
-    return tokens.folder / f"kneser_ney-{order}-{counts_key(tokens, order, min_counts)[:16]}.safetensors"
+    """Return the file of the counts of a token file, beside the tokens: rebuilding the tokens removes it.
+
+    Its name has a hash of the tokens, the order and the pruning.
+    """
+    tokenizer = tokens.manifest["tokenizer"]
+    parts = [FORMAT, tokens.manifest["sha256"], tokenizer["vocab_size"], tokenizer["eot_id"]]
+    parts += [order, list(min_counts or [1] * order)]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return tokens.folder / f"kneser_ney-{order}-{key[:16]}.safetensors"
 
 
 def load_or_build(tokens: TokenFile, order: int = 5, min_counts: Sequence[int] | None = None) -> KneserNey:
@@ -44,18 +44,18 @@ def load_or_build(tokens: TokenFile, order: int = 5, min_counts: Sequence[int] |
         ConfigError: `order` or `min_counts` is out of range.
         DiskError: the folder of the tokens cannot be written.
     """
-    path, key = counts_path(tokens, order, min_counts), counts_key(tokens, order, min_counts)
+    path = counts_path(tokens, order, min_counts)
     with disk_errors(path.parent, "data.cache_dir names another place"), FileLock(path.with_suffix(".lock")):
         if path.exists():
             try:
-                return load_counts(path, key)
+                return load_counts(path, path.stem)
             except DataError as error:
                 log.warning("counting again: %s", error)
         tokenizer = tokens.manifest["tokenizer"]
         model = build_kneser_ney(
             tokens.tokens(), tokenizer["vocab_size"], tokenizer["eot_id"], order=order, min_counts=min_counts
         )
-        save_counts(model, path, key)
+        save_counts(model, path, path.stem)
     return model
 
 

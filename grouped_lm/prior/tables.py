@@ -110,8 +110,13 @@ def _check_text(tokens: np.ndarray, vocab_size: int, eot_id: int, order: int) ->
         raise DataError(f"n-grams can be counted in 2 to {_MAX_TOKENS:,} tokens, got {len(tokens):,}")
     if int(tokens[0]) != eot_id:
         raise DataError(f"the text must begin with end-of-text ({eot_id}), got {int(tokens[0])}: use a prepared text")
-    if int(tokens.min()) < 0 or int(tokens.max()) >= vocab_size:
-        raise DataError(f"ids must be in [0, {vocab_size - 1}], got {int(tokens.min())} to {int(tokens.max())}")
+    check_ids(tokens, vocab_size)
+
+
+def check_ids(tokens: np.ndarray, vocab_size: int) -> None:
+    """Raise `DataError` unless all ids are in [0, V)."""
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        raise DataError(f"ids must be in [0, {vocab_size - 1}], got {tokens.min()} to {tokens.max()}")
 
 
 def _rank_keys(

@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -45,11 +45,6 @@ def read_file(path: Path, text_field: str) -> Iterator[Fragment]:
         DataError: the file is empty, unreadable, not UTF-8, of another kind than its suffix says, or it lacks the text
             column.
     """
-    readers: dict[str, Callable[[], Iterator[Fragment]]] = {
-        ".txt": lambda: split_documents(decode_blocks(path)),
-        ".jsonl": lambda: _jsonl_documents(path, text_field),
-        ".parquet": lambda: _parquet_documents(path, text_field),
-    }
     suffix = path.suffix.lower()
     with reading(path):
         if path.stat().st_size == 0:
@@ -59,7 +54,11 @@ def read_file(path: Path, text_field: str) -> Iterator[Fragment]:
         for magic, kind in _MAGIC.items():
             if start.startswith(magic) and not (magic == b"PAR1" and suffix == ".parquet"):
                 raise DataError(f"{path} is {kind}")
-        yield from readers[suffix]()
+        if suffix == ".txt":
+            yield from split_documents(decode_blocks(path))
+        else:
+            read = _parquet_documents if suffix == ".parquet" else _jsonl_documents
+            yield from read(path, text_field)
 
 
 def decode_blocks(path: Path) -> Iterator[str]:
