@@ -1,7 +1,7 @@
 """Text in, token files out. Imports no torch; batches for training are in `grouped_lm.data.loader`."""
 
 from grouped_lm.data.prepare import Corpus, prepare_data, prepare_split
-from grouped_lm.data.sources import SOURCES, describe_source, iter_documents, parse_data_config
+from grouped_lm.data.sources import SOURCES, iter_documents, open_source, parse_data_config
 from grouped_lm.data.sources.hub import HubConfig
 from grouped_lm.data.sources.text_files import TextConfig
 from grouped_lm.data.sources.tinytales import TinytalesConfig
@@ -19,9 +19,9 @@ __all__ = [
     "TokenFile",
     "Tokenizer",
     "build_tokenizer",
-    "describe_source",
     "halve",
     "iter_documents",
+    "open_source",
     "parse_data_config",
     "prepare_data",
     "prepare_split",

@@ -76,7 +76,11 @@ def read_token_file(folder: Path, key: str) -> tuple[TokenFile | None, str]:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         if manifest["key"] != key:
             return None, "it was made from something else"
-        for name, size, sha256 in _expected(manifest):
+        width = np.dtype(DTYPES[manifest["dtype"]]).itemsize
+        for name, size, sha256 in (
+            (TOKENS, manifest["tokens"] * width, manifest["sha256"]),
+            (DOCUMENTS, manifest["documents"] * 8, manifest["documents_sha256"]),
+        ):
             if (folder / name).stat().st_size != size:
                 return None, f"{name} has {(folder / name).stat().st_size} bytes, its manifest says {size}"
             if size <= VERIFY_MAX_BYTES and _sha256(folder / name) != sha256:
@@ -86,14 +90,6 @@ def read_token_file(folder: Path, key: str) -> tuple[TokenFile | None, str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         return None, f"its manifest cannot be read: {error!r}"
     return TokenFile(folder=folder, manifest=manifest), ""
-
-
-def _expected(manifest: dict[str, Any]) -> list[tuple[str, int, str]]:
-    width = np.dtype(DTYPES[manifest["dtype"]]).itemsize
-    return [
-        (TOKENS, manifest["tokens"] * width, manifest["sha256"]),
-        (DOCUMENTS, manifest["documents"] * 8, manifest["documents_sha256"]),
-    ]
 
 
 def _sha256(path: Path) -> str:

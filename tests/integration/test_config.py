@@ -7,7 +7,7 @@ import pytest
 from grouped_lm.cli.compose.compose import HydraFlags, compose_jobs, config_groups
 
 from grouped_lm.bench.variants import load_variants
-from grouped_lm.config import AdamWConfig, Config, TrainConfig, config_to_dict, free, parse_named
+from grouped_lm.config import AdamWConfig, Config, TrainConfig, check_fields, config_to_dict, free, parse_named, setting
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import DEFAULT_HEAD, HEADS, DenseConfig, GroupedConfig, ShortlistConfig, parse_head_config
 from grouped_lm.runs.identity import config_hash, config_identity, is_identity, iter_settings
@@ -124,6 +124,29 @@ class Wave:
 def test_named_settings_that_are_wrong(values, message):
     with pytest.raises(ConfigError, match=message):
         parse_named({"wave": Wave, "flat": Wave}, values, "kind")
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class Tide:
+    rate: float = setting(0.5, 0, 1, open_low=True)
+    count: int | None = setting(None, 1)
+    kind: str = setting("ebb", choices=("ebb", "flood"))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rate": 0.0}, r"tide.rate must be in \(0, 1\], got 0.0"),
+        ({"rate": float("nan")}, r"tide.rate must be in \(0, 1\], got nan"),
+        ({"count": 0}, r"tide.count must be in \[1, inf\), got 0"),
+        ({"kind": "slack"}, "tide.kind must be one of ebb, flood, got 'slack'"),
+    ],
+)
+def test_a_setting_outside_its_range_or_choices(values, message):
+    check_fields(Tide(), "tide")
+    check_fields(Tide(rate=1.0, count=1, kind="flood"), "tide")
+    with pytest.raises(ConfigError, match=message):
+        check_fields(Tide(**values), "tide")
 
 
 def test_named_settings():

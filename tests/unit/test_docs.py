@@ -160,6 +160,7 @@ def test_the_reference_has_every_command_and_every_key():
             for option in param.opts
             if option.startswith("-") and option != "--help"
         )
+    assert "Optimizer steps. In [1, 1e+09]." in pages["reference/config.md"]
     for part, values in config_to_dict(Config(head=HEADS["shortlist"].schema())).items():
         if isinstance(values, dict) and part not in ("head", "grouping", "data"):
             assert all(f"`{part}.{key}`" in pages["reference/config.md"] for key in values)

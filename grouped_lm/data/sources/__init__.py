@@ -64,12 +64,3 @@ def join_fragments(fragments: Iterable[Fragment]) -> Iterator[str]:
         if last:
             yield "".join(parts)
             parts.clear()
-
-
-def describe_source(config: DataConfig, split: str) -> dict[str, Any]:
-    """Return what a split's documents depend on, ready for JSON. It changes when they may change.
-
-    Raises:
-        DataError: the source is missing or unreadable.
-    """
-    return open_source(config, split).describe()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.data.cache import CACHE_ADVICE, build_lock
-from grouped_lm.data.sources import describe_source, iter_documents
+from grouped_lm.data.sources import iter_documents, open_source
 from grouped_lm.data.tokenizers.base import BytesTokenizer, Tokenizer
 from grouped_lm.data.tokenizers.bpe import read_bpe, train_bpe
 from grouped_lm.data.tokenizers.gpt2 import load_gpt2
@@ -35,7 +35,7 @@ def build_tokenizer(config: TokenizerConfig, data: DataConfig | None = None) -> 
         return read_bpe(Path(config.file), config.vocab_size)
     if data is None:
         raise DataError("tokenizer=bpe is trained on data.train, or read from tokenizer.file: give one of them")
-    parts = {"recipe": RECIPE, "source": describe_source(data, "train"), "vocab_size": config.vocab_size}
+    parts = {"recipe": RECIPE, "source": open_source(data, "train").describe(), "vocab_size": config.vocab_size}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     path = Path(data.cache_dir).expanduser() / f"bpe-{config.vocab_size}-{key[:16]}.json"
     with disk_errors(path, CACHE_ADVICE):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data import HubConfig, TextConfig, TinytalesConfig, build_tokenizer, describe_source, iter_documents
+from grouped_lm.data import HubConfig, TextConfig, TinytalesConfig, build_tokenizer, iter_documents, open_source
 from grouped_lm.data.sources import readers
 from grouped_lm.data.sources.hub import HubSource
 from grouped_lm.data.sources.readers import decode_blocks, split_documents
@@ -187,14 +187,14 @@ def test_big_files_are_read_in_blocks(tmp_path):
 
 def test_descriptions_follow_the_content(files):
     config = text_config(str(files / "a.txt"))
-    first = describe_source(config, "train")
-    assert first == describe_source(config, "valid") == json.loads(json.dumps(first))
+    first = open_source(config, "train").describe()
+    assert first == open_source(config, "valid").describe() == json.loads(json.dumps(first))
     (files / "a.txt").write_text("ONE\n<|endoftext|>\ntwo\n<|endoftext|>\n")
-    assert describe_source(config, "train") != first
-    tales = describe_source(TinytalesConfig(seed=1), "train")
-    assert tales == describe_source(TinytalesConfig(seed=1), "train") == json.loads(json.dumps(tales))
-    assert tales != describe_source(TinytalesConfig(seed=2), "train")
-    assert tales != describe_source(TinytalesConfig(seed=1), "valid")
+    assert open_source(config, "train").describe() != first
+    tales = open_source(TinytalesConfig(seed=1), "train").describe()
+    assert tales == open_source(TinytalesConfig(seed=1), "train").describe() == json.loads(json.dumps(tales))
+    assert tales != open_source(TinytalesConfig(seed=2), "train").describe()
+    assert tales != open_source(TinytalesConfig(seed=1), "valid").describe()
 
 
 def test_tinytales():
@@ -205,7 +205,7 @@ def test_tinytales():
     assert train == list(iter_documents(config, "train"))
     assert not set(train) & set(valid)
     with pytest.raises(ConfigError, match="split must be one of train, valid"):
-        describe_source(config, "test")
+        open_source(config, "test")
 
 
 @pytest.fixture
@@ -233,16 +233,16 @@ def test_hub_rows(hub):
     assert list(iter_documents(hub_config(hub), "train")) == ["= A =", "", "one two"]
     assert list(iter_documents(hub_config(hub), "valid")) == ["valid"]
     assert list(iter_documents(hub_config(hub, hub_join_rows=True), "train")) == ["= A =\none two"]
-    first = describe_source(hub_config(hub), "train")
+    first = open_source(hub_config(hub), "train").describe()
     assert first["fingerprint"]
-    assert first == describe_source(hub_config(hub), "train") == json.loads(json.dumps(first))
-    assert first != describe_source(hub_config(hub, hub_join_rows=True), "train")
+    assert first == open_source(hub_config(hub), "train").describe() == json.loads(json.dumps(first))
+    assert first != open_source(hub_config(hub, hub_join_rows=True), "train").describe()
 
 
 def test_hub_text_file(hub):
     config = hub_config(hub, hub_train="V2-train.txt")
     assert list(iter_documents(config, "train")) == ["one", "two"]
-    assert len(describe_source(config, "train")["fingerprint"]) == 64
+    assert len(open_source(config, "train").describe()["fingerprint"]) == 64
 
 
 def test_the_commit_is_recorded(hub, tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_the_commit_is_recorded(hub, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     config = HubConfig(hub_id="own/tiny", hub_train="V2-train.txt", hub_revision="v1")
-    assert describe_source(config, "train")["commit"] == "ab" * 20
+    assert open_source(config, "train").describe()["commit"] == "ab" * 20
     assert asked == {"repo_id": "own/tiny", "repo_type": "dataset", "revision": "v1"}
     assert list(iter_documents(config, "train")) == ["one", "two"]
 
