@@ -62,6 +62,10 @@ class GPT2Tokenizer(Tokenizer):
         with _long_blank_refused([text]):
             return self._encoding.encode(text, disallowed_special=())  # encode_ordinary ends in Rust's panic instead
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, in one call into Rust."""
+        return self._encoding.decode([int(i) for i in ids], errors="replace")
+
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes of one id."""
         return self._encoding.decode_single_token_bytes(token_id)
