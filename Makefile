@@ -80,6 +80,13 @@ docs: $(VENV)/.docs  ## Compute the generated tables, and build the documentatio
 	$(BIN)/python docs/pictures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+$(VENV)/.release: $(VENV)/.users
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[release]'
+	@touch $@
+
+release-check: $(VENV)/.release  ## Build sdist and wheel, and use the wheel in an empty environment (needs an index)
+	.ci/release-check
+
 coverage: $(VENV)/.developers  ## Run the tests and report which lines they run; ARGS=tests/unit for a part
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered --cov-report=html:htmlcov $(ARGS)
 
@@ -98,4 +105,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist site htmlcov .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo docs reproduce-paper train test-fast test golden coverage format test-long test-faults bench bench-full bench-gpu check clean
+.PHONY: help install demo docs release-check reproduce-paper train test-fast test golden coverage format test-long test-faults bench bench-full bench-gpu check clean
