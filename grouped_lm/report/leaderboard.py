@@ -11,10 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import yaml
 from filelock import FileLock
 
 from grouped_lm.config import Config
@@ -33,24 +35,8 @@ from grouped_lm.system.files import read_json_dict, write_json, write_text
 from grouped_lm.system.runtime import resolve_device, set_threads
 from grouped_lm.system.tables import Table, columns, csv_text, group_rows
 
-COLUMNS = (
-    *("data", "body", "n_embd", "n_layer", "head", "options", "grouping", "group_size", "seed", "lr"),
-    *("steps", "tokens"),
-    *("val_loss_nats", "val_bits_per_byte", "report_loss_nats", "report_bits_per_byte", "tokens_per_sec"),
-    *("peak_tensor_gib", "params_head", "commit", "device", "curve"),
-)
-"""`val`: on the validation text of the run. `report`: on the report text. `peak_tensor_gib`: on a GPU, the peak of its
-allocator. `device`: name of the GPU, or cpu. `curve`: step:nats on the validation text."""
-FROM_RUN = {
-    **{key: key for key in ("head", "grouping", "group_size")},
-    "steps": "trainer/step",
-    "tokens": "trainer/tokens",
-    "val_loss_nats": "val/loss",
-    "val_bits_per_byte": "val/bits_per_byte",
-    "tokens_per_sec": "throughput/tokens_per_sec",
-    "params_head": "params/head",
-}
-"""Columns that are copied from a run's row, and their keys there."""
+LISTS = yaml.safe_load(files("grouped_lm.report").joinpath("columns.yaml").read_text(encoding="utf-8"))
+COLUMNS = [*chain(*LISTS["leaderboard"])]
 SETTING = ("data", "body", "n_embd", "n_layer", "steps", "tokens")
 """Columns in which heads must be equal to be compared."""
 KEY = (*SETTING, "head", "options", "grouping", "group_size", "seed", "lr")
@@ -85,11 +71,14 @@ def _row_of(row: Row, report: Path | None, data: str | None) -> Row:
     run = Path(row["run"])
     config = load_config(run)
     reported = validate_on(run, config, report, row["trainer/step"]) if report else {}
-    values = {column: row.get(key) for column, key in FROM_RUN.items()}
+    values = {column: row.get(key) for column, key in LISTS["from_run"].items()}
     values |= {key: getattr(config.model, key) for key in ("body", "n_embd", "n_layer")}
+    tokenizer = config.tokenizer.name
+    names = {"gpt2": None, "bpe": f"bpe={config.tokenizer.vocab_size}"}
+    options = [row["head_options"], names.get(tokenizer, f"tokenizer={tokenizer}")]
     return values | {
         "data": data or row["data"],
-        "options": " ".join(filter(None, [row["head_options"], _vocabulary(config)])),
+        "options": " ".join(filter(None, options)),
         "seed": config.seed,
         "lr": config.optim.lr,
         "report_loss_nats": reported.get("val/loss"),
@@ -101,14 +90,8 @@ def _row_of(row: Row, report: Path | None, data: str | None) -> Row:
     }
 
 
-def _vocabulary(config: Config) -> str:
-    """Return the vocabulary, "" for GPT-2's: losses per token can only be compared within one vocabulary."""
-    name = config.tokenizer.name
-    return {"gpt2": "", "bpe": f"bpe={config.tokenizer.vocab_size}"}.get(name, f"tokenizer={name}")
-
-
 def _vocabulary_in(row: Row) -> str:
-    """Return the vocabulary that a row's options name."""
+    """Return the vocabulary that a row's options name, "" for GPT-2's. Losses per token are compared within one."""
     match = re.search(r"\b(bpe|tokenizer)=\S+", row["options"])
     return match[0] if match else ""
 
@@ -202,17 +185,14 @@ def _points(row: Row) -> dict[int, float]:
     return {int(step): float(nats) for step, nats in pairs}
 
 
-def _key(row: Row) -> tuple[str, ...]:
-    return tuple(_as_text(row.get(key)) for key in KEY)
-
-
-def text_row(row: Row) -> Row:
+def text_row(row: Row, keys: Sequence[str] = COLUMNS) -> Row:
     """Return a row as it is in the CSV: numbers with 6 digits, nothing for None."""
-    return {key: _as_text(row.get(key)) for key in COLUMNS}
+    known = {key: row.get(key) for key in keys}
+    return {k: "" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in known.items()}
 
 
-def _as_text(value: Any) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+def _key(row: Row) -> tuple[str, ...]:
+    return tuple(text_row(row, KEY).values())
 
 
 def _natural(text: str) -> tuple[int, float, str]:
@@ -265,7 +245,8 @@ def standings(rows: list[Row], reference: str = "dense") -> list[Standing]:
 
     def rank(name: str) -> tuple[str, bool, float]:
         own = chosen[name]
-        return _vocabulary_in(own[0]), not _have_report(own), _mean(own, "loss_nats", _have_report(own))
+        known = _have_report(own)
+        return _vocabulary_in(own[0]), not known, float(_figures(own, "loss_nats", known).mean())
 
     base = min((name for name, own in chosen.items() if own[0]["head"] == reference), key=rank, default=None)
     entries = [_standing(name, own, chosen[base] if base else []) for name, own in chosen.items()]
@@ -305,23 +286,20 @@ def _have_report(rows: Sequence[Row]) -> bool:
     return all(row["report_loss_nats"] for row in rows)
 
 
-def _figure(row: Row, unit: str, on_report: bool) -> float:
-    """Return a figure of the report text, or of the validation text; NaN if it is not known."""
-    return float(row[f"{'report' if on_report else 'val'}_{unit}"] or math.nan)
-
-
-def _mean(rows: Sequence[Row], unit: str, on_report: bool) -> float:
-    return float(np.mean([_figure(row, unit, on_report) for row in rows]))
+def _figures(rows: Sequence[Row], unit: str, on_report: bool) -> np.ndarray:
+    """Return a figure of each row of the report text, or of the validation text; NaN where it is not known."""
+    return np.array([float(row[f"{'report' if on_report else 'val'}_{unit}"] or math.nan) for row in rows])
 
 
 def _standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
     """Return the place of one head against the reference's rows, on a text for which all of them have figures."""
     base_by_seed = {row["seed"]: row for row in base}
     pairs = [(row, base_by_seed[row["seed"]]) for row in rows if row["seed"] in base_by_seed]
-    on_report = _have_report([*rows, *(other for _, other in pairs)])
+    own, others = [row for row, _ in pairs], [other for _, other in pairs]
+    on_report = _have_report([*rows, *others])
     same_vocabulary = not base or _vocabulary_in(rows[0]) == _vocabulary_in(base[0])
     unit = "loss_nats" if same_vocabulary else "bits_per_byte"
-    gaps = [_figure(row, unit, on_report) - _figure(other, unit, on_report) for row, other in pairs]
+    gaps = (_figures(own, unit, on_report) - _figures(others, unit, on_report)).tolist()
     low, high = paired_interval(gaps, CONFIDENCE) or (None, None)
     return Standing(
         head=name,
@@ -329,8 +307,8 @@ def _standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
         lr=rows[0]["lr"],
         seeds=len(rows),
         on_report=on_report,
-        loss=_mean(rows, "loss_nats", on_report),
-        bits_per_byte=_mean(rows, "bits_per_byte", on_report),
+        loss=float(_figures(rows, "loss_nats", on_report).mean()),
+        bits_per_byte=float(_figures(rows, "bits_per_byte", on_report).mean()),
         difference=float(np.mean(gaps)) if gaps else None,
         unit=unit,
         low=low,

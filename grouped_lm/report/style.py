@@ -103,12 +103,12 @@ def make_figure(draw: Draw, size: tuple[float, float] | None = None) -> Any:
 
 
 def save_figure(stem: Path, draw: Draw, size: tuple[float, float] | None = None) -> list[Path]:
-    """Draw a figure and write it as SVG and PNG, without dates and versions inside.
+    """Draw a figure as `make_figure` does, and write it as SVG and PNG, without dates and versions inside.
 
     Args:
         stem: path of the files without a suffix.
         draw: gets the axes.
-        size: width and height, inches; None for that of the style.
+        size: width and height, inches.
 
     Raises:
         PlotLibraryError: matplotlib is not installed.
@@ -126,11 +126,7 @@ def save_figure(stem: Path, draw: Draw, size: tuple[float, float] | None = None)
 
 
 def render_svg(draw: Draw, size: tuple[float, float] | None = None) -> str:
-    """Draw a figure and return its SVG, the same text for the same figure.
-
-    Args:
-        draw: gets the axes.
-        size: width and height, inches; None for that of the style.
+    """Draw a figure as `make_figure` does, and return its SVG, the same text for the same figure.
 
     Raises:
         PlotLibraryError: matplotlib is not installed.

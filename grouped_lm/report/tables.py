@@ -2,8 +2,11 @@
 
 import os
 import sys
+from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 
+import yaml
 from filelock import FileLock
 from rich import box
 from rich.table import Table as RichTable
@@ -17,27 +20,13 @@ from grouped_lm.system.console import natural_width
 from grouped_lm.system.files import write_text
 from grouped_lm.system.tables import Column, Table, csv_text, escape, shorten_middle, show
 
-CSV_FIRST = (
-    *("run", "sweep", "state", "reason", "front", "model", "head", "head_options", "group_size", "n_group", "grouping"),
-    *("data", "tokenizer", "vocab_size", "seed", "trainer/step", "trainer/tokens", "val/loss", "val/perplexity"),
-    *("val/bits_per_byte", "throughput/tokens_per_sec", "throughput/vs_dense", "memory/peak", "memory/vs_dense"),
-    *("memory/peak_head_gib", "params/total", "params/head"),
-)
-"""The first columns of every CSV, filled or not. The other figures follow, sorted by name."""
+LISTS = yaml.safe_load(files("grouped_lm.report").joinpath("columns.yaml").read_text(encoding="utf-8"))
+CSV_FIRST, NARROW, PARETO_KEYS = ([*chain(*LISTS[name])] for name in ("csv_first", "narrow", "pareto"))
 RUN = Column("run", "run")
 SETTINGS = ("head", "group_size", "model", "data", "seed", "state", "trainer/step")
 """Columns that describe a run. One that is the same in all runs moves into the table's title."""
-NARROW = (
-    *("head", "val/perplexity", "data", "throughput/tokens_per_sec", "memory/peak", "state", "group_size"),
-    "trainer/step",
-)
-"""Columns that a terminal shows first, the most important one first. `--wide` adds the others."""
 NAME_WIDTH = 16
 """Characters that the name of a run keeps in a narrow table."""
-PARETO_KEYS = (
-    *("head", "group_size", "model", "data", "seed", "val/perplexity"),
-    *("throughput/tokens_per_sec", "memory/peak", "memory/peak_head_gib"),
-)
 FEW_RUNS = 4
 """So many runs are shown as columns, which fit a narrow terminal. More runs are shown as lines."""
 PARETO_NOTE = (
@@ -56,12 +45,10 @@ def write_results(folder: Path) -> list[Row]:
         return []
     with FileLock(folder / ".results.lock"):
         try:
-            rows = collect_runs([folder])
+            rows, plots = collect_runs([folder]), list[Path]()
+            plots = write_plots(rows, folder / "plots")
         except RunFolderError:
             return []
-        plots: list[Path] = []
-        try:
-            plots = write_plots(rows, folder / "plots")
         except PlotLibraryError as error:
             print(f"gvc: {error}", file=sys.stderr)
         write_tables(rows, folder, plots)
@@ -103,17 +90,14 @@ def _results_markdown(rows: list[Row], title: str, pictures: list[Path]) -> str:
     if complete:
         text += f"\n## Complete runs\n\n{Table(columns=[RUN, *_filled(complete)], rows=complete).markdown()}"
     others = [row for row in rows if row["state"] != COMPLETE]
-    if others:
-        text += "\n## Other runs\n\n" + "".join(f"- {escape(row['run'])}: {_how_it_ended(row)}\n" for row in others)
+    text += "\n## Other runs\n\n" if others else ""
+    for row in others:
+        step, reason = row.get("trainer/step"), f": {escape(row['reason'])}" if row.get("reason") else ""
+        reached = "before its first figures" if step is None else f"at step {step:,}"
+        text += f"- {escape(row['run'])}: {row['state']} {reached}{reason}\n"
     if pictures:
         text += "\n## Plots\n\n" + "\n".join(f"![{path.stem.replace('-', ' ')}]({path})\n" for path in pictures)
     return text
-
-
-def _how_it_ended(row: Row) -> str:
-    reached = f"at step {row['trainer/step']:,}" if row.get("trainer/step") is not None else "before its first figures"
-    reason = f": {escape(row['reason'])}" if row.get("reason") else ""
-    return f"{row['state']} {reached}{reason}"
 
 
 def _filled(rows: list[Row]) -> list[Column]:

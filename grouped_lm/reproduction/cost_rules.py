@@ -3,27 +3,35 @@
 Ratios are dense over the method. A ratio of 2 means half the memory, or twice the speed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grouped_lm.reproduction.claims import Method
-from grouped_lm.reproduction.evidence import Evidence, Row, head_options
+from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS
+from grouped_lm.reproduction.evidence import Row, head_options
 from grouped_lm.reproduction.verdicts import (
+    ANY_TEXT,
     FAILS,
     HOLDS,
     HOLDS_WHERE,
-    NOT_SHOWN,
     Case,
+    NoEvidenceError,
+    Setting,
     Verdict,
     by_seed,
-    not_shown,
+    interval_verdict,
+    root_of,
     settings_of,
+    sizes_in,
+    word_over,
 )
 from grouped_lm.system.tables import group_rows
 
 PAIRED = "grouped"
 """The head of those rows of `gvc bench memory` that name none."""
+HEAD_MEMORY = "memory/peak_head_gib"
+MIN_SIZES, MIN_SIZES_BESIDE = 5, 2
+"""Fewest sizes, and fewest on each side of sqrt V, that show where memory is smallest."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +49,6 @@ class Cell:
     batch: int | None = None
     """The batch, if the ratio is for one batch only."""
 
-    def describe(self) -> str:
-        """Return ratio and place in words."""
-        return f"{self.ratio:.2f}x with {self.where}{self.note}"
-
 
 def verdict_of(case: Case, cells: list[Cell], interval: str, note: str = "") -> Verdict:
     """Return "holds" if every cell reaches the threshold and the claim's own bodies are among them.
@@ -55,19 +59,17 @@ def verdict_of(case: Case, cells: list[Cell], interval: str, note: str = "") -> 
         interval: what the intervals are over; `{low}` and `{high}` are those of the best cell.
         note: a sentence behind the cells.
     """
-    reached = [cell for cell in cells if cell.low >= case.threshold]
-    missed = [cell for cell in cells if cell.high < case.threshold]
-    word = HOLDS_WHERE if reached else FAILS if len(missed) == len(cells) else NOT_SHOWN
-    if len(reached) == len(cells) and {cell.model for cell in cells} >= set(case.options["models"]):
-        word = HOLDS
+    general = {cell.model for cell in cells} >= set(case.options["models"])
+    word = word_over([(cell.low, cell.high) for cell in cells], case.threshold, general)
+    reached = _places(cell for cell in cells if cell.low >= case.threshold)
+    where = {HOLDS_WHERE: f"the body is {reached}", FAILS: f"with {_places(cells)}"}
     best = max(cells, key=lambda cell: cell.ratio)
-    where = {HOLDS_WHERE: "the body is " + "; ".join(_places(reached)), FAILS: "with " + "; ".join(_places(missed))}
     return Verdict(
         word=word,
         where=where.get(word, ""),
         figure=f"up to {best.ratio:.2f}x",
         interval=interval.format(low=best.low, high=best.high),
-        why="; ".join(cell.describe() for cell in cells) + f".{note}",
+        why="; ".join(f"{cell.ratio:.2f}x with {cell.where}{cell.note}" for cell in cells) + f".{note}",
         value=best.ratio,
         low=best.low,
         high=best.high,
@@ -75,19 +77,19 @@ def verdict_of(case: Case, cells: list[Cell], interval: str, note: str = "") -> 
     )
 
 
-def _places(cells: list[Cell]) -> list[str]:
+def _places(cells: Iterable[Cell]) -> str:
     """Return where the cells were measured; bodies with the same conditions share one entry."""
     bodies: dict[str, list[str]] = {}
     for cell in cells:
         bodies.setdefault(cell.where.removeprefix(cell.model), []).append(cell.model)
-    return [f"{' or '.join(dict.fromkeys(models))}{rest}" for rest, models in bodies.items()]
+    return "; ".join(f"{' or '.join(dict.fromkeys(models))}{rest}" for rest, models in bodies.items())
 
 
 def gpu_cells(case: Case, key: str, sign: int, seeds: int) -> list[Cell]:
     """Return ratios of runs on a GPU, with the range over seeds. A dense head in chunks is not a standard layer.
 
     Args:
-        case: claim, method and evidence.
+        case: the claim and the evidence.
         key: column of runs.csv.
         sign: 1 if more is better, -1 if less is better.
         seeds: fewest seeds of either method. Times vary from run to run, bytes hardly do.
@@ -134,14 +136,14 @@ def memory_ratio(case: Case) -> Verdict:
     rows = [row for row in predicted_rows(case) if row["model"] in o["models"]]
     rows = [row for row in rows if row["micro_batch_size"] in o["batches"]]
     rows = [row for row in rows if (row["model"], row["micro_batch_size"]) not in measured]
-    errors = prediction_errors(case.evidence, case.dense, case.method)
+    errors = prediction_errors(case)
     worst = max(errors, default=0.0)
     if not errors or worst > o["max_prediction_error"]:
         rows = []
     if not rows and not cells:
-        if worst > o["max_prediction_error"]:
-            return not_shown(f"predictions were up to {worst:.1%} off in real steps")
-        return not_shown(f"no ratios of {' and '.join(o['models'])}, or no real steps beside the predicted ones")
+        why = f"no ratios of {' and '.join(o['models'])}, or no real steps beside the predicted ones"
+        off = f"predictions were up to {worst:.1%} off in real steps"
+        raise NoEvidenceError(off if worst > o["max_prediction_error"] else why)
     ranges = ["range of the runs on a GPU"] if cells else []
     note = ""
     if rows:
@@ -160,11 +162,18 @@ def memory_ratio(case: Case) -> Verdict:
     return verdict_of(case, cells, interval, note)
 
 
-def prediction_errors(evidence: Evidence, dense: Method, method: Method) -> list[float]:
+def prediction_errors(case: Case) -> list[float]:
     """Return |predicted / measured - 1| of real steps; empty unless there are steps of both heads."""
-    names = {dense.bench, method.bench}
-    rows = [r for r in evidence["bench-memory"] if r.get("prediction_error") is not None and r.get("head") in names]
+    names = {case.dense.bench, case.method.bench}
+    rows = [r for r in case.evidence["bench-memory"] if r.get("prediction_error") is not None and r["head"] in names]
     return [abs(row["prediction_error"]) for row in rows] if {row["head"] for row in rows} == names else []
+
+
+def pairs_of(case: Case, rows: Iterable[Row], by: Sequence[str]) -> dict[tuple[Any, ...], tuple[Row, Row]]:
+    """Return the rows of dense and of the method, by the columns `by`, in which both agree."""
+    heads = {key: {row["head"]: row for row in group} for key, group in group_rows(rows, by).items()}
+    names = case.dense.bench, case.method.bench
+    return {key: (own[names[0]], own[names[1]]) for key, own in heads.items() if own.keys() >= set(names)}
 
 
 def speed_ratio(case: Case) -> Verdict:
@@ -173,16 +182,14 @@ def speed_ratio(case: Case) -> Verdict:
     if cells:
         return verdict_of(case, cells, "{low:.2f}x to {high:.2f}x (range of seeds)")
     shared = ("model", "micro_batch_size", "block_size", "threads", "commit")
-    for (model, *_), rows in group_rows(case.evidence["bench-steps"], shared).items():
-        by_head = {row["head"]: row for row in rows}
-        dense, own = by_head.get(case.dense.bench), by_head.get(case.method.bench)
-        if dense and own:
-            shape = f"{own['micro_batch_size']} x {own['block_size']} tokens"
-            where = f"{model}, {shape}, {own['threads']} CPU {'thread' if own['threads'] == 1 else 'threads'}"
-            ratios = dense["ms"] / own["ms"], dense["ms_q1"] / own["ms_q3"], dense["ms_q3"] / own["ms_q1"]
-            cells.append(Cell(model, where, *ratios, f"bench-steps {model}"))
+    for (model, batch, length, threads, _), (dense, own) in pairs_of(
+        case, case.evidence["bench-steps"], shared
+    ).items():
+        where = f"{model}, {batch} x {length} tokens, {threads} CPU {'thread' if threads == 1 else 'threads'}"
+        ratios = dense["ms"] / own["ms"], dense["ms_q1"] / own["ms_q3"], dense["ms_q3"] / own["ms_q1"]
+        cells.append(Cell(model, where, *ratios, f"bench-steps {model}"))
     if not cells:
-        return not_shown(f"no steps of {case.method.name} beside dense ones")
+        raise NoEvidenceError(f"no steps of {case.method.name} beside dense ones")
     return verdict_of(case, cells, "{low:.2f}x to {high:.2f}x (quartiles of both)")
 
 
@@ -194,7 +201,7 @@ def flops_ratio(case: Case) -> Verdict:
         note = f" (a free head would give {rows[0]['flops_cap']:.2f}x)"
         cells.append(Cell(model, model, ratio, ratio, ratio, f"bench-memory {model}", note))
     if not cells:
-        return not_shown(f"no counts of operations of {case.method.name}")
+        raise NoEvidenceError(f"no counts of operations of {case.method.name}")
     ratios = [cell.ratio for cell in cells]
     return verdict_of(case, cells, f"{min(ratios):.2f}x to {max(ratios):.2f}x (bodies)")
 
@@ -205,39 +212,32 @@ def memory_grid(case: Case) -> Verdict:
     The grid has not all cells that exist, so the verdict is never more than "holds where".
     """
     rows = [row for row in case.evidence["bench-memory"] if row.get("part") == "grid"]
-    grid = group_rows(rows, ("model", "mode", "micro_batch_size", "block_size"))
-    cells: dict[tuple[Any, ...], float] = {}
-    for key, group in grid.items():
-        sizes = {row["head"]: row.get("measured_bytes") or row["predicted_bytes"] for row in group}
-        if sizes.keys() >= {"dense", case.method.bench}:
-            cells[key] = sizes["dense"] / sizes[str(case.method.bench)]
-    modes = {mode for _, mode, _, _ in cells}
-    if modes != {"training", "inference"}:
-        return not_shown("no grid of batch x length for training and inference")
+    grid = pairs_of(case, rows, ("model", "mode", "micro_batch_size", "block_size"))
+    cells = {key: _bytes(dense) / _bytes(own) for key, (dense, own) in grid.items()}
+    if {mode for _, mode, _, _ in cells} != {"training", "inference"}:
+        raise NoEvidenceError("no grid of batch x length for training and inference")
     good = {key for key, ratio in cells.items() if ratio > case.threshold}
     parts = []
-    for mode in sorted(modes, reverse=True):
-        ratios = {key: ratio for key, ratio in cells.items() if key[1] == mode}
-        ends = (min(ratios, key=lambda key: ratios[key]), max(ratios, key=lambda key: ratios[key]))
-        parts.append(f"{mode}: " + " to ".join(f"{ratios[key]:.2f}x ({key[2]} x {key[3]})" for key in ends))
-    measured = sum(all(row.get("measured_bytes") for row in group) for group in grid.values())
+    for mode in ("training", "inference"):
+        own = {key: ratio for key, ratio in cells.items() if key[1] == mode}
+        ends = min(own, key=own.__getitem__), max(own, key=own.__getitem__)
+        parts.append(f"{mode}: " + " to ".join(f"{own[key]:.2f}x ({key[2]} x {key[3]})" for key in ends))
+    measured = sum(all(row.get("measured_bytes") for row in pair) for pair in grid.values())
     how = f"{measured} of {len(cells)} cells measured, the others predicted"
     shapes = _listed((batch, length) for _, _, batch, length in cells)
     where = f"batch x length is of {shapes}, {', '.join(sorted({key[0] for key in cells}))}; {how}"
     if good and len(good) < len(cells):
         where += f"; not in {_listed((batch, length, mode) for _, mode, batch, length in cells.keys() - good)}"
     low, high = min(cells.values()), max(cells.values())
-    return Verdict(
-        word=HOLDS_WHERE if good else FAILS,
-        where=where if good else how,
-        figure=f"{low:.2f}x or more",
-        interval=f"{low:.2f}x to {high:.2f}x ({len(cells)} cells)",
-        why="; ".join(parts) + f"; {next(iter(cells))[0]}.",
-        value=low,
-        low=low,
-        high=high,
-        runs=tuple(dict.fromkeys(f"bench-memory grid {key[0]}" for key in cells)),
-    )
+    word, where = (HOLDS_WHERE, where) if good else (FAILS, how)
+    why = "; ".join(parts) + f"; {next(iter(cells))[0]}."
+    runs = [f"bench-memory grid {key[0]}" for key in cells]
+    return interval_verdict(word, where, (low, low, high), "{:.2f}x or more", f"{len(cells)} cells", why, runs)
+
+
+def _bytes(row: Row) -> Any:
+    """Return the peak of a step: measured, else predicted."""
+    return row.get("measured_bytes") or row.get("predicted_bytes")
 
 
 def _listed(cells: Iterable[tuple[Any, ...]]) -> str:
@@ -251,33 +251,22 @@ def gain_by_vocabulary(case: Case) -> Verdict:
     The word is "holds" only if V reaches `most` and every peak was measured.
     """
     base = case.options["base"]
-    memory: dict[int, float] = {}
-    times: dict[int, float] = {}
-    predicted: set[int] = set()
-    shape = ""
     steps = (row for row in case.evidence["bench-vocab"] if row.get("part") == "step")
-    for (size,), rows in group_rows(steps, ("vocab_size",)).items():
-        by_head = {row["head"]: row for row in rows}
-        dense, own = by_head.get(case.dense.bench), by_head.get(case.method.bench)
-        if dense and own:
-            above, below = (row.get("measured_bytes") or row.get("predicted_bytes") for row in (dense, own))
-            if above and below:
-                memory[int(size)] = above / below
-                if not dense.get("measured_bytes") or not own.get("measured_bytes"):
-                    predicted.add(int(size))
-            if dense.get("ms") and own.get("ms"):
-                times[int(size)] = dense["ms"] / own["ms"]
-            shape = f"with {own['model']}, {own['micro_batch_size']} x {own['block_size']} tokens"
+    pairs = {int(size): pair for (size,), pair in pairs_of(case, steps, ("vocab_size",)).items()}
+    memory = {size: _bytes(pair[0]) / _bytes(pair[1]) for size, pair in pairs.items() if all(map(_bytes, pair))}
+    times = {size: a["ms"] / b["ms"] for size, (a, b) in pairs.items() if a.get("ms") and b.get("ms")}
     large = sorted(size for size in memory if size >= case.options["least"])
     if base not in memory or not large:
         start = f"V = {base:,} and from {case.options['least']:,} on"
-        return not_shown(f"no steps of {case.method.name} and dense at {start}")
+        raise NoEvidenceError(f"no steps of {case.method.name} and dense at {start}")
     good = [size for size in large if memory[size] >= case.threshold * memory[base]]
-    guessed = [size for size in (base, *large) if size in predicted]
+    guessed = [size for size in (base, *large) if not all(row.get("measured_bytes") for row in pairs[size])]
     word = HOLDS_WHERE if good else FAILS
     if good == large and large[-1] >= case.options["most"] and not guessed:
         word = HOLDS
     how = f"predicted at V = {', '.join(f'{size:,}' for size in guessed)}" if guessed else "all measured"
+    own = [*pairs.values()][-1][1]
+    shape = f"with {own['model']}, {own['micro_batch_size']} x {own['block_size']} tokens"
     parts = [
         f"V = {size:,}: {memory[size]:.2f}x less memory" + (f", {times[size]:.1f}x as fast" if size in times else "")
         for size in (base, *large)
@@ -291,4 +280,47 @@ def gain_by_vocabulary(case: Case) -> Verdict:
         value=memory[large[-1]],
         low=memory[base],
         runs=tuple(f"bench-vocab {size:,}" for size in (base, *large)),
+    )
+
+
+def least_memory_size(case: Case) -> Verdict:
+    """Is the peak memory of the head smallest at sqrt V, among the sizes tried?
+
+    The paper keeps the logits of all rows; our loss keeps one chunk of rows at a time. Sizes weigh differently then
+    (`grouped_lm.plan.theory`), so the word is never more than "holds where".
+    """
+    best: tuple[Setting, dict[int, float], int, list[str]] | None = None
+    for setting, rows in settings_of(case.evidence, case.named("method"), ANY_TEXT, None).items():
+        sizes = sizes_in(rows)
+        known = {size: [row for row in own.values() if row.get(HEAD_MEMORY)] for size, own in sizes.items()}
+        peaks = {size: sum(row[HEAD_MEMORY] for row in own) / len(own) for size, own in known.items() if own}
+        if peaks and (best is None or len(peaks) > len(best[1])):
+            best = setting, peaks, root_of(sizes), [row["run"] for own in known.values() for row in own]
+    if best is None:
+        raise NoEvidenceError("no sweep of group sizes")
+    setting, peaks, root, names = best
+    tried = sorted(peaks)
+    beside = min(sum(size < root for size in tried), sum(size > root for size in tried))
+    if len(tried) < MIN_SIZES or beside < MIN_SIZES_BESIDE or root not in peaks:
+        why = f"only sizes {', '.join(map(str, tried))}: too few on both sides of sqrt V = {root}"
+        raise NoEvidenceError(why, names)
+    least = min(tried, key=lambda size: peaks[size])
+    at = tried.index(least)
+    low, high = tried[max(0, at - 1)], tried[min(len(tried) - 1, at + 1)]
+    chunked = f"the loss is in chunks of {DEFAULT_CHUNK_ROWS} rows"
+    shape = f"{setting.model}, {setting.micro_batch_size} windows of {setting.block_size} tokens"
+    result = f"{peaks[root] * 1024:.2f} MiB at S = {root} = sqrt(V), the least"
+    if least != root:
+        more = peaks[root] / peaks[least] - 1
+        result = f"sqrt(V) = {root} takes {peaks[root] * 1024:.2f} MiB, {more:.1%} more than S = {least:,}"
+    return Verdict(
+        word=HOLDS_WHERE if least == root else FAILS,
+        where=chunked if least == root else f"where {chunked}",
+        figure=f"S = {least:,}",
+        interval=f"between S = {low:,} and {high:,} (the sizes beside it)",
+        why=f"{result}; {shape}. Where the logits of all N rows are kept, N (V / S + S) numbers are, least at sqrt(V).",
+        value=float(least),
+        low=float(low),
+        high=float(high),
+        runs=tuple(names),
     )

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +32,24 @@ DATA = "data"
 ENVIRONMENT = ("commit", "cpu", "cpu_count", "threads", "gpu", "device", "python")
 """The kept parts of a run's environment: those that its figures depend on. Names of machines are left out."""
 
-REQUIRED = yaml.safe_load(files("grouped_lm.reproduction").joinpath("evidence.yaml").read_text(encoding="utf-8"))
-TEXTS = frozenset(
-    {"run", "sweep", "data", "model", "model.body", "tokenizer", "head", "head_options", "grouping", "state", "reason"}
-    | {"name", "text", "prompt", "decile", "command", "commit", "machine", "cpu", "gpu", "device", "python", "torch"}
-    | {"suite", "part", "option", "attention", "mode", "scale", "about"}
-)
-"""Columns that are always text: a run may be called 0, and a text 2024."""
+COLUMNS = yaml.safe_load(files("grouped_lm.reproduction").joinpath("evidence.yaml").read_text(encoding="utf-8"))
+TEXTS = frozenset(chain(*COLUMNS["texts"]))
+"""Columns that are always text."""
 Say = Callable[[str], None]
 """Shows a line to the user."""
-
-
-def _silent(_: str) -> None:
-    pass
 
 
 def missing_in(table: str, row: Row) -> str | None:
     """Return a column that a row of `table` lacks; None if it has all of them."""
     kind = f"{table} {row['part']}" if row.get("part") else table
-    required = REQUIRED.get(kind, {"numbers": (), "texts": ()})
+    required = COLUMNS["required"].get(kind, {"numbers": (), "texts": ()})
     for key in required["numbers"]:
         if type(row.get(key)) not in (int, float):
             return key
     return next((key for key in required["texts"] if not row.get(key)), None)
 
 
-def collect_evidence(folders: list[Path], say: Say = _silent) -> Evidence:
+def collect_evidence(folders: list[Path], say: Say = lambda _: None) -> Evidence:
     """Return the tables of everything in and below `folders`: run folders, benches, and tables of earlier reports.
 
     A failed run is a row with its state and reason. With several folders, the names of runs begin with the name of
@@ -85,12 +78,10 @@ def collect_evidence(folders: list[Path], say: Say = _silent) -> Evidence:
 
 def _labels_of(folders: list[Path]) -> list[str]:
     """Return the prefix of the runs of each folder: its name; nothing if there is one folder."""
-    if len(folders) == 1:
-        return [""]
     names = [folder.resolve().name for folder in folders]
-    return [
-        f"{name}-{names[:i].count(name) + 1}/" if names[:i].count(name) else f"{name}/" for i, name in enumerate(names)
-    ]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    labels = [f"{name}-{n + 1}/" if n else f"{name}/" for name, n in zip(names, before, strict=True)]
+    return labels if len(folders) > 1 else [""]
 
 
 def _collect_one(folder: Path, say: Say) -> Evidence:
@@ -127,16 +118,11 @@ def _rows_by_table(path: Path) -> list[tuple[str, Row]]:
     Raises:
         DataError: the file cannot be read, or a row is not one of ours.
     """
-    try:
-        rows = read_csv(path)
-    except OSError as error:
-        raise DataError(str(error)) from error
     kind = path.stem.split("-")[0]
-    tables = [(f"bench-{row.get('suite')}" if kind == "bench" else kind, row) for row in rows]
+    tables = [(f"bench-{row.get('suite')}" if kind == "bench" else kind, row) for row in read_csv(path)]
     for table, row in tables:
         if lacks := missing_in(table, row):
             raise DataError(f"a row lacks {lacks}")
-    for table, _ in tables:
         if table not in TABLES:
             raise DataError(f"there is no suite {table.removeprefix('bench-')}")
     return tables
@@ -173,12 +159,11 @@ def read_curve(path: Path, name: str) -> list[Row]:
 
 def read_deciles(path: Path, name: str) -> list[Row]:
     """Return loss and accuracy by training frequency; empty unless `gvc eval` has evaluated the run."""
-    rows = []
-    for row in (read_json_dict(path / "eval.json") or {}).get("by_frequency") or []:
-        others = {key: value for key, value in row.items() if key != "name"}
-        figures = {"loss": float(row["loss"]), "tokens": row["tokens"]}
-        rows.append({"run": name, "decile": str(row["name"]), **others} | figures)
-    return rows
+    rows = (read_json_dict(path / "eval.json") or {}).get("by_frequency") or []
+    return [
+        {"run": name, "decile": str(row.pop("name")), **row, "loss": float(row["loss"]), "tokens": row["tokens"]}
+        for row in rows
+    ]
 
 
 def read_stories(path: Path, name: str) -> list[Row]:
@@ -212,7 +197,7 @@ def write_evidence(evidence: Evidence, folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read_evidence(folder: Path, say: Say = _silent) -> Evidence | None:
+def read_evidence(folder: Path, say: Say = lambda _: None) -> Evidence | None:
     """Return the tables that a report wrote into `folder`/data; None if there are none.
 
     Args:
@@ -239,7 +224,7 @@ def read_csv(path: Path) -> list[Row]:
     """Return the rows of a CSV with numbers as numbers, without empty cells.
 
     Raises:
-        DataError: it is not a CSV in UTF-8.
+        DataError: it cannot be read, or is not a CSV in UTF-8.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -247,7 +232,7 @@ def read_csv(path: Path) -> list[Row]:
                 {k: v if k in TEXTS else parse(v) for k, v in row.items() if k is not None and v not in ("", None)}
                 for row in csv.DictReader(file)
             ]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} is no CSV: {error}") from error
 
 

@@ -13,29 +13,12 @@ from typing import Any
 from grouped_lm.errors import RunFolderError, disk_errors
 from grouped_lm.reproduction.evidence import DATA, TABLES, collect_evidence, read_evidence, write_evidence
 from grouped_lm.reproduction.markdown import HEADING, report_markdown
+from grouped_lm.reproduction.pictures import Picture
 from grouped_lm.reproduction.report import Report, make_report
-from grouped_lm.reproduction.verdicts import WORDS
 from grouped_lm.system.files import write_text
 
 OURS = ("report.md", "report.html", "tables", "figures")
 """Files and folders of a report beside `data`. Files in these folders that are not of the report are deleted."""
-SLUGS = dict(zip(WORDS, ("holds", "where", "fails", "open"), strict=True))
-"""Verdict -> CSS class."""
-COLORS = {
-    "#000000": "--ink",
-    "#ffffff": "--card",
-    "#555555": "--soft",
-    "#e4e4e4": "--line",
-    "#bbbbbb": "--band",
-    "#c4c4c4": "--band",
-    "#0072b2": "--c1",
-    "#d55e00": "--c2",
-    "#009e73": "--c3",
-    "#cc79a7": "--c4",
-    "#e69f00": "--c5",
-    "#56b4e9": "--c6",
-}
-"""Colour of a plot -> CSS variable of the page, so that pictures fit light, dark and print."""
 
 
 def default_place(folder: Path) -> Path:
@@ -111,10 +94,9 @@ def render_page(report: Report, say: Callable[[str], None]) -> str | None:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["code"] = code_html
+    environment.filters |= {"code": code_html, "inline": inline_svg}
     source = files("grouped_lm.reproduction").joinpath("page.html.j2").read_text(encoding="utf-8")
-    svgs = {picture.name: inline_svg(picture.svg, picture.name, picture.alt) for picture in report.pictures}
-    return environment.from_string(source).render(report=report, svgs=svgs, slugs=SLUGS)
+    return environment.from_string(source).render(report=report)
 
 
 def code_html(text: str) -> Any:
@@ -124,23 +106,20 @@ def code_html(text: str) -> Any:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text)))
 
 
-def inline_svg(svg: str, name: str, alt: str) -> str:
-    """Return the `<svg>` element of a picture, with ids of its own and the colours of the page.
+def inline_svg(picture: Picture, colors: dict[str, str]) -> str:
+    """Return the `<svg>` element of a picture, with ids that begin with its name.
 
     Args:
-        svg: the whole file, as `render_svg` returns it.
-        name: of the picture; it begins each id.
-        alt: what the picture shows, for people who cannot see it.
+        picture: its words become the label for people who cannot see it.
+        colors: colour of a plot -> CSS variable of the page.
     """
-    body = svg[svg.index("<svg") :]
+    body = picture.svg[picture.svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
-    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", body)
-    body = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', body)
-    for color, variable in COLORS.items():
+    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{picture.name}-", body)
+    for color, variable in colors.items():
         body = re.sub(color, f"var({variable})", body, flags=re.IGNORECASE)
     view = re.search(r'viewBox="([^"]+)"', body)
     assert view is not None  # matplotlib writes one
-    label = html.escape(alt, quote=True)
+    label = html.escape(picture.alt, quote=True)
     opening = f'<svg viewBox="{view[1]}" role="img" aria-label="{label}" xmlns:xlink="http://www.w3.org/1999/xlink">'
     return opening + body[body.index(">") + 1 :].rstrip()

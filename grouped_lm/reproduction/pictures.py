@@ -2,23 +2,52 @@
 
 import statistics
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 from grouped_lm.bench.plots import draw_by_vocab, draw_claim, draw_rates
 from grouped_lm.report.figures import BY_SIZE, HEAD_MEMORY, PERPLEXITY, draw_by_group_size, draw_pareto
 from grouped_lm.report.series import Point, collect_points
-from grouped_lm.report.style import GREY, STYLES, Line, draw_lines, finish
+from grouped_lm.report.style import GREY, STYLES, Draw, Line, Style, draw_lines, finish, render_svg, styles_by_head
 from grouped_lm.reproduction.claims import Claims
 from grouped_lm.reproduction.cost_rules import in_chunks
-from grouped_lm.reproduction.curves import Picture, curve_pictures, style
 from grouped_lm.reproduction.evidence import Evidence, Row
-from grouped_lm.reproduction.tables import main_settings, runs_in
+from grouped_lm.reproduction.tables import FAMILIES, MAIN, main_settings, runs_in
 from grouped_lm.reproduction.verdicts import Setting, setting_of
 from grouped_lm.runs.query import MEMORY, QUALITY, SPEED
-from grouped_lm.system.tables import MIB
+from grouped_lm.system.tables import MIB, group_rows
 
-PARTS = ("weights", "gradients", "optimizer", "body", "head", "temporary")
+SIZE, WIDE = (5.4, 3.9), (6.4, 4.2)
+"""Inches: letters are readable where the picture is as wide as a phone; sections of `WIDE` pictures have long names."""
+WIDE_SECTIONS = ("sizes", "fronts", "speed", "vocabularies")
+MARKS = (0.1, 0.25, 0.5, 1.0)
+"""Shares of the steps that have a mark in the figure of memory."""
+PARTS = {"weights": 0, "gradients": 4, "optimizer": 2, "body": 5, "head": 1, "temporary": 3}
+"""Part of a step's memory -> place of its colour in `STYLES`."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the report."""
+
+    name: str
+    section: str
+    """Key of the section of the page."""
+    alt: str
+    """What it shows, in words."""
+    draw: Draw
+
+    @cached_property
+    def svg(self) -> str:
+        """The drawn picture."""
+        return render_svg(self.draw, WIDE if self.section in WIDE_SECTIONS else SIZE)
+
+
+def style(method: str) -> Style:
+    """Return the style of one of the main methods: that of its head."""
+    head = {"dense": "dense", "paper": "grouped", "ours": "shortlist"}[method]
+    return styles_by_head([head])[head]
 
 
 def all_pictures(claims: Claims, evidence: Evidence) -> list[Picture]:
@@ -31,6 +60,83 @@ def all_pictures(claims: Claims, evidence: Evidence) -> list[Picture]:
         *decile_pictures(claims, evidence),
         *bench_pictures(claims, evidence),
     ]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The mean training loss of a method over seeds, step by step."""
+
+    method: str
+    label: str
+    tokens: list[int]
+    minutes: list[float]
+    losses: list[float]
+    peak_gib: float | None
+
+
+def curves_of(claims: Claims, evidence: Evidence, setting: Setting) -> list[Curve]:
+    """Return the training curves of the main methods in a setting, at the steps that all seeds have."""
+    rows: dict[str, dict[int, Row]] = {}
+    for row in evidence["curves"]:
+        if row.get("train_loss") is not None:
+            rows.setdefault(row["run"], {})[row["step"]] = row
+    curves = []
+    for name in MAIN:
+        runs = runs_in(evidence, claims.methods[name], setting)
+        seeds = [rows[run["run"]] for run in runs.values() if run["run"] in rows]
+        steps = sorted(set.intersection(*map(set, seeds))) if seeds else []
+        if len(steps) < 2:
+            continue
+        minutes = [statistics.fmean(seed[step].get("seconds") or 0.0 for seed in seeds) / 60 for step in steps]
+        losses = [statistics.fmean(seed[step]["train_loss"] for seed in seeds) for step in steps]
+        peaks = [run["memory/peak"] for run in runs.values() if run.get("memory/peak")]
+        peak, tokens = statistics.fmean(peaks) if peaks else None, [seeds[0][step]["tokens"] for step in steps]
+        curves.append(Curve(name, claims.methods[name].name, tokens, minutes, losses, peak))
+    return curves
+
+
+def curve_pictures(claims: Claims, evidence: Evidence) -> Iterator[Picture]:
+    """Yield the learning curves of both families against tokens, time and memory."""
+    for body, family in FAMILIES.items():
+        for setting in main_settings(claims, evidence, body)[:1]:
+            curves = curves_of(claims, evidence, setting)
+            known = [curve for curve in curves if curve.peak_gib]
+            if not curves:
+                continue
+            ends = ", ".join(f"{curve.label} {curve.losses[-1]:.2f}" for curve in curves)
+            minutes = ", ".join(f"{curve.label} {curve.minutes[-1]:.1f}" for curve in curves)
+            peaks = ", ".join(f"{curve.label} {curve.peak_gib:.3f}" for curve in known)
+            notes = {"tokens": "", "minutes": f" Minutes: {minutes}."}
+            if known:
+                notes["memory"] = f" Marks at 10, 25, 50 and 100 % of the steps. Peak GiB: {peaks}."
+            for axis, note in notes.items():
+                what = "time" if axis == "minutes" else axis
+                alt = f"Training loss of the {family} body against {what}; at the end {ends} nats per token.{note}"
+                title, below = f"{family}: loss against {what}", f"after {setting.describe()}"
+                draw = partial(draw_curves, curves=curves, axis=axis, title=title, below=below)
+                yield Picture(f"curve-{family.lower()}-{axis}", "curves", alt, draw)
+
+
+def draw_curves(axes: Any, curves: list[Curve], axis: str, title: str, below: str) -> None:
+    """Draw training losses against tokens, minutes or peak memory."""
+    axes.set_ylabel("training loss (nats per token)")
+    if axis == "memory":
+        for curve in (curve for curve in curves if curve.peak_gib is not None):
+            ys = [curve.losses[round(share * (len(curve.losses) - 1))] for share in MARKS]
+            draw_lines(axes, [Line(curve.label, [curve.peak_gib] * len(ys), ys, style(curve.method))])
+            spot = {"textcoords": "offset points", "ha": "center", "color": style(curve.method).color}
+            axes.annotate(curve.label, (curve.peak_gib, ys[-1]), (0, -13), **spot)
+        axes.margins(x=0.25, y=0.18)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("peak memory of a step (GiB)")
+        return finish(axes, title, below)
+    xs = [[n / 1e6 for n in curve.tokens] if axis == "tokens" else curve.minutes for curve in curves]
+    styles = [style(curve.method)._replace(marker=None) for curve in curves]
+    lines = [Line(c.label, x, c.losses, look) for c, x, look in zip(curves, xs, styles, strict=True)]
+    draw_lines(axes, lines)
+    axes.set_xlabel("million tokens" if axis == "tokens" else "minutes of training steps")
+    axes.margins(x=0.01)
+    return finish(axes, title, below, lines)
 
 
 def memory_pictures(evidence: Evidence) -> Iterator[Picture]:
@@ -58,7 +164,7 @@ def memory_pictures(evidence: Evidence) -> Iterator[Picture]:
 def draw_parts(axes: Any, rows: list[Row], below: str) -> None:
     """Draw one bar per head, made of its parts."""
     lefts = [0.0] * len(rows)
-    for part, number in zip(PARTS, (0, 4, 2, 5, 1, 3), strict=True):
+    for part, number in PARTS.items():
         widths = [(row.get(f"{part}_bytes") or 0) / MIB for row in rows]
         axes.barh(range(len(rows)), widths, left=lefts, color=STYLES[number].color, label=part)
         lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
@@ -72,11 +178,8 @@ def draw_parts(axes: Any, rows: list[Row], below: str) -> None:
 
 def size_pictures(evidence: Evidence) -> Iterator[Picture]:
     """Yield memory, perplexity and speed by group size, from the setting with the most sizes."""
-    settings: dict[Setting, list[Row]] = {}
-    for row in evidence["runs"]:
-        setting = setting_of(row)
-        if setting is not None and row.get("head") == "grouped" and row.get("state") == "complete":
-            settings.setdefault(setting, []).append(row)
+    own = (row for row in evidence["runs"] if row.get("head") == "grouped" and row.get("state") == "complete")
+    settings = group_rows((row for row in own if setting_of(row)), lambda row: (setting_of(row),))
     rows = max(settings.values(), key=lambda rows: len({row["group_size"] for row in rows}), default=[])
     rows = [row for row in rows if row.get("grouping") == "merge_rank"]
     sizes = sorted({row["group_size"] for row in rows})

@@ -2,32 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
+
+import yaml
 
 from grouped_lm.report.style import PlotLibraryError, styled_matplotlib
 from grouped_lm.reproduction.claims import Claims, load_claims
-from grouped_lm.reproduction.curves import Picture
 from grouped_lm.reproduction.evidence import BENCHES, Evidence
-from grouped_lm.reproduction.pictures import all_pictures
+from grouped_lm.reproduction.pictures import Picture, all_pictures
 from grouped_lm.reproduction.rules import Answer, answer_claims
 from grouped_lm.reproduction.tables import all_tables
 from grouped_lm.reproduction.verdicts import SMOKE, WORDS, matches
 from grouped_lm.system.tables import Table
 
-SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("families", "The two families beside the paper's figures", ("families", "methods")),
-    ("curves", "Learning curves against tokens, time and memory", ()),
-    ("memory", "Memory", ("memory-claim", "memory-parts", "memory-grid")),
-    ("speed", "Speed", ("speed",)),
-    ("sizes", "Group size", ()),
-    ("fronts", "Quality, speed and memory together", ()),
-    ("deciles", "Frequent and rare tokens", ("deciles", "order")),
-    ("vocabularies", "Large vocabularies", ("vocabularies",)),
-    ("stories", "Stories side by side", ()),
-    ("origin", "Where all this comes from", ("broken", "environments", "steps")),
-)
-"""Sections in order: key, title, names of the tables. Pictures name the key of their section."""
-
+SECTIONS = yaml.safe_load(files("grouped_lm.reproduction").joinpath("sections.yaml").read_text(encoding="utf-8"))
 SMOKE_BANNER = (
     "This is a smoke test. It shows that every part of the reproduction works, and nothing about the claims: no claim "
     "is answered at this scale."
@@ -67,11 +56,11 @@ class Report:
     def sections(self) -> list[tuple[str, str, list[Table], list[Picture]]]:
         """Return key, title, tables and pictures of every section that is not empty."""
         sections = []
-        for key, title, names in SECTIONS:
-            tables = [self.tables[name] for name in names if name in self.tables]
+        for key, section in SECTIONS.items():
+            tables = [self.tables[name] for name in section["tables"] if name in self.tables]
             pictures = [picture for picture in self.pictures if picture.section == key]
             if tables or pictures or (key == "stories" and self.stories):
-                sections.append((key, title, tables, pictures))
+                sections.append((key, section["title"], tables, pictures))
         return sections
 
 

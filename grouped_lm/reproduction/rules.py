@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass, replace
 
-from grouped_lm.reproduction import cost_rules, quality_rules, size_rules
+from grouped_lm.reproduction import cost_rules, quality_rules
 from grouped_lm.reproduction.claims import Claim, Claims
 from grouped_lm.reproduction.evidence import Evidence
-from grouped_lm.reproduction.verdicts import NOT_SHOWN, SMOKE, Case, Rule, Verdict
+from grouped_lm.reproduction.verdicts import NOT_SHOWN, SMOKE, Case, NoEvidenceError, Rule, Verdict
 
 RULES: dict[str, Rule] = {
     rule.__name__: rule
     for rule in (
         cost_rules.flops_ratio,
         cost_rules.gain_by_vocabulary,
+        cost_rules.least_memory_size,
         cost_rules.memory_grid,
         cost_rules.memory_ratio,
         cost_rules.speed_ratio,
@@ -20,9 +21,8 @@ RULES: dict[str, Rule] = {
         quality_rules.no_worse,
         quality_rules.order_follows_frequency,
         quality_rules.rare_tokens,
-        size_rules.least_memory_size,
-        size_rules.size_no_worse,
-        size_rules.size_tasks,
+        quality_rules.size_no_worse,
+        quality_rules.size_tasks,
     )
 }
 
@@ -37,23 +37,15 @@ class Answer:
 
 
 def answer_claims(claims: Claims, evidence: Evidence) -> list[Answer]:
-    """Return the answer to every claim, in the order of the file."""
-    answers = []
-    for claim in claims.claims:
-        rule, ours = RULES[claim.rule], None
-        verdict = rule(Case(claim, claims.methods["paper"], claims, evidence))
-        if claim.ours:
-            options = {key: "ours" if value == "paper" else value for key, value in claim.options.items()}
-            ours = rule(Case(replace(claim, options=options), claims.methods["ours"], claims, evidence))
-        answers.append(Answer(claim, verdict, ours))
-    if any(row.get("scale") == SMOKE for row in evidence["steps"]):
-        return [
-            Answer(answer.claim, _unanswered(answer.verdict), answer.ours and _unanswered(answer.ours))
-            for answer in answers
-        ]
-    return answers
+    """Return the answer to every claim, in the order of the file. A smoke test keeps figures, and answers nothing."""
+    smoke = any(row.get("scale") == SMOKE for row in evidence["steps"])
 
+    def ask(claim: Claim, method: str) -> Verdict:
+        options = {key: method if value == "paper" else value for key, value in claim.options.items()}
+        try:
+            verdict = RULES[claim.rule](Case(claim, options, method, claims, evidence))
+        except NoEvidenceError as error:
+            return Verdict(word=NOT_SHOWN, why=str(error), runs=error.runs)
+        return replace(verdict, word=NOT_SHOWN) if smoke else verdict
 
-def _unanswered(verdict: Verdict) -> Verdict:
-    """Return a verdict of the smoke test: it keeps its figures, and answers nothing."""
-    return replace(verdict, word=NOT_SHOWN)
+    return [Answer(claim, ask(claim, "paper"), ask(claim, "ours") if claim.ours else None) for claim in claims.claims]

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Any
 
 from grouped_lm.errors import ConfigError, disk_errors
@@ -57,7 +57,7 @@ class Reproduction:
         self.given |= remembered_texts(scale, out, set(self.given))
         self.texts = text_overrides(scale, self.given, out)
         self._store = JobStore(out, "steps")
-        self._children: set[subprocess.Popen[str]] = set()
+        self._children: set[Popen[str]] = set()
 
     def command(self, step: Step) -> str:
         """Return the command of a step, as a user can type it."""
@@ -193,13 +193,8 @@ class Reproduction:
         for step in self.scale.steps:
             if everything or not step.always:
                 recorded = self.state(step)
-                row: dict[str, Any] = {
-                    "scale": self.scale.name,
-                    "machine": self.scale.machine,
-                    "step": step.name,
-                    "about": step.about,
-                }
-                row |= {"minutes": step.minutes, "state": recorded.state}
+                row: dict[str, Any] = {"scale": self.scale.name, "machine": self.scale.machine, "step": step.name}
+                row |= {"about": step.about, "minutes": step.minutes, "state": recorded.state}
                 row |= {"taken": recorded.seconds / 60 if recorded.seconds else None, "reason": recorded.reason}
                 each = f"  # for each run at {step.each}" if step.each else ""
                 rows.append(row | {"command": self.command(step) + each})
@@ -238,11 +233,7 @@ class Reproduction:
 
 
 def run_command(
-    words: list[str],
-    log: Path,
-    say: Callable[[str], None],
-    children: set[subprocess.Popen[str]],
-    kept: Path | None = None,
+    words: list[str], log: Path, say: Callable[[str], None], children: set[Popen[str]], kept: Path | None = None
 ) -> str | None:
     """Run `gvc ...` in a process that ends with this one; return None, or the last line of a command that failed.
 
@@ -260,14 +251,8 @@ def run_command(
     with disk_errors(log.parent), log.open("a", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(words)}\n")
         file.flush()
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
+        child = Popen(
+            command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, text=True, errors="replace", start_new_session=True
         )
         children.add(child)
         out: list[str] = []

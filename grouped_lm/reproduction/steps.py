@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from grouped_lm.config import check_label, parse_fields
+from grouped_lm.data.sources.text_files import file_sha256
 from grouped_lm.errors import ConfigError, DataError
 
 SCALES = ("smoke", "cpu", "cpu-long", "paper")
@@ -66,10 +67,7 @@ class Scale:
 
 
 def load_scale(name: str) -> Scale:
-    """Return a scale of `conf/reproduction`, or of a file of the user.
-
-    Args:
-        name: of `SCALES`, or a path that ends in .yaml.
+    """Return a scale of `conf/reproduction` by its name, or that of a file of the user, whose path ends in .yaml.
 
     Raises:
         ConfigError: there is no such scale, or its file has a wrong form.
@@ -84,9 +82,7 @@ def load_scale(name: str) -> Scale:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         steps = [parse_fields(Step, entry, f"{given}: a step") for entry in values.pop("steps")]
-        scale = parse_fields(
-            Scale, values | {"name": name.removesuffix(".yaml").rsplit("/", 1)[-1], "steps": steps}, given
-        )
+        scale = parse_fields(Scale, values | {"name": Path(name).name.removesuffix(".yaml"), "steps": steps}, given)
     except OSError as error:
         raise ConfigError(f"{given} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
@@ -140,9 +136,8 @@ def select_steps(scale: Scale, only: list[str]) -> list[Step]:
         ConfigError: no step has that name.
     """
     known = [step.name for step in scale.steps]
-    for name in only:
-        if name not in known:
-            raise ConfigError(f"--only {name}: {scale.name} has no such step; it has {', '.join(known)}")
+    if wrong := [name for name in only if name not in known]:
+        raise ConfigError(f"--only {wrong[0]}: {scale.name} has no such step; it has {', '.join(known)}")
     return [step for step in scale.steps if not only or step.name in only]
 
 
@@ -162,11 +157,8 @@ class Text:
 
     def sha256(self) -> str:
         """Return a hash of both files."""
-        digest = hashlib.sha256()
-        for name in (self.train, self.valid):
-            with (self.folder / name).open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
+        hashes = (file_sha256(self.folder / name) for name in (self.train, self.valid))
+        return hashlib.sha256(b"".join(map(bytes.fromhex, hashes))).hexdigest()
 
     def overrides(self, below: Path) -> str:
         """Return the overrides that make a command read this text from `below`."""
@@ -205,11 +197,10 @@ def find_texts(given: list[str]) -> list[Text]:
         DataError: a folder does not hold a text.
     """
     texts = [find_text(one) for one in given]
+    names = ", ".join(text.name for text in texts)
     if len(texts) > len(ROLES) or len({text.name for text in texts}) < len(texts):
-        names = ", ".join(text.name for text in texts)
         raise ConfigError(f"--data takes one or two texts of different names, got {names}: NAME=DIR names one")
     if len({text.role for text in texts}) < len(texts):
-        names = ", ".join(text.name for text in texts)
         raise ConfigError(
             f"--data takes one text named {STORIES}..., which the claims are about, and one that is not, got {names}: "
             f"name them, --data {STORIES}=DIR --data NAME=DIR"
@@ -224,8 +215,7 @@ def text_overrides(scale: Scale, texts: dict[str, Text], out: Path) -> dict[str,
 
 def expand(step: Step, scale: str, out: Path, texts: dict[str, str | None]) -> str:
     """Return the command of a step with everything but {run} filled in."""
-    command = step.command.replace("{out}", shlex.quote(str(out))).replace("{name}", step.name)
-    command = command.replace("{scale}", scale)
-    for role in step.needs:
-        command = command.replace(f"{{{role}}}", texts[role] or f"{{{role}}}")
+    command, known = step.command, {"out": shlex.quote(str(out)), "name": step.name, "scale": scale, **texts}
+    for key, value in known.items():
+        command = command.replace(f"{{{key}}}", value or f"{{{key}}}")
     return " ".join(command.split())

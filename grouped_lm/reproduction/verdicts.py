@@ -5,6 +5,7 @@ Each rule is a function of a `Case`. No rule says "holds" where there is no evid
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from grouped_lm.grouping import default_group_size
@@ -51,41 +52,66 @@ class Verdict:
         return f"{self.word} {self.where}" if self.word == HOLDS_WHERE else f"{self.word}, {self.where}"
 
 
-@dataclass(frozen=True)
 class Case:
-    """A claim, the method that it is asked about, and the evidence."""
+    """A claim, the method that it is asked about, and the evidence.
 
-    claim: Claim
-    method: Method
-    claims: Claims
-    evidence: Evidence
+    Args:
+        options: the options that claims.yaml gives to the rule.
+    """
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options that claims.yaml gives to the rule."""
-        return self.claim.options
-
-    @property
-    def threshold(self) -> float:
-        """The number that decides, 0 where the claim has none."""
-        return float(self.claim.threshold or 0.0)
+    def __init__(self, claim: Claim, options: dict[str, Any], method: str, claims: Claims, evidence: Evidence) -> None:
+        self.options, self.claims, self.evidence = options, claims, evidence
+        self.method, self.dense = claims.methods[method], claims.methods["dense"]
+        self.threshold = float(claim.threshold or 0.0)
 
     def named(self, option: str) -> Method:
         """Return the method that an option names."""
         return self.claims.methods[self.options[option]]
 
-    @property
-    def dense(self) -> Method:
-        """The full softmax."""
-        return self.claims.methods["dense"]
-
 
 Rule = Callable[[Case], Verdict]
 
 
-def not_shown(why: str, runs: Iterable[str] = ()) -> Verdict:
-    """Return the verdict for missing evidence."""
-    return Verdict(word=NOT_SHOWN, why=why, runs=tuple(runs))
+class NoEvidenceError(Exception):
+    """Raised by a rule for a claim about which the evidence says nothing; `runs` were looked at."""
+
+    def __init__(self, why: str, runs: Iterable[str] = ()) -> None:
+        super().__init__(why)
+        self.runs = tuple(dict.fromkeys(runs))
+
+
+def interval_verdict(
+    word: str, where: str, span: tuple[float | None, ...], form: str, kind: str, why: str, runs: Iterable[str]
+) -> Verdict:
+    """Return a verdict about a number that has an interval.
+
+    Args:
+        word: one of `WORDS`.
+        where: the condition, or the setting.
+        span: the number, and the ends of its interval.
+        form: format of all three; the figure alone has the unit behind a space.
+        kind: of the interval.
+        why: one sentence.
+        runs: the runs that it comes from; repeated ones count once.
+    """
+    low, high = (form.split()[0].format(end) for end in span[1:])
+    figure, interval, once = form.format(span[0]), f"{low} to {high} ({kind})", tuple(dict.fromkeys(runs))
+    ends = dict(zip(("value", "low", "high"), span, strict=True))
+    return Verdict(word=word, where=where, figure=figure, interval=interval, why=why, runs=once, **ends)
+
+
+def word_over(spans: list[tuple[float, float]], threshold: float, general: bool = False) -> str:
+    """Return the word for "at least `threshold`" from intervals: all, some or none of them are above it.
+
+    Args:
+        spans: low and high, one or more.
+        threshold: the number that decides.
+        general: whether "holds" needs no condition if all intervals are above.
+    """
+    reached = [low >= threshold for low, _ in spans]
+    if general and all(reached):
+        return HOLDS
+    return HOLDS_WHERE if any(reached) else FAILS if all(high < threshold for _, high in spans) else NOT_SHOWN
 
 
 @dataclass(frozen=True, order=True)
@@ -199,18 +225,39 @@ def pair_runs(
     return None if best is None else pairs[best]
 
 
-def untrained(evidence: Evidence, setting: Setting, rows: Iterable[Row]) -> str | None:
-    """Return why these runs decide nothing, or None.
+def check_trained(evidence: Evidence, setting: Setting, rows: Iterable[Row], runs: Iterable[str] = ()) -> None:
+    """Check that runs can decide something: that they know more than how frequent tokens are.
 
-    Runs decide nothing if their mean loss is not below the unigram entropy of the training text (nats per token), or
-    if that entropy is not known.
+    Raises:
+        NoEvidenceError: their mean loss is not below the unigram entropy of the training text (nats per token), or
+            that entropy is not known.
     """
-    counted = [row for row in evidence["order"] if row.get("unigram_nats") is not None]
-    counted = [row for row in counted if (row.get("data"), row.get("tokenizer")) == (setting.data, setting.tokenizer)]
-    if not counted:
-        return f"nobody counted {setting.data}, which says what models must beat: `gvc data order` of its training text"
-    losses, floor = [row["val/loss"] for row in rows], counted[0]["unigram_nats"]
-    loss = sum(losses) / len(losses)
-    if loss < floor:
-        return None
-    return f"models that lose {loss:.2f} nats, no less than the {floor:.2f} of token frequencies alone, are untrained"
+    losses, text = [row["val/loss"] for row in rows], (setting.data, setting.tokenizer)
+    counted = [row for row in evidence["order"] if (row.get("data"), row.get("tokenizer")) == text]
+    floor = next((row["unigram_nats"] for row in counted if row.get("unigram_nats") is not None), None)
+    why = f"nobody counted {setting.data}, which says what models must beat: `gvc data order` of its training text"
+    if floor is not None:
+        loss = sum(losses) / len(losses)
+        if loss < floor:
+            return
+        why = (
+            f"models that lose {loss:.2f} nats, no less than the {floor:.2f} of token frequencies alone, are untrained"
+        )
+    raise NoEvidenceError(why, runs)
+
+
+Sizes = dict[int, dict[int, Row]]
+"""Group size -> seed -> run."""
+
+
+def sizes_in(rows: list[Row]) -> Sizes:
+    """Return complete runs by group size and seed."""
+    known = [row for row in rows if row.get("group_size") and row.get("vocab_size")]
+    ordered = sorted(known, key=lambda row: (row["group_size"], row["run"]))
+    sizes = {size: by_seed(group) for size, group in groupby(ordered, key=lambda row: row["group_size"])}
+    return {size: seeds for size, seeds in sizes.items() if seeds}
+
+
+def root_of(sizes: Sizes) -> int:
+    """Return round(sqrt V) of runs by size."""
+    return default_group_size(next(row["vocab_size"] for seeds in sizes.values() for row in seeds.values()))
