@@ -25,8 +25,8 @@ def report(
     Example: gvc report runs/reproduce-smoke
     """
     from grouped_lm.reproduction.evidence import DATA
-    from grouped_lm.reproduction.markdown import check_table, split_at_marks, write_table
     from grouped_lm.reproduction.page import default_place, write_report
+    from grouped_lm.reproduction.report import check_table, split_at_marks, write_table
 
     say = functools.partial(typer.echo, err=True)
     if check is not None:

@@ -52,23 +52,20 @@ def build_workspace(entity: str, project: str, name: str) -> Any:
             f"a dashboard needs wandb-workspaces ({error}): pip install 'grouped-lm[dashboard]'"
         ) from error
 
-    def plot(panel: Panel) -> Any:
-        if panel.points:
-            return wr.ScatterPlot(title=panel.title, x=panel.x, y=panel.y[0])
-        return wr.LinePlot(title=panel.title, x=panel.x, y=[*panel.y])
-
-    sections = [
-        ws.Section(name=title, panels=[plot(panel) for panel in panels], is_open=True)
-        for title, panels in load_sections().items()
-    ]
+    sections = []
+    for title, panels in load_sections().items():
+        plots = [
+            wr.ScatterPlot(title=p.title, x=p.x, y=p.y[0]) if p.points else wr.LinePlot(title=p.title, x=p.x, y=p.y)
+            for p in panels
+        ]
+        sections.append(ws.Section(name=title, panels=plots, is_open=True))
     return ws.Workspace(entity=entity, project=project, name=name, sections=sections)
 
 
 def workspace_json(workspace: Any) -> str:
     """Return the JSON for W&B. Ids are positions, not random, so that the text is always the same."""
     values = workspace._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
-    banks = values["spec"]["section"]["panelBankConfig"]["sections"]
-    for number, bank in enumerate(banks):
+    for number, bank in enumerate(values["spec"]["section"]["panelBankConfig"]["sections"]):
         for place, panel in enumerate(bank["panels"]):
             panel["__id__"] = f"gvc{number}x{place}"
     return json.dumps(values, indent=2) + "\n"

@@ -1,6 +1,5 @@
 """The leaderboard as a figure: the distance of heads to the best dense one during training."""
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -44,15 +43,10 @@ def draw_trends(axes: Any, standings: Sequence[Standing], reference: str, where:
     def name(entry: Standing) -> str:
         return shorten(names[entry.head], MAX_LETTERS, placeholder=" ...")
 
-    lines = [
-        Line(
-            name(entry),
-            [share * entry.tokens / 1e6 for share, _ in entry.trend],
-            [gap for _, gap in entry.trend],
-            styles[names[entry.head]],
-        )
-        for entry in near
-    ]
+    lines = []
+    for entry in near:
+        xs, ys = [share * entry.tokens / 1e6 for share, _ in entry.trend], [gap for _, gap in entry.trend]
+        lines.append(Line(name(entry), xs, ys, styles[names[entry.head]]))
     draw_lines(axes, lines)
     axes.set_xlabel("million tokens of training")
     axes.set_ylabel(f"nats over the best {reference}")
@@ -64,11 +58,8 @@ def draw_trends(axes: Any, standings: Sequence[Standing], reference: str, where:
 
 def best_of_each(standings: Sequence[Standing]) -> list[Standing]:
     """Return the best standings of each kind of head, as many per kind (at least one) as keep to `MAX_LINES`."""
-    before: Counter[str] = Counter()
-    places = []
-    for entry in standings:
-        places.append(before[entry.settings["name"]])
-        before[entry.settings["name"]] += 1
+    kinds = [entry.settings["name"] for entry in standings]
+    places = [kinds[:number].count(kind) for number, kind in enumerate(kinds)]
     counts = range(1, len(standings) + 1)
     count = max((n for n in counts if sum(place < n for place in places) <= MAX_LINES), default=1)
     return [entry for entry, place in zip(standings, places, strict=True) if place < count]

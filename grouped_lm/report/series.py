@@ -1,5 +1,6 @@
 """The points of plots: runs that differ only in their seed are one point, points of one kind are a series."""
 
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -11,12 +12,7 @@ from grouped_lm.system.tables import group_rows
 
 STEP_TOKENS = "step_tokens"
 LABELS = {
-    "head": "{}",
-    "head_options": "{}",
-    "grouping": "{}",
-    "model": "{}",
-    "data": "{}",
-    "tokenizer": "{}",
+    **dict.fromkeys(("head", "head_options", "grouping", "model", "data", "tokenizer"), "{}"),
     "model.block_size": "T {}",
     "train.max_steps": "{:,} steps",
     STEP_TOKENS: "{:,} tokens a step",
@@ -60,7 +56,8 @@ class Point:
 
 def collect_points(rows: list[Row]) -> list[Point]:
     """Return the points of all complete runs, by series and group size; of several runs with one seed, the first."""
-    complete = [row | {STEP_TOKENS: step_tokens(row)} for row in rows if row.get("state") == "complete"]
+    complete = [row for row in rows if row.get("state") == "complete"]
+    complete = [row | {STEP_TOKENS: head_tokens(row, row.get("train.grad_accum_steps"))} for row in complete]
 
     def setting(row: Row) -> tuple[Any, ...]:
         labels = (row.get(key) for key in LABELS)
@@ -93,34 +90,20 @@ def _series_names(rows: list[Row]) -> list[str]:
     extras: tuple[Callable[[Row], Row], ...] = (settings_of, lambda row: {"text": row.get("text")})
     for extra in extras:  # the hash of a text says least to a reader, so it comes last
         known = [extra(row) for row in rows]
-        keys = _differing(known, [(name, row.get("group_size")) for name, row in zip(names, rows, strict=True)])
-        for number, own in enumerate(known):
-            names[number] = " ".join(
-                [names[number], *(f"{key}={own[key]}" for key in keys if own.get(key) is not None)]
-            )
+        first: dict[tuple[Any, ...], Row] = {}
+        keys: set[str] = set()  # in which rows of one name and group size differ
+        for name, row, own in zip(names, rows, known, strict=True):
+            other = first.setdefault((name, row.get("group_size")), own)
+            keys |= {key for key in own | other if own.get(key) != other.get(key)}
+        more = [[f"{key}={own[key]}" for key in sorted(keys) if own.get(key) is not None] for own in known]
+        names = [" ".join([name, *parts]) for name, parts in zip(names, more, strict=True)]
     return names
 
 
-def _differing(settings: list[Row], labels: list[tuple[Any, ...]]) -> list[str]:
-    """Return the keys in which settings with the same label differ."""
-    first: dict[tuple[Any, ...], Row] = {}
-    keys: set[str] = set()
-    for own, label in zip(settings, labels, strict=True):
-        other = first.setdefault(label, own)
-        keys |= {key for key in own | other if own.get(key) != other.get(key)}
-    return sorted(keys)
-
-
-def step_tokens(row: Row) -> int | None:
-    """Return the tokens of one optimizer step; None if the row lacks a setting."""
-    tokens, count = head_tokens(row), row.get("train.grad_accum_steps")
-    return None if tokens is None or count is None else tokens * count
-
-
-def head_tokens(row: Row) -> int | None:
-    """Return N, the tokens of one forward pass; None if the row lacks a setting."""
-    batch, length = row.get("train.micro_batch_size"), row.get("model.block_size")
-    return batch * length if batch and length else None
+def head_tokens(row: Row, passes: int | None = 1) -> int | None:
+    """Return N, the tokens of one forward pass, or of several `passes`; None if a setting is missing."""
+    factors = row.get("train.micro_batch_size"), row.get("model.block_size"), passes
+    return math.prod(factors) if all(factors) else None  # type: ignore[arg-type]
 
 
 def describe(points: list[Point]) -> str:

@@ -22,7 +22,7 @@ class Method:
     bench: str | None
     """Its name in the rows of `gvc bench`; None if no suite measures it."""
     match: dict[str, Any]
-    """Column of runs.csv -> value or list of values. `group_size: sqrt` means round(sqrt V)."""
+    """Column of runs.csv -> value. `group_size: sqrt` means round(sqrt V)."""
 
 
 @dataclass(frozen=True, kw_only=True)

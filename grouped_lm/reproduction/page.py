@@ -12,9 +12,8 @@ from typing import Any
 
 from grouped_lm.errors import RunFolderError, disk_errors
 from grouped_lm.reproduction.evidence import DATA, TABLES, collect_evidence, read_evidence, write_evidence
-from grouped_lm.reproduction.markdown import HEADING, report_markdown
 from grouped_lm.reproduction.pictures import Picture
-from grouped_lm.reproduction.report import Report, make_report
+from grouped_lm.reproduction.report import HEADING, Report, make_report, report_markdown
 from grouped_lm.system.files import write_text
 
 OURS = ("report.md", "report.html", "tables", "figures")

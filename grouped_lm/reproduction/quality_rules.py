@@ -156,10 +156,9 @@ def order_follows_frequency(case: Case) -> Verdict:
     rows = [row for row in case.evidence["order"] if is_text(str(row["data"]), None)]
     if not rows:
         raise NoEvidenceError("no real text was counted")
-    word = word_over(
-        [(row["low"], row["high"]) for row in rows], case.threshold, len({row["data"] for row in rows}) > 1
-    )
-    where = "on " + " and ".join(str(row["data"]) for row in rows)
+    texts = [str(row["data"]) for row in rows]
+    word = word_over([(row["low"], row["high"]) for row in rows], case.threshold, len(set(texts)) > 1)
+    where = "on " + " and ".join(texts)
     if word == HOLDS_WHERE:
         where = "the text is " + ", ".join(str(row["data"]) for row in rows if row["low"] >= case.threshold)
     parts = [
@@ -176,7 +175,7 @@ def order_follows_frequency(case: Case) -> Verdict:
         value=rows[0]["rank_correlation"],
         low=rows[0]["low"],
         high=rows[0]["high"],
-        runs=tuple(f"order of {row['data']}" for row in rows),
+        runs=tuple(f"order of {text}" for text in texts),
     )
 
 
@@ -186,8 +185,7 @@ def rare_tokens(case: Case) -> Verdict:
     losses: dict[str, dict[str, float]] = {}
     for row in case.evidence["deciles"]:
         losses.setdefault(row["run"], {})[row["decile"].split(" (")[0]] = row["loss"]
-    evaluated = [row for row in case.evidence["runs"] if row["run"] in losses]
-    case.evidence = {**case.evidence, "runs": evaluated}
+    case.evidence = {**case.evidence, "runs": [row for row in case.evidence["runs"] if row["run"] in losses]}
     missing = f"no runs of {first.name} and of {second.name} on real text that `gvc eval` has judged"
     pair = trained_pair(case, first, second, missing)
     gaps: dict[str, list[float]] = {"decile 1": [], "decile 10": []}
@@ -202,14 +200,12 @@ def rare_tokens(case: Case) -> Verdict:
         raise NoEvidenceError(f"no seed with a judged run of {first.name} and one of {second.name}")
     worse = [rare - frequent for frequent, rare in zip(*gaps.values(), strict=True)]
     gap = compare_paired(worse, margin=case.threshold)
-    verdict = difference_verdict(gap, pair, [])
-    if gap.low is not None:
-        verdict = replace(verdict, interval=f"{gap.low:+.3f} to {gap.high:+.3f} (90 %, {len(worse)} seeds, paired)")
     frequent, rare = (sum(values) / len(values) for values in gaps.values())
     why = f"Over dense: {frequent:+.3f} nats in the most frequent tenth, {rare:+.3f} in the rarest"
+    verdict = replace(difference_verdict(gap, pair, []), why=f"{why}.", runs=tuple(used))
     if gap.low is None:
-        why += "; one seed decides nothing"
-    return replace(verdict, why=f"{why}.", runs=tuple(used))
+        return replace(verdict, why=f"{why}; one seed decides nothing.")
+    return replace(verdict, interval=f"{gap.low:+.3f} to {gap.high:+.3f} (90 %, {len(worse)} seeds, paired)")
 
 
 def sized_settings(case: Case) -> dict[Setting, Sizes]:

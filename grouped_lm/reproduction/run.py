@@ -82,9 +82,8 @@ class Reproduction:
             ConfigError: the folder was started with another scale or other texts.
             DiskError: the folder cannot be written.
         """
-        own: dict[str, Any] = {"scale": self.scale.name, "texts": {}, "roles": {}}
-        for role, text in self.given.items():
-            own["texts"][text.name], own["roles"][role] = text.sha256(), text.name
+        own: dict[str, Any] = {"scale": self.scale.name, "roles": {role: t.name for role, t in self.given.items()}}
+        own["texts"] = {text.name: text.sha256() for text in self.given.values()}
         before = own | read_started(self.out)
         if before["scale"] != own["scale"]:
             raise ConfigError(f"{self.out} holds a reproduction of scale {before['scale']}: give another --out")
@@ -100,7 +99,7 @@ class Reproduction:
             (self.out / "steps").mkdir(parents=True, exist_ok=True)
             (self.out / "texts").mkdir(exist_ok=True)
             for text in self.given.values():
-                link, target = self.out / "texts" / text.name, text.folder.resolve()
+                target, link = text.folder.resolve(), self.out / "texts" / text.name
                 link.unlink(missing_ok=True)
                 link.symlink_to(target, target_is_directory=True)
             merged = {key: before[key] | own[key] for key in ("texts", "roles")}
@@ -240,7 +239,7 @@ def run_command(
     Args:
         words: the command, `gvc` first.
         log: file to which all output is appended.
-        say: shows one line; it gets what the command prints on stderr.
+        say: gets what the command prints on stderr, line by line.
         children: contains the process while it runs.
         kept: file for what the command prints on stdout, written only if the command succeeds.
 

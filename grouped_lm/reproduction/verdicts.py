@@ -151,13 +151,8 @@ def setting_of(row: Row) -> Setting | None:
 def matches(row: Row, method: Method) -> bool:
     """Return whether a run is one of `method`."""
     known = head_options(row) | row
-    for key, wanted in method.match.items():
-        value = known.get(key)
-        if wanted == "sqrt":
-            wanted = default_group_size(row["vocab_size"]) if row.get("vocab_size") else None
-        if value not in (wanted if isinstance(wanted, list) else [wanted]):
-            return False
-    return True
+    root = default_group_size(row["vocab_size"]) if row.get("vocab_size") else None
+    return all(known.get(key) == (root if value == "sqrt" else value) for key, value in method.match.items())
 
 
 def is_text(data: str, wanted: str | None) -> bool:
@@ -187,9 +182,7 @@ def settings_of(evidence: Evidence, method: Method, text: str | None, body: str 
     settings: dict[Setting, list[Row]] = {}
     for row in evidence["runs"]:
         setting = setting_of(row)
-        if setting is None or not is_text(setting.data, text) or not matches(row, method):
-            continue
-        if body is None or row.get("model.body") == body:
+        if setting and is_text(setting.data, text) and matches(row, method) and body in (None, row.get("model.body")):
             settings.setdefault(setting, []).append(row)
     return settings
 

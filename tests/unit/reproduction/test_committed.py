@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from grouped_lm.reproduction.evidence import DATA, read_csv
-from grouped_lm.reproduction.markdown import StaleTableError, check_table
 from grouped_lm.reproduction.page import write_report
+from grouped_lm.reproduction.report import StaleTableError, check_table
 from grouped_lm.system.tables import csv_text
 
 ROOT = Path(__file__).parents[3]

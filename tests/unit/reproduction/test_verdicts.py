@@ -9,9 +9,8 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.evaluate.significance import compare_methods
 from grouped_lm.reproduction.claims import load_claims
 from grouped_lm.reproduction.evidence import TABLES, read_evidence, write_evidence
-from grouped_lm.reproduction.markdown import report_markdown
 from grouped_lm.reproduction.page import code_html, render_page
-from grouped_lm.reproduction.report import make_report
+from grouped_lm.reproduction.report import make_report, report_markdown
 from grouped_lm.reproduction.rules import RULES, answer_claims
 from grouped_lm.reproduction.verdicts import FAILS, HOLDS, HOLDS_WHERE, NOT_SHOWN
 
