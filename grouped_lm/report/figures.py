@@ -53,13 +53,11 @@ def write_plots(rows: list[Row], folder: Path) -> list[Path]:
     Raises:
         PlotLibraryError: matplotlib is not installed.
     """
-    points = collect_points(rows)
+    points, plots = collect_points(rows), dict[str, Draw]()
     sized = [point for point in points if point.group_size is not None]
-    plots: dict[str, Draw] = {}
-    if len({point.group_size for point in sized}) > 1:
-        for key, name in FILES.items():
-            if any(point.mean(key) is not None for point in sized):
-                plots[f"{name}-by-group-size"] = partial(draw_by_group_size, points=points, key=key)
+    for key, name in FILES.items() if len({point.group_size for point in sized}) > 1 else ():
+        if any(point.mean(key) is not None for point in sized):
+            plots[f"{name}-by-group-size"] = partial(draw_by_group_size, points=points, key=key)
     for name, against in (("pareto-loss-speed", SPEED), ("pareto-loss-memory", MEMORY)):
         known = [p for p in points if p.mean(against[0]) is not None and p.mean(QUALITY[0]) is not None]
         if len(known) > 1:
@@ -139,9 +137,9 @@ def draw_pareto(axes: Any, points: list[Point], against: tuple[str, int]) -> Non
     """
     key, quality = against[0], QUALITY[0]
     fronts = front_of(points, (QUALITY, against))
+    where = "pre" if against == SPEED else "post"  # a slower or larger step is possible at the same loss
     for front in fronts:
         corners = sorted((point.mean(key) or 0.0, point.mean(quality) or 0.0) for point in front)
-        where = "pre" if against == SPEED else "post"  # a slower or larger step is possible at the same loss
         axes.step(*zip(*corners, strict=True), where=where, color="#bbbbbb", zorder=1)
     on_front = [point for front in fronts for point in front]
     styles, names = styles_by_head([point.series for point in points]), []

@@ -64,17 +64,10 @@ def verdict_of(case: Case, cells: list[Cell], interval: str, note: str = "") -> 
     reached = _places(cell for cell in cells if cell.low >= case.threshold)
     where = {HOLDS_WHERE: f"the body is {reached}", FAILS: f"with {_places(cells)}"}
     best = max(cells, key=lambda cell: cell.ratio)
-    return Verdict(
-        word=word,
-        where=where.get(word, ""),
-        figure=f"up to {best.ratio:.2f}x",
-        interval=interval.format(low=best.low, high=best.high),
-        why="; ".join(f"{cell.ratio:.2f}x with {cell.where}{cell.note}" for cell in cells) + f".{note}",
-        value=best.ratio,
-        low=best.low,
-        high=best.high,
-        runs=tuple(dict.fromkeys(cell.run for cell in cells)),
-    )
+    figure, interval = f"up to {best.ratio:.2f}x", interval.format(low=best.low, high=best.high)
+    why = "; ".join(f"{cell.ratio:.2f}x with {cell.where}{cell.note}" for cell in cells) + f".{note}"
+    runs = tuple(dict.fromkeys(cell.run for cell in cells))
+    return Verdict(word, where.get(word, ""), figure, interval, why, best.ratio, best.low, best.high, runs)
 
 
 def _places(cells: Iterable[Cell]) -> str:
@@ -271,16 +264,10 @@ def gain_by_vocabulary(case: Case) -> Verdict:
         f"V = {size:,}: {memory[size]:.2f}x less memory" + (f", {times[size]:.1f}x as fast" if size in times else "")
         for size in (base, *large)
     ]
-    return Verdict(
-        word=word,
-        where=f"V is {', '.join(f'{size:,}' for size in good)}; {how}" if word == HOLDS_WHERE else f"{shape}; {how}",
-        figure=f"{memory[large[-1]]:.2f}x at V = {large[-1]:,}",
-        interval=f"{memory[base]:.2f}x at {base:,}",
-        why="; ".join(parts) + f"; {shape}.",
-        value=memory[large[-1]],
-        low=memory[base],
-        runs=tuple(f"bench-vocab {size:,}" for size in (base, *large)),
-    )
+    where = f"V is {', '.join(f'{size:,}' for size in good)}; {how}" if word == HOLDS_WHERE else f"{shape}; {how}"
+    figure, interval = (f"{memory[size]:.2f}x at {name}{size:,}" for name, size in (("V = ", large[-1]), ("", base)))
+    why, runs = "; ".join(parts) + f"; {shape}.", tuple(f"bench-vocab {size:,}" for size in (base, *large))
+    return Verdict(word, where, figure, interval, why, memory[large[-1]], memory[base], runs=runs)
 
 
 def least_memory_size(case: Case) -> Verdict:
@@ -313,14 +300,7 @@ def least_memory_size(case: Case) -> Verdict:
     if least != root:
         more = peaks[root] / peaks[least] - 1
         result = f"sqrt(V) = {root} takes {peaks[root] * 1024:.2f} MiB, {more:.1%} more than S = {least:,}"
-    return Verdict(
-        word=HOLDS_WHERE if least == root else FAILS,
-        where=chunked if least == root else f"where {chunked}",
-        figure=f"S = {least:,}",
-        interval=f"between S = {low:,} and {high:,} (the sizes beside it)",
-        why=f"{result}; {shape}. Where the logits of all N rows are kept, N (V / S + S) numbers are, least at sqrt(V).",
-        value=float(least),
-        low=float(low),
-        high=float(high),
-        runs=tuple(names),
-    )
+    word, where = (HOLDS_WHERE, chunked) if least == root else (FAILS, f"where {chunked}")
+    figure, interval = f"S = {least:,}", f"between S = {low:,} and {high:,} (the sizes beside it)"
+    why = f"{result}; {shape}. Where the logits of all N rows are kept, N (V / S + S) numbers are, least at sqrt(V)."
+    return Verdict(word, where, figure, interval, why, float(least), float(low), float(high), tuple(names))

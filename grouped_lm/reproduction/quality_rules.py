@@ -75,13 +75,11 @@ def compare_losses(pair: Pair, margin: float) -> MethodDifference:
 
 def difference_verdict(gap: MethodDifference, pair: Pair, models: list[str]) -> Verdict:
     """Return the verdict about "no worse": the whole interval is below +margin, above it, or neither."""
-    seeds, failed = f"{gap.seeds[0]} + {gap.seeds[1]} seeds", ""
-    if pair.failed:
-        failed = f"; {pair.failed} more {'run' if pair.failed == 1 else 'runs'} ended in failure"
+    failed = f"; {pair.failed} more {'run' if pair.failed == 1 else 'runs'} ended in failure" if pair.failed else ""
     figure, setting = f"{gap.difference:+.3f} nats", pair.setting
     if gap.low is None or gap.high is None:
         why = f"One seed decides nothing; {setting.describe()}{failed}."
-        return Verdict(word=NOT_SHOWN, figure=figure, why=why, value=gap.difference, runs=pair.runs)
+        return Verdict(NOT_SHOWN, figure=figure, why=why, value=gap.difference, runs=pair.runs)
     word, where, margin = word_of(gap), f"after {setting.describe()}", f"the margin of {gap.margin:g} nats"
     why = f"Neither within {margin} nor beyond it, after {setting.describe()}"
     if word == HOLDS:
@@ -90,8 +88,8 @@ def difference_verdict(gap: MethodDifference, pair: Pair, models: list[str]) -> 
             word, where = HOLDS_WHERE, setting.condition()
     elif word == FAILS:
         why = f"Worse by more than {margin}"
-    span = gap.difference, gap.low, gap.high
-    return interval_verdict(word, where, span, "{:+.3f} nats", f"90 %, {seeds}", f"{why}{failed}.", pair.runs)
+    span, kind = (gap.difference, gap.low, gap.high), f"90 %, {gap.seeds[0]} + {gap.seeds[1]} seeds"
+    return interval_verdict(word, where, span, "{:+.3f} nats", kind, f"{why}{failed}.", pair.runs)
 
 
 def word_of(gap: MethodDifference) -> str:
@@ -166,17 +164,11 @@ def order_follows_frequency(case: Case) -> Verdict:
         f"{row['share_of_first']:.0%} of the tokens, the most frequent ones {row['share_of_top']:.0%}"
         for row in rows
     ]
-    return Verdict(
-        word=word,
-        where=where,
-        figure=" and ".join(f"{row['rank_correlation']:.2f}" for row in rows),
-        interval="; ".join(f"{row['low']:.2f} to {row['high']:.2f}" for row in rows) + " (95 %)",
-        why="; ".join(parts) + ".",
-        value=rows[0]["rank_correlation"],
-        low=rows[0]["low"],
-        high=rows[0]["high"],
-        runs=tuple(f"order of {text}" for text in texts),
-    )
+    figure = " and ".join(f"{row['rank_correlation']:.2f}" for row in rows)
+    interval = "; ".join(f"{row['low']:.2f} to {row['high']:.2f}" for row in rows) + " (95 %)"
+    span = (rows[0][key] for key in ("rank_correlation", "low", "high"))
+    runs = tuple(f"order of {text}" for text in texts)
+    return Verdict(word, where, figure, interval, "; ".join(parts) + ".", *span, runs=runs)
 
 
 def rare_tokens(case: Case) -> Verdict:
@@ -210,12 +202,9 @@ def rare_tokens(case: Case) -> Verdict:
 
 def sized_settings(case: Case) -> dict[Setting, Sizes]:
     """Return the settings of real text in which sqrt V and another size have complete runs, in order."""
-    settings = {}
-    for setting, rows in sorted(settings_of(case.evidence, case.named("method"), None, None).items()):
-        sizes = sizes_in(rows)
-        if len(sizes) > 1 and root_of(sizes) in sizes:
-            settings[setting] = sizes
-    return settings
+    settings = sorted(settings_of(case.evidence, case.named("method"), None, None).items())
+    known = {setting: sizes_in(rows) for setting, rows in settings}
+    return {setting: sizes for setting, sizes in known.items() if len(sizes) > 1 and root_of(sizes) in sizes}
 
 
 def size_no_worse(case: Case) -> Verdict:
@@ -223,17 +212,12 @@ def size_no_worse(case: Case) -> Verdict:
     words: dict[Setting, str] = {}
     parts, runs, worst = [], list[str](), None
     for setting, sizes in sized_settings(case).items():
-        root = root_of(sizes)
-        try:
+        root, gaps = root_of(sizes), {}
+        losses = {size: [row["val/loss"] for row in seeds.values()] for size, seeds in sizes.items() if len(seeds) > 1}
+        with contextlib.suppress(NoEvidenceError):
             check_trained(case.evidence, setting, sizes[root].values())
-        except NoEvidenceError:
-            continue
-        losses = {size: [row["val/loss"] for row in seeds.values()] for size, seeds in sizes.items()}
-        gaps = {
-            size: compare_methods(own, losses[root], margin=case.threshold)
-            for size, own in losses.items()
-            if size != root and min(len(own), len(losses[root])) > 1
-        }
+            others = {size: own for size, own in losses.items() if size != root and root in losses}
+            gaps = {size: compare_methods(own, losses[root], case.threshold) for size, own in others.items()}
         if not gaps:
             continue
         own_words = {word_of(gap) for gap in gaps.values()}

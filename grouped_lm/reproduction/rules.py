@@ -45,7 +45,7 @@ def answer_claims(claims: Claims, evidence: Evidence) -> list[Answer]:
         try:
             verdict = RULES[claim.rule](Case(claim, options, method, claims, evidence))
         except NoEvidenceError as error:
-            return Verdict(word=NOT_SHOWN, why=str(error), runs=error.runs)
+            return Verdict(NOT_SHOWN, why=str(error), runs=error.runs)
         return replace(verdict, word=NOT_SHOWN) if smoke else verdict
 
     return [Answer(claim, ask(claim, "paper"), ask(claim, "ours") if claim.ours else None) for claim in claims.claims]

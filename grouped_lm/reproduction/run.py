@@ -16,7 +16,7 @@ from typing import Any
 
 from grouped_lm.errors import ConfigError, disk_errors
 from grouped_lm.jobs.store import JobStore
-from grouped_lm.reproduction.steps import Scale, Step, Text, expand, find_text, text_overrides
+from grouped_lm.reproduction.steps import ROLES, Scale, Step, Text, expand, find_text
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.system.files import read_json_dict, write_json, write_text
 from grouped_lm.system.tables import csv_text
@@ -54,8 +54,12 @@ class Reproduction:
     def __init__(self, scale: Scale, out: Path, texts: list[Text]) -> None:
         self.scale, self.out = scale, out
         self.given = {text.role: text for text in texts}
-        self.given |= remembered_texts(scale, out, set(self.given))
-        self.texts = text_overrides(scale, self.given, out)
+        before = read_started(out)
+        for role, name in before.get("roles", {}).items() if before.get("scale") == scale.name else ():
+            if role not in self.given:
+                self.given[role] = find_text(f"{name}={out / 'texts' / name}")
+        own = {role: text.overrides(out / "texts") for role, text in self.given.items()}
+        self.texts = {role: own.get(role, scale.texts.get(role)) for role in ROLES}
         self._store = JobStore(out, "steps")
         self._children: set[Popen[str]] = set()
 
@@ -287,15 +291,3 @@ def read_started(out: Path) -> dict[str, Any]:
     values = read_json_dict(out / "reproduce.json") or {}
     kinds = {"scale": str, "texts": dict, "roles": dict}
     return {key: values[key] for key, kind in kinds.items() if isinstance(values.get(key), kind)}
-
-
-def remembered_texts(scale: Scale, out: Path, given: set[str]) -> dict[str, Text]:
-    """Return the texts that a folder was started with, by role, except for the roles in `given`.
-
-    A folder of another scale has none.
-    """
-    before = read_started(out)
-    if before.get("scale") != scale.name:
-        return {}
-    roles = {role: name for role, name in before.get("roles", {}).items() if role not in given}
-    return {role: find_text(f"{name}={out / 'texts' / name}") for role, name in roles.items()}

@@ -208,11 +208,6 @@ def find_texts(given: list[str]) -> list[Text]:
     return texts
 
 
-def text_overrides(scale: Scale, texts: dict[str, Text], out: Path) -> dict[str, str | None]:
-    """Return the overrides of each role: of the given text, else of the scale's own; None if there is neither."""
-    return {role: texts[role].overrides(out / "texts") if role in texts else scale.texts.get(role) for role in ROLES}
-
-
 def expand(step: Step, scale: str, out: Path, texts: dict[str, str | None]) -> str:
     """Return the command of a step with everything but {run} filled in."""
     command, known = step.command, {"out": shlex.quote(str(out)), "name": step.name, "scale": scale, **texts}

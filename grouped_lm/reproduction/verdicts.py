@@ -24,7 +24,7 @@ ANY_TEXT = "any"
 """For results that do not depend on the text."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Verdict:
     """The answer to one claim."""
 
@@ -70,6 +70,7 @@ class Case:
 
 
 Rule = Callable[[Case], Verdict]
+Span = tuple[float | None, float | None, float | None]
 
 
 class NoEvidenceError(Exception):
@@ -80,9 +81,7 @@ class NoEvidenceError(Exception):
         self.runs = tuple(dict.fromkeys(runs))
 
 
-def interval_verdict(
-    word: str, where: str, span: tuple[float | None, ...], form: str, kind: str, why: str, runs: Iterable[str]
-) -> Verdict:
+def interval_verdict(word: str, where: str, span: Span, form: str, kind: str, why: str, runs: Iterable[str]) -> Verdict:
     """Return a verdict about a number that has an interval.
 
     Args:
@@ -95,9 +94,8 @@ def interval_verdict(
         runs: the runs that it comes from; repeated ones count once.
     """
     low, high = (form.split()[0].format(end) for end in span[1:])
-    figure, interval, once = form.format(span[0]), f"{low} to {high} ({kind})", tuple(dict.fromkeys(runs))
-    ends = dict(zip(("value", "low", "high"), span, strict=True))
-    return Verdict(word=word, where=where, figure=figure, interval=interval, why=why, runs=once, **ends)
+    figure, interval = form.format(span[0]), f"{low} to {high} ({kind})"
+    return Verdict(word, where, figure, interval, why, *span, tuple(dict.fromkeys(runs)))
 
 
 def word_over(spans: list[tuple[float, float]], threshold: float, general: bool = False) -> str:
