@@ -13,7 +13,6 @@ from grouped_lm.report.style import (
     OTHER_STYLE,
     Draw,
     Line,
-    PlotLibraryError,
     draw_lines,
     finish,
     halo,
@@ -26,8 +25,6 @@ from grouped_lm.report.style import (
 from grouped_lm.runs.query import MEMORY, QUALITY, SPEED, Row
 from grouped_lm.system.tables import GIB
 
-__all__ = ["PlotLibraryError", "write_plots"]
-
 PERPLEXITY, HEAD_MEMORY = "val/perplexity", "memory/peak_head_gib"
 AXES = {
     PERPLEXITY: "validation perplexity",
@@ -37,10 +34,10 @@ AXES = {
     QUALITY[0]: "validation loss (nats per token)",
 }
 BY_SIZE = {PERPLEXITY: "Validation perplexity", HEAD_MEMORY: "Peak memory of the head", SPEED[0]: "Training speed"}
-"""Figures that are drawn by group size: key and title."""
+FILES = {PERPLEXITY: "perplexity", HEAD_MEMORY: "head-memory", SPEED[0]: "speed"}
+"""Figures that are drawn by group size: their titles, and the beginnings of their files."""
 NOISE = 1.1
 """Speeds or memories within this factor are drawn on an axis from zero, so that noise does not look like a result."""
-FILES = {PERPLEXITY: "perplexity", HEAD_MEMORY: "head-memory", SPEED[0]: "speed"}
 
 
 def write_plots(rows: list[Row], folder: Path) -> list[Path]:
@@ -75,7 +72,7 @@ def draw_by_group_size(axes: Any, points: list[Point], key: str) -> None:
         own = [point for point in shown if point.series == series]
         ys = [point.mean(key) or 0.0 for point in own]
         if own[0].group_size is None:
-            axes.axhline(ys[0], color=style.color, linestyle=style.dashes, linewidth=1.4)
+            axes.axhline(ys[0], color=style.color, linestyle=style.linestyle, linewidth=1.4)
             axes.axhspan(min(own[0].values(key)), max(own[0].values(key)), color=style.color, alpha=0.12, linewidth=0)
             lines.append(Line(series, [], ys, style))
         else:

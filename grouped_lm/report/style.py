@@ -20,15 +20,11 @@ Draw = Callable[[Any], None]
 
 
 class Style(NamedTuple):
-    """Colour, mark and dashes of a line."""
+    """Colour, mark and dashes of a line, by the names of matplotlib."""
 
     color: str
     marker: str | None
-    dashes: Any
-
-    def options(self) -> dict[str, Any]:
-        """Return the style as arguments of matplotlib."""
-        return {"color": self.color, "marker": self.marker, "linestyle": self.dashes}
+    linestyle: Any
 
 
 # Okabe and Ito's colours, for every kind of sight. Marks and dashes tell the same apart in grey.
@@ -150,14 +146,14 @@ def styles_by_head(names: Sequence[str]) -> dict[str, Style]:
         others = sum(style.color == base.color for style in styles.values())
         place = STYLES.index(base) if base in STYLES else 0
         shape = STYLES[(place + others) % len(STYLES)] if others else base
-        styles[name] = Style(base.color, shape.marker, shape.dashes)
+        styles[name] = shape._replace(color=base.color)
     return styles
 
 
 def draw_lines(axes: Any, lines: Sequence[Line]) -> None:
     """Draw lines, with their errors where they have some."""
     for line in lines:
-        axes.errorbar(line.xs, line.ys, yerr=line.errors, **line.style.options())
+        axes.errorbar(line.xs, line.ys, yerr=line.errors, **line.style._asdict())
 
 
 def finish(axes: Any, title: str, below: str, lines: Sequence[Line] = ()) -> None:

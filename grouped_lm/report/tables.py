@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table as RichTable
 
 from grouped_lm.errors import RunFolderError
-from grouped_lm.report.figures import PlotLibraryError, write_plots
+from grouped_lm.report.figures import write_plots
+from grouped_lm.report.style import PlotLibraryError
 from grouped_lm.runs.folder import COMPLETE
 from grouped_lm.runs.query import COLUMNS, Row, mark_front
 from grouped_lm.runs.table import collect_runs

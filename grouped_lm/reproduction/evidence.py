@@ -18,6 +18,7 @@ from grouped_lm.errors import DataError, RunFolderError
 from grouped_lm.report.tables import runs_csv
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.table import collect_runs, natural_order, whole_rows
+from grouped_lm.system.console import peak_memory_gib
 from grouped_lm.system.files import read_json_dict, write_text
 from grouped_lm.system.tables import csv_text
 
@@ -153,7 +154,7 @@ def read_curve(path: Path, name: str) -> list[Row]:
         last_step = step
         row = {"run": name, "step": step, "tokens": values.get("trainer/tokens"), "seconds": seconds}
         row |= {"train_loss": values.get("train/loss"), "val_loss": values.get("val/loss")}
-        rows.append(row | {"peak_gib": values.get("memory/peak_gpu_gib") or values.get("memory/peak_tensor_gib")})
+        rows.append(row | {"peak_gib": peak_memory_gib(values)})
     return rows
 
 
@@ -208,16 +209,15 @@ def read_evidence(folder: Path, say: Say = lambda _: None) -> Evidence | None:
         DataError: a table is not a CSV.
     """
     place = folder if folder.name == DATA else folder / DATA
-    files = {name: place / f"{name}.csv" for name in TABLES}
-    if not any(path.exists() for path in files.values()):
-        return None
-    evidence: Evidence = {name: read_csv(path) if path.exists() else [] for name, path in files.items()}
-    for name, rows in evidence.items():
-        lacks = next((key for row in rows if (key := missing_in(name, row))), None)
-        if lacks:
-            say(f"gvc: {files[name].name} is left out: a row lacks {lacks}")
-            evidence[name] = []
-    return evidence
+    known = {name: path for name in TABLES if (path := place / f"{name}.csv").exists()}
+    evidence: Evidence = {name: [] for name in TABLES}
+    for name, path in known.items():
+        rows = read_csv(path)
+        if lacks := next((key for row in rows if (key := missing_in(name, row))), None):
+            say(f"gvc: {path.name} is left out: a row lacks {lacks}")
+        else:
+            evidence[name] = rows
+    return evidence if known else None
 
 
 def read_csv(path: Path) -> list[Row]:

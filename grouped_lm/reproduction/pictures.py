@@ -129,14 +129,15 @@ def draw_curves(axes: Any, curves: list[Curve], axis: str, title: str, below: st
         axes.margins(x=0.25, y=0.18)
         axes.set_xlim(left=0)
         axes.set_xlabel("peak memory of a step (GiB)")
-        return finish(axes, title, below)
+        finish(axes, title, below)
+        return
     xs = [[n / 1e6 for n in curve.tokens] if axis == "tokens" else curve.minutes for curve in curves]
     styles = [style(curve.method)._replace(marker=None) for curve in curves]
     lines = [Line(c.label, x, c.losses, look) for c, x, look in zip(curves, xs, styles, strict=True)]
     draw_lines(axes, lines)
     axes.set_xlabel("million tokens" if axis == "tokens" else "minutes of training steps")
     axes.margins(x=0.01)
-    return finish(axes, title, below, lines)
+    finish(axes, title, below, lines)
 
 
 def memory_pictures(evidence: Evidence) -> Iterator[Picture]:

@@ -166,7 +166,7 @@ def order_follows_frequency(case: Case) -> Verdict:
     ]
     figure = " and ".join(f"{row['rank_correlation']:.2f}" for row in rows)
     interval = "; ".join(f"{row['low']:.2f} to {row['high']:.2f}" for row in rows) + " (95 %)"
-    span = (rows[0][key] for key in ("rank_correlation", "low", "high"))
+    span = rows[0]["rank_correlation"], rows[0]["low"], rows[0]["high"]
     runs = tuple(f"order of {text}" for text in texts)
     return Verdict(word, where, figure, interval, "; ".join(parts) + ".", *span, runs=runs)
 
@@ -212,7 +212,7 @@ def size_no_worse(case: Case) -> Verdict:
     words: dict[Setting, str] = {}
     parts, runs, worst = [], list[str](), None
     for setting, sizes in sized_settings(case).items():
-        root, gaps = root_of(sizes), {}
+        root, gaps = root_of(sizes), dict[int, MethodDifference]()
         losses = {size: [row["val/loss"] for row in seeds.values()] for size, seeds in sizes.items() if len(seeds) > 1}
         with contextlib.suppress(NoEvidenceError):
             check_trained(case.evidence, setting, sizes[root].values())

@@ -213,7 +213,7 @@ class Reproduction:
         """Run the command of a step, for `each` steps once per run that needs it; return the reason of a failure."""
         log = self._store.path(step.name, "log")
         if step.each is None:
-            return run_command(shlex.split(self.command(step)), log, say, self._children)
+            return self._run_command(shlex.split(self.command(step)), log, say)
         ready = self._runs_left(step)
         if not ready and not self._runs_left(step, everything=True):
             return f"there is no complete run at {step.each}"
@@ -221,7 +221,7 @@ class Reproduction:
         def one(path: Path) -> str | None:
             words = shlex.split(self.command(step).replace("{run}", shlex.quote(str(path))))
             result = path / str(step.makes) if step.keeps_stdout else None
-            reason = run_command(words, log, say, self._children, result)
+            reason = self._run_command(words, log, say, result)
             return reason and f"{path.name}: {reason}"
 
         with ThreadPoolExecutor(max_workers=min(step.side_by_side, os.cpu_count() or 1)) as pool:
@@ -234,56 +234,54 @@ class Reproduction:
                 raise
         return "; ".join(reasons) or None
 
+    def _run_command(
+        self, words: list[str], log: Path, say: Callable[[str], None], kept: Path | None = None
+    ) -> str | None:
+        """Run `gvc ...` in a process that ends with this one; return None, or the last line of a command that failed.
 
-def run_command(
-    words: list[str], log: Path, say: Callable[[str], None], children: set[Popen[str]], kept: Path | None = None
-) -> str | None:
-    """Run `gvc ...` in a process that ends with this one; return None, or the last line of a command that failed.
+        Args:
+            words: the command, `gvc` first.
+            log: file to which all output is appended.
+            say: gets what the command prints on stderr, line by line.
+            kept: file for what the command prints on stdout, written only if the command succeeds.
 
-    Args:
-        words: the command, `gvc` first.
-        log: file to which all output is appended.
-        say: gets what the command prints on stderr, line by line.
-        children: contains the process while it runs.
-        kept: file for what the command prints on stdout, written only if the command succeeds.
-
-    Raises:
-        KeyboardInterrupt, SystemExit: this process was asked to stop; the child has stopped.
-    """
-    command = [sys.executable, "-m", CHILD, str(os.getpid()), *words[1:]]
-    with disk_errors(log.parent), log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {shlex.join(words)}\n")
-        file.flush()
-        child = Popen(
-            command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, text=True, errors="replace", start_new_session=True
-        )
-        children.add(child)
-        out: list[str] = []
-        reader = threading.Thread(target=lambda: out.extend(child.stdout or []))
-        reader.start()
-        last = ""
-        try:
-            for line in child.stderr or []:
-                file.write(line)
-                if line.strip():
-                    last = line.strip()
-                    say(f"    {last}")
-            code = child.wait()
-        except BaseException:
-            child.send_signal(signal.SIGTERM)
-            child.wait()
-            raise
-        finally:
-            reader.join()
-            children.discard(child)
-        file.writelines(out)
-        if code == 0 and kept is not None:
-            write_text(kept, "".join(out))
-    if code == 0:
-        return None
-    if code < 0:
-        return f"it was killed by signal {-code} ({signal.Signals(-code).name})"
-    return last.removeprefix("gvc: error: ") or f"it ended with {code} and said nothing"
+        Raises:
+            KeyboardInterrupt, SystemExit: this process was asked to stop; the child has stopped.
+        """
+        command = [sys.executable, "-m", CHILD, str(os.getpid()), *words[1:]]
+        with disk_errors(log.parent), log.open("a", encoding="utf-8") as file:
+            file.write(f"$ {shlex.join(words)}\n")
+            file.flush()
+            child = Popen(
+                command, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, text=True, errors="replace", start_new_session=True
+            )
+            self._children.add(child)
+            out: list[str] = []
+            reader = threading.Thread(target=lambda: out.extend(child.stdout or []))
+            reader.start()
+            last = ""
+            try:
+                for line in child.stderr or []:
+                    file.write(line)
+                    if line.strip():
+                        last = line.strip()
+                        say(f"    {last}")
+                code = child.wait()
+            except BaseException:
+                child.send_signal(signal.SIGTERM)
+                child.wait()
+                raise
+            finally:
+                reader.join()
+                self._children.discard(child)
+            file.writelines(out)
+            if code == 0 and kept is not None:
+                write_text(kept, "".join(out))
+        if code == 0:
+            return None
+        if code < 0:
+            return f"it was killed by signal {-code} ({signal.Signals(-code).name})"
+        return last.removeprefix("gvc: error: ") or f"it ended with {code} and said nothing"
 
 
 def read_started(out: Path) -> dict[str, Any]:

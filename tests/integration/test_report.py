@@ -15,7 +15,7 @@ from grouped_lm.config import Config, config_to_dict
 from grouped_lm.errors import ConfigError, RunFolderError
 from grouped_lm.heads import DenseConfig, GroupedConfig
 from grouped_lm.report import tables as report
-from grouped_lm.report.figures import PlotLibraryError
+from grouped_lm.report.style import PlotLibraryError
 from grouped_lm.report.tables import comparison_table, runs_csv, write_results, write_tables
 from grouped_lm.runs.query import PARETO_KEYS, mark_front, pareto_rows, select_rows, sort_rows
 from grouped_lm.runs.table import add_ratios, collect_runs, is_held

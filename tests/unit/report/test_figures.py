@@ -9,8 +9,9 @@ import torch
 from grouped_lm.heads import GroupedConfig, build_head
 from grouped_lm.measure.memory import GIB, measure_head_peak_gib
 from grouped_lm.plan.theory import best_group_size, estimate_grouped_head_bytes
-from grouped_lm.report.figures import PlotLibraryError, write_plots
+from grouped_lm.report.figures import write_plots
 from grouped_lm.report.series import collect_points, describe
+from grouped_lm.report.style import PlotLibraryError
 
 NAMES = {
     "perplexity-by-group-size",
