@@ -157,16 +157,14 @@ def draw_lines(axes: Any, lines: Sequence[Line]) -> None:
 
 
 def finish(axes: Any, title: str, below: str, lines: Sequence[Line] = ()) -> None:
-    """Write the title, a grey subtitle, and the name of every line at its end; the axes' limits must be final."""
+    """Write the title, a grey subtitle, and right of each line its name; the axes' limits must be final.
+
+    Names move apart where they would overlap.
+    """
     axes.set_title(title)
     size = min(10.0, 10.0 * TITLE_LETTERS / max(1, len(below)))
-    spot = {"xycoords": "axes fraction", "textcoords": "offset points", "color": GREY}
-    axes.annotate(below, (0, 1), (0, 7), fontsize=size, **spot)
-    label_ends(axes, lines)
-
-
-def label_ends(axes: Any, lines: Sequence[Line]) -> None:
-    """Write names to the right of lines, moved apart where they would overlap."""
+    spot: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points"}
+    axes.annotate(below, (0, 1), (0, 7), fontsize=size, color=GREY, **spot)
     gap = LINE_POINTS / (axes.get_window_extent().height * 72 / axes.figure.dpi)
     to_axes, right = axes.transData + axes.transAxes.inverted(), axes.get_xlim()[1]
     ends = sorted((float(to_axes.transform((right, line.ys[-1]))[1]), i) for i, line in enumerate(lines))
@@ -177,7 +175,7 @@ def label_ends(axes: Any, lines: Sequence[Line]) -> None:
             if missing > 1e-9:
                 heights[low] -= missing / 2
                 heights[low + 1] += missing / 2
-    spot = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    spot |= {"va": "center", "annotation_clip": False}
     for height, (_, i) in zip(heights, ends, strict=True):
         axes.annotate(lines[i].name, (1, height), (6, 0), color=lines[i].style.color, **spot)
 
