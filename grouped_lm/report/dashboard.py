@@ -52,13 +52,15 @@ def build_workspace(entity: str, project: str, name: str) -> Any:
             f"a dashboard needs wandb-workspaces ({error}): pip install 'grouped-lm[dashboard]'"
         ) from error
 
-    sections = []
-    for title, panels in load_sections().items():
-        plots = [
-            wr.ScatterPlot(title=p.title, x=p.x, y=p.y[0]) if p.points else wr.LinePlot(title=p.title, x=p.x, y=p.y)
-            for p in panels
-        ]
-        sections.append(ws.Section(name=title, panels=plots, is_open=True))
+    def plot(panel: Panel) -> Any:
+        if panel.points:
+            return wr.ScatterPlot(title=panel.title, x=panel.x, y=panel.y[0])
+        return wr.LinePlot(title=panel.title, x=panel.x, y=[*panel.y])
+
+    sections = [
+        ws.Section(name=title, panels=[plot(panel) for panel in panels], is_open=True)
+        for title, panels in load_sections().items()
+    ]
     return ws.Workspace(entity=entity, project=project, name=name, sections=sections)
 
 

@@ -121,11 +121,12 @@ def draw_curves(axes: Any, curves: list[Curve], axis: str, title: str, below: st
     """Draw training losses against tokens, minutes or peak memory."""
     axes.set_ylabel("training loss (nats per token)")
     if axis == "memory":
-        for curve in (curve for curve in curves if curve.peak_gib is not None):
-            ys = [curve.losses[round(share * (len(curve.losses) - 1))] for share in MARKS]
-            draw_lines(axes, [Line(curve.label, [curve.peak_gib] * len(ys), ys, style(curve.method))])
-            spot = {"textcoords": "offset points", "ha": "center", "color": style(curve.method).color}
-            axes.annotate(curve.label, (curve.peak_gib, ys[-1]), (0, -13), **spot)
+        for curve in curves:
+            if curve.peak_gib is not None:
+                ys = [curve.losses[round(share * (len(curve.losses) - 1))] for share in MARKS]
+                draw_lines(axes, [Line(curve.label, [curve.peak_gib] * len(ys), ys, style(curve.method))])
+                spot = {"textcoords": "offset points", "ha": "center", "color": style(curve.method).color}
+                axes.annotate(curve.label, (curve.peak_gib, ys[-1]), (0, -13), **spot)
         axes.margins(x=0.25, y=0.18)
         axes.set_xlim(left=0)
         axes.set_xlabel("peak memory of a step (GiB)")

@@ -140,8 +140,9 @@ def deciles_table(claims: Claims, evidence: Evidence) -> Table:
     setting = next(iter(main_settings(claims, evidence)), None)
     rows: dict[str, Row] = {}
     added = []
-    for name in MAIN if setting else ():
-        names = {run["run"] for run in runs_in(evidence, claims.methods[name], setting).values()}
+    for name in MAIN:
+        runs = runs_in(evidence, claims.methods[name], setting) if setting else {}
+        names = {run["run"] for run in runs.values()}
         own = group_rows((row for row in evidence["deciles"] if row["run"] in names), ("decile",))
         for (decile,), group in own.items():
             rows.setdefault(decile, {"decile": decile, "tokens": group[0]["tokens"]})
