@@ -14,7 +14,7 @@ SMALL = {
     "TRIAL_STEPS": 20,
     "MODEL": "debug",
     "BATCH": 2,
-    "DATA": "tinytales data.num_train_stories=200 data.num_valid_stories=10",
+    "DATA": "tinytales data.num_train_stories=200 data.num_valid_stories=10 tokenizer=bpe tokenizer.vocab_size=1000",
 }
 """What replaces the cell with the tag `parameters`."""
 
