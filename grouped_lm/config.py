@@ -420,7 +420,7 @@ class Config:
     head: Any = None
     """A head's own config, such as `grouped_lm.heads.GroupedConfig`."""
     grouping: Any = None
-    """The config of a grouping, such as `grouped_lm.grouping.KMeansConfig`; None means the paper's, `merge_rank`."""
+    """The config of a grouping, such as `grouped_lm.grouping.SeededConfig`; None means the paper's, `merge_rank`."""
     data: Any = None
     """The config of a data source, such as `grouped_lm.data.TextConfig`; None means `tinytales`."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

@@ -18,7 +18,7 @@ from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.decoding.truncation import Truncation, draw_from
-from grouped_lm.models.kv_cache import KVCache
+from grouped_lm.models.gpt2 import KVCache
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.load import load_model, own_tokenizer
 from grouped_lm.system.runtime import resolve_device, set_threads
@@ -43,8 +43,8 @@ class Sampling:
     truncation: Truncation = field(default_factory=Truncation)
     """Which tokens may be drawn, by the model's own probabilities."""
     repetition_penalty: float = 1.0
-    """In [1, 1e6]: log-probabilities of tokens that stand in the context are multiplied by it (Keskar et al. 2019,
-    arXiv 1909.05858, which divides logits; a two-step head has none of the joint distribution). Takes a V-wide pass."""
+    """In [1, 1e6]: log-probabilities of tokens in the context are multiplied by it. Keskar et al. 2019 (arXiv
+    1909.05858) divide logits, but a two-step head has no logits of the joint distribution. Takes a V-wide pass."""
 
     def __post_init__(self) -> None:
         check_range("temperature", self.temperature, 0, 1e6)
@@ -54,19 +54,10 @@ class Sampling:
 def next_tokens(
     head: Head, states: Tensor, sampling: Sampling, context: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Return (B,) ids of the tokens that follow.
-
-    Args:
-        head: any.
-        states: (B, D) of the last tokens.
-        sampling: how to choose.
-        context: (B, T) ids read so far, for the repetition penalty.
-        generator: on the device of the states.
-    """
+    """Return (B,) ids of the tokens that follow (B, D) states; `context` has the (B, T) ids read so far."""
     if sampling.repetition_penalty == 1:
-        return head.sample(states, generator, temperature=sampling.temperature, truncation=sampling.truncation).squeeze(
-            1
-        )
+        drawn = head.sample(states, generator, temperature=sampling.temperature, truncation=sampling.truncation)
+        return drawn.squeeze(1)
     log_prob = head.log_prob(states)
     seen = log_prob.gather(1, context)
     log_prob = log_prob.scatter(1, context, seen * sampling.repetition_penalty).log_softmax(1)
@@ -79,12 +70,8 @@ class Context:
     """Unfinished texts: the ids of B texts of one length, and the body's cache of them.
 
     Beyond `block_size` the window slides: every token sees the last `block_size` ones, at positions that begin at 0
-    again. So nothing cached can be used, and each step reads the whole window.
-
-    Args:
-        model: in evaluation mode.
-        prompt_ids: (B, T) int64 on the model's device, T >= 1.
-        use_cache: False reads the whole window at every step.
+    again. So nothing cached can be used, and each step reads the whole window, as it does with `use_cache=False`.
+    The prompt has (B, T) int64 ids on the model's device, T >= 1.
     """
 
     def __init__(self, model: LanguageModel, prompt_ids: Tensor, use_cache: bool = True) -> None:
@@ -95,7 +82,7 @@ class Context:
 
     @property
     def slides(self) -> bool:
-        """Whether the texts have outgrown the window."""
+        """Whether the texts are longer than the window."""
         return self.ids.shape[1] > self._block_size
 
     def states(self) -> Tensor:
@@ -117,9 +104,7 @@ class Context:
 class TextStream:
     """Turns the bytes of tokens into text that can be shown: whole characters, and no beginning of a stop text.
 
-    Args:
-        tokenizer: gives each token's bytes.
-        stops: texts that end the writing and are not shown.
+    The texts `stops` end the writing, and are not shown.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str]) -> None:
@@ -160,33 +145,25 @@ class Text:
     """One text that a model wrote."""
 
     prompt: str
-    text: str = ""
-    """The text after the prompt, without end-of-text and stop text."""
-    tokens: list[int] = field(default_factory=list)
-    """New ids, a closing end-of-text included."""
+    text: str = ""  # The text after the prompt, without end-of-text and stop text
+    tokens: list[int] = field(default_factory=list)  # New ids, a closing end-of-text included
     log_probs: list[float] = field(default_factory=list)
     """Their log-probabilities under the model, nats, before any truncation, temperature or penalty."""
-    finish: str = LENGTH
-    """`end_of_text`, `stop` or `length`."""
-
-
-def accept(text: Text, stream: TextStream, token: int, log_prob: float, eot_id: int) -> str:
-    """Add a token to a text, set `finish` if that ended it, and return the text that can be shown."""
-    text.tokens.append(token)
-    text.log_probs.append(log_prob)
-    if token == eot_id:
-        text.finish = EOT
-        return ""
-    piece = stream.feed(token)
-    if stream.stopped:
-        text.finish = STOP
-    return piece
+    finish: str = LENGTH  # `end_of_text`, `stop` or `length`
 
 
 @dataclass(kw_only=True, slots=True)
 class Writing:
-    """Where texts end, and who is told while they are written."""
+    """The options of `write_texts`."""
 
+    num_samples: int = 1
+    """Number B of texts, >= 1."""
+    max_new_tokens: int = 200
+    """Largest number of tokens to write, >= 1."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How the next token is chosen."""
+    generator: torch.Generator | None = None
+    """On the model's device; None is torch's global one."""
     stops: list[str] | None = None
     """Texts that end the writing, besides end-of-text."""
     show: Callable[[str], Any] = lambda _: None
@@ -198,47 +175,34 @@ class Writing:
 
 
 @torch.no_grad()
-def write_texts(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    prompt: str,
-    *,
-    num_samples: int = 1,
-    max_new_tokens: int = 200,
-    sampling: Sampling | None = None,
-    generator: torch.Generator | None = None,
-    **options: Any,
-) -> list[Text]:
-    """Return `num_samples` texts that the model writes at once.
+def write_texts(model: LanguageModel, tokenizer: Tokenizer, prompt: str, **options: Any) -> list[Text]:
+    """Return `num_samples` texts that the model, in evaluation mode, writes at once.
 
-    Args:
-        model: in evaluation mode.
-        tokenizer: its tokenizer.
-        prompt: the beginning of the texts; an end-of-text comes before it, as before every story in training.
-        num_samples: B >= 1.
-        max_new_tokens: largest number of tokens to write, >= 1.
-        sampling: how the next token is chosen.
-        generator: on the model's device.
-        options: fields of `Writing`.
+    An end-of-text comes before the prompt, as before every story in training. The options are fields of `Writing`.
     """
-    writing, sampling = Writing(**options), sampling or Sampling()
+    writing = Writing(**options)
+    num_samples = writing.num_samples
     prompt_ids, device = [tokenizer.eot_id, *tokenizer.encode(prompt)], next(model.parameters()).device
     context = Context(model, torch.tensor([prompt_ids] * num_samples, device=device), writing.use_cache)
     texts = [Text(prompt=prompt) for _ in range(num_samples)]
     streams = [TextStream(tokenizer, writing.stops or []) for _ in range(num_samples)]
     active, noted = list(range(num_samples)), False
     with model.head.frozen():
-        for _ in range(max_new_tokens):
+        for _ in range(writing.max_new_tokens):
             if context.slides and not noted:
                 noted = True
                 size = model.body.block_size
                 writing.note(f"longer than model.block_size={size}: every token sees that many before it, no more")
             states = context.states()
-            tokens = next_tokens(model.head, states, sampling, context.ids, generator)
+            tokens = next_tokens(model.head, states, writing.sampling, context.ids, writing.generator)
             log_probs = model.head.target_log_prob(states, tokens).tolist()
             context.append(tokens)
             for index, token, log_prob in zip(active, tokens.tolist(), log_probs, strict=True):
-                piece = accept(texts[index], streams[index], token, log_prob, tokenizer.eot_id)
+                text, stream = texts[index], streams[index]
+                text.tokens.append(token)
+                text.log_probs.append(log_prob)
+                piece = "" if token == tokenizer.eot_id else stream.feed(token)
+                text.finish = EOT if token == tokenizer.eot_id else STOP if stream.stopped else LENGTH
                 if index == 0 and piece:
                     writing.show(piece)
             unfinished = [row for row, index in enumerate(active) if texts[index].finish == LENGTH]
@@ -256,13 +220,7 @@ def write_texts(
 
 
 def generate_texts(
-    run_dir: Path,
-    config: Config,
-    *,
-    prompt: str = "",
-    num_samples: int = 1,
-    seed: int = 0,
-    **options: Any,
+    run_dir: Path, config: Config, *, prompt: str = "", num_samples: int = 1, seed: int = 0, **options: Any
 ) -> Iterator[Text]:
     """Yield texts that the newest checkpoint of a run writes after `prompt`, in batches of at most BATCH.
 
@@ -270,9 +228,9 @@ def generate_texts(
         run_dir: the run.
         config: the run's, possibly with another device.
         prompt: the beginning of the texts.
-        num_samples: texts, >= 1.
+        num_samples: number of texts, >= 1.
         seed: of the draws, >= 0.
-        options: further arguments of `write_texts`.
+        options: further fields of `Writing`.
 
     Raises:
         RunFolderError, CheckpointError: no such run, or no usable checkpoint in it.

@@ -25,8 +25,7 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.heads import HEADS
 from grouped_lm.measure.live_bytes import KINDS, Moments
 from grouped_lm.measure.memory import GIB, PeakTensorMemory, live_state, tensor_bytes
-from grouped_lm.models.build import build_lm
-from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
+from grouped_lm.models.lm import LanguageModel, build_lm, estimate_body_flops_per_token
 from grouped_lm.optim import build_optimizer
 from grouped_lm.plan.fake_step import fake_model, fake_passes, fake_steps, faking, make_state, watch_step, with_shape
 from grouped_lm.plan.heads import MAX_BATCH, largest, least_batch, peak_function

@@ -9,21 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from grouped_lm.config import GroupingConfig, parse_named
 from grouped_lm.errors import ConfigError
-from grouped_lm.grouping.clusters import KMeansConfig, by_brown_clusters, by_kmeans_clusters
-from grouped_lm.grouping.inputs import GroupingInputs
-from grouped_lm.grouping.orders import (
-    RandomConfig,
+from grouped_lm.grouping.clusters import by_brown_clusters, by_kmeans_clusters
+from grouped_lm.grouping.partition import (
+    Grouping,
+    GroupingInputs,
+    SeededConfig,
     by_frequency,
     by_merge_rank,
     by_random_order,
     by_sqrt_frequency,
-)
-from grouped_lm.grouping.partition import (
-    Grouping,
     check_group_size,
     default_group_size,
     describe_groups,
@@ -39,23 +38,19 @@ Text = Callable[[], "np.ndarray[Any, Any]"]
 class GroupingKind:
     """A registered grouping."""
 
-    build: Callable[[Any, GroupingInputs], Grouping]
-    """Takes the config and the inputs."""
-    schema: type[GroupingConfig] = GroupingConfig
-    """Dataclass of its config."""
-    needs_counts: bool = False
-    """Whether it is built from the training occurrences of the tokens."""
-    needs_text: bool = False
-    """Whether it is built from the training text."""
+    build: Callable[[Any, GroupingInputs], Grouping]  # Takes the config and the inputs
+    schema: type[GroupingConfig] = GroupingConfig  # Dataclass of its config
+    needs_counts: bool = False  # Whether it is built from the training occurrences of the tokens
+    needs_text: bool = False  # Whether it is built from the training text
 
 
 GROUPINGS: dict[str, GroupingKind] = {
     "merge_rank": GroupingKind(by_merge_rank),
     "frequency": GroupingKind(by_frequency, needs_counts=True),
     "sqrt_frequency": GroupingKind(by_sqrt_frequency, needs_counts=True),
-    "kmeans": GroupingKind(by_kmeans_clusters, KMeansConfig, needs_counts=True, needs_text=True),
+    "kmeans": GroupingKind(by_kmeans_clusters, SeededConfig, needs_counts=True, needs_text=True),
     "brown": GroupingKind(by_brown_clusters, needs_counts=True, needs_text=True),
-    "random": GroupingKind(by_random_order, RandomConfig),
+    "random": GroupingKind(by_random_order, SeededConfig),
 }
 """Every grouping, by the name that configs and tables use."""
 
@@ -105,11 +100,11 @@ def build_grouping(
     kind = GROUPINGS[config.name]
     if kind.needs_counts and counts is None:
         raise ConfigError(f"grouping={config.name} needs the token counts of the training text")
-    text = None
-    if kind.needs_text:
-        if tokens is None and counts is not None and counts.any():
-            raise ConfigError(f"grouping={config.name} needs the training text")
-        text = np.empty(0, np.int64) if tokens is None else tokens()
+    if kind.needs_text and tokens is None and counts is not None and counts.any():
+        raise ConfigError(f"grouping={config.name} needs the training text")
+    text = tokens() if kind.needs_text and tokens is not None else np.empty(0, np.int64)
+    counts = torch.zeros(vocab_size) if counts is None else counts
+    ids = torch.arange(vocab_size) if ids is None else ids
     return kind.build(config, GroupingInputs(vocab_size, size, counts, text, ids, equal_sizes))
 
 
@@ -119,8 +114,8 @@ __all__ = [
     "GroupingConfig",
     "GroupingInputs",
     "GroupingKind",
-    "KMeansConfig",
-    "RandomConfig",
+    "SeededConfig",
+    "Text",
     "build_grouping",
     "check_group_size",
     "default_group_size",

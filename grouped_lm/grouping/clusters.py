@@ -8,15 +8,13 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from grouped_lm.config import GroupingConfig, check_range
-from grouped_lm.grouping.inputs import GroupingInputs
-from grouped_lm.grouping.partition import Grouping, group_by_labels, order_by_frequency
+from grouped_lm.config import GroupingConfig
+from grouped_lm.grouping.partition import Grouping, GroupingInputs, SeededConfig, group_by_labels, order_by_frequency
 
 Array = np.ndarray[Any, Any]
 
@@ -34,24 +32,12 @@ FEATURES = 64
 """Dimensions of the random projection for k-means."""
 
 
-@dataclass(kw_only=True, slots=True)
-class KMeansConfig(GroupingConfig):
-    """Config of `grouping=kmeans`."""
-
-    name: str = "kmeans"
-    seed: int = 0
-    """Seed of the projection and of the first centres."""
-
-    def __post_init__(self) -> None:
-        check_range("grouping.seed", self.seed, 0, 2**63 - 1)
-
-
 def by_brown_clusters(_: GroupingConfig, inputs: GroupingInputs) -> Grouping:
     """Return groups by exchange clustering: tokens that follow the same words share a group."""
     return group_by_clusters(inputs, brown_clusters)
 
 
-def by_kmeans_clusters(config: KMeansConfig, inputs: GroupingInputs) -> Grouping:
+def by_kmeans_clusters(config: SeededConfig, inputs: GroupingInputs) -> Grouping:
     """Return groups by k-means: tokens with the same words before and after them share a group."""
     return group_by_clusters(inputs, functools.partial(kmeans_clusters, seed=config.seed))
 
@@ -65,10 +51,10 @@ def group_by_clusters(inputs: GroupingInputs, cluster: Callable[[Array, Array, i
 
     Args:
         inputs: counts and text are needed.
-        cluster: returns (n,) clusters from the text, (n,) ids of words, V of the text, and (G,) capacities.
+        cluster: returns (n,) clusters from the (T,) text, (n,) ids of words, the most frequent first, the vocabulary
+            size of the text, and (G,) largest numbers of words, of sum n or more.
     """
-    counts, ids, text, size = inputs.known_counts, inputs.known_ids, inputs.text, inputs.group_size
-    assert text is not None  # `build_grouping` has checked it
+    counts, ids, text, size = inputs.counts, inputs.ids, inputs.text, inputs.group_size
     vocab_size, order = counts.numel(), order_by_frequency(counts)
     n_group = math.ceil(vocab_size / size)
     words = order[: min(MAX_WORDS, int((counts > 0).sum()))]
@@ -93,28 +79,13 @@ def group_by_clusters(inputs: GroupingInputs, cluster: Callable[[Array, Array, i
 class Pairs:
     """The number of times that each context is next to each word: m entries, sorted by word."""
 
-    contexts: Array
-    """(m,) in [0, C]; C means any other token."""
-    words: Array
-    """(m,) in [0, n)."""
-    counts: Array
-    """(m,) fp64, above 0."""
-
-    def slices_by_word(self, n_word: int) -> list[slice]:
-        """Return the slice of entries of each of `n_word` words."""
-        edges = np.searchsorted(self.words, np.arange(n_word + 1))
-        return [slice(start, stop) for start, stop in pairwise(edges)]
+    contexts: Array  # (m,) in [0, C]; C means any other token
+    words: Array  # (m,) in [0, n)
+    counts: Array  # (m,) fp64, above 0
 
 
 def count_pairs(tokens: Array, words: Array, vocab_size: int, distance: int = 1) -> Pairs:
-    """Return how often each context is next to each word.
-
-    Args:
-        tokens: (T,) ids of a text.
-        words: (n,) distinct ids.
-        vocab_size: V, above every id.
-        distance: 1 counts the token before a word, -1 the token after it.
-    """
+    """Return how often each context is next to each word: before it for distance 1, after it for -1."""
     tokens = np.asarray(tokens[:MAX_TOKENS], dtype=np.int64)
     contexts = np.argsort(-np.bincount(tokens, minlength=vocab_size), kind="stable")[:MAX_CONTEXTS]
     context_of = np.full(vocab_size, len(contexts))
@@ -134,23 +105,19 @@ def brown_clusters(tokens: Array, words: Array, vocab_size: int, capacity: Array
 
     The likelihood is that of p(cluster | word before) p(word | cluster): the two steps of a head, with one word of
     context. It is sum_vc N(v, c) log N(v, c) - sum_c N(c) log N(c). Source: predictive exchange clustering (Uszkoreit
-    and Brants 2008), a relative of Brown et al. 1992, here with a capacity for each cluster.
-
-    Args:
-        tokens: (T,) ids of a text.
-        words: (n,) distinct ids, the most frequent first. The first words choose their clusters first.
-        vocab_size: V, above every id.
-        capacity: (G,) largest number of words in each cluster; their sum is at least n.
+    and Brants 2008), a relative of Brown et al. 1992, here with a capacity for each cluster. The arguments are those of
+    `cluster` in `group_by_clusters`. The first words choose their clusters first.
     """
     pairs = count_pairs(tokens, words, vocab_size)
-    entries = pairs.slices_by_word(len(words))
+    edges = np.searchsorted(pairs.words, np.arange(len(words) + 1))  # of the entries of each word
     joint, total = np.zeros((MAX_CONTEXTS + 1, len(capacity))), np.zeros(len(capacity))
     clusters, sizes = np.full(len(words), -1), np.zeros_like(capacity)
     for sweep in range(SWEEPS):
         strict = sweep >= SWEEPS - STRICT
         limit = capacity if strict else 2 * capacity
         for word in range(len(words))[:: -1 if strict else 1]:  # the rarest words leave a full cluster first
-            contexts, counts = pairs.contexts[entries[word]], pairs.counts[entries[word]]
+            entries = slice(edges[word], edges[word + 1])
+            contexts, counts = pairs.contexts[entries], pairs.counts[entries]
             own = counts.sum()
             if sweep:
                 joint[contexts, clusters[word]] -= counts
@@ -176,14 +143,8 @@ def kmeans_clusters(tokens: Array, words: Array, vocab_size: int, capacity: Arra
     """Return the (n,) cluster of each word by k-means with capacities, from the tokens before and after it.
 
     Words are unit vectors: the positive pointwise mutual information with every context on either side, projected to
-    `FEATURES` random directions.
-
-    Args:
-        tokens: (T,) ids of a text.
-        words: (n,) distinct ids, the most frequent first.
-        vocab_size: V, above every id.
-        capacity: (G,) largest number of words in each cluster; their sum is at least n.
-        seed: of the projection and of the first centres.
+    `FEATURES` random directions. `seed` is that of the projection and of the first centres; the other arguments are
+    those of `cluster` in `group_by_clusters`.
     """
     rng, n_group = np.random.default_rng(seed), len(capacity)
     sides = [count_pairs(tokens, words, vocab_size, distance) for distance in (1, -1)]
@@ -211,11 +172,9 @@ def _mutual_information(pairs: Pairs, n_word: int) -> Array:
 
 
 def assign_within(similarity: Array, capacity: Array) -> Array:
-    """Return the (n,) cluster of each word: a full cluster keeps its nearest words, the others take their next choice.
+    """Return the (n,) cluster of each word from its (n, G) similarities.
 
-    Args:
-        similarity: (n, G).
-        capacity: (G,) largest number of words in each cluster; their sum is at least n.
+    A full cluster keeps its nearest words, the others take their next choice.
     """
     clusters, left = np.full(len(similarity), -1), capacity.copy()
     waiting = np.arange(len(similarity))

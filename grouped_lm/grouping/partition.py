@@ -1,6 +1,6 @@
-"""A grouping: which token belongs to which group, and at which slot of it.
+"""A grouping: which token belongs to which group, and at which slot of it; and the groupings made by sorting tokens.
 
-Letters: V vocabulary, G groups, S slots per group (group size).
+Letters: V vocabulary, G groups, S slots per group (group size), T tokens of the training text.
 """
 
 import hashlib
@@ -8,9 +8,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from grouped_lm.config import GroupingConfig, check_range
 from grouped_lm.errors import ConfigError
 
 
@@ -62,13 +64,7 @@ class Grouping:
 
 
 def describe_groups(token_to_group: Tensor, token_to_slot: Tensor, special: dict[str, int]) -> dict[str, Any]:
-    """Return a description of a grouping for JSON: sizes, sha256, and the places of special tokens.
-
-    Args:
-        token_to_group: (V,) integers, -1 for tokens outside the groups.
-        token_to_slot: (V,) integers.
-        special: ids by name, such as end-of-text.
-    """
+    """Return a description of a grouping for JSON: sizes, sha256, and the places of special tokens, given by name."""
     groups, slots = token_to_group.cpu(), token_to_slot.cpu()
     sizes = torch.bincount(groups[groups >= 0])
     return {
@@ -87,16 +83,25 @@ def describe_groups(token_to_group: Tensor, token_to_slot: Tensor, special: dict
 def group_members(token_to_group: Tensor, token_to_slot: Tensor, n_group: int, group_size: int) -> Tensor:
     """Return the (G, S) int64 token ids of every group, -1 at padding slots.
 
-    Args:
-        token_to_group: (V,) integers, -1 for tokens outside the groups.
-        token_to_slot: (V,) integers, in [0, S) for tokens in groups.
-        n_group: G.
-        group_size: S, at least the size of the largest group.
+    The (V,) groups are -1 for tokens outside the groups; S is at least the size of the largest group.
     """
     ids = torch.arange(token_to_group.numel(), device=token_to_group.device)
     table = torch.full((n_group + 1, max(1, group_size)), -1, dtype=torch.int64, device=ids.device)
     table[token_to_group, token_to_slot.masked_fill(token_to_group < 0, 0)] = ids  # group -1 is the last row
     return table[:-1, :group_size]
+
+
+@dataclass(frozen=True, eq=False)
+class GroupingInputs:
+    """What a grouping is built from, besides its own config."""
+
+    vocab_size: int  # V, the number of tokens to group
+    group_size: int  # S, in [1, V]
+    counts: Tensor  # (V,) occurrences in the training text; zeros for groupings that do not need them
+    text: np.ndarray[Any, Any]  # (T,) ids of the training text; empty for groupings that do not need it
+    ids: Tensor  # (V,) ids in the text of the tokens to group
+    equal_sizes: bool = True
+    """Whether clusters must have equal sizes, as a layer of S slots that all groups share needs them."""
 
 
 def order_by_frequency(counts: Tensor) -> Tensor:
@@ -107,9 +112,7 @@ def order_by_frequency(counts: Tensor) -> Tensor:
 def group_in_order(order: Tensor, group_size: int) -> Grouping:
     """Return the grouping that puts every `group_size` consecutive tokens of `order` into one group.
 
-    Args:
-        order: (V,) int64, a permutation of the token ids.
-        group_size: S.
+    The (V,) `order` is a permutation of the token ids.
     """
     position = torch.empty_like(order)
     position[order] = torch.arange(order.numel())
@@ -119,9 +122,7 @@ def group_in_order(order: Tensor, group_size: int) -> Grouping:
 def group_by_labels(order: Tensor, labels: Tensor) -> Grouping:
     """Return the grouping in which token `order[i]` is in group `labels[i]`; slots follow `order`.
 
-    Args:
-        order: (V,) int64, a permutation of the token ids.
-        labels: (V,) int64 in [0, G); every group has a token.
+    The (V,) `order` is a permutation of the token ids. The (V,) `labels` are in [0, G); every group has a token.
     """
     token_to_group = torch.empty_like(order)
     token_to_group[order] = labels
@@ -130,3 +131,48 @@ def group_by_labels(order: Tensor, labels: Tensor) -> Grouping:
     token_to_slot = torch.empty_like(order)
     token_to_slot[order[by_group]] = torch.arange(order.numel()) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     return Grouping(token_to_group, token_to_slot, n_group=sizes.numel(), group_size=int(sizes.max()))
+
+
+@dataclass(kw_only=True, slots=True)
+class SeededConfig(GroupingConfig):
+    """Config of `grouping=random` and `grouping=kmeans`."""
+
+    name: str = "random"
+    seed: int = 0
+    """Seed of all random numbers."""
+
+    def __post_init__(self) -> None:
+        check_range("grouping.seed", self.seed, 0, 2**63 - 1)
+
+
+def by_merge_rank(_: GroupingConfig, inputs: GroupingInputs) -> Grouping:
+    """Return groups of consecutive ids (arXiv 2411.06371, "Groups").
+
+    The ids of GPT-2 are its 256 bytes, then its merges by rank, then end-of-text.
+    """
+    return group_in_order(torch.arange(inputs.vocab_size), inputs.group_size)
+
+
+def by_random_order(config: SeededConfig, inputs: GroupingInputs) -> Grouping:
+    """Return groups of a seeded shuffle of the ids."""
+    order = torch.randperm(inputs.vocab_size, generator=torch.Generator().manual_seed(config.seed))
+    return group_in_order(order, inputs.group_size)
+
+
+def by_frequency(_: GroupingConfig, inputs: GroupingInputs) -> Grouping:
+    """Return groups of similar training frequency: the most frequent S tokens share the first group."""
+    return group_in_order(order_by_frequency(inputs.counts), inputs.group_size)
+
+
+def by_sqrt_frequency(_: GroupingConfig, inputs: GroupingInputs) -> Grouping:
+    """Return at most ceil(V / S) groups with equal shares of sum sqrt(count + 1).
+
+    Frequent tokens are in small groups and rare tokens in large ones, so the sizes differ. Source: classes by the
+    square root of the frequency, as in the RNNLM toolkit (Mikolov et al. 2011).
+    """
+    counts = inputs.counts
+    order, n_group = order_by_frequency(counts), math.ceil(counts.numel() / inputs.group_size)
+    share = (counts[order] + 1).double().sqrt()
+    middle = (share.cumsum(0) - share / 2) / share.sum()
+    labels = torch.unique((middle * n_group).long(), return_inverse=True)[1]  # one token may cover several shares
+    return group_by_labels(order, labels)

@@ -14,15 +14,14 @@ from torch import Tensor
 
 from grouped_lm.config import IGNORE_INDEX, GroupingConfig, parse_named
 from grouped_lm.errors import ConfigError
-from grouped_lm.grouping import GROUPINGS, Grouping, parse_grouping
+from grouped_lm.grouping import GROUPINGS, Grouping, Text, parse_grouping
 from grouped_lm.heads.adaptive import AdaptiveConfig, AdaptiveHead
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
-from grouped_lm.heads.context import HeadConfig, HeadContext, Text
+from grouped_lm.heads.context import GroupedTokens, HeadConfig, HeadContext
 from grouped_lm.heads.dense import DenseConfig, DenseHead
 from grouped_lm.heads.film import FilmConfig, FilmHead
 from grouped_lm.heads.grouped import GroupedConfig, GroupedHead
-from grouped_lm.heads.grouped_tokens import GroupedTokens
 from grouped_lm.heads.losses.functional import HeadLoss, may_look
 from grouped_lm.heads.low_rank import LowRankConfig, LowRankHead
 from grouped_lm.heads.regularised import RegularisedHead
@@ -33,10 +32,9 @@ from grouped_lm.heads.two_level import TwoLevelHead
 
 
 class HeadKind(NamedTuple):
-    """A registered head."""
+    """A registered head, and the dataclass of its config."""
 
     schema: type
-    """Dataclass of its config."""
     head: type[Head]
 
 

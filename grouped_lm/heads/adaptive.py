@@ -38,17 +38,6 @@ class AdaptiveConfig:
         check_range("head.div_value", self.div_value, 1, 1e6)
 
 
-def clip_cutoffs(cutoffs: list[int], vocab_size: int) -> list[int]:
-    """Return the cutoffs below V; if there are none, V - 1.
-
-    Raises:
-        ConfigError: V is 1, so there are no clusters.
-    """
-    if vocab_size < 2:
-        raise ConfigError(f"head=adaptive needs a vocabulary of at least 2 tokens, got {vocab_size}")
-    return [cutoff for cutoff in cutoffs if cutoff < vocab_size] or [vocab_size - 1]
-
-
 class AdaptiveHead(BestFirstHead):
     """A softmax over the K most frequent tokens and C clusters, then one in the target's cluster, of lower rank.
 
@@ -65,7 +54,9 @@ class AdaptiveHead(BestFirstHead):
 
     def __init__(self, config: AdaptiveConfig, n_embd: int, by_frequency: Tensor) -> None:
         super().__init__(n_embd, vocab_size=by_frequency.numel())
-        cutoffs = clip_cutoffs(config.cutoffs, self.vocab_size)
+        if self.vocab_size < 2:
+            raise ConfigError(f"head=adaptive needs a vocabulary of at least 2 tokens, got {self.vocab_size}")
+        cutoffs = [cutoff for cutoff in config.cutoffs if cutoff < self.vocab_size] or [self.vocab_size - 1]
         self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(n_embd, self.vocab_size, cutoffs, config.div_value)
         self.register_buffer("rank", torch.argsort(by_frequency))
         self._tables: tuple[Tensor, Tensor] | None = None
@@ -102,13 +93,8 @@ class AdaptiveHead(BestFirstHead):
     def chunked(self, states: Tensor, classes: Tensor, cluster: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Return the summed losses of the first softmax and of those inside clusters.
 
-        A chunk of a cluster has as many logits as one of the first softmax, if that is a row or more.
-
-        Args:
-            states: (N, D).
-            classes: (N,) int64 of the first softmax, -1 where ignored.
-            cluster: (N,) int64, -1 for the K first.
-            slots: (N,) int64, ranks inside the cluster.
+        A chunk of a cluster has as many logits as one of the first softmax, if that is a row or more. The (N,) classes
+        of the first softmax are -1 where ignored, the clusters -1 for the first K tokens.
         """
         columns, chunk_rows = self.adaptive.head.weight, default_chunk_rows(states.device)
         first = class_nll(states, columns, None, classes, len(columns), 1, chunk_rows)
@@ -166,10 +152,8 @@ class AdaptiveHead(BestFirstHead):
 
         Products are in the precision of the weights, sums in fp32.
         """
-        states, n_single = (
-            hidden.reshape(-1, self.n_embd).to(self.adaptive.head.weight.dtype),
-            self.shortlist_ids().numel(),
-        )
+        states = hidden.reshape(-1, self.n_embd).to(self.adaptive.head.weight.dtype)
+        n_single = self.adaptive.shortlist_size
         with torch.autocast(hidden.device.type, enabled=False):
             first = self.class_log_prob(states)
             inside = [at_least_fp32(tail(states)).log_softmax(-1) for tail in self.adaptive.tail]

@@ -1,6 +1,6 @@
 """The interface of an output layer: hidden states in, exact negative log-likelihoods out.
 
-No V-wide tensor is promised. Letters: N tokens, D width, V vocabulary.
+No V-wide tensor is promised. Letters: N tokens or states, D width, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
@@ -8,19 +8,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads.context import HeadContext
-from grouped_lm.heads.decoding.joint import JointDecoding
+from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation, draw_from, draw_kept, truncate
 from grouped_lm.heads.losses.functional import HeadLoss, flatten
 
 
-class Head(JointDecoding, nn.Module, ABC):
+class Head(nn.Module, ABC):
     """An output layer. Its forward pass computes the loss, so that DDP and FSDP see its weights used.
 
     A new head defines `build`, `loss`, `log_prob` and `flops_per_token`. The class attributes tell the library what
-    else it needs. `topk`, `argmax` and `sample` follow from `log_prob` (`grouped_lm.heads.decoding.joint`).
+    else it needs. `topk`, `argmax` and `sample` follow from `log_prob`: the slow lines that faster heads equal.
     """
 
     needs_counts: ClassVar[bool] = False
@@ -75,6 +76,48 @@ class Head(JointDecoding, nn.Module, ABC):
         """Return (N, D) states and (N,) targets; shapes, types and the range of the targets are checked."""
         return flatten(hidden, targets, self.n_embd, self.vocab_size)
 
+    def truncate(self, hidden: Tensor, truncation: Truncation) -> KeptTokens:
+        """Return the tokens that `truncation` keeps for (N, D) states, likeliest first, equals by id."""
+        return truncate(self.log_prob(hidden), None, truncation)
+
+    def topk(self, hidden: Tensor, k: int) -> KeptTokens:
+        """Return the min(k, V) likeliest tokens of (N, D) states."""
+        return self.truncate(hidden, Truncation(top_k=k))
+
+    def argmax(self, hidden: Tensor) -> Tensor:
+        """Return the (N,) ids of the likeliest token of (N, D) states."""
+        return self.truncate(hidden, Truncation(top_k=1)).ids.squeeze(1)
+
+    def sample(
+        self,
+        hidden: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        temperature: float = 1.0,
+        truncation: Truncation | None = None,
+        num_samples: int = 1,
+    ) -> Tensor:
+        """Return (N, num_samples) token ids drawn from the joint distribution.
+
+        Args:
+            hidden: (N, D).
+            generator: on the device of the states; None is torch's global one.
+            temperature: T >= 0. Tokens that the truncation keeps get weight p^(1/T); 0 takes the likeliest.
+            truncation: which tokens may be drawn; None means all.
+            num_samples: draws per state, >= 1.
+        """
+        if temperature == 0:
+            return self.argmax(hidden).unsqueeze(1).expand(-1, num_samples)
+        return self.draw_tokens(hidden, generator, temperature, truncation or Truncation(), num_samples)
+
+    def draw_tokens(
+        self, hidden: Tensor, generator: torch.Generator | None, temperature: float, truncation: Truncation, count: int
+    ) -> Tensor:
+        """Return `sample` of `count` draws for temperatures above 0."""
+        if not truncation.keeps_all:
+            return draw_kept(self.truncate(hidden, truncation), temperature, count, generator)
+        return draw_from(self.log_prob(hidden), truncation, temperature, count, generator)
+
     # What follows is for heads with tables, and for measurements. A new head may leave it out.
 
     def after_load(self) -> None:
@@ -86,11 +129,7 @@ class Head(JointDecoding, nn.Module, ABC):
         yield
 
     def fit(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Set the weights of the tokens to the nearest ones to those of a dense layer.
-
-        Args:
-            weight: (V, D).
-            bias: (V,) or None.
+        """Set the weights of the tokens to the nearest ones to those of a dense layer, (V, D) and (V,).
 
         Raises:
             ConfigError: the head cannot be fitted.
@@ -113,5 +152,5 @@ class Head(JointDecoding, nn.Module, ABC):
         return ", ".join(f"{letter}={size:,}" for letter, size in sizes.items() if size is not None)
 
 
-def _after_load(head: Any, _: Any) -> None:
+def _after_load(head: Any, _: Any) -> None:  # not a lambda, which cannot be pickled
     head.after_load()

@@ -10,28 +10,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.context import HeadContext
+from grouped_lm.heads.grouped import GroupedConfig
 from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
 from grouped_lm.heads.losses.functional import at_once
-from grouped_lm.heads.losses.in_group import GroupRows, in_group_loss
+from grouped_lm.heads.losses.in_group import in_group_loss
 from grouped_lm.heads.losses.two_steps import TwoStepTargets, two_steps_nll
 from grouped_lm.heads.two_level import TwoLevelHead
 
 
 @dataclass(kw_only=True, slots=True)
-class ClassFullConfig:
+class ClassFullConfig(GroupedConfig):
     """Config of `head=class_full`."""
 
     name: str = "class_full"
-    group_size: int | None = None
-    """Slots per group S, in [1, V]; null means round(sqrt V)."""
     tied: bool = True
     """Share the V x D matrix with the input embedding."""
-
-    def __post_init__(self) -> None:
-        check_range("head.group_size", self.group_size, 1, 10**9)
 
 
 class ClassFullHead(TwoLevelHead):
@@ -45,17 +40,11 @@ class ClassFullHead(TwoLevelHead):
         super().__init__(weight.shape[1], grouping)
         self.weight = weight
         self.bias = nn.Parameter(torch.zeros(grouping.vocab_size))
-        self.rows = GroupRows(self.token_to_group, self.token_to_slot, self.n_group, self.group_size)
 
     @classmethod
     def build(cls, config: ClassFullConfig, context: HeadContext) -> "ClassFullHead":
         """Return a freshly initialised head."""
         return cls(config, context.token_weight(config.tied), context.groups(config.group_size, equal_sizes=False))
-
-    def after_load(self) -> None:
-        """Update `padding` and the rows of groups."""
-        super().after_load()
-        self.rows.assign(self.token_to_group, self.token_to_slot)
 
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
         """Return the (N, S) logits of the slots of one group per row; (N, S, D) rows are gathered."""
@@ -71,8 +60,7 @@ class ClassFullHead(TwoLevelHead):
         """Return the sums of both cross entropies. On a CPU the gradient of both comes with the second."""
         first = self.group.weight, self.group.bias
         if at_once(states, self.weight):
-            places = self.rows.members(self.token_to_group, self.token_to_slot), groups, slots
-            targets = TwoStepTargets(groups, (self.n_group, 1), places)
+            targets = TwoStepTargets(groups, (self.n_group, 1), (self.padded_members(), groups, slots))
             total, group_sum = two_steps_nll(states, first, (self.weight, self.bias), targets)
             return group_sum, total - group_sum
         group_sum = class_nll(states, *first, groups, self.n_group, 1, default_chunk_rows(states.device))
@@ -82,8 +70,8 @@ class ClassFullHead(TwoLevelHead):
         self, states: Tensor, groups: Tensor, slots: Tensor, accuracy: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Return (N,) -log p(token | group), and with `accuracy` the rows whose token is likeliest; group by group."""
-        places = self.rows.members(self.token_to_group, self.token_to_slot), groups, slots
-        nll, hits, _ = in_group_loss(states, self.weight, self.bias, places, self.rows.outside, accuracy)
+        places = self.padded_members(), groups, slots
+        nll, hits, _ = in_group_loss(states, self.weight, self.bias, places, self.outside, accuracy)
         return nll, hits if accuracy else None
 
     def fit(self, weight: Tensor, bias: Tensor | None) -> None:

@@ -1,25 +1,30 @@
-"""The inputs from which heads are built, and the start of their weights.
+"""The inputs from which heads are built, the places of tokens in groups, and the start of weights.
 
-Letters: D width, V vocabulary, T tokens of the training text.
+Letters: N tokens, D width, V vocabulary, T tokens of the training text, K shortlist, G groups, H of them reserved,
+S slots per group.
 """
 
+import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from grouped_lm.config import GroupingConfig, check_choice
 from grouped_lm.errors import ConfigError
-from grouped_lm.grouping import Grouping, build_grouping, order_by_frequency
-from grouped_lm.heads.grouped_tokens import GroupedTokens
+from grouped_lm.grouping import (
+    Grouping,
+    Text,
+    build_grouping,
+    check_group_size,
+    describe_groups,
+    group_members,
+    order_by_frequency,
+)
 from grouped_lm.heads.losses.functional import may_look
-
-Text = Callable[[], "np.ndarray[Any, Any]"]
-"""Returns the training text, (T,) ids. It is called only where the text is needed."""
 
 
 class HeadConfig(Protocol):
@@ -29,32 +34,77 @@ class HeadConfig(Protocol):
     """The name in `HEADS`."""
 
 
+GROUP, SLOT = "token_to_group", "token_to_slot"
+"""Names of the two buffers, also in checkpoints."""
+
+
+class GroupedTokens(nn.Module):
+    """A module with a group and a slot for each of V tokens, saved in its checkpoints."""
+
+    token_to_group: Tensor
+    """(V,) int32; -1 for tokens outside the groups. As int64 the tables would be as large as 1,024 states of D 128."""
+    token_to_slot: Tensor  # (V,) int32: the place in the group, or among the tokens outside the groups
+
+    outside: Tensor  # (K,) ids of the tokens outside the groups, by slot
+    _padded: Tensor | None
+
+    def assign_groups(
+        self, token_to_group: Tensor, token_to_slot: Tensor, n_group: int, group_size: int, n_outside: int = 0
+    ) -> None:
+        """Register the (V,) groups and slots as buffers; G, S and K are given, since fake tensors cannot be counted."""
+        self.register_buffer(GROUP, token_to_group.to(torch.int32, copy=True))
+        self.register_buffer(SLOT, token_to_slot.to(torch.int32, copy=True))
+        for name in ("outside", "_padded"):
+            self.register_buffer(name, None, persistent=False)
+        self.n_group, self._width, self._n_outside = n_group, math.ceil(group_size / 8) * 8, n_outside
+        self.sort_tokens()
+
+    def sort_tokens(self) -> None:
+        """Update what follows from the groups; also needed after those were loaded."""
+        self._padded, last = None, self.token_to_group.numel()
+        slots = self.token_to_slot.masked_fill(self.token_to_group >= 0, last)
+        self.outside = slots.argsort()[: self._n_outside]
+
+    @torch.inference_mode(False)  # computed once, also for training
+    def padded_members(self) -> Tensor:
+        """Return the (G, S) int32 ids of every group, -1 where it has no more.
+
+        S is rounded up to a multiple of 8, since the grouped matrix products of a GPU need that.
+        """
+        if self._padded is None:
+            members = group_members(self.token_to_group, self.token_to_slot, self.n_group, self._width)
+            self._padded = members.int()
+        return self._padded
+
+    def groups_and_slots(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the (N,) int64 groups and slots of (N,) ids."""
+        return self.token_to_group[tokens].long(), self.token_to_slot[tokens].long()
+
+    def describe_groups(self, special: dict[str, int]) -> dict[str, Any]:
+        """Return a description of the groups for JSON; `special` has ids by name, such as end-of-text."""
+        return describe_groups(self.token_to_group, self.token_to_slot, special)
+
+    @staticmethod
+    def saved_groups(saved: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Return the (V,) int64 groups and slots in the saved buffers of a head; None where there are none."""
+        return (saved[GROUP].long(), saved[SLOT].long()) if GROUP in saved else None
+
+
 @dataclass(frozen=True, eq=False)
 class HeadContext:
     """What a head may be built from, besides its own config."""
 
-    n_embd: int
-    """D."""
-    vocab_size: int
-    """V."""
+    n_embd: int  # D
+    vocab_size: int  # V
     grouping: GroupingConfig
-    counts: Tensor | None = None
-    """(V,) training occurrences, where they are known."""
-    wte: Tensor | None = None
-    """(V, D) input embedding, for tied heads."""
-    tokens: Text | None = None
-    """Returns the training text, for groupings made from it."""
+    counts: Tensor | None = None  # (V,) training occurrences, where they are known
+    wte: Tensor | None = None  # (V, D) input embedding, for tied heads
+    tokens: Text | None = None  # Returns the training text, for groupings made from it
     saved: Mapping[str, Tensor] = field(default_factory=dict)
     """The head's buffers in a checkpoint that is being loaded for use. They hold what the training text decided."""
 
     def groups(self, group_size: int | None, ids: Tensor | None = None, equal_sizes: bool = True) -> Grouping:
-        """Return the grouping of all V tokens, or of `ids` alone; a checkpoint brings the grouping of all V.
-
-        Args:
-            group_size: S; None means round(sqrt V).
-            ids: (n,) tokens to group; None means all.
-            equal_sizes: whether clusters must have equal sizes.
-        """
+        """Return the grouping of all V tokens, or of (n,) `ids` alone; a checkpoint has the grouping of all V."""
         if ids is None and (saved := GroupedTokens.saved_groups(self.saved)) is not None:
             return Grouping(*saved, int(saved[0].max()) + 1, int(saved[1].max()) + 1)
         counts = self.counts if ids is None or self.counts is None else self.counts[ids]
@@ -86,6 +136,63 @@ class HeadContext:
         return self.wte
 
 
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The group and the slot of each token, in a head with a shortlist."""
+
+    token_to_group: Tensor  # (V,) int64, -1 in the shortlist
+    token_to_slot: Tensor  # (V,) int64, the place in the group or in the shortlist
+    n_group: int  # G
+    group_size: int  # S
+    shortlist_size: int  # K
+    reserved: Tensor  # (H,) log-probabilities of the last groups
+    n_shared: int | None = None  # Tokens with shared rows in a checkpoint; None where there is no checkpoint
+
+
+def place_tokens(shortlist_size: int, group_size: int | None, reserve: bool, context: HeadContext) -> Placement:
+    """Return the K most frequent tokens as the shortlist (the first ids without counts), and all others in groups.
+
+    With `reserve` groups of tokens that never occur in the training text are last, with fixed probabilities.
+    """
+    reserved = torch.empty(0)
+    if (saved := GroupedTokens.saved_groups(context.saved)) is not None:
+        groups, slots = saved
+        largest = slots[groups >= 0].max() if (groups >= 0).any() else -1
+        reserved = context.saved.get("reserved", reserved)
+        sizes = int(groups.max()) + 1, int(largest) + 1, int((groups < 0).sum())
+        return Placement(groups, slots, *sizes, reserved, len(context.saved.get("sharing", ())))
+    order, size = context.by_frequency(), check_group_size(group_size, context.vocab_size)
+    first, rest = order[:shortlist_size], order[shortlist_size:].sort().values
+    token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)
+    token_to_slot[first] = torch.arange(first.numel())
+    if not rest.numel():
+        return Placement(token_to_group, token_to_slot, 0, 0, first.numel(), reserved)
+    grouping = context.groups(min(size, rest.numel()), rest, equal_sizes=False)
+    groups = grouping.token_to_group
+    if reserve and context.counts is not None:
+        groups, reserved = reserve_groups(groups, grouping.n_group, context.counts[rest], context.counts)
+    token_to_group[rest], token_to_slot[rest] = groups, grouping.token_to_slot
+    return Placement(token_to_group, token_to_slot, grouping.n_group, grouping.group_size, first.numel(), reserved)
+
+
+def reserve_groups(groups: Tensor, n_group: int, inside: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the groups whose tokens never occur last; return the new groups and the (H,) log-probabilities of those.
+
+    Together they get the share of the text that tokens seen once have, in proportion to their sizes. That is Good and
+    Turing's estimate of the probability of new words (Good 1953, Biometrika 40, 237). It is at least half a token of
+    the text, at most half of the text. `inside` has the (n,) occurrences of the tokens in groups.
+    """
+    seen = torch.zeros(n_group, dtype=counts.dtype).index_add_(0, groups, inside) > 0
+    total = int(counts.sum())
+    if bool(seen.all()) or not total:
+        return groups, torch.empty(0)
+    order = torch.argsort(~seen, stable=True)  # of the old groups in the new order
+    groups = torch.argsort(order)[groups]
+    sizes = torch.bincount(groups, minlength=n_group)[int(seen.sum()) :].double()
+    once = min(max(0.5, float((counts == 1).sum())), total / 2)
+    return groups, (sizes / sizes.sum() * (once / total)).log().float()
+
+
 def warn_of_wide_start(weight: Tensor) -> None:
     """Warn where an embedding has the start of torch's `nn.Embedding`, N(0, 1).
 
@@ -105,11 +212,7 @@ def warn_of_wide_start(weight: Tensor) -> None:
 
 
 def check_bias_start(start: str, bias: bool) -> None:
-    """Check `head.start` of a head whose biases are an option.
-
-    Raises:
-        ConfigError: neither zero nor counts, or counts without biases.
-    """
+    """Raise `ConfigError` unless `head.start` is zero, or counts of a head that has biases."""
     check_choice("head.start", start, ("zero", "counts"))
     if start == "counts" and not bias:
         raise ConfigError("head.start=counts sets biases: it needs head.bias=true")

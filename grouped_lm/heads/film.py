@@ -5,28 +5,20 @@ Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
-from grouped_lm.heads.context import HeadContext, init_linear
+from grouped_lm.heads.grouped import GroupedConfig, SharedLayerHead, first_pair
 from grouped_lm.heads.losses.shared_nll import SharedLayer
-from grouped_lm.heads.shared_layer import SharedLayerHead, first_pair
 
 
 @dataclass(kw_only=True, slots=True)
-class FilmConfig:
+class FilmConfig(GroupedConfig):
     """Config of `head=film`."""
 
     name: str = "film"
-    group_size: int | None = None
-    """Slots per group S, in [1, V]; null means round(sqrt V)."""
-
-    def __post_init__(self) -> None:
-        check_range("head.group_size", self.group_size, 1, 10**9)
 
 
 class FilmHead(SharedLayerHead):
@@ -39,20 +31,13 @@ class FilmHead(SharedLayerHead):
     `bias` is one number per token, so that h need not express the frequency of tokens. Padding slots have -inf there.
     """
 
-    no_weight_decay: ClassVar[tuple[str, ...]] = ("scale", "shift", "bias")
+    no_weight_decay = ("scale", "shift", "bias")
 
-    def __init__(self, config: FilmConfig, n_embd: int, grouping: Grouping) -> None:
-        super().__init__(n_embd, grouping)
-        self.slot = nn.Linear(n_embd, self.group_size, bias=False)
-        init_linear(self.slot.weight, std=n_embd**-0.5)
+    def __init__(self, config: GroupedConfig, n_embd: int, grouping: Grouping) -> None:
+        super().__init__(config, n_embd, grouping)
         self.scale = nn.Parameter(torch.randn(self.n_group, n_embd))
         self.shift = nn.Parameter(torch.zeros(self.n_group, n_embd))
         self.bias = nn.Parameter(torch.zeros(self.n_group, self.group_size))
-
-    @classmethod
-    def build(cls, config: FilmConfig, context: HeadContext) -> "FilmHead":
-        """Return a freshly initialised head."""
-        return cls(config, context.n_embd, context.groups(config.group_size))
 
     def layer(self) -> SharedLayer:
         """Return the weights of the second step."""
@@ -60,10 +45,9 @@ class FilmHead(SharedLayerHead):
 
     def fit(self, weight: Tensor, bias: Tensor | None) -> None:
         """Set scale[g, d] w[s, d] nearest to the rows: the first singular pair of the (G, S) numbers of each d."""
-        left, size, right = first_pair(self.by_slot(weight).permute(2, 0, 1))  # (D, G), (D,), (D, S)
-        root = size.sqrt()
-        self.scale.copy_((left * root[:, None]).T)
-        self.slot.weight.copy_((right * root[:, None]).T)
+        scale, rows = first_pair(self.by_slot(weight).permute(2, 0, 1))  # (D, G), (D, S)
+        self.scale.copy_(scale.T)
+        self.slot.weight.copy_(rows.T)
         if bias is not None:
             self.bias.copy_(self.by_slot(bias))
 

@@ -3,8 +3,6 @@
 Letters: N tokens, D width, C classes of the first softmax.
 """
 
-from typing import ClassVar
-
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,12 +19,12 @@ class RegularisedHead(Head):
     group is not regularised.
     """
 
-    regularised: ClassVar[bool] = True
+    regularised = True
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 
     def regularise(self, label_smoothing: float, z_loss: float) -> None:
-        """Set what training adds to the loss.
+        """Set the two parts that training adds to the loss.
 
         Args:
             label_smoothing: e in [0, 1): adds e (mean -log p - nll), so that a target shares e with all classes.
@@ -60,12 +58,8 @@ class RegularisedHead(Head):
     ) -> HeadLoss:
         """Return the loss of a head that is one softmax of a linear layer, with the extra.
 
-        Args:
-            layer: states, weights and size of a chunk.
-            classes: (N,) int64 in [0, C), or IGNORE_INDEX.
-            shape: of the head's targets.
-            reduction: mean, sum or none.
-            share: (N,) -log p(target | its class), where a class has more than one token.
+        The (N,) classes are those of targets of `shape`, or IGNORE_INDEX; `share` is the (N,) -log p(target | class)
+        where a class has more than one token.
         """
 
         def finish(values: Tensor) -> Tensor:

@@ -7,26 +7,25 @@ Letters: N tokens, D width, V vocabulary, K drawn tokens.
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.config import check_choice, check_range
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.context import HeadContext
-from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear, default_chunk_rows, linear_nll
+from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear, chunks, default_chunk_rows, linear_nll
 from grouped_lm.heads.losses.functional import (
     HeadLoss,
     at_least_fp32,
     classify,
     exact_dtype,
     reduce_nll,
+    scaled,
     working_dtype,
 )
-from grouped_lm.heads.losses.saved_gradients import scaled
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,7 +66,7 @@ class SampledHead(Head):
     drawn from torch's global generator, whose state a checkpoint keeps. Under `eval()` the loss is the full softmax.
     """
 
-    needs_counts: ClassVar[bool] = True
+    needs_counts = True
 
     log_q: Tensor
     cumulative: Tensor
@@ -99,12 +98,12 @@ class SampledHead(Head):
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """Return the negative log-likelihood of the targets, exact under `eval()`, estimated under `train()`."""
         states, flat = self.flatten(hidden, targets)
-        if self.training and (reduction == "none" or torch.compiler.is_compiling()):
-            nll = self.sampled_nll(states, flat, self.draw()).view(targets.shape)
-            return HeadLoss(nll=reduce_nll(nll, targets, reduction))
-        if self.training:
-            return HeadLoss(nll=reduce_nll(self.sampled_sum(states, flat, self.draw()), targets, reduction))
-        nll = linear_nll(Linear(states, self.weight, self.bias, self.chunk_rows), flat, reduction)
+        if not self.training:
+            nll = linear_nll(Linear(states, self.weight, self.bias, self.chunk_rows), flat, reduction)
+        elif reduction == "none" or torch.compiler.is_compiling():
+            nll = self.sampled_nll(states, flat, self.draw())
+        else:
+            nll = self.sampled_sum(states, flat, self.draw())
         return HeadLoss(nll=reduce_nll(nll.view(targets.shape) if nll.ndim else nll, targets, reduction))
 
     def sampled_nll(self, states: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
@@ -124,9 +123,8 @@ class SampledHead(Head):
 
     def sampled_sum(self, states: Tensor, targets: Tensor, drawn: Tensor) -> Tensor:
         """Return the sum of `sampled_nll`, a chunk of rows at a time."""
-        total: Tensor = _SampledSum.apply(
-            states, self.weight, self.bias, targets, drawn, self.log_expected(drawn), torch.is_grad_enabled()
-        )
+        given = states, self.weight, self.bias, targets, drawn, self.log_expected(drawn), torch.is_grad_enabled()
+        total: Tensor = _SampledSum.apply(*given)
         return total
 
     def log_expected(self, drawn: Tensor) -> Tensor:
@@ -140,13 +138,6 @@ class SampledHead(Head):
     def flops_per_token(self) -> float:
         """Return 2 D (K + 1), as in training."""
         return 2.0 * self.n_embd * (self.samples + 1)
-
-
-def chunks(states: Tensor) -> list[slice]:
-    """Return the chunks of rows of (N, D) states; of fake states the first alone, since only sizes matter."""
-    rows = default_chunk_rows(states.device)
-    slices = [slice(start, start + rows) for start in range(0, len(states), rows)]
-    return slices[:1] if is_fake(states) else slices
 
 
 class _SampledSum(torch.autograd.Function):
@@ -171,7 +162,7 @@ class _SampledSum(torch.autograd.Function):
         d_own = states.new_zeros(len(states) if keep else 0, dtype=total.dtype)
         d_states, d_table = (t.new_zeros(t.shape if keep else 0) for t in (states, table))
         d_offset = offset.new_zeros(len(offset) if keep else 0)
-        for some in chunks(states):
+        for some in chunks(states, default_chunk_rows(states.device)):
             part, token, counted = states[some], targets[some].clamp_min(0), (targets[some] >= 0)[:, None]
             row = weight.index_select(0, token)
             own = (part * row).sum(1, keepdim=True, dtype=total.dtype)
@@ -187,9 +178,8 @@ class _SampledSum(torch.autograd.Function):
             d_own[some] = share.squeeze(1)
             d_offset += error.sum(0)
             error = error.to(dtype)
-            d_states[some] = (
-                (error @ table.to(dtype)).to(states.dtype).addcmul_(share.to(states.dtype), row.to(states.dtype))
-            )
+            to_states = (error @ table.to(dtype)).to(states.dtype)
+            d_states[some] = to_states.addcmul_(share.to(states.dtype), row.to(states.dtype))
             d_table += error.T @ part.to(dtype)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(states, targets, drawn, d_states, d_table, d_own, d_offset)
@@ -204,7 +194,7 @@ class _SampledSum(torch.autograd.Function):
         d_states, d_table, d_own, d_offset = scaled(saved, d_total)
         token = targets.clamp_min(0)
         d_weight = d_table.new_zeros(ctx.shape).index_add_(0, drawn, d_table)
-        for some in chunks(states):
+        for some in chunks(states, default_chunk_rows(states.device)):
             d_weight.index_add_(0, token[some], (states[some] * d_own[some, None]).to(d_weight.dtype))
         d_bias = None
         if ctx.has_bias:

@@ -19,15 +19,12 @@ from torch._subclasses.fake_tensor import is_fake
 from grouped_lm.config import IGNORE_INDEX, check_choice, check_range
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import group_members
-from grouped_lm.heads.context import HeadContext, init_linear, log_shares
+from grouped_lm.heads.context import GroupedTokens, HeadContext, Placement, init_linear, log_shares, place_tokens
 from grouped_lm.heads.decoding.best_first import BestFirstHead
-from grouped_lm.heads.grouped_tokens import GroupedTokens
 from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, at_once, classify, two_step_loss
-from grouped_lm.heads.losses.in_group import GroupRows, Places, in_group_loss
-from grouped_lm.heads.losses.table_rows import TableRows
-from grouped_lm.heads.losses.two_steps import TwoStepTargets, pick_rows, two_steps_nll
-from grouped_lm.heads.placement import Placement, place_tokens
+from grouped_lm.heads.losses.in_group import in_group_loss
+from grouped_lm.heads.losses.two_steps import TableRows, TwoStepTargets, pick_rows, two_steps_nll
 
 
 @dataclass(kw_only=True, slots=True)
@@ -68,23 +65,13 @@ class ShortlistConfig:
 class _Targets:
     """The places of N targets."""
 
-    counted: Tensor
-    """(N,) bool, false where ignored."""
-    groups: Tensor
-    """(N,) groups, -1 in the shortlist."""
-    slots: Tensor
-    """(N,) places in the group or in the shortlist."""
+    counted: Tensor  # (N,) bool, false where ignored
+    groups: Tensor  # (N,) groups, -1 in the shortlist and where ignored
+    slots: Tensor  # (N,) places in the group or in the shortlist
     fixed: Tensor
     """(N,) constant part of -log p(class): -log(1 - reserved), or all of it for targets in reserved groups."""
-    learned: Tensor
-    """(N,) bool, true where the first softmax has the class."""
-    classes: Tensor
-    """(N,) classes in the first softmax, -1 where it has none."""
-
-    @property
-    def counted_groups(self) -> Tensor:
-        """(N,) groups, -1 in the shortlist and where ignored."""
-        return self.groups.masked_fill(~self.counted, -1)
+    learned: Tensor  # (N,) bool, true where the first softmax has the class
+    classes: Tensor  # (N,) classes in the first softmax, -1 where it has none
 
 
 class ShortlistHead(GroupedTokens, BestFirstHead):
@@ -102,27 +89,21 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
     no_weight_decay = ("group_bias",)
     needs_counts = True
     preferred_groupings = ("brown", "frequency", "merge_rank")
-    reserved: Tensor
-    """(H,) log-probabilities of the reserved groups, which are the last ones."""
-    sharing: Tensor
-    """(M,) ids of the tokens whose rows are part of their group's mean row, sorted by group."""
-    parts: Tensor
-    """(M,) fp32 share of each of them in that mean row."""
+    reserved: Tensor  # (H,) log-probabilities of the reserved groups, which are the last ones
+    sharing: Tensor  # (M,) ids of the tokens whose rows are part of their group's mean row, sorted by group
+    parts: Tensor  # (M,) fp32 share of each of them in that mean row
 
     def __init__(self, config: ShortlistConfig, weight: nn.Parameter, placement: Placement) -> None:
         super().__init__(n_embd=weight.shape[1], vocab_size=weight.shape[0])
         self.weight, self.tied = weight, config.tied
         self.bias = nn.Parameter(torch.zeros(self.vocab_size))
-        self.assign_groups(placement.token_to_group, placement.token_to_slot)
         self.register_buffer("reserved", placement.reserved, persistent=len(placement.reserved) > 0)
         self._frozen = False
         self._kept_layer: tuple[Tensor, Tensor] | None = None
         self._group_members: Tensor | None = None
-        self.shortlist_size, self.n_group = placement.shortlist_size, placement.n_group
-        self.group_size = placement.group_size or None
-        self.rows = GroupRows(
-            self.token_to_group, self.token_to_slot, self.n_group, placement.group_size, self.shortlist_size
-        )
+        self.shortlist_size, self.group_size = placement.shortlist_size, placement.group_size or None
+        places = placement.token_to_group, placement.token_to_slot
+        self.assign_groups(*places, placement.n_group, placement.group_size, self.shortlist_size)
         self._init_groups(config.directions)
         n_shared = placement.n_shared
         if n_shared is None:
@@ -189,8 +170,8 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         self.parts.copy_(parts / mass.index_add(0, inside, parts)[inside])
 
     def after_load(self) -> None:
-        """Update the rows of groups."""
-        self.rows.assign(self.token_to_group, self.token_to_slot)
+        """Update the members of groups."""
+        self.sort_tokens()
         self._group_members = None
         self.find_table_rows()
 
@@ -206,7 +187,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
             return
         parts = torch.zeros(self.vocab_size).index_add_(0, self.sharing, self.parts.float())
         members = group_members(self.token_to_group, self.token_to_slot, self.n_group, self.group_size or 0)
-        table_rows = TableRows(self.rows.outside, members[: self.n_learned], parts, sparse=self.tied)
+        table_rows = TableRows(self.outside, members[: self.n_learned], parts, sparse=self.tied)
         if 2 * table_rows.ids.numel() <= self.vocab_size:
             self.table_rows = table_rows
 
@@ -216,15 +197,11 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
 
     def class_row_ids(self) -> Tensor:
         """Return the ids whose rows of the table `class_layer` needs: of the shortlist, and those with shared rows."""
-        own = self.rows.outside if self.shortlist_weight is None else self.rows.outside[:0]
+        own = self.outside if self.shortlist_weight is None else self.outside[:0]
         return torch.cat([own, self.sharing])
 
     def class_layer(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the (K + (G - H) R, D) weights and the biases of the first softmax.
-
-        Args:
-            rows: of the table, at `class_row_ids`.
-        """
+        """Return the (K + (G - H) R, D) weights and the biases of the first softmax from rows at `class_row_ids`."""
         own, members = rows, rows[:0]  # a split's gradient is a copy
         if len(self.sharing):
             own, members = rows.tensor_split((rows.shape[0] - len(self.sharing),))
@@ -233,7 +210,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         if self.directions is not None:
             groups = self.directions + groups
         weight = torch.cat([shortlist, groups.flatten(0, 1)])
-        return weight, torch.cat([self.bias[self.rows.outside], self.group_bias.flatten()])
+        return weight, torch.cat([self.bias[self.outside], self.group_bias.flatten()])
 
     def mean_rows(self, members: Tensor) -> Tensor:
         """Return the (G - H, 1, D) mean rows of groups, 0 where there is none, from the (M, D) shared rows."""
@@ -265,13 +242,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         return layer
 
     def class_logits(self, states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Return the (N, K + G - H) logits of the first softmax; the slow line that `class_nll` equals.
-
-        Args:
-            states: (N, D).
-            weight: of `class_layer`.
-            bias: of `class_layer`.
-        """
+        """Return the (N, K + G - H) logits of the first softmax; the slow line that `class_nll` equals."""
         logits = at_least_fp32(F.linear(states, weight, bias))
         own, groups = logits.tensor_split((self.shortlist_size,), dim=1)
         if self.group_bias.shape[1] > 1:
@@ -303,13 +274,13 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         else:
             fixed, learned = torch.zeros_like(groups, dtype=self.reserved.dtype), counted
         classes = torch.where(groups < 0, slots, groups + self.shortlist_size).masked_fill(~learned, -1)
-        return _Targets(counted, groups, slots, fixed, learned, classes)
+        return _Targets(counted, groups.masked_fill(~counted, -1), slots, fixed, learned, classes)
 
     def _loss_per_token(
         self, states: Tensor, places: _Targets, targets: Tensor, reduction: str, accuracy: bool
     ) -> HeadLoss:
         """Return the loss with (N,) parts, hits and extra; the (N, K + G) logits of the first softmax are kept."""
-        where, picked = self._in_group_places(places), self.class_row_ids()
+        where, picked = (self.padded_members(), places.groups, places.slots), self.class_row_ids()
         nll, hits, rows = in_group_loss(states, self.weight, self.bias, where, picked, accuracy)
         logits = self.class_logits(states, *self.class_layer(rows))
         first, right = classify(logits, places.classes, places.learned, accuracy)
@@ -320,7 +291,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
 
     def _sums_in_two_nodes(self, states: Tensor, places: _Targets) -> tuple[Tensor, Tensor]:
         """Return the sums of both steps, from one operator each."""
-        where, picked = self._in_group_places(places), self.class_row_ids()
+        where, picked = (self.padded_members(), places.groups, places.slots), self.class_row_ids()
         nll, _, rows = in_group_loss(states, self.weight, self.bias, where, picked, accuracy=False)
         layout = self.shortlist_size, self.group_bias.shape[1]
         chunk_rows = default_chunk_rows(states.device)
@@ -335,38 +306,31 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
             layer = self.class_layer(rows)
             del rows  # the layer has copies
             layout = self.shortlist_size, self.group_bias.shape[1]
-            where = TwoStepTargets(places.classes, layout, self._in_group_places(places))
+            where = TwoStepTargets(places.classes, layout, (self.padded_members(), places.groups, places.slots))
             total, first = two_steps_nll(states, layer, (weight, self.bias), where)
             return first + fixed, total - first
         in_table = places.classes, places.slots
         total, first = self.table_rows.nll(states, self.weight, self.bias, self.group_bias.squeeze(1), in_table)
         rare = (places.counted & ~places.learned).nonzero().squeeze(1)  # tokens that the training text never had
         if rare.numel():
-            rare_places = self.members(), places.groups[rare], places.slots[rare]
-            one = states[rare], self.weight, self.bias, rare_places, self.rows.outside[:0]
+            rare_places = self.padded_members(), places.groups[rare], places.slots[rare]
+            one = states[rare], self.weight, self.bias, rare_places, self.outside[:0]
             total = total + in_group_loss(*one, accuracy=False)[0].sum()
         return first + fixed, total - first
-
-    def _in_group_places(self, places: _Targets) -> Places:
-        return self.members(), places.counted_groups, places.slots
 
     def log_rest(self) -> Tensor:
         """Return the () log-probability of all classes but the reserved ones, in fp32 or finer."""
         return torch.log1p(-at_least_fp32(self.reserved).exp().sum())
 
-    def members(self) -> Tensor:
-        """Return the (G, S) int32 ids of every group, S a multiple of 8. Training with `table_rows` needs none."""
-        return self.rows.members(self.token_to_group, self.token_to_slot)
-
     def shortlist_ids(self) -> Tensor:
         """Return the (K,) ids of the tokens outside the groups."""
-        return self.rows.outside
+        return self.outside
 
     @torch.inference_mode(False)  # computed once, also for training
     def group_members(self) -> Tensor:
         """Return the (G, S) int64 ids of every group, -1 at padding slots. Training needs none of them."""
         if self._group_members is None or self._group_members.device != self.token_to_group.device:
-            self._group_members = self.members().long()
+            self._group_members = self.padded_members().long()
         return self._group_members
 
     def class_log_prob(self, states: Tensor) -> Tensor:
@@ -399,7 +363,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         """Set the rows and biases of a dense layer."""
         self.weight.copy_(weight)
         if self.shortlist_weight is not None:
-            self.shortlist_weight.copy_(weight[self.rows.outside])
+            self.shortlist_weight.copy_(weight[self.outside])
         self.bias.copy_(torch.zeros_like(self.bias) if bias is None else bias)  # it may have started at log counts
 
     def flops_per_token(self) -> float:

@@ -5,7 +5,6 @@ Letters: N tokens, D width, V vocabulary, K tokens seen in training.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,19 +42,13 @@ class TrimHead(RegularisedHead):
     A vocabulary made for all of the web has ids that a corpus never uses. Leaving them out costs no quality as long as
     they do not occur. If all V tokens were seen there is no `rest`, and this is the dense softmax. If no counts are
     known, all tokens count as seen.
-
-    Args:
-        config: its own.
-        weight: the (V, D) input embedding to share, or None.
-        n_embd: D.
-        token_to_class: (V,) int64, 0 to K - 1 for seen tokens, K for all others.
     """
 
-    needs_counts: ClassVar[bool] = True
-    sizes_follow_text: ClassVar[bool] = True
+    needs_counts = True
+    sizes_follow_text = True
 
-    token_to_class: Tensor
-    seen: Tensor
+    token_to_class: Tensor  # (V,) int64, 0 to K - 1 for seen tokens, K for all others
+    seen: Tensor  # (K,) ids of the seen tokens
 
     def __init__(self, config: TrimConfig, weight: nn.Parameter | None, n_embd: int, token_to_class: Tensor) -> None:
         super().__init__(n_embd, token_to_class.numel())

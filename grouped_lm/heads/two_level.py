@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.grouping import Grouping, group_members
-from grouped_lm.heads.context import init_linear
+from grouped_lm.heads.context import GroupedTokens, init_linear
 from grouped_lm.heads.decoding.best_first import BestFirstHead
-from grouped_lm.heads.grouped_tokens import GroupedTokens
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, classify, two_step_loss
 
 
@@ -25,8 +24,7 @@ class TwoLevelHead(GroupedTokens, BestFirstHead):
     `padding`, which takes (G, S) numbers a step instead of a mask per token.
     """
 
-    padding: Tensor
-    """(G, S) bool, true at slots without a token."""
+    padding: Tensor  # (G, S) bool, true at slots without a token
     _members: Tensor | None
 
     def __init__(self, n_embd: int, grouping: Grouping) -> None:
@@ -35,17 +33,11 @@ class TwoLevelHead(GroupedTokens, BestFirstHead):
         self.group = nn.Linear(n_embd, self.n_group)
         init_linear(self.group.weight)
         nn.init.zeros_(self.group.bias)
-        self.assign_groups(grouping.token_to_group, grouping.token_to_slot)
+        self.assign_groups(grouping.token_to_group, grouping.token_to_slot, self.n_group, self.group_size)
         filled = torch.zeros(self.n_group, self.group_size, dtype=torch.bool)
         self.register_buffer("padding", filled, persistent=False)
         self.register_buffer("_members", None, persistent=False)
-        self.find_padding()
-
-    def find_padding(self) -> None:
-        """Set `padding` from the groups; also needed after those were loaded."""
-        self._members = None
-        self.padding = torch.ones_like(self.padding)
-        self.padding[self.token_to_group, self.token_to_slot] = False
+        self.after_load()
 
     def masked(self, table: Tensor) -> Tensor:
         """Return (..., G, S) numbers with -inf at padding slots."""
@@ -59,30 +51,22 @@ class TwoLevelHead(GroupedTokens, BestFirstHead):
         return self._members
 
     def after_load(self) -> None:
-        """Update `padding`."""
-        self.find_padding()
+        """Update `padding` and the members of groups."""
+        self.sort_tokens()
+        self._members = None
+        self.padding = torch.ones_like(self.padding)
+        self.padding[self.token_to_group, self.token_to_slot] = False
 
     @abstractmethod
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:
-        """Return the (N, S) logits of the slots of one group per row, -inf at padding slots.
-
-        Args:
-            hidden: (N, D).
-            groups: (N,) int64 in [0, G).
-        """
+        """Return the (N, S) logits of the slots of one group in [0, G) per row, -inf at padding slots."""
 
     @abstractmethod
     def all_token_logits(self, hidden: Tensor) -> Tensor:
         """Return the (N, G, S) logits of the slots of every group, of which `token_logits` is a part."""
 
     def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sums of both cross entropies. Subclasses keep no (N, G) or (N, S) numbers.
-
-        Args:
-            states: (N, D).
-            groups: (N,) int64 in [0, G), -1 where ignored.
-            slots: (N,) int64 in [0, S).
-        """
+        """Return the sums of both cross entropies; groups are -1 where ignored. Subclasses keep no (N, G) numbers."""
         counted, known = groups >= 0, groups.clamp_min(0)
         group_nll, _ = classify(at_least_fp32(self.group(states)), known, counted, False)
         return group_nll.sum(), self.inside_loss(states, groups, slots, False)[0].sum()
@@ -92,11 +76,7 @@ class TwoLevelHead(GroupedTokens, BestFirstHead):
     ) -> tuple[Tensor, Tensor | None]:
         """Return (N,) -log p(token | group), zero where ignored, and with `accuracy` the rows whose token is likeliest.
 
-        Args:
-            states: (N, D).
-            groups: (N,) int64 in [0, G), -1 where ignored.
-            slots: (N,) int64 in [0, S).
-            accuracy: whether the second result is wanted.
+        The (N,) groups are in [0, G), or -1 where ignored.
         """
         logits = at_least_fp32(self.token_logits(states, groups.clamp_min(0)))
         return classify(logits, slots, groups >= 0, accuracy)

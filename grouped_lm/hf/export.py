@@ -33,8 +33,7 @@ from grouped_lm.hf.names import (
     shared_table,
 )
 from grouped_lm.hf.tokenizer_files import choose_tokenizer, write_tokenizer
-from grouped_lm.models.build import build_lm, count_params
-from grouped_lm.models.lm import LanguageModel
+from grouped_lm.models.lm import LanguageModel, build_lm, count_params
 from grouped_lm.optim import build_optimizer
 from grouped_lm.runs.checkpoint import write_checkpoint
 from grouped_lm.runs.folder import COMPLETE, RunFolder

@@ -12,7 +12,7 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
 from grouped_lm.jobs.launch import check_gpus, rendezvous_endpoint
-from grouped_lm.models.build import check_head
+from grouped_lm.models.lm import check_head
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.system.console import PrepareDisplay
 from grouped_lm.system.runtime import compile_mode, resolve_device

@@ -1,13 +1,14 @@
-"""GPT-2's body: token ids in, hidden states out, no vocabulary on the way out.
+"""GPT-2's body: token ids in, hidden states out. It has no output layer. A cache lets it read each token once.
 
-Names, shapes and initialisation are those of GPT-2 (Radford et al., 2019, "Language Models are Unsupervised
-Multitask Learners") as Hugging Face's `GPT2Model` has them, but projections are `nn.Linear`: their weights
-are the transpose of the twin's `Conv1D` weights.
+Names, shapes and initialisation are those of GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask
+Learners") in Hugging Face's `GPT2Model`. But projections are `nn.Linear`: the transpose of its `Conv1D` weights.
 
-Letters: B batch, T sequence, D width, H attention heads, V vocabulary.
+Letters: B batch, T sequence, D width, H attention heads, V vocabulary, G groups, S slots per group,
+E width of one head, P longest context (block_size).
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +16,106 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from grouped_lm.config import ModelConfig
-from grouped_lm.models.embedding import INIT_STD, build_embedding
-from grouped_lm.models.kv_cache import KVCache, LayerCache, visible
+from grouped_lm.grouping import default_group_size
 
 LAYER_NORM_EPS = 1e-5
+INIT_STD = 0.02
+"""Standard deviation of freshly drawn embeddings, as GPT-2's."""
+
+
+class FactorisedEmbedding(nn.Module):
+    """scale[g] * slot[s] + shift[g] for the token of id g S + s: (2 G + S) D numbers instead of V D.
+
+    S is round(sqrt V). It is `head=film` on the input side (arXiv 2411.06371 compresses the output alone). Groups are
+    by id, also if the head has another grouping. `scale` starts at random signs. So tokens in one slot of different
+    groups start nearly unrelated, and the product has the spread of a table's rows.
+    """
+
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("scale", "shift")
+
+    def __init__(self, vocab_size: int, n_embd: int) -> None:
+        super().__init__()
+        self.group_size = default_group_size(vocab_size)
+        n_group = -(-vocab_size // self.group_size)
+        self.slot = nn.Parameter(INIT_STD * torch.randn(self.group_size, n_embd))
+        self.scale = nn.Parameter(torch.randn(n_group, n_embd))
+        self.shift = nn.Parameter(INIT_STD * torch.randn(n_group, n_embd))
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Map (...) int64 ids in [0, V) to (..., D)."""
+        groups, slots = input_ids // self.group_size, input_ids % self.group_size
+        return F.embedding(groups, self.scale) * F.embedding(slots, self.slot) + F.embedding(groups, self.shift)
+
+
+def build_embedding(config: ModelConfig, vocab_size: int) -> nn.Embedding | FactorisedEmbedding:
+    """Build the input embedding that `config.embedding` names."""
+    if config.embedding == "factorised":
+        return FactorisedEmbedding(vocab_size, config.n_embd)
+    return nn.Embedding(vocab_size, config.n_embd)
+
+
+def estimate_embedding_params(config: ModelConfig, vocab_size: int) -> int:
+    """Return V D, or (2 G + S) D."""
+    if config.embedding == "table":
+        return vocab_size * config.n_embd
+    size = default_group_size(vocab_size)
+    return (2 * -(-vocab_size // size) + size) * config.n_embd
+
+
+class LayerCache:
+    """One layer's keys and values, (B, H, P, E) each, of which `length` places are filled."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size, self.length = block_size, 0
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (B, H, T, E) keys and values, and return all of them, (B, H, length, E) each."""
+        if self.keys is None or self.values is None:
+            shape = (*keys.shape[:2], self.block_size, keys.shape[3])
+            self.keys, self.values = keys.new_empty(shape), values.new_empty(shape)
+        stop = self.length + keys.shape[2]
+        self.keys[:, :, self.length : stop] = keys
+        self.values[:, :, self.length : stop] = values
+        self.length = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (R,) rows of the batch."""
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class KVCache:
+    """The caches of all layers. A body with a cache takes its input as the next tokens."""
+
+    def __init__(self, n_layer: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.layers = [LayerCache(block_size) for _ in range(n_layer)]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens read so far, the same in every layer between two calls of a body."""
+        return self.layers[-1].length
+
+    def select(self, rows: Tensor) -> None:
+        """Keep (R,) rows of the batch."""
+        for layer in self.layers:
+            layer.select(rows)
+
+
+def visible(n_new: int, n_all: int, window: int | None, device: torch.device) -> Tensor:
+    """Return the (n_new, n_all) bool mask of the keys that the last n_new of n_all tokens see.
+
+    Token i sees j with i - window < j <= i, or all j <= i where window is None.
+    """
+    distance = torch.arange(n_all - n_new, n_all, device=device)[:, None] - torch.arange(n_all, device=device)
+    return (distance >= 0) & (distance < (n_all if window is None else window))
 
 
 class GPT2(nn.Module):
-    """Pre-norm transformer with learned positions and global causal attention.
-
-    Args:
-        config: shapes and dropout; `window_size` is not used.
-        vocab_size: V, >= 1, rows of the token embedding `wte`.
-    """
+    """Pre-norm transformer with learned positions and global causal attention; `config.window_size` is not used."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
@@ -44,10 +132,7 @@ class GPT2(nn.Module):
         return Attention(self.config)
 
     def c_proj_std(self) -> float:
-        """Return the standard deviation at which residual projections start.
-
-        Every block adds twice to the residual stream. Its variance stays that of one addition.
-        """
+        """Return the standard deviation at which residual projections start: each block adds twice to the stream."""
         return INIT_STD / math.sqrt(2 * self.config.n_layer)
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
@@ -55,7 +140,7 @@ class GPT2(nn.Module):
 
         Args:
             input_ids: (B, T) int64 in [0, V), T in [1, block_size].
-            cache: of the tokens before these; it is extended. Its length plus T must be in [1, block_size].
+            cache: of the tokens before these. These are added to it. Its length plus T must be in [1, block_size].
 
         Raises:
             ValueError: T is above block_size.
@@ -113,16 +198,13 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, cache: LayerCache | None = None) -> Tensor:
-        """Map (B, T, D) to (B, T, D); `cache` is this layer's, of the tokens before."""
+        """Map (B, T, D) to (B, T, D); `cache` has this layer's keys and values of earlier tokens."""
         x = x + (self.attn(self.ln_1(x)) if cache is None else self.attn(self.ln_1(x), cache))
         return x + self.mlp(self.ln_2(x))
 
 
 def run_block(block: nn.Module, x: Tensor, cache: LayerCache | None, config: ModelConfig) -> Tensor:
-    """Map (B, T, D) to (B, T, D); with `model.activation_checkpointing` the backward pass computes the inside again.
-
-    Source: Chen et al. 2016 (arXiv 1604.06174), by `torch.utils.checkpoint`.
-    """
+    """Map (B, T, D) to (B, T, D); activation checkpointing (Chen et al. 2016, arXiv 1604.06174) keeps no inside."""
     if cache is not None:
         return block(x, cache)
     if config.activation_checkpointing and torch.is_grad_enabled():
@@ -133,16 +215,10 @@ def run_block(block: nn.Module, x: Tensor, cache: LayerCache | None, config: Mod
 def attend(
     q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float, mask: Tensor | None = None, *, fused: bool
 ) -> Tensor:
-    """Return softmax(scale q k') v, (B, H, T, D/H) each, causal where no mask is given.
+    """Return softmax(scale q k') v, (B, H, T, D/H) each, causal where no (T, T) bool mask is given.
 
-    Args:
-        q: queries.
-        k: keys.
-        v: values.
-        dropout: probability on the attention weights.
-        scale: of the scores.
-        mask: (T, T) bool, True where attention is allowed.
-        fused: by torch's kernel; else as the eager attention of `transformers` does, B x H x T x T scores in memory.
+    `dropout` is a probability on the attention weights. `fused` uses torch's kernel. Without it B x H x T x T scores
+    are in memory, as in the eager attention of `transformers`.
     """
     if fused:
         return F.scaled_dot_product_attention(
@@ -156,21 +232,17 @@ def attend(
 
 
 def split_heads(x: Tensor, n_head: int) -> Tensor:
-    """(B, T, D) to (B, H, T, D/H)."""
+    """Return (B, T, D) as (B, H, T, D/H)."""
     return x.unflatten(-1, (n_head, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(B, H, T, D/H) to (B, T, D): undoes `split_heads`."""
+    """Return (B, H, T, D/H) as (B, T, D)."""
     return x.transpose(1, 2).flatten(-2)
 
 
 def positions(input_ids: Tensor, block_size: int, cache: KVCache | None = None) -> Tensor:
-    """Return the (T,) positions of the ids on their device: 0..T-1, or those that follow what is cached.
-
-    Raises:
-        ValueError: the last one is beyond block_size.
-    """
+    """Return the (T,) positions of the ids: 0 to T - 1, or those after the cached tokens."""
     start = 0 if cache is None else cache.length
     stop = start + input_ids.shape[-1]
     check_seq_len(stop, block_size)
@@ -188,10 +260,7 @@ def check_seq_len(n_tokens: int, block_size: int) -> None:
 
 @torch.no_grad()
 def init_weights(body: nn.Module, c_proj_std: float = INIT_STD) -> None:
-    """Draw weights from N(0, INIT_STD), those called `c_proj` from N(0, c_proj_std), and set biases to 0.
-
-    Both are standard deviations; layer norms keep PyTorch's own start, weight 1 and bias 0.
-    """
+    """Draw weights from N(0, INIT_STD^2), those called `c_proj` from N(0, c_proj_std^2), and set biases to 0."""
     for name, module in body.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=c_proj_std if name.endswith(".c_proj") else INIT_STD)

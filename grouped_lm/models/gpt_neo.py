@@ -1,7 +1,7 @@
 """GPT-Neo's body: GPT-2 with unscaled attention scores and a local window in every second layer.
 
-As Hugging Face's `GPTNeoModel` (Black et al., 2021, https://github.com/EleutherAI/gpt-neo), the body that the
-TinyStories models were trained with. Names are the twin's, but for `attn.attention`, which is `attn` here.
+It equals Hugging Face's `GPTNeoModel` (Black et al., 2021, https://github.com/EleutherAI/gpt-neo), the body of the
+TinyStories models. Names are the same, but `attn.attention` is `attn` here.
 
 Letters: B batch, T sequence, D width, H attention heads, V vocabulary.
 """
@@ -12,18 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
-from grouped_lm.models.embedding import INIT_STD
-from grouped_lm.models.gpt2 import GPT2, attend, merge_heads, split_heads
-from grouped_lm.models.kv_cache import LayerCache, visible
+from grouped_lm.models.gpt2 import GPT2, INIT_STD, LayerCache, attend, merge_heads, split_heads, visible
 
 
 class GPTNeo(GPT2):
-    """Pre-norm transformer with learned positions; attention is global in even layers, local in odd ones.
-
-    Args:
-        config: shapes, dropout and `window_size`.
-        vocab_size: V, >= 1, rows of the token embedding `wte`.
-    """
+    """Pre-norm transformer with learned positions; attention is global in even layers, local in odd ones."""
 
     def build_attention(self, layer: int) -> nn.Module:
         """Return the attention of a layer."""
@@ -35,16 +28,14 @@ class GPTNeo(GPT2):
 
 
 def window_of_layer(config: ModelConfig, layer: int) -> int | None:
-    """Return how many tokens, its own included, a token of this layer sees; None is all of them."""
+    """Return the number of tokens that a token of this layer sees, itself included; None means all."""
     return config.window_size if layer % 2 else None
 
 
 class NeoAttention(nn.Module):
     """Causal self-attention softmax(q k') v for each head, without 1/sqrt(D/H).
 
-    Args:
-        config: shapes and dropout.
-        window: position i sees j with i - window < j <= i; None sees all j <= i.
+    Position i sees j with i - window < j <= i. If `window` is None it sees all j <= i.
     """
 
     def __init__(self, config: ModelConfig, window: int | None) -> None:
@@ -77,22 +68,13 @@ def local_causal_mask(n_tokens: int, window: int, device: torch.device) -> Tenso
 
     It is in no state dict. Code under `torch.compile` makes its own, which is fused away.
     """
-    if torch.compiler.is_compiling():
-        return _make_local_causal_mask(n_tokens, window, device)
-    return _cached_local_causal_mask(n_tokens, window, device)
+    make = visible if torch.compiler.is_compiling() else _kept_mask
+    return make(n_tokens, n_tokens, window, device)
 
 
-def _make_local_causal_mask(n_tokens: int, window: int, device: torch.device) -> Tensor:
-    position = torch.arange(n_tokens, device=device)
-    distance = position[:, None] - position
-    return (distance >= 0) & (distance < window)
-
-
-@lru_cache(maxsize=4)
-def _cached_local_causal_mask(n_tokens: int, window: int, device: torch.device) -> Tensor:
-    return _make_local_causal_mask(n_tokens, window, device)
+_kept_mask = lru_cache(maxsize=4)(visible)
 
 
 def forget_masks() -> None:
     """Drop the masks made so far: those of a fake step have no data, and a real step must not find them."""
-    _cached_local_causal_mask.cache_clear()
+    _kept_mask.cache_clear()

@@ -1,29 +1,30 @@
-"""A language model is a body and a head; and what a body costs, without building it.
+"""Language models: a body and a head, built from the config of a run; and the cost of a body, without building it.
 
 Letters: B batch, T sequence, D width, V vocabulary, L layers, P longest context (block_size).
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
-from grouped_lm.config import ModelConfig
-from grouped_lm.heads.base import Head
-from grouped_lm.heads.losses.functional import HeadLoss
-from grouped_lm.models.embedding import estimate_embedding_params
-from grouped_lm.models.gpt2 import check_seq_len
-from grouped_lm.models.gpt_neo import window_of_layer
-from grouped_lm.models.kv_cache import KVCache
+from grouped_lm.config import Config, ModelConfig
+from grouped_lm.data.tokenizers.base import vocab_size_of
+from grouped_lm.errors import ConfigError
+from grouped_lm.heads import HEADS, Head, HeadLoss, RegularisedHead, build_head, needs_counts
+from grouped_lm.models.gpt2 import GPT2, KVCache, check_seq_len, estimate_embedding_params
+from grouped_lm.models.gpt_neo import GPTNeo, window_of_layer
+
+BODIES: dict[str, type[GPT2] | type[GPTNeo]] = {"gpt2": GPT2, "gpt_neo": GPTNeo}
+"""Every body by the name that `model.body` uses."""
 
 
 class LanguageModel(nn.Module):
     """head(body(input_ids), targets).
 
     The loss is taken inside `forward`, so that wrappers such as DDP and FSDP see every weight used.
-
-    Args:
-        body: (B, T) ids to (B, T, D) hidden states.
-        head: hidden states and targets to their loss.
     """
 
     def __init__(self, body: nn.Module, head: Head) -> None:
@@ -45,20 +46,113 @@ class LanguageModel(nn.Module):
         return self.head(self.hidden(input_ids), targets, **kwargs)
 
     def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Return the (B, T, D) states that the head reads; see the body for `cache`."""
+        """Return the (B, T, D) states that the head reads; `cache` is that of the body."""
         return self.body(input_ids) if cache is None else self.body(input_ids, cache)
 
 
-def estimate_body_params(config: ModelConfig, vocab_size: int) -> int:
-    """Return the parameters of the built body: E + P D + L (12 D^2 + b D) + 2 D.
+def build_body(config: ModelConfig, vocab_size: int) -> GPT2 | GPTNeo:
+    """Build the body that `config.body` names, freshly initialised from torch's global generator.
 
-    E is V D, or less for a factorised input embedding. 12 D^2 is q, k, v and output (4) and the MLP (8); b counts
-    biases and two layer norms: 13 for GPT-2, and 10 for GPT-Neo, which has none on q, k, v. An untied head comes on
-    top.
+    Returns:
+        A module that maps (B, T) int64 ids in [0, vocab_size) to (B, T, D) hidden states.
+
+    Raises:
+        ValueError: vocab_size is below 1.
+    """
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size must be at least 1, got {vocab_size}")
+    return BODIES[config.body](config, vocab_size)
+
+
+def build_lm(
+    config: Config,
+    count_tokens: Callable[[], np.ndarray] | None = None,
+    read_tokens: Callable[[], np.ndarray] | None = None,
+    saved: Mapping[str, Tensor] | None = None,
+    vocab_size: int | None = None,
+) -> LanguageModel:
+    """Build the model of a run, freshly initialised from torch's global generator.
 
     Args:
-        config: shapes.
-        vocab_size: V.
+        config: the run.
+        count_tokens: gives the (V,) occurrences in the training text; called only where head or grouping need them.
+        read_tokens: gives the training text, (T,) ids; called only for context clusters.
+        saved: the head's buffers in a checkpoint that is being loaded for use (`train_state.head_buffers`).
+        vocab_size: V; None means the tokenizer's.
+
+    Raises:
+        ConfigError: the head does not fit the rest of the config, or its grouping cannot be built.
+    """
+    check_head(config)
+    vocab_size = vocab_size or vocab_size_of(config.tokenizer)
+    body = build_body(config.model, vocab_size)
+    counts = None
+    if count_tokens is not None and needs_counts(config.head, config.grouping):
+        counts = torch.from_numpy(count_tokens())
+    head = build_head(
+        config.head,
+        config.model.n_embd,
+        vocab_size,
+        grouping=config.grouping,
+        counts=counts,
+        wte=body.wte.weight if isinstance(body.wte, nn.Embedding) else None,
+        tokens=read_tokens,
+        saved=saved,
+    )
+    if isinstance(head, RegularisedHead):
+        head.regularise(config.train.label_smoothing, config.train.z_loss)
+    return LanguageModel(body, head)
+
+
+def check_head(config: Config) -> None:
+    """Check that the head fits the rest of the config.
+
+    Raises:
+        ConfigError: it is tied, and the input embedding is no table, or one in rows that only the dense head can share;
+            or it lacks the losses that are to be added.
+    """
+    if config.model.embedding != "table" and getattr(config.head, "tied", False):
+        raise ConfigError(
+            f"model.embedding={config.model.embedding} has no row per token for head={config.head.name} to share: "
+            "set head.tied=false"
+        )
+    if config.train.vocab_parallel and config.head.name != "dense":
+        _check_rows(config)
+    if (config.train.label_smoothing or config.train.z_loss) and not HEADS[config.head.name].head.regularised:
+        allowed = ", ".join(name for name, (_, head) in HEADS.items() if head.regularised)
+        raise ConfigError(
+            f"train.label_smoothing and train.z_loss must be 0 for head={config.head.name}, "
+            f"got {config.train.label_smoothing} and {config.train.z_loss}: they are defined for {allowed}"
+        )
+
+
+def _check_rows(config: Config) -> None:
+    head = config.head
+    if config.model.embedding != "table":
+        raise ConfigError(
+            "train.vocab_parallel=true finds no table with a row per token to cut with "
+            f"model.embedding={config.model.embedding} and head={head.name}: leave it out"
+        )
+    if getattr(head, "tied", False):
+        raise ConfigError(
+            f"train.vocab_parallel=true leaves no process the whole table that head={head.name} shares: "
+            "set head.tied=false, or take head=dense or one without such a table, as grouped"
+        )
+
+
+def count_params(model: LanguageModel) -> tuple[int, int]:
+    """Return the parameters of the whole model and of the head alone; a tied table counts with the embedding."""
+    body = {id(p) for p in model.body.parameters()}
+    own = sum(p.numel() for p in model.head.parameters() if id(p) not in body)
+    return sum(p.numel() for p in model.parameters()), own
+
+
+def estimate_body_params(config: ModelConfig, vocab_size: int) -> int:
+    """Return the number of parameters of the built body: E + P D + L (12 D^2 + b D) + 2 D.
+
+    E is V D, or less for a factorised input embedding. 12 D^2 is q, k, v and output (4) and the MLP (8). b counts
+    biases and two layer norms: 13 for GPT-2, and 10 for GPT-Neo, which has no biases on q, k, v. An untied head is not
+    counted.
     """
     width = config.n_embd
     biases_and_norms = 10 if config.body == "gpt_neo" else 13
@@ -70,18 +164,13 @@ def estimate_body_params(config: ModelConfig, vocab_size: int) -> int:
 def estimate_body_flops_per_token(config: ModelConfig, seq_len: int) -> float:
     """Return the operations of the body's forward pass, per token: sum over layers of 24 D^2 + 4 D K.
 
-    A multiply and its add count as two. 24 D^2 is 2 for each of the 12 D^2 matrix parameters of a layer; q k'
-    and the weighted sum of v take 2 D each for every key that a token sees, K keys on average: (T + 1) / 2
-    with causal attention (half of the full T x T), and w - w (w - 1) / (2 T) with a window, where
-    w = min(window_size, T). Embeddings, norms, biases, gelu and softmax are left out. A training step takes
-    about three times as much.
-
-    Args:
-        config: shapes.
-        seq_len: T, tokens, in [1, block_size].
+    A multiply and its add count as two. 24 D^2 is 2 for each of the 12 D^2 matrix parameters of a layer. q k' and the
+    weighted sum of v take 2 D each for every key that a token sees, K keys on average: (T + 1) / 2 with causal
+    attention (half of the full T x T), and w - w (w - 1) / (2 T) with a window, where w = min(window_size, T).
+    Embeddings, norms, biases, gelu and softmax are left out. A training step takes about three times as much.
 
     Raises:
-        ValueError: seq_len is out of range.
+        ValueError: seq_len, T in tokens, is not in [1, block_size].
     """
     check_seq_len(seq_len, config.block_size)
     total = 24.0 * config.n_layer * config.n_embd**2

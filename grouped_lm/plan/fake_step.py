@@ -24,9 +24,8 @@ from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
 from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.measure.live_bytes import LiveBytes, Moments
-from grouped_lm.models.build import build_lm
 from grouped_lm.models.gpt_neo import forget_masks
-from grouped_lm.models.lm import LanguageModel
+from grouped_lm.models.lm import LanguageModel, build_lm
 from grouped_lm.optim import build_optimizer
 from grouped_lm.optim.training_step import TrainingStep
 
@@ -59,7 +58,7 @@ def fake_steps(
     """Return the live bytes during one optimizer step for each B. The optimizer has its state already.
 
     Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations. The text
-    is not known: if it has at most half of all tokens, the default head needs less (`heads/losses/table_rows.py`).
+    is not known: if it has at most half of all tokens, the default head needs less (`heads/losses/two_steps.py`).
 
     Args:
         config: the run.

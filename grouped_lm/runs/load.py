@@ -15,8 +15,7 @@ from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import CheckpointError, ConfigError, RunFolderError
 from grouped_lm.grouping import parse_grouping
 from grouped_lm.heads import parse_head_config
-from grouped_lm.models.build import build_lm
-from grouped_lm.models.lm import LanguageModel
+from grouped_lm.models.lm import LanguageModel, build_lm
 from grouped_lm.optim import parse_optim_config
 from grouped_lm.runs.checkpoint import load_latest
 from grouped_lm.runs.folder import RunFolder

@@ -6,7 +6,7 @@ from typing import Any
 from grouped_lm.config import Config
 from grouped_lm.data import prepare_data
 from grouped_lm.distributed.process_group import ProcessGroup
-from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import build_lm
 from grouped_lm.optim import learning_rate
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.train.session import TrainingRun

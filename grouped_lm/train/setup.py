@@ -15,8 +15,7 @@ from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.distributed.process_group import ProcessGroup, join_process_group
 from grouped_lm.errors import DiskError, GvcError
 from grouped_lm.heads import GroupedTokens, Head
-from grouped_lm.models.build import count_params
-from grouped_lm.models.lm import LanguageModel
+from grouped_lm.models.lm import LanguageModel, count_params
 from grouped_lm.plan.memory_check import check_memory, explain_out_of_memory
 from grouped_lm.runs.folder import RunFolder, failed
 from grouped_lm.system.files import write_json

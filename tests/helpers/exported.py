@@ -8,7 +8,7 @@ import torch
 
 from grouped_lm.config import Config, ModelConfig, TokenizerConfig
 from grouped_lm.data.tokenizers.build import build_tokenizer
-from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import build_lm
 from grouped_lm.runs.checkpoint import write_checkpoint
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.train_state import pack

@@ -11,7 +11,7 @@ from torch import Tensor
 from grouped_lm.config import Config, ModelConfig, TokenizerConfig, TrainConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import HEADS, IGNORE_INDEX, Head, RegularisedHead, SampledConfig
-from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import build_lm
 
 CASES = {
     "dense": {"bias": True},

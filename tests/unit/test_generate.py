@@ -9,8 +9,8 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.generate import Context, Sampling, TextStream, next_tokens, write_texts
 from grouped_lm.heads import ClassFullConfig, DenseConfig, GroupedConfig
 from grouped_lm.heads.decoding.truncation import Truncation
-from grouped_lm.models.build import build_lm
-from grouped_lm.models.kv_cache import KVCache
+from grouped_lm.models.gpt2 import KVCache
+from grouped_lm.models.lm import build_lm
 
 TOKENIZER = BytesTokenizer()
 SAMPLINGS = [

@@ -35,7 +35,7 @@ class BestFirstHead(RegularisedHead):
     """A head of two steps: K tokens and G groups, then the S tokens of one group.
 
     A subclass defines the two distributions; truncation and draws on the joint distribution follow. The slow lines that
-    they equal are `JointDecoding.truncate` and `JointDecoding.sample`, over `log_prob`.
+    they equal are `Head.truncate` and `Head.draw_tokens`, over `log_prob`.
     """
 
     @abstractmethod
@@ -56,12 +56,7 @@ class BestFirstHead(RegularisedHead):
 
     @abstractmethod
     def in_group_log_prob(self, states: Tensor, groups: Tensor) -> Tensor:
-        """Return the (N, S) log p(token | group) for one group per row, -inf at padding slots, in fp32 or finer.
-
-        Args:
-            states: (N, D).
-            groups: (N,) int64 in [0, G).
-        """
+        """Return the (N, S) log p(token | group) for one group in [0, G) per row, -inf at padding slots, as above."""
 
     def truncate(self, hidden: Tensor, truncation: Truncation) -> KeptTokens:
         """Return the tokens that `truncation` keeps for (N, D) states, likeliest first, equals by id."""
@@ -85,11 +80,8 @@ class BestFirstHead(RegularisedHead):
                 log_prob = torch.cat([log_prob, new], dim=1)
                 ids = torch.cat([ids, new_ids.clamp_min(0)], dim=1)
                 opened += step
-            if opened == n_group:
-                yield rows, truncate(log_prob, ids, truncation)
-                return
-            settled = is_settled(log_prob, bounds[:, opened], truncation)
-            if bool(settled.all()):
+            settled = is_settled(log_prob, bounds[:, opened], truncation) if opened < n_group else None
+            if settled is None or bool(settled.all()):
                 yield rows, truncate(log_prob, ids, truncation)
                 return
             if bool(settled.any()):
@@ -103,42 +95,26 @@ class BestFirstHead(RegularisedHead):
                 return
 
     def _open(self, states: Tensor, groups: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (N, C S) log-probabilities of the tokens of some groups, and their ids, -1 at padding slots.
+        """Return (N, C S) log-probabilities of the tokens of (N, C) groups, and their ids, -1 at padding slots.
 
-        Args:
-            states: (N, D).
-            groups: (N, C) of each state.
-            bounds: (N, C) their log-probabilities.
+        `bounds` are the (N, C) log-probabilities of the groups.
         """
-        number = groups.shape[1]
-        inside = self.in_group_log_prob(states.repeat_interleave(number, 0), groups.flatten()).view(
-            len(states), number, -1
-        )
-        return (inside + bounds.unsqueeze(-1)).flatten(1), self.group_members()[groups].flatten(1)
+        inside = self.in_group_log_prob(states.repeat_interleave(groups.shape[1], 0), groups.flatten())
+        joint = inside.view(*groups.shape, -1) + bounds.unsqueeze(-1)
+        return joint.flatten(1), self.group_members()[groups].flatten(1)
 
-    def sample(
-        self,
-        hidden: Tensor,
-        generator: torch.Generator | None = None,
-        *,
-        temperature: float = 1.0,
-        truncation: Truncation | None = None,
-        num_samples: int = 1,
+    def draw_tokens(
+        self, hidden: Tensor, generator: torch.Generator | None, temperature: float, truncation: Truncation, count: int
     ) -> Tensor:
-        """Return (N, num_samples) token ids drawn from the joint distribution.
-
-        Without a truncation a group is drawn, then a token in it.
-        """
-        whole = truncation is None or truncation.keeps_all
-        if temperature == 0 or not len(hidden) or self.group_members().numel() == 0 or not (whole or num_samples == 1):
-            return super().sample(
-                hidden, generator, temperature=temperature, truncation=truncation, num_samples=num_samples
-            )
-        if truncation is not None and not whole:
+        """Return `sample` of `count` draws for temperatures above 0: a group is drawn, then a token in it."""
+        whole = truncation.keeps_all
+        if not len(hidden) or self.group_members().numel() == 0 or not (whole or count == 1):
+            return super().draw_tokens(hidden, generator, temperature, truncation, count)
+        if not whole:
             return self._sample_kept(hidden, generator, temperature, truncation).unsqueeze(1)
-        if temperature == 1 and num_samples == 1:
+        if temperature == 1 and count == 1:
             return self._sample_once(hidden, generator).unsqueeze(1)
-        return self._sample_tempered(hidden, generator, temperature, num_samples)
+        return self._sample_tempered(hidden, generator, temperature, count)
 
     def _sample_tempered(
         self, hidden: Tensor, generator: torch.Generator | None, temperature: float, num_samples: int
@@ -184,36 +160,27 @@ class BestFirstHead(RegularisedHead):
     ) -> Tensor:
         """Return (N,) ids: tokens are drawn from the whole distribution until one is kept by the truncation.
 
-        Accepted tokens have the distribution of the kept ones. Under top-p at temperature 1 a draw is kept with
-        probability top_p or more. Most kept tokens are so likely that few groups can hold a likelier one. After `TRIES`
-        rejections the V-wide line is used.
+        Under top-p at temperature 1 a draw is kept with probability top_p or more. Most kept tokens are so likely that
+        few groups can hold a likelier one. After `TRIES` rejections the V-wide line is used.
         """
         first = self.class_log_prob(states)
         pending = torch.arange(len(states), device=states.device)
         tokens = torch.zeros_like(pending)
         for _ in range(TRIES):
-            drawn = self.sample(states[pending], generator, temperature=temperature).squeeze(1)
+            drawn = self.draw_tokens(states[pending], generator, temperature, Truncation(), 1).squeeze(1)
             kept = self._keeps(states[pending], first[pending], drawn, truncation)
             tokens[pending[kept]] = drawn[kept]
             pending = pending[~kept]
             if not pending.numel():
                 return tokens
-        tokens[pending] = (
-            super().sample(states[pending], generator, temperature=temperature, truncation=truncation).squeeze(1)
-        )
+        tokens[pending] = super().draw_tokens(states[pending], generator, temperature, truncation, 1).squeeze(1)
         return tokens
 
     def _keeps(self, states: Tensor, first: Tensor, tokens: Tensor, truncation: Truncation) -> Tensor:
         """Return (N,) whether `truncation` keeps each state's token, from as few groups as possible.
 
         Groups are opened best first. The number and probability of the known tokens that precede the given one are
-        lower bounds. Upper bounds add the most that unopened groups can hold.
-
-        Args:
-            states: (N, D).
-            first: (N, K + G), their `class_log_prob`.
-            tokens: (N,) ids.
-            truncation: does not keep all.
+        lower bounds. Upper bounds add the most that unopened groups can hold. `first` is `class_log_prob`.
         """
         shortlist, members = self.shortlist_ids(), self.group_members()
         keeps = torch.zeros_like(tokens, dtype=torch.bool)
@@ -229,7 +196,7 @@ class BestFirstHead(RegularisedHead):
             if opened == len(members) or not bool(going.any()):
                 return keeps
             rows, states, bounds, order = rows[going], states[going], bounds[going], order[going]
-            before = before.of(going)
+            before.keep(going)
             step = min(step, len(members) - opened)
             chosen = slice(opened, opened + step)
             before.add(*self._open(states, order[:, chosen], bounds[:, chosen]))
@@ -285,14 +252,12 @@ class PrecedingTokens:
         self.own, self.tokens = own, tokens
         self.mass = torch.zeros_like(own, dtype=torch.float64)
         self.count = torch.zeros_like(tokens)
-        self.best = own
-        """(N,) largest log-probability known."""
+        self.best = own  # the largest log-probability known
 
-    def of(self, rows: Tensor) -> "PrecedingTokens":
-        """Return the part of some rows."""
-        part = PrecedingTokens(self.own[rows], self.tokens[rows])
-        part.mass, part.count, part.best = self.mass[rows], self.count[rows], self.best[rows]
-        return part
+    def keep(self, rows: Tensor) -> None:
+        """Keep some rows alone."""
+        for name, values in vars(self).items():
+            setattr(self, name, values[rows])
 
     def add(self, log_prob: Tensor, ids: Tensor) -> None:
         """Add (N, C) log-probabilities, -inf where there is no token, and ids of further tokens."""
@@ -307,9 +272,7 @@ class PrecedingTokens:
     def decide(self, bounds: Tensor, truncation: Truncation) -> tuple[Tensor, Tensor]:
         """Return (N,) whether the token is certainly kept, and whether it is certainly not.
 
-        Args:
-            bounds: (N, U) log-probabilities of the groups not opened yet, falling.
-            truncation: does not keep all.
+        `bounds` are (N, U) falling log-probabilities of the groups that are not opened yet.
         """
         may = bounds >= self.own.unsqueeze(1)  # no other group has a token that comes before
         more = (bounds.double().exp() * may).sum(1)
@@ -332,12 +295,9 @@ class PrecedingTokens:
 
 
 def is_settled(log_prob: Tensor, bound: Tensor, truncation: Truncation) -> Tensor:
-    """Return (N,) whether no token of probability up to `bound` can change the kept tokens.
+    """Return (N,) whether no token of log-probability up to (N,) `bound` can change the kept tokens.
 
-    Args:
-        log_prob: (N, C) of the tokens found so far, all those above `bound` among them.
-        bound: (N,) log-probability of the next group.
-        truncation: one that does not keep all.
+    The (N, C) `log_prob` are those of the tokens found so far, all those above `bound` among them.
     """
     above = log_prob > bound.unsqueeze(1)  # one that equals the bound may have an equal with a lower id
     settled = bound < log_prob.amax(1) + truncation.log_min_p

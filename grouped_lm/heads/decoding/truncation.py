@@ -56,10 +56,8 @@ class Truncation:
 class KeptTokens:
     """The tokens that a truncation keeps for each state, likeliest first."""
 
-    log_prob: Tensor
-    """(N, M) log-probabilities under the whole distribution, -inf where fewer than M are kept."""
-    ids: Tensor
-    """(N, M) int64 token ids, 0 where fewer than M are kept."""
+    log_prob: Tensor  # (N, M) log-probabilities under the whole distribution, -inf where fewer than M are kept
+    ids: Tensor  # (N, M) int64 token ids, 0 where fewer than M are kept
 
     @property
     def sizes(self) -> Tensor:
@@ -68,12 +66,9 @@ class KeptTokens:
 
 
 def truncate(log_prob: Tensor, ids: Tensor | None, truncation: Truncation) -> KeptTokens:
-    """Return the kept tokens: sort by probability and id, and take the prefix.
+    """Return the kept tokens of (N, C) candidates: sort by probability and id, and take the prefix.
 
-    Args:
-        log_prob: (N, C), -inf where a candidate is none.
-        ids: (N, C) the candidates' ids; None means that column is id.
-        truncation: which tokens are kept.
+    The log-probability is -inf where a candidate is none. If `ids` is None, the column is the id.
     """
     limit = min(truncation.top_k or log_prob.shape[1], log_prob.shape[1])
     if not len(log_prob):
@@ -135,15 +130,9 @@ def _prefix(log_prob: Tensor, truncation: Truncation) -> Tensor:
 
 
 def draw(weights: Tensor, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw one column for every entry of `rows`, by the inverse of the cumulated weights of that row.
+    """Draw (m,) columns, one for each of (m,) `rows`, by the inverse of the cumulated weights of that row.
 
-    Args:
-        weights: (N, C) fp64, >= 0, with a sum above 0 in every row; none of weight 0 is ever drawn.
-        rows: (m,) int64 in [0, N).
-        generator: on the device of the weights; None is torch's global one.
-
-    Returns:
-        (m,) int64 in [0, C).
+    The (N, C) fp64 weights are 0 or more, with a sum above 0 in every row. No column of weight 0 is ever drawn.
 
     Raises:
         DivergedError: the weights of a row are not finite numbers; one such would spoil the draws of all rows.
@@ -159,13 +148,10 @@ def draw(weights: Tensor, rows: Tensor, generator: torch.Generator | None) -> Te
 
 
 def draw_one(log_prob: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw (N,) columns, one for every row of (N, C) log-probabilities: the first arrival of exponential clocks.
+    """Draw (N,) columns, one for every row of (N, C) log-probabilities.
 
-    The least of independent exponential times with rates p is that of column c with probability p[c]; in fp64, since
-    fp32 times are too coarse for rare tokens.
-
-    Raises:
-        DivergedError: a row has something else than log-probabilities.
+    The least of independent exponential times with rates p is that of column c with probability p[c]. Times are fp64,
+    since fp32 is too coarse for rare tokens. `check_finite` refuses rows that are no log-probabilities.
     """
     prob = log_prob.double().exp()
     rate, column = (prob / torch.empty_like(prob).exponential_(generator=generator)).max(1)
@@ -174,20 +160,13 @@ def draw_one(log_prob: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def check_finite(weights: Tensor) -> None:
-    """Check (N,) weights of states.
-
-    Raises:
-        DivergedError: one is 0, infinite or no number.
-    """
+    """Raise `DivergedError` if one of (N,) weights is 0, infinite or no number."""
     if not bool(((weights > 0) & (weights < torch.inf)).all()):
         raise DivergedError("the model gives probabilities that are no finite numbers: its weights have diverged")
 
 
 def tempered(log_prob: Tensor, temperature: float) -> Tensor:
-    """Return (N, C) fp64 weights p^(1 / temperature), of sum 1, of (N, C) log-probabilities.
-
-    Whatever the temperature above 0, the largest one stays finite.
-    """
+    """Return (N, C) fp64 weights p^(1 / temperature), of sum 1 and finite, of (N, C) log-probabilities."""
     return ((log_prob - log_prob.amax(1, keepdim=True)).double() / temperature).softmax(1)
 
 
@@ -202,14 +181,7 @@ def draw_from(
 
 
 def draw_kept(kept: KeptTokens, temperature: float, num_samples: int, generator: torch.Generator | None) -> Tensor:
-    """Return (N, num_samples) ids drawn from the kept tokens, each with weight p^(1 / temperature).
-
-    Args:
-        kept: of N states.
-        temperature: > 0.
-        num_samples: draws per state, >= 1.
-        generator: on the device of the tokens; None is torch's global one.
-    """
+    """Return (N, num_samples) ids drawn from the kept tokens, each with weight p^(1 / temperature)."""
     if not len(kept.ids):
         return kept.ids.new_empty(0, num_samples)
     weights = tempered(kept.log_prob, temperature)

@@ -5,6 +5,7 @@ Letters: N tokens, D width, C columns of logits, R columns of one class.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +14,13 @@ from torch._subclasses.fake_tensor import is_fake
 from torch.utils.checkpoint import checkpoint
 
 from grouped_lm.config import IGNORE_INDEX
-from grouped_lm.heads.losses.functional import at_least_fp32, exact_dtype, working_dtype
-from grouped_lm.heads.losses.saved_gradients import empty_gradients, register_saved_gradients
+from grouped_lm.heads.losses.functional import (
+    at_least_fp32,
+    empty_gradients,
+    exact_dtype,
+    register_saved_gradients,
+    working_dtype,
+)
 
 DEFAULT_CHUNK_ROWS = 256
 """Rows of logits that exist at once, where a config names no other number; `gvc bench heads` tries 64 to 1,024."""
@@ -35,23 +41,16 @@ def default_chunk_rows(device: torch.device) -> int:
 class Linear:
     """The logits W h + b of N states, and how many rows of them exist at once."""
 
-    states: Tensor
-    """(N, D)."""
-    weight: Tensor
-    """(C, D)."""
-    bias: Tensor | None
-    """(C,)."""
-    chunk_rows: int | None
-    """Rows of logits at once, >= 1; None means all N, in one plain line."""
+    states: Tensor  # (N, D)
+    weight: Tensor  # (C, D)
+    bias: Tensor | None  # (C,)
+    chunk_rows: int | None  # Rows of logits at once, >= 1; None means all N, in one plain line
 
 
 def softmax_loss(logits: Tensor, target: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the (n, 1) -log p(target) and all (n, C) probabilities, with one exponential per logit on a CPU.
 
-    Args:
-        logits: (n, C), overwritten where there are more than `SEPARATE_NUMBERS` of the type of the softmax.
-        target: (n, 1) int64 in [0, C).
-        dtype: of the softmax.
+    More than `SEPARATE_NUMBERS` logits are overwritten, if they have the type of the softmax.
     """
     if logits.device.type != "cpu" or logits.dtype != dtype or logits.numel() <= SEPARATE_NUMBERS:
         return _softmax_loss(logits, target, dtype)
@@ -84,10 +83,7 @@ def plain_nll(states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
 def linear_nll(layer: Linear, targets: Tensor, reduction: str) -> Tensor:
     """Return the cross entropy of softmax(W h + b), as `plain_nll` does, with its exact gradients.
 
-    Args:
-        layer: states, weights and size of a chunk.
-        targets: (N,) int64 in [0, C), or IGNORE_INDEX.
-        reduction: "none" for (N,) losses, else their sum (the caller divides it for a mean).
+    Reduction "none" gives (N,) losses, any other their sum (the caller divides it for a mean).
     """
     states, weight, bias, chunk_rows = layer.states, layer.weight, layer.bias, layer.chunk_rows
     if chunk_rows is None:
@@ -104,13 +100,7 @@ def linear_nll(layer: Linear, targets: Tensor, reduction: str) -> Tensor:
 
 
 def class_nll(
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    classes: Tensor,
-    n_single: int,
-    directions: int,
-    chunk_rows: int,
+    states: Tensor, weight: Tensor, bias: Tensor | None, classes: Tensor, n_single: int, directions: int, rows: int
 ) -> Tensor:
     """Return the summed -log p(class), where p(class) is the share of its columns in softmax(W h + b).
 
@@ -126,19 +116,24 @@ def class_nll(
         classes: (N,) int64, -1 where ignored.
         n_single: classes of one column, in [0, C].
         directions: R >= 1; C - n_single is a multiple of it.
-        chunk_rows: rows of logits that exist at once, >= 1.
+        rows: rows of logits that exist at once, >= 1.
     """
-    sizes = n_single, directions, chunk_rows
+    sizes = n_single, directions, rows
     given = states, weight, bias, classes, sizes, working_dtype(states), torch.is_grad_enabled()
     if not torch.compiler.is_compiling() and is_fake(states):  # a memory tracker sees the inside of one chunk
         with torch.no_grad():
-            _first_chunk(*given)
+            class_sums(*given)
     nll: Tensor = _class_nll(*given)[0]
     return nll
 
 
-@torch.library.custom_op("grouped_lm::class_nll", mutates_args=())
-def _class_nll(
+def chunks(states: Tensor, rows: int) -> list[slice]:
+    """Return the chunks of rows of (N, D) states; of fake states the first alone, since only sizes matter."""
+    slices = [slice(start, start + rows) for start in range(0, len(states), rows)]
+    return slices[:1] if is_fake(states) else slices
+
+
+def class_sums(
     states: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -147,47 +142,35 @@ def _class_nll(
     dtype: torch.dtype,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the summed loss, and with `keep` its gradients with respect to states, weight and bias."""
-    outputs = _class_nll_shapes(states, weight, bias, classes, sizes, dtype, keep)
+    """Return the loss of `class_nll`, and with `keep` its gradients with respect to states, weight and bias.
+
+    `sizes` are `n_single`, `directions` and `chunk_rows`; matrix products are in `dtype`.
+    """
+    outputs = _class_shapes(states, weight, bias, classes, sizes, dtype, keep)
     for output in outputs:
         output.zero_()
-    n_single, directions, chunk_rows = sizes
     table, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
-    for start in range(0, states.shape[0], chunk_rows):
-        add_chunk(slice(start, start + chunk_rows), states, table, shift, classes, (n_single, directions), outputs)
+    del weight, bias
+    n_single, directions, chunk_rows = sizes
+    for rows in chunks(states, chunk_rows):
+        add_chunk(rows, states, table, shift, classes, (n_single, directions), outputs)
     return outputs
 
 
+_class_nll = torch.library.custom_op("grouped_lm::class_nll", class_sums, mutates_args=())
+
+
 @_class_nll.register_fake
-def _class_nll_shapes(
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    classes: Tensor,
-    sizes: Sequence[int],
-    dtype: torch.dtype,
-    keep: bool,
+def _class_shapes(
+    states: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    d_states, d_weight = empty_gradients(keep, states, weight)
+    dtype, keep = rest[-2:]
     d_bias = weight.new_empty(weight.shape[0] if keep and bias is not None else 0)
+    d_states, d_weight = empty_gradients(keep, states, weight)
     return states.new_empty((), dtype=exact_dtype(dtype)), d_states, d_weight, d_bias
 
 
 register_saved_gradients(_class_nll, n_values=1, n_gradients=3)
-
-
-def _first_chunk(
-    states: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    classes: Tensor,
-    sizes: tuple[int, int, int],
-    dtype: torch.dtype,
-    keep: bool,
-) -> None:
-    outputs = _class_nll_shapes(states, weight, bias, classes, sizes, dtype, keep)
-    table, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
-    add_chunk(slice(0, sizes[2]), states, table, shift, classes, sizes[:2], outputs)
 
 
 def add_chunk(
@@ -197,20 +180,12 @@ def add_chunk(
     shift: Tensor | None,
     classes: Tensor,
     layout: tuple[int, int],
-    outputs: tuple[Tensor, Tensor, Tensor, Tensor],
+    outputs: tuple[Tensor, ...],
 ) -> None:
-    """Add the loss of some rows, and their gradients if those are kept.
+    """Add the loss of some rows to `outputs`, and their gradients if those are kept.
 
-    A function of its own, so that no tensor of one chunk exists during the next.
-
-    Args:
-        rows: of the states.
-        states: (N, D).
-        table: (C, D) weights, in the type of the matrix products.
-        shift: (C,) biases of that type, or None.
-        classes: (N,) int64, -1 where ignored.
-        layout: `n_single` and `directions` of `class_nll`.
-        outputs: the loss, and gradients of states, weights and biases, which have no elements where they are not kept.
+    A function of its own, so that no tensor of one chunk exists during the next. The (C, D) `table` and the (C,)
+    `shift` have the type of the matrix products; `layout` is `n_single` and `directions`.
     """
     total, d_states, d_weight, d_bias = outputs
     part, targets = states[rows].to(table.dtype), classes[rows]

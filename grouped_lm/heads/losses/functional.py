@@ -1,14 +1,17 @@
-"""Functions of tensors that all losses share, and the result of a loss.
+"""Functions of tensors that all losses share, the result of a loss, and gradients that are saved with it.
 
 Letters: N tokens, D width, V vocabulary, C classes of a softmax.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from grouped_lm.config import IGNORE_INDEX
 
@@ -106,11 +109,7 @@ def flatten(hidden: Tensor, targets: Tensor, n_embd: int, vocab_size: int) -> tu
 def classify(logits: Tensor, classes: Tensor, counted: Tensor, accuracy: bool) -> tuple[Tensor, Tensor | None]:
     """Return (N,) cross entropies, zero where not counted, and with `accuracy` the rows whose class is the likeliest.
 
-    Args:
-        logits: (N, C), fp32 or finer.
-        classes: (N,) int64 in [0, C) where counted.
-        counted: (N,) bool.
-        accuracy: also compare with the largest logit.
+    The logits are (N, C), in fp32 or finer; the classes are in [0, C) where counted.
     """
     picked = classes.masked_fill(~counted, IGNORE_INDEX)
     nll = F.cross_entropy(logits, picked, ignore_index=IGNORE_INDEX, reduction="none")
@@ -126,15 +125,9 @@ def two_step_loss(
 ) -> HeadLoss:
     """Return the loss of a head of two steps for targets of any shape.
 
-    The losses may be sums already, unless the reduction is none. The parts have gradients under reduction none alone:
-    a summed loss comes from one operator that has the gradient of both.
-
-    Args:
-        targets: (...) ids.
-        reduction: mean, sum or none.
-        group: (N,) losses of the first step and hits, as `classify` returns them.
-        token: those of the second step.
-        extra: (N,) label smoothing and z-loss.
+    `group` and `token` are (N,) losses and hits of both steps, as `classify` returns them. They may be sums already,
+    unless the reduction is none. The parts have gradients under reduction none alone: a summed loss comes from one
+    operator that has the gradient of both.
     """
 
     def finish(values: Tensor) -> Tensor:
@@ -175,3 +168,59 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
 def at_once(states: Tensor, weight: Tensor) -> bool:
     """Return whether a loss may compute both steps in one node, reading numbers as it goes: fp32 or fp64 on a CPU."""
     return may_look(states) and weight.dtype in (torch.float32, torch.float64)
+
+
+def register_saved_gradients(operator: Any, n_values: int, n_gradients: int) -> None:
+    """Register the backward pass of an operator that computes its gradients with the loss, and keeps those.
+
+    The gradients of a loss are known once its softmax is: (p - 1 at the target) times the inputs. So a loss can be
+    computed a chunk of rows at a time, and no (N, C) tensor is kept for the backward pass. That pass only multiplies
+    the saved gradients by the gradient of the loss, a scalar.
+
+    Args:
+        operator: of `torch.library.custom_op`. Its outputs are the loss, further values, and the gradients.
+        n_values: outputs before the gradients. Those after the loss have no gradient.
+        n_gradients: the outputs after the values are the gradients of as many first inputs. The one of an input that
+            is None has no elements.
+    """
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.given = [tensor is not None for tensor in inputs[:n_gradients]]
+        ctx.n_constant = len(inputs) - n_gradients
+        ctx.set_materialize_grads(False)  # no zeros for the outputs without a gradient
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*output[n_values:])
+
+    def backward(ctx: Any, d_loss: Tensor | None, *_: None) -> tuple[Any, ...]:
+        gradients = scale_saved(ctx.saved_tensors, d_loss)
+        own = [gradient if given else None for gradient, given in zip(gradients, ctx.given, strict=True)]
+        return *own, *[None] * ctx.n_constant
+
+    operator.register_autograd(backward, setup_context=save)
+
+
+def empty_gradients(keep: bool, *inputs: Tensor) -> list[Tensor]:
+    """Return an uninitialised tensor for the gradient of each input, without elements where it is not kept."""
+    return [tensor.new_empty(tensor.shape if keep else 0) for tensor in inputs]
+
+
+def scale_saved(saved: Sequence[Tensor], scale: Tensor | None) -> Sequence[Tensor | None]:
+    """Return `scaled` gradients; None where the loss that they were saved with has no gradient."""
+    return [None] * len(saved) if scale is None else scaled(saved, scale)
+
+
+def scaled(saved: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
+    """Return saved gradients of a scalar loss, times the gradient of that scalar.
+
+    They are overwritten if the graph is about to be freed, since nobody can ask for them again. Otherwise a backward
+    pass would hold each of them twice.
+
+    Raises:
+        RuntimeError: a derivative of the gradients themselves is wanted. They have none.
+    """
+    if torch.is_grad_enabled() and get_proxy_mode() is None:
+        raise RuntimeError("this loss has first derivatives alone; head.log_prob(hidden) has all of them")
+    keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+    last = not keeps_graph() and get_proxy_mode() is None  # a graph that is being traced plans its own memory
+    factors = [scale.to(gradient.dtype) for gradient in saved]
+    return [g.mul_(f) if last else g * f for g, f in zip(saved, factors, strict=True)]

@@ -8,29 +8,25 @@ Letters: N tokens, D width, G groups, S slots per group.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
-from grouped_lm.heads.losses.chunked import default_chunk_rows, softmax_loss
-from grouped_lm.heads.losses.functional import exact_dtype, working_dtype
+from grouped_lm.heads.losses.chunked import chunks, default_chunk_rows, softmax_loss
+from grouped_lm.heads.losses.functional import empty_gradients, exact_dtype, register_saved_gradients, working_dtype
 from grouped_lm.heads.losses.kernels import chosen
-from grouped_lm.heads.losses.saved_gradients import empty_gradients, register_saved_gradients
 
 
 @dataclass(frozen=True, slots=True)
 class SharedLayer:
     """Token logits in group g: outer[g] * (W (scale[g] * h + shift[g])) + table[g]. None parts are left out."""
 
-    weight: Tensor
-    """W, (S, D)."""
-    table: Tensor
-    """(G, S), -inf at padding slots."""
-    inner: tuple[Tensor, Tensor] | None = None
-    """scale and shift, (G, D) each."""
-    outer: Tensor | None = None
-    """(G, S)."""
+    weight: Tensor  # W, (S, D)
+    table: Tensor  # (G, S), -inf at padding slots
+    inner: tuple[Tensor, Tensor] | None = None  # scale and shift, (G, D) each
+    outer: Tensor | None = None  # (G, S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,53 +47,50 @@ def shared_nll(
 ) -> tuple[Tensor, Tensor]:
     """Return the summed -log p(token), and the part of it that is -log p(group), which has no gradient.
 
-    Under autocast the matrix products are in its type, the softmax and all sums over chunks in fp32.
-
-    Args:
-        states: (N, D).
-        group_weight: (G, D), the first step.
-        group_bias: (G,).
-        layer: the second step.
-        groups: (N,) int64 in [0, G), or -1 for rows that count nowhere.
-        slots: (N,) int64 in [0, S).
+    Under autocast the matrix products are in its type, the softmax and all sums over chunks in fp32. The (N,) groups
+    are in [0, G), or -1 for rows that count nowhere; the (N,) slots are in [0, S).
     """
     none = states.new_empty(0)
     inner, outer = layer.inner or (none, none), none if layer.outer is None else layer.outer
-    weights = [group_weight, group_bias, layer.weight, layer.table, *inner, outer]
-    given = states, weights, groups, slots, working_dtype(states), torch.is_grad_enabled()
+    weights = group_weight, group_bias, layer.weight, layer.table, *inner, outer
+    given = states, *weights, groups, slots, working_dtype(states), torch.is_grad_enabled()
     if not torch.compiler.is_compiling() and is_fake(states):  # a memory tracker sees the inside of one chunk
         with torch.no_grad():
-            outputs = _shapes(*given)
-            _add_chunk(slice(0, default_chunk_rows(states.device)), *given[:-1], outputs)
-            del outputs
+            _sums(*given)
     total, group_total, *_ = _shared_nll(*given)
     return total, group_total
 
 
-@torch.library.custom_op("grouped_lm::shared_nll", mutates_args=())
-def _shared_nll(
-    states: Tensor, weights: Sequence[Tensor], groups: Tensor, slots: Tensor, dtype: torch.dtype, keep: bool
-) -> list[Tensor]:
+def _sums(states: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     """Return the sums of both steps and of the first, and with `keep` the gradients of states and weights."""
-    outputs = _shapes(states, weights, groups, slots, dtype, keep)
+    *weights, groups, slots, dtype, _keep = rest
+    outputs = _shapes(states, *rest)
     for output in outputs:
         output.zero_()
-    step = default_chunk_rows(states.device)
-    whole = states.device.type == "cpu" and bool((groups >= 0).all())
-    for start in range(0, states.shape[0], step):
-        _add_chunk(slice(start, start + step), states, weights, groups, slots, dtype, outputs, whole)
+    whole = states.device.type == "cpu" and not is_fake(groups) and bool((groups >= 0).all())
+    for rows in chunks(states, default_chunk_rows(states.device)):
+        _add_chunk(rows, states, weights, groups, slots, dtype, outputs, whole)
     return outputs
 
 
+_shared_nll = torch.library.custom_op(
+    "grouped_lm::shared_nll",
+    _sums,
+    mutates_args=(),
+    schema="(Tensor states, Tensor group_weight, Tensor group_bias, Tensor weight, Tensor table, Tensor scale, "
+    "Tensor shift, Tensor outer, Tensor groups, Tensor slots, ScalarType dtype, bool keep) -> "
+    f"({', '.join(['Tensor'] * 10)})",  # a list of tensors would cost 0.1 ms a call
+)
+
+
 @_shared_nll.register_fake
-def _shapes(
-    states: Tensor, weights: Sequence[Tensor], groups: Tensor, slots: Tensor, dtype: torch.dtype, keep: bool
-) -> list[Tensor]:
+def _shapes(states: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *weights, _, _, dtype, keep = rest
     sums = [states.new_empty((), dtype=exact_dtype(dtype)) for _ in range(2)]
-    return sums + empty_gradients(keep, states, *weights)
+    return *sums, *empty_gradients(keep, states, *weights)
 
 
-register_saved_gradients(_shared_nll, n_values=2, n_gradients=2)
+register_saved_gradients(_shared_nll, n_values=2, n_gradients=8)
 
 
 def _add_chunk(
@@ -107,8 +100,8 @@ def _add_chunk(
     groups: Tensor,
     slots: Tensor,
     dtype: torch.dtype,
-    outputs: list[Tensor],
-    whole: bool = False,
+    outputs: Sequence[Tensor],
+    whole: bool,
 ) -> None:
     """Add the losses of some rows, and their gradients if those are kept; `whole` if all of the rows count."""
     total, group_total, d_states = outputs[:3]

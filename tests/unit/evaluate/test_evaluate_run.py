@@ -22,7 +22,7 @@ from grouped_lm.evaluate.metrics import (
 )
 from grouped_lm.evaluate.scoring import ContextRule, TokenScores, list_windows, score_tokens
 from grouped_lm.heads import AdaptiveConfig, ClassFullConfig, DenseConfig, GroupedConfig
-from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import build_lm
 
 T = 8
 TOKENS = np.array([256, 1, 2, 3, 256, *range(10, 31), 256, 7, 256], np.uint16)

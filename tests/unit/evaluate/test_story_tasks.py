@@ -8,7 +8,7 @@ from grouped_lm.data.tokenizers.base import BytesTokenizer
 from grouped_lm.evaluate.continuations import log_likelihoods, split_long
 from grouped_lm.evaluate.story_tasks import make_choices, make_clozes, score_tasks, split_last_sentence
 from grouped_lm.heads import ClassFullConfig
-from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import build_lm
 
 STORIES = [
     f'{name} had a {toy}. "Nice {toy}!" said Tom. {name} loved the {toy}.'

@@ -16,10 +16,10 @@ from grouped_lm.heads import (
     class_full,
     shortlist,
 )
+from grouped_lm.heads.context import GroupedTokens
 from grouped_lm.heads.losses import in_group
-from grouped_lm.heads.losses.in_group import GroupRows
 from grouped_lm.heads.losses.in_group import _in_group as in_group_op
-from grouped_lm.heads.losses.in_group_device import backward_by_borders, forward_by_borders
+from grouped_lm.heads.losses.in_group import backward_by_borders, forward_by_borders
 
 D = 6
 GROUPINGS = ["merge_rank", "frequency", "random"]
@@ -138,9 +138,9 @@ def test_shortlist_equals_its_slow_line(vocab_size, values, grouping):
 
 def test_the_shortlist_holds_the_most_frequent_tokens():
     head = random_head(plain_shortlist(shortlist_size=20), 103)  # counts are id % 11
-    assert head.rows.outside.tolist() == [*range(10, 103, 11), *range(9, 103, 11), *range(8, 20, 11)]
+    assert head.outside.tolist() == [*range(10, 103, 11), *range(9, 103, 11), *range(8, 20, 11)]
     unknown = build_head(plain_shortlist(shortlist_size=20, tied=False), D, 103)
-    assert unknown.rows.outside.tolist() == list(range(20))
+    assert unknown.outside.tolist() == list(range(20))
 
 
 def test_directions_change_nothing_at_the_start():
@@ -226,14 +226,15 @@ def test_grouped_products_of_a_device_equal_the_loop(dtype, count):
     token_to_group, token_to_slot = torch.full((100,), -1), torch.arange(100)
     token_to_group[order[10:]], token_to_slot[order[10:]] = torch.arange(90) // 13, torch.arange(90) % 13
     token_to_slot[order[:10]] = torch.arange(10)
-    rows = GroupRows(token_to_group, token_to_slot, 7, 13, 10)
+    rows = GroupedTokens()
+    rows.assign_groups(token_to_group, token_to_slot, 7, 13, 10)
     hidden, weight, bias = torch.randn(count, width), torch.randn(100, width), torch.randn(100)
     targets = torch.randint(0, 100, (count,))
     groups, slots = token_to_group[targets], token_to_slot[targets]
-    members = rows.members(token_to_group, token_to_slot)
-    where = [members, groups, slots], rows.outside[:0], dtype, True
+    members = rows.padded_members()
+    where = members, groups, slots, rows.outside[:0], dtype, True
     nll, hits, _ = in_group_op(hidden, weight, bias, *where)
-    theirs = forward_by_borders(hidden, weight, bias, members, groups, slots, dtype)
+    theirs = forward_by_borders((hidden, weight, bias), where[:3], dtype)
     close = {"rtol": 0.02, "atol": 0.02} if dtype is torch.bfloat16 else {}
     torch.testing.assert_close((nll, hits), theirs, **close)
     d_nll = torch.randn(count)
@@ -241,7 +242,7 @@ def test_grouped_products_of_a_device_equal_the_loop(dtype, count):
         in_group_op(*(leaves := [t.requires_grad_() for t in (hidden, weight, bias)]), *where)[0], leaves, d_nll
     )
     with torch.no_grad():
-        theirs = backward_by_borders(d_nll, hidden, weight, bias, members, groups, slots, dtype)
+        theirs = backward_by_borders(d_nll, (hidden, weight, bias), where[:3], dtype)
     torch.testing.assert_close(ours, theirs, **close)
 
 

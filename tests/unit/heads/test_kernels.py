@@ -20,8 +20,8 @@ from grouped_lm.grouping import group_members
 from grouped_lm.heads import class_full, shortlist
 from grouped_lm.heads.losses import kernels
 from grouped_lm.heads.losses.kernels import MAX_SLOTS, chosen, own_rows
-from grouped_lm.heads.losses.kernels.group_tiles import cut_into_tiles
 from grouped_lm.heads.losses.kernels.slot_loss import SlotGradients, slot_loss
+from grouped_lm.heads.losses.kernels.tiles import cut_into_tiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF = {torch.bfloat16, torch.float16}
@@ -133,12 +133,13 @@ def test_own_rows_equal_the_plain_line(n_tokens, width, vocab_size, group_size, 
     (truth, hits), (eager, _) = (
         plain_own_rows(leaves, members, groups, slots, d_nll, dtype, exact) for exact in (torch.float64, torch.float32)
     )
-    nll, found = own_rows.forward(*leaves, members, groups, slots, dtype)
-    gradients = own_rows.backward(d_nll, *leaves, members, groups, slots, dtype)
+    places = members, groups, slots
+    nll, found = own_rows.forward(leaves, places, dtype)
+    gradients = own_rows.backward(d_nll, leaves, places, dtype)
     assert_as_near([nll, *gradients], eager, truth, factor(dtype))
     if dtype is torch.float32:
         assert torch.equal(found, hits)
-    again = own_rows.backward(d_nll, *leaves, members, groups, slots, dtype)
+    again = own_rows.backward(d_nll, leaves, places, dtype)
     assert all(torch.equal(a, b) for a, b in zip(gradients, again, strict=True))
 
 

@@ -9,7 +9,7 @@ from grouped_lm.config import AdamWConfig, Config, ModelConfig, TokenizerConfig
 from grouped_lm.evaluate.scoring import score_hidden
 from grouped_lm.heads import HEADS
 from grouped_lm.heads.decoding.truncation import Truncation
-from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import build_lm
 from grouped_lm.optim import build_optimizer
 from grouped_lm.plan.fake_step import faking, make_state, watch_step
 

@@ -5,7 +5,7 @@ import torch
 from head_cases import batch_of, head_of
 
 from grouped_lm.heads.losses import shared_nll
-from grouped_lm.heads.losses.saved_gradients import scale_saved
+from grouped_lm.heads.losses.functional import scale_saved
 
 BOTH = ["grouped", "film"]
 
@@ -83,4 +83,4 @@ def test_operator_is_well_formed(name):
     where = head.groups_and_slots(known)
     weights = [head.group.weight, head.group.bias, *layer]
     weights = [w.detach().requires_grad_(w.numel() > 0) for w in weights]
-    torch.library.opcheck(shared_nll._shared_nll, (hidden, weights, *where, torch.float32, True))
+    torch.library.opcheck(shared_nll._shared_nll, (hidden, *weights, *where, torch.float32, True))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from grouped_lm.config import GroupingConfig
 from grouped_lm.heads import IGNORE_INDEX, build_head, shortlist
-from grouped_lm.heads.losses import table_rows
+from grouped_lm.heads.losses import two_steps
 from grouped_lm.heads.shortlist import ShortlistHead
 
 D, V = 6, 213
@@ -75,9 +75,9 @@ def test_rows_give_what_the_whole_table_gives(monkeypatch, options, count, rare,
 
 @pytest.mark.parametrize(("pairs", "chunk_rows"), [(1, 1), (20, 5), (37, 16)])
 def test_however_the_work_is_cut(monkeypatch, pairs, chunk_rows):
-    monkeypatch.setattr(table_rows, "CHUNK_PAIRS", pairs * D)
-    monkeypatch.setattr(table_rows, "CHUNK_NUMBERS", pairs)
-    monkeypatch.setattr(table_rows, "DEFAULT_CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(two_steps, "CHUNK_PAIRS", pairs * D)
+    monkeypatch.setattr(two_steps, "CHUNK_NUMBERS", pairs)
+    monkeypatch.setattr(two_steps, "DEFAULT_CHUNK_ROWS", chunk_rows)
     for ours, theirs in zip(*both_ways(monkeypatch, head_of(), *batch_of(60, True), "mean"), strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -141,7 +141,7 @@ def test_gradcheck():
 
 def test_without_gradients_none_are_computed(monkeypatch):
     head, (hidden, targets) = head_of(), batch_of(50, True)
-    monkeypatch.setattr(table_rows.TableRows, "share", lambda *_: pytest.fail("a gradient was asked for"))
+    monkeypatch.setattr(two_steps.TableRows, "share", lambda *_: pytest.fail("a gradient was asked for"))
     with torch.no_grad():
         head.loss(hidden, targets)
 

@@ -6,7 +6,7 @@ import torch
 
 from grouped_lm.config import AdamWConfig, Config, GroupingConfig, ModelConfig, TokenizerConfig
 from grouped_lm.heads import HEADS
-from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import build_lm
 from grouped_lm.optim import build_optimizer
 from grouped_lm.runs.train_state import head_buffers, pack, unpack, unpack_model
 
@@ -35,7 +35,7 @@ def test_counts_are_asked_for_where_they_are_needed(head, grouping):
     grouped = hasattr(HEADS[head].schema(), "group_size")
     assert bool(asked) == (head in BY_COUNT or (grouped and grouping == "frequency"))
     if head == "shortlist":
-        assert model.head.rows.outside.tolist() == [0, 1, 2, 3, 4]
+        assert model.head.outside.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -6,7 +6,7 @@ from head_cases import plain_shortlist
 
 from grouped_lm.config import Config, GroupingConfig, ModelConfig, TokenizerConfig
 from grouped_lm.heads import HEADS, IGNORE_INDEX
-from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import build_lm
 from grouped_lm.system.precision import autocast
 
 HEADS = {

@@ -10,8 +10,8 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.heads import DenseConfig, GroupedConfig
 from grouped_lm.measure.devices import DEVICES
 from grouped_lm.models import build_body, estimate_body_params
-from grouped_lm.models.build import build_lm
-from grouped_lm.models.embedding import FactorisedEmbedding
+from grouped_lm.models.gpt2 import FactorisedEmbedding
+from grouped_lm.models.lm import build_lm
 from grouped_lm.optim.adamw import split_by_decay
 from grouped_lm.plan.heads import plan_heads
 

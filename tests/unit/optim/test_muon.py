@@ -11,7 +11,7 @@ from grouped_lm.distributed.process_group import SINGLE_PROCESS
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import GroupedConfig
 from grouped_lm.measure.live_bytes import KINDS
-from grouped_lm.models.build import build_lm
+from grouped_lm.models.lm import build_lm
 from grouped_lm.optim import build_optimizer, learning_rate, parse_optim_config, set_learning_rate
 from grouped_lm.optim.muon import MuonConfig
 from grouped_lm.optim.training_step import TrainingStep

@@ -1,7 +1,7 @@
-"""Triton kernels of the hot loops of heads, for NVIDIA GPUs: each equals a line of torch, which runs everywhere else.
+"""Triton kernels of the slowest parts of heads, for NVIDIA GPUs. Each equals lines of torch, which run elsewhere.
 
-Nothing here imports triton before a kernel is wanted. On a CPU they run in triton's interpreter, if TRITON_INTERPRET=1
-was set before triton was imported: so the tests hold them against those lines.
+Triton is imported with the first kernel. If TRITON_INTERPRET=1 was set before, kernels also run on a CPU, in triton's
+interpreter: the tests compare them with the lines of torch there.
 """
 
 import functools
@@ -12,9 +12,9 @@ from importlib.util import find_spec
 import torch
 
 MAX_SLOTS = 1024
-"""Slots of one group that a program can hold at once; larger groups take the plain way."""
+"""Largest number of slots of one group that a program can hold. Larger groups use the lines of torch."""
 CAPABILITY = (8, 0)
-"""Of the oldest GPUs on which tiles of these sizes fit."""
+"""Compute capability of the oldest GPUs on which tiles of these sizes fit."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _left_out = False
 
@@ -31,14 +31,10 @@ def runs_on(device: torch.device) -> bool:
 
 
 def chosen(device: torch.device, dtype: torch.dtype, n_slot: int, *, repeats: bool) -> bool:
-    """Return whether a kernel takes the place of the plain line.
+    """Return whether a kernel is used for S slots and matrix products in `dtype`, instead of the lines of torch.
 
-    Args:
-        device: of the states.
-        dtype: of the matrix products.
-        n_slot: S.
-        repeats: whether the kernel gives the same bits every time; one that does not gives way where
-            `torch.use_deterministic_algorithms` asks for that.
+    A kernel that does not give the same bits every time (`repeats`) is not used under
+    `torch.use_deterministic_algorithms`.
     """
     exact = repeats or not torch.are_deterministic_algorithms_enabled()
     return not _left_out and exact and n_slot <= MAX_SLOTS and dtype in DTYPES and runs_on(device)
@@ -46,7 +42,7 @@ def chosen(device: torch.device, dtype: torch.dtype, n_slot: int, *, repeats: bo
 
 @contextmanager
 def without() -> Iterator[None]:
-    """Choose no kernel inside: to measure what they gain."""
+    """Use no kernel inside, to measure their gain."""
     global _left_out
     before, _left_out = _left_out, True
     try:

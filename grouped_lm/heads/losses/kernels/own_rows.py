@@ -1,7 +1,7 @@
 """The softmax inside groups whose tokens have weight rows of their own, gathered from the table as they are needed.
 
-It equals `in_group_device`, whose grouped matrix products want a copy of the whole table in each pass, in the order of
-the groups and the type of the products. No sum is made by atomic additions: the same bits every time.
+It equals `forward_by_borders`. That needs a copy of the whole table in each pass, in the order of the groups and the
+type of the products. No sum is made by atomic additions, so the bits are the same every time.
 
 Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
 """
@@ -11,117 +11,77 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from grouped_lm.heads.losses.kernels.group_tiles import Tiles, cut_into_tiles
-from grouped_lm.heads.losses.kernels.tiles import dot, launching_on, product_options, row_tile
+from grouped_lm.heads.losses.in_group import Inputs, Places
+from grouped_lm.heads.losses.kernels.tiles import Tiles, cut_into_tiles, dot, launching_on, product_options, row_tile
 
 TILE = 8192
-"""Logits of a program: 32 rows at S = 224, which share the weight rows that they gather."""
+"""Logits of a program: 32 rows at S = 224. They share the gathered weight rows."""
 SLOT_TILE = 64
 """Slots of a tile of the weight's gradient."""
 WIDTH_TILE = 64
 """Columns of a tile of the gradients of states and weight."""
 
 
-def forward(
-    hidden: Tensor, weight: Tensor, bias: Tensor, members: Tensor, groups: Tensor, slots: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def forward(inputs: Inputs, places: Places, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return (N,) nats and (N,) hits, as `forward_by_borders` does.
 
-    Args:
-        hidden: (N, D).
-        weight: (V, D).
-        bias: (V,).
-        members: (G, S) ids, -1 where a group has no more; S at most `MAX_SLOTS`.
-        groups: (N,) int64 in [0, G), or -1.
-        slots: (N,) int64.
-        dtype: of the matrix products.
+    S is at most `MAX_SLOTS`.
     """
+    hidden, (members, groups, _) = inputs[0], places
     nll = hidden.new_zeros(groups.shape[0], dtype=torch.float32)
     hits = torch.zeros_like(groups, dtype=torch.bool)
-    rows = row_tile(members.shape[1], TILE).rows
     if members.numel():
-        tiles = cut_into_tiles(groups, members.shape[0], rows)
+        tiles = cut_into_tiles(groups, members.shape[0], row_tile(members.shape[1], TILE).rows)
         with launching_on(hidden.device):
-            _softmax(hidden, weight, bias, members, slots, tiles, dtype, nll, hits, None, None)
+            _softmax(inputs, places, tiles, dtype, nll=nll, hits=hits)
     return nll, hits
 
 
-def backward(
-    d_nll: Tensor,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    members: Tensor,
-    groups: Tensor,
-    slots: Tensor,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+def backward(d_nll: Tensor, inputs: Inputs, places: Places, dtype: torch.dtype) -> Inputs:
     """Return the (N, D), (V, D) and (V,) gradients for (N,) d_nll, as `backward_by_borders` does.
 
     The (N, S) gradients of the logits live in between, in the type of the products.
     """
+    (hidden, weight, bias), (members, groups, _) = inputs, places
     (n_rows, width), (n_group, n_slot) = hidden.shape, members.shape
     hidden, weight = hidden.contiguous(), weight.contiguous()
-    found = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+    d_hidden, d_weight, d_bias = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
     if not members.numel() or not n_rows:
-        return found
+        return d_hidden, d_weight, d_bias
     rows, columns = row_tile(n_slot, TILE).rows, triton.cdiv(width, WIDTH_TILE)
     tiles = cut_into_tiles(groups, n_group, rows)
     d_logits = hidden.new_empty((n_rows, n_slot), dtype=dtype)
     options = product_options(dtype) | {"SLOTS": SLOT_TILE, "WIDTH": WIDTH_TILE}
     table, shape = (d_logits, members, tiles.place), (width, n_slot)
-    d_hidden, d_weight, d_bias = found
     with launching_on(hidden.device):
-        _softmax(hidden, weight, bias, members, slots, tiles, dtype, None, None, d_nll.contiguous(), d_logits)
+        _softmax((hidden, weight, bias), places, tiles, dtype, d_nll=d_nll.contiguous(), d_logits=d_logits)
         _weight_gradient[(n_group, triton.cdiv(n_slot, SLOT_TILE), columns)](
             hidden, *table, tiles.starts, tiles.ends, d_weight, d_bias, *shape, ROWS=max(rows, 32), **options
         )
         _state_gradient[(tiles.group.shape[0], columns)](
             weight, *table, tiles.ends, tiles.group, tiles.first, d_hidden, n_group, *shape, ROWS=rows, **options
         )
-    return found
+    return d_hidden, d_weight, d_bias
 
 
-def _softmax(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    members: Tensor,
-    slots: Tensor,
-    tiles: Tiles,
-    dtype: torch.dtype,
-    nll: Tensor | None,
-    hits: Tensor | None,
-    d_nll: Tensor | None,
-    d_logits: Tensor | None,
-) -> None:
-    """Fill in (N,) `nll` and `hits` of rows that have a group, or (N, S) `d_logits` by sorted row."""
-    tile = row_tile(members.shape[1], TILE)
-    zeros = torch.empty((), dtype=dtype, device=hidden.device)  # tells the kernel the type of its products
+def _softmax(inputs: Inputs, places: Places, tiles: Tiles, dtype: torch.dtype, **given: Tensor) -> None:
+    """Fill in (N,) `nll` and `hits` of rows that have a group; or, given `d_nll`, (N, S) `d_logits` by sorted row."""
+    (hidden, weight, bias), (members, _, slots) = inputs, places
+    unused = dict.fromkeys(("nll", "hits", "d_nll"), hidden)
+    zeros = torch.empty((), dtype=dtype, device=hidden.device)  # the kernel takes the type of its products from it
+    outputs = unused | {"d_logits": zeros} | given
+    tensors = hidden.contiguous(), weight.contiguous(), bias, members, slots, tiles.place, tiles.ends
+    options = row_tile(members.shape[1], TILE).options | product_options(dtype)
     _softmax_rows[(tiles.group.shape[0],)](
-        hidden.contiguous(),
-        weight.contiguous(),
-        bias,
-        members,
-        slots,
-        tiles.place,
-        tiles.ends,
+        *tensors,
         tiles.group,
         tiles.first,
-        nll if nll is not None else hidden,
-        hits if hits is not None else hidden,
-        d_nll if d_nll is not None else hidden,
-        d_logits if d_logits is not None else zeros,
+        *outputs.values(),
         members.shape[0],
         hidden.shape[1],
         members.shape[1],
-        BACKWARD=d_logits is not None,
-        ROWS=tile.rows,
-        SLOTS=tile.slots,
-        WIDTH=tile.width,
-        num_warps=tile.warps,
-        num_stages=2,
-        **product_options(dtype),
+        BACKWARD="d_logits" in given,
+        **options,
     )
 
 
@@ -263,9 +223,7 @@ def _state_gradient(
         slot = start + tl.arange(0, SLOTS)
         ids = tl.load(members + group * n_slot + slot, mask=slot < n_slot, other=-1)
         error = tl.load(
-            d_logits + sorted_row[:, None].to(tl.int64) * n_slot + slot,
-            mask=there[:, None] & (ids >= 0),
-            other=0.0,
+            d_logits + sorted_row[:, None].to(tl.int64) * n_slot + slot, mask=there[:, None] & (ids >= 0), other=0.0
         )
         w = tl.load(weight + ids[:, None] * width + column, mask=(ids >= 0)[:, None] & inside, other=0.0)
         total = dot(error, w.to(error.dtype), total, PRECISION, WIDEN)

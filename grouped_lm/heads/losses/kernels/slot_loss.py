@@ -5,8 +5,8 @@ The line that it equals, with its gradients from autograd:
     logits = F.embedding(groups, scale) * (states @ weight.T) + F.embedding(groups, shift)
     nll = F.cross_entropy(logits, slots, reduction="none")
 
-Rows are taken as they come. Those of one group add to one row of the gradients of scale and shift by atomic additions,
-whose order, and so the last bits of these two, is not the same every time.
+Rows are not sorted. Those of one group add to one row of the gradients of scale and shift by atomic additions. Their
+order differs from run to run, and so do the last bits of these two.
 
 Letters: N tokens, D width, G groups, S slots per group.
 """
@@ -21,21 +21,17 @@ from torch import Tensor
 from grouped_lm.heads.losses.kernels.tiles import dot, launching_on, product_options, row_tile
 
 TILE = 4096
-"""Logits of a program. With 8,192 (S = 224, 8 warps) ptxas spills 300 to 900 bytes a thread, with these nothing."""
+"""Logits of a program. With 8,192 (S = 224, 8 warps) ptxas spills 300 to 900 bytes a thread, with 4,096 nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotGradients:
-    """Of the summed loss, in fp32 but for the states'; all are added to."""
+    """Gradients of the summed loss: (N, D), (S, D), (G, S), (G, S). They are in fp32, but that of the states."""
 
     states: Tensor
-    """(N, D)."""
     weight: Tensor
-    """(S, D)."""
     scale: Tensor
-    """(G, S)."""
     shift: Tensor
-    """(G, S)."""
 
 
 def slot_loss(
@@ -48,19 +44,10 @@ def slot_loss(
     dtype: torch.dtype,
     to: SlotGradients | None,
 ) -> Tensor:
-    """Return (N,) -log p(slot | group) in fp32, zero where the group is -1; add the gradients of their sum where asked.
+    """Return (N,) -log p(slot | group) in fp32, zero where the group is -1; add the gradients of their sum to `to`.
 
-    Those of the slot logits, (N, S), live in between in the type of the products.
-
-    Args:
-        states: (N, D).
-        weight: (S, D), S at most `MAX_SLOTS`.
-        scale: (G, S).
-        shift: (G, S), -inf at padding slots.
-        groups: (N,) int64 in [0, G), or -1.
-        slots: (N,) int64 in [0, S).
-        dtype: of the matrix products.
-        to: where gradients go, contiguous.
+    Shapes are (N, D), (S, D) with S at most `MAX_SLOTS`, (G, S) and (G, S), (N,) and (N,); `to` is contiguous. The
+    (N, S) gradients of the slot logits exist in between, in the type of the products.
     """
     (n_rows, width), n_slot = states.shape, weight.shape[0]
     tile, table = row_tile(n_slot, TILE), weight.to(dtype).contiguous()
@@ -78,11 +65,7 @@ def slot_loss(
                 width,
                 n_slot,
                 KEEP=to is not None,
-                ROWS=tile.rows,
-                SLOTS=tile.slots,
-                WIDTH=tile.width,
-                num_warps=tile.warps,
-                num_stages=2,
+                **tile.options,
                 **product_options(dtype),
             )
     if to:

@@ -1,6 +1,9 @@
-"""Sizes of tiles, and the product that all kernels are made of.
+"""Sizes of tiles, rows cut into tiles of one group each, and the matrix product that all kernels use.
 
-Letters: S slots per group.
+The number of tiles is known on the device alone. So as many programs start as there can be tiles, and those without a
+tile end at once.
+
+Letters: N tokens, G groups, S slots per group, T tiles.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -9,21 +12,55 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+from grouped_lm.heads.losses.in_group import sort_by_group
 
 LEAST = 16
-"""What `tl.dot` asks for at least, on every side."""
+"""Smallest size that `tl.dot` takes, on every side."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowTile:
-    """What one program holds: all logits of some rows."""
+    """The part of the logits that one program holds: all those of some rows."""
 
     rows: int
-    slots: int
-    """A power of 2, S or more."""
+    slots: int  # A power of 2, S or more
     width: int
     """Columns of the states at once: fewer beside many slots, for the shared memory of the smallest GPU (99 KiB)."""
     warps: int
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Return the sizes as arguments of a kernel's launch."""
+        sizes = {"ROWS": self.rows, "SLOTS": self.slots, "WIDTH": self.width}
+        return sizes | {"num_warps": self.warps, "num_stages": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Rows sorted by group, in tiles of at most `rows` of one group."""
+
+    place: Tensor  # (N,) int64, the order of the rows by group, those of no group last
+    starts: Tensor  # (G,) int32, the first sorted row of each group
+    ends: Tensor  # (G,) int32, the one after its last
+    group: Tensor  # (T,) int64, the group of each tile, G for those that are none
+    first: Tensor  # (T,) int32, its first sorted row
+
+
+def cut_into_tiles(groups: Tensor, n_group: int, rows: int) -> Tiles:
+    """Sort (N,) groups in [0, G), or -1, and cut them into tiles; the host waits for nothing.
+
+    There are at most N / rows full tiles, and for each group one that is not.
+    """
+    place, _, _, ends = sort_by_group(groups, n_group)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    tile_ends = ((ends - starts + rows - 1) // rows).cumsum(0, dtype=torch.int32)
+    tile = torch.arange(groups.shape[0] // rows + n_group, device=groups.device, dtype=torch.int32)
+    group = torch.searchsorted(tile_ends, tile, right=True)
+    known = group.clamp_max(n_group - 1)
+    before = torch.cat([tile_ends.new_zeros(1), tile_ends[:-1]])[known]
+    return Tiles(place, starts, ends, group, starts[known] + (tile - before) * rows)
 
 
 def row_tile(n_slot: int, numbers: int) -> RowTile:
@@ -34,9 +71,9 @@ def row_tile(n_slot: int, numbers: int) -> RowTile:
 
 
 def product_options(dtype: torch.dtype) -> dict[str, object]:
-    """Return what `dot` is told: fp32 as torch's own products have it, with TF32 only where that was asked for."""
+    """Return the constants of `dot`: fp32 is exact, as in torch, and TF32 only where torch is set to it."""
     exact = torch.get_float32_matmul_precision() == "highest"
-    interpreted = triton.knobs.runtime.interpret and dtype is torch.bfloat16  # its arrays know no bf16
+    interpreted = triton.knobs.runtime.interpret and dtype is torch.bfloat16  # its arrays have no bf16
     return {"PRECISION": "ieee" if exact else "tf32", "WIDEN": bool(interpreted)}
 
 
