@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -29,7 +28,7 @@ def bench(
 
     Example: gvc bench steps steps.models=[gpt2-1m] competitors=[grouped,adaptive]
     """
-    from .compose.bench import compose_bench
+    from .compose.run import compose_bench
 
     settings, models = compose_bench(suite, grid, overrides or [], config_dir)
 
@@ -39,7 +38,6 @@ def bench(
     folder, suffix = folder or Path("runs/bench") / f"{suite}-{grid}", "" if grid == "full" else f"-{grid}"
     rows = run_suite(suite, settings, models, folder, shlex.join(words), out, suffix)
     if as_json:
-        json.dump(rows, sys.stdout, indent=2)
-        print()
+        print(json.dumps(rows, indent=2))
     else:
         show(suite, rows)

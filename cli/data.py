@@ -12,11 +12,6 @@ from .options import Json, Overrides
 data_app = typer.Typer(no_args_is_help=True, help="Prepare text for training.")
 
 
-@data_app.callback()
-def data() -> None:
-    """Prepare text for training."""
-
-
 @data_app.command()
 def prepare(overrides: Overrides = None, as_json: Json = False) -> None:
     """Tokenize a text into the cache.

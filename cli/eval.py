@@ -1,16 +1,15 @@
 """`gvc eval`."""
 
-import functools
 import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import Json
+from .options import Json, say
 
 
-def evaluate_run(
+def evaluate(
     words: Annotated[
         list[str],
         typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Run folders, and values that replace their config's."),
@@ -36,8 +35,7 @@ def evaluate_run(
     Example: gvc eval runs/dense runs/grouped --samples 0
     """
     from grouped_lm.evaluate.llm_judge import grade_run
-    from grouped_lm.evaluate.run import compare_runs, import_harness, save_evaluation
-    from grouped_lm.evaluate.run import evaluate_run as evaluate
+    from grouped_lm.evaluate.run import compare_runs, evaluate_run, import_harness, save_evaluation
     from grouped_lm.evaluate.tables import print_comparison, print_run
     from grouped_lm.runs.load import load_config
 
@@ -47,7 +45,6 @@ def evaluate_run(
     runs, overrides = split_words(words)
     if data is not None:
         overrides = ["data=text", *(f"data.{split}={quoted(str(data))}" for split in ("train", "valid")), *overrides]
-    say = functools.partial(typer.echo, err=True)
     configs = [override_saved(load_config(run), overrides) for run in runs]
     names = tasks.split(",") if tasks else None
     if names:
@@ -56,7 +53,7 @@ def evaluate_run(
     evaluations = []
     for run, config in zip(runs, configs, strict=True):
         say(f"{run}: reading")
-        evaluations.append(evaluate(run, config, stride, samples, names))
+        evaluations.append(evaluate_run(run, config, stride, samples, names))
     comparisons = compare_runs(evaluations) if len(evaluations) > 1 else {}
     for evaluation, graded in zip(evaluations, grades, strict=True):
         evaluation.metrics |= graded
@@ -73,11 +70,7 @@ def evaluate_run(
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Return run folders and overrides. A word with = is an override, unless it is a folder.
-
-    Raises:
-        ConfigError: No run is named.
-    """
+    """Return run folders and overrides. A word with = is an override, unless it is a folder."""
     from grouped_lm.errors import ConfigError
 
     runs = [Path(word) for word in words if "=" not in word or Path(word).is_dir()]

@@ -12,33 +12,27 @@ from typing import Annotated, Any
 import typer
 
 from .bench import bench
-from .dashboard import dashboard
 from .data import data_app
 from .doctor import doctor
-from .eval import evaluate_run
+from .eval import evaluate
 from .export import export, import_model
-from .leaderboard import leaderboard
-from .ls import list_runs
 from .plan import plan
-from .report import report
-from .reproduce import reproduce
+from .reproduce import report, reproduce
+from .runs import dashboard, leaderboard, list_runs
 from .sample import sample
 from .sweep import sweep
 from .train import train
 
-ABOUT = "Train and measure small language models with compressed output layers (arXiv 2411.06371)."
 app = typer.Typer(
     name="gvc",
     no_args_is_help=True,
-    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # wraps paragraphs at the width of the terminal
-    help=ABOUT,
 )
 app.command("train")(train)
 app.command("plan")(plan)
 app.command("bench")(bench)
-app.command("eval")(evaluate_run)
+app.command("eval")(evaluate)
 app.command("sample")(sample)
 app.command("export")(export)
 app.command("import")(import_model)
@@ -63,7 +57,7 @@ def print_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(help=ABOUT)
+@app.callback(help="Train and measure small language models with compressed output layers (arXiv 2411.06371).")
 def gvc(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=print_version, is_eager=True)
@@ -85,11 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ["COMP_CWORD"] = str(int(os.environ.get("COMP_CWORD", 0)) + 1)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
-    if "--info" in words and words[words.index("--info") + 1 :][:1] in (
-        [],
-        *([w] for w in words if "=" in w),
-    ):
-        words[words.index("--info")] = "--info=all"  # Hydra's --info may stand alone, Typer's options may not
+    if "--info" in words:
+        index = words.index("--info")
+        if index + 1 == len(words) or "=" in words[index + 1]:
+            words[index] = "--info=all"  # Hydra's --info may have no value, Typer's options need one
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="replace")  # characters that the terminal lacks become ?
     from grouped_lm.system.signals import exit_on_sigterm
@@ -131,11 +124,7 @@ def _run(words: list[str]) -> int:
 
 
 def refuse_empty(words: Sequence[str]) -> None:
-    """Refuse an empty argument, such as an unset shell variable. As a path it would mean the current folder.
-
-    Raises:
-        ConfigError: An argument is empty, and it is no text such as that of --prompt.
-    """
+    """Raise `ConfigError` for an empty argument, such as an unset shell variable: a path would be this folder."""
     from grouped_lm.errors import ConfigError
 
     for before, word in zip(("gvc", *words), words, strict=False):
@@ -158,9 +147,9 @@ def _disk_line(error: OSError) -> str | None:
     from grouped_lm.errors import is_full, why_refused
 
     place = error.filename2 or error.filename
-    if place is None and not is_full(error):
-        return None
     if place is None:
+        if not is_full(error):
+            return None
         with contextlib.suppress(OSError):
             _flush()
     why, advice = why_refused(error)

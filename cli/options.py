@@ -1,11 +1,14 @@
 """Arguments and options that several commands share, and their completion in a shell."""
 
+import functools
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+say = functools.partial(typer.echo, err=True)
+"""Print a line on stderr."""
 GROUPS = ("model", "head", "grouping", "data", "tokenizer", "optim", "tracking", "experiment", "variant")
 """The config groups that completion offers."""
 

@@ -1,16 +1,11 @@
 """`gvc plan`."""
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .options import ConfigDir, ConfigName, Json, Overrides
-
-if TYPE_CHECKING:
-    from grouped_lm.config import Config
-    from grouped_lm.measure.devices import Device
-    from grouped_lm.measure.interconnects import Interconnect
 
 OWN_LINKS = {"h100": "nvlink4", "a100": "nvlink3"}
 """The usual link between the devices of one machine."""
@@ -39,6 +34,7 @@ def plan(
     """
     from grouped_lm.config import check_range
     from grouped_lm.measure.devices import find_device, parse_bytes
+    from grouped_lm.measure.interconnects import find_interconnect
 
     from .compose.compose import HydraFlags
     from .compose.run import compose_one
@@ -52,59 +48,35 @@ def plan(
     if device == "cpu" and devices > 1:
         chosen = chosen.shared_by(devices)
 
+    from grouped_lm.plan.devices import plan_heads_on_devices
     from grouped_lm.plan.heads import plan_heads
-    from grouped_lm.plan.tables import notes, plan_table, plan_values
+    from grouped_lm.plan.tables import devices_notes, devices_table, devices_values, notes, plan_table, plan_values
+    from grouped_lm.system.console import print_table
 
     memory_bytes = memory_bytes or chosen.memory_bytes
     if devices * nodes > 1:
-        plan_several(
-            config, devices * nodes, chosen, link_of(interconnect, device, nodes), tokens, memory_bytes, as_json
-        )
-        return
-    plans, unplanned = plan_heads(config, memory_bytes, chosen, tokens)
-    if as_json:
-        print(json.dumps(plan_values(config, plans, unplanned, memory_bytes, chosen), indent=2))
+        link = find_interconnect(link_name(interconnect, device, nodes), on_cpu=device == "cpu")
+        several = plan_heads_on_devices(config, devices * nodes, chosen, link, tokens)
+        values = devices_values(config, several, memory_bytes, chosen, link)
+        table, lines = devices_table(config, several, memory_bytes, chosen, link), devices_notes(chosen, link)
     else:
-        from grouped_lm.system.console import print_table
+        plans, unplanned = plan_heads(config, memory_bytes, chosen, tokens)
+        values = plan_values(config, plans, unplanned, memory_bytes, chosen)
+        table, lines = plan_table(config, plans, memory_bytes, chosen), notes(plans, unplanned, chosen)
+    if as_json:
+        print(json.dumps(values, indent=2))
+    else:
+        print_table(table)
+        print("\n".join(lines))
 
-        print_table(plan_table(config, plans, memory_bytes, chosen))
-        print("\n".join(notes(plans, unplanned, chosen)))
 
-
-def link_of(name: str | None, device: str, nodes: int) -> "Interconnect":
-    """Return the named link, or the usual one between such devices in one machine.
-
-    Raises:
-        ConfigError: Neither is known.
-    """
+def link_name(name: str | None, device: str, nodes: int) -> str:
+    """Return `name`, or the usual link between such devices in one machine; raise `ConfigError` if there is none."""
     from grouped_lm.errors import ConfigError
-    from grouped_lm.measure.interconnects import INTERCONNECTS, find_interconnect
+    from grouped_lm.measure.interconnects import INTERCONNECTS
 
     name = name or (OWN_LINKS.get(device) if nodes == 1 else None)
     if name is None:
         what = "machines" if nodes > 1 else f"devices of kind {device}"
         raise ConfigError(f"--interconnect must say what lies between {what}: {', '.join(INTERCONNECTS)}, or 25GB")
-    return find_interconnect(name, on_cpu=device == "cpu")
-
-
-def plan_several(
-    config: "Config",
-    processes: int,
-    device: "Device",
-    link: "Interconnect",
-    tokens: int | None,
-    memory_bytes: int,
-    as_json: bool,
-) -> None:
-    """Print the plan for several devices."""
-    from grouped_lm.plan.devices import plan_heads_on_devices
-    from grouped_lm.plan.tables import devices_notes, devices_table, devices_values
-
-    plans = plan_heads_on_devices(config, processes, device, link, tokens)
-    if as_json:
-        print(json.dumps(devices_values(config, plans, memory_bytes, device, link), indent=2))
-        return
-    from grouped_lm.system.console import print_table
-
-    print_table(devices_table(config, plans, memory_bytes, device, link))
-    print("\n".join(devices_notes(device, link)))
+    return name

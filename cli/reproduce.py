@@ -1,10 +1,11 @@
-"""`gvc reproduce`: the paper's claims put to the test, step by step."""
+"""`gvc reproduce` runs the steps that test the paper's claims; `gvc report` writes the page of verdicts."""
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .options import say
 
 if TYPE_CHECKING:
     from grouped_lm.reproduction.run import Reproduction
@@ -43,7 +44,6 @@ def reproduce(
     if show:
         print_steps(work)
         return
-    say = functools.partial(typer.echo, err=True)
     lacking = {work.missing_text(step) for step in steps if step.needs}
     if "stories" in lacking or (lacking and None not in lacking):
         write_page_of_what_there_is(folder)
@@ -87,9 +87,9 @@ def write_page_of_what_there_is(folder: Path) -> None:
     try:
         from grouped_lm.reproduction.page import write_report
 
-        write_report([folder], folder / "report", functools.partial(typer.echo, err=True))
+        write_report([folder], folder / "report", say)
     except GvcError as error:
-        typer.echo(f"gvc: {error}", err=True)
+        say(f"gvc: {error}")
 
 
 def print_steps(work: "Reproduction") -> None:
@@ -102,3 +102,39 @@ def print_steps(work: "Reproduction") -> None:
         reason = f" ({row['reason']})" if row["reason"] else ""
         print(f"\n{number}. {row['step']}: {row['about']}. {row['minutes']:g} minutes{taken}; {row['state']}{reason}")
         print(f"   {row['command']}")
+
+
+def report(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUNS...", help="Run folders, bench folders, or a report's folder.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Default: report/ in the first folder.")] = None,
+    check: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Compare the verdict table in FILE. Write nothing.")
+    ] = None,
+    into: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the verdict table into FILE.")] = None,
+) -> None:
+    """Write a page that answers every claim of the paper from runs and benches.
+
+    The page is report.html and report.md, with tables as CSV and plots as SVG. The same runs give the same bytes. A
+    claim without evidence reads "not shown at this scale".
+
+    Example: gvc report runs/reproduce-smoke
+    """
+    from grouped_lm.reproduction.evidence import DATA
+    from grouped_lm.reproduction.page import default_place, write_report
+    from grouped_lm.reproduction.report import check_table, split_at_marks, write_table
+
+    if check is not None:
+        check_table(check, folders)
+        print(f"{check}: its verdicts are those of {', '.join(map(str, folders))}")
+        return
+    if into is not None:
+        split_at_marks(into)
+    place = out or default_place(folders[0])
+    page = write_report(folders, place, say)
+    if not any((place / DATA).iterdir()):
+        say(f"gvc: no run and no bench in {', '.join(map(str, folders))}: nothing speaks for any claim")
+    if into is not None:
+        write_table(into, folders)
+    print(page)

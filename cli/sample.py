@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -52,9 +53,7 @@ def sample(
     begin = read_prompt(prompt, prompt_file)
     streams = not as_json and num_samples == 1 and sys.stdout.isatty()
 
-    def show(piece: str) -> None:
-        print(piece, end="", flush=True)
-
+    show = partial(print, end="", flush=True)
     if streams:
         show(begin)
     texts = generate_texts(
@@ -77,12 +76,7 @@ def sample(
 
 
 def read_prompt(prompt: str, file: Path | None) -> str:
-    """Return the prompt from the option, the file, or stdin.
-
-    Raises:
-        ConfigError: Both options are given.
-        DataError: The prompt is not UTF-8, or stdin is closed.
-    """
+    """Return the prompt from the option, the file, or stdin."""
     from grouped_lm.errors import ConfigError, DataError
 
     if prompt and file is not None:

@@ -1,13 +1,10 @@
 """`gvc train`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .options import ConfigDir, ConfigName, Overrides
-
-if TYPE_CHECKING:
-    from .compose.compose import HydraFlags
 
 
 def train(
@@ -39,26 +36,5 @@ def train(
         config_name=config_name,
         may_sweep=True,
     )
-    check_prints(flags)
+    flags.check()
     run(overrides or [], flags)
-
-
-def check_prints(flags: "HydraFlags") -> None:
-    """Refuse flags that Hydra would ignore, or answer with its own usage.
-
-    Raises:
-        ConfigError: --cfg, --info, --resolve or --package are used wrongly.
-    """
-    from grouped_lm.config import check_choice
-    from grouped_lm.errors import ConfigError
-
-    if flags.cfg is not None:
-        check_choice("--cfg", flags.cfg, ("job", "hydra", "all"))
-    if flags.info is not None:
-        check_choice("--info", flags.info, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"))
-    given = {"--multirun": flags.multirun, "--cfg": flags.cfg, "--info": flags.info}
-    asked = [name for name, value in given.items() if value]
-    if len(asked) > 1:
-        raise ConfigError(f"{' and '.join(asked)} exclude each other: leave one out")
-    if flags.cfg is None and (flags.resolve or flags.package is not None):
-        raise ConfigError("--resolve and --package say how --cfg prints: add --cfg job")

@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_module
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -18,14 +19,15 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from grouped_lm.bench.variants import load_variants
-from grouped_lm.config import Config
+from grouped_lm.config import Config, check_choice
 from grouped_lm.errors import ConfigError
-
-from .files import check_config_files
 
 CONF = "grouped_lm.conf"
 BENCH_CONFIG = "gvc_bench"
 """The primary config of `gvc bench`."""
+MAX_BYTES = 1 << 20
+MAX_NODES = 100_000
+"""Most nodes of a user's config file with its aliases expanded. Our largest config has 100."""
 NO_GROUPS = ("__pycache__", "hydra", "reproduction")
 """Folders of `conf` that are no config groups."""
 
@@ -38,14 +40,10 @@ class ComposedConfig(Config):
     optim: Any = None  # the group optim fills it, as it fills head
 
 
-def register() -> None:
-    """Give Hydra the schema, and resolvers for the names of run folders."""
-    ConfigStore.instance().store(name="gvc_schema", node=ComposedConfig)
-    OmegaConf.register_new_resolver("gvc_slug", lambda value: re.sub(r"[^\w.+-]", "_", str(value)), replace=True)
-    OmegaConf.register_new_resolver("gvc_unique", lambda: secrets.token_hex(4), use_cache=True, replace=True)
-
-
-register()  # at import, because a launcher's worker process unpickles a task and needs them too
+# The schema, and resolvers for the names of run folders. At import, because worker processes of launchers need them.
+ConfigStore.instance().store(name="gvc_schema", node=ComposedConfig)
+OmegaConf.register_new_resolver("gvc_slug", lambda value: re.sub(r"[^\w.+-]", "_", str(value)), replace=True)
+OmegaConf.register_new_resolver("gvc_unique", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -69,21 +67,63 @@ class HydraFlags:
 
     def argv(self) -> list[str]:
         """Return the flags as words of Hydra's command line."""
-        words = ["--multirun"] if self.multirun else []
-        words += ["--resolve"] if self.resolve else []
-        for name in ("cfg", "package", "info"):
-            if getattr(self, name) is not None:
-                words += [f"--{name}", getattr(self, name)]
+        words = [f"--{name}" for name in ("multirun", "resolve") if getattr(self, name)]
+        given = {name: getattr(self, name) for name in ("cfg", "package", "info")}
+        words += [f"--{name}={value}" for name, value in given.items() if value is not None]
         return words + (["--config-dir", str(Path(self.config_dir).absolute())] if self.config_dir else [])
+
+    def check(self) -> None:
+        """Raise `ConfigError` for flags that Hydra would ignore or misread, or answer with its own usage."""
+        if self.config_dir:
+            check_config_files(Path(self.config_dir))
+        if self.cfg is not None:
+            check_choice("--cfg", self.cfg, ("job", "hydra", "all"))
+        if self.info is not None:
+            check_choice("--info", self.info, ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"))
+        given = {"--multirun": self.multirun, "--cfg": self.cfg, "--info": self.info}
+        asked = [name for name, value in given.items() if value]
+        if len(asked) > 1:
+            raise ConfigError(f"{' and '.join(asked)} exclude each other: leave one out")
+        if self.cfg is None and (self.resolve or self.package is not None):
+            raise ConfigError("--resolve and --package say how --cfg prints: add --cfg job")
+
+
+def check_config_files(folder: Path) -> None:
+    """Raise `ConfigError` unless the user's folder exists and its YAML files are small, also after Hydra reads them."""
+    if not folder.is_dir():
+        raise ConfigError(f"--config-dir {folder} is not a folder")
+    for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):
+        for path in folder.glob(pattern):
+            if path.stat().st_size > MAX_BYTES or expanded_nodes(path) > MAX_NODES:
+                raise ConfigError(f"{path} is too large for a config: it expands to more than {MAX_NODES:,} values")
+
+
+def expanded_nodes(path: Path) -> int:
+    """Return the number of nodes of a YAML file with its aliases expanded. A small file can expand to a huge tree."""
+    sizes: dict[str, int] = {}
+    total, open_nodes = 0, []
+    try:
+        for event in yaml.parse(path.read_bytes(), Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                total += sizes.get(event.anchor, 1)
+            elif isinstance(event, yaml.NodeEvent):
+                total += 1
+                if isinstance(event, yaml.CollectionStartEvent):
+                    open_nodes.append((event.anchor, total - 1))
+                elif event.anchor:
+                    sizes[event.anchor] = 1
+            elif isinstance(event, yaml.CollectionEndEvent):
+                anchor, before = open_nodes.pop()
+                if anchor:
+                    sizes[anchor] = total - before
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        return 0  # Hydra reports the error when it reads the file
+    return total
 
 
 @contextmanager
 def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
-    """Yield a function that composes overrides without a run.
-
-    Raises:
-        ConfigError: --config-dir is no folder, or has a file that is too large.
-    """
+    """Yield a function that composes overrides without a run, after a check of --config-dir."""
     if flags.config_dir:
         check_config_files(Path(flags.config_dir))
 
@@ -100,11 +140,7 @@ def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
 
 
 def to_config(composed: DictConfig) -> Config:
-    """Return the typed config. It refuses what Hydra lets pass, such as `+typo=1`, NaN, or a negative count.
-
-    Raises:
-        ConfigError, OmegaConfBaseException: A key, type or value outside the schema.
-    """
+    """Return the typed config. It refuses what Hydra lets pass, such as `+typo=1`, NaN, or a negative count."""
     from grouped_lm.runs.load import PARSERS  # imports torch, which --cfg and --info need not wait for
 
     plain: Any = OmegaConf.to_container(composed, resolve=True)  # a typed node would carry added keys along
@@ -143,11 +179,7 @@ def expand_jobs(overrides: list[str], params: dict[str, Any]) -> list[list[str]]
 
 
 def check_folders(overrides: list[Override]) -> None:
-    """Refuse an empty folder name, such as an unset shell variable. It would mean the current folder.
-
-    Raises:
-        ConfigError: A folder name is empty.
-    """
+    """Raise `ConfigError` for an empty folder name, such as an unset shell variable: it means the current folder."""
     for override in overrides:
         if override.key_or_group in ("hydra.run.dir", "hydra.sweep.dir") and not str(override.value() or "").strip():
             raise ConfigError(f"{override.key_or_group} is empty: name a folder, or leave it out")
@@ -167,11 +199,7 @@ def check_source(overrides: list[str], flags: HydraFlags) -> None:
 
 
 def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, Path | None]]:
-    """Compose and check every job before any folder is made.
-
-    Returns:
-        The config of each job, and its run folder if the user named one.
-    """
+    """Return the checked config of every job, and its run folder if the user named one. No folder is made."""
     check_folders(parse(overrides))
     with composing(flags) as compose_with:
         sweeps = [o.input_line or "" for o in parse(overrides) if o.is_sweep_override()] if flags.multirun else []
@@ -190,7 +218,7 @@ def config_groups(config_dir: str | None = None) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for root in (files(CONF), *([Path(config_dir)] if config_dir and Path(config_dir).is_dir() else [])):
         for folder in root.iterdir():
-            if folder.is_dir() and folder.name not in ("__pycache__", "hydra", "reproduction"):
+            if folder.is_dir() and folder.name not in NO_GROUPS:
                 names = {f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")}
                 groups[folder.name] = sorted(names.union(groups.get(folder.name, [])))
     return groups

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,26 +21,15 @@ from grouped_lm.bench.variants import load_variants
 from grouped_lm.errors import ConfigError, GvcError
 
 from .compose import BENCH_CONFIG, CONF, HydraFlags, composing, config_groups, parse, quoted, two_heads
-from .launchers import missing_plugin
 
-COMMON_NAMES = {
-    "learning_rate": "optim.lr",
-    "lr": "optim.lr",
-    "batch_size": "train.micro_batch_size",
-    "steps": "train.max_steps",
-    "max_iters": "train.max_steps",
-    "gradient_accumulation_steps": "train.grad_accum_steps",
-    "hidden_size": "model.n_embd",
-    "num_layers": "model.n_layer",
-    "num_heads": "model.n_head",
-    "context_length": "model.block_size",
-    "output_dir": "hydra.run.dir",
-    "wandb_project": "tracking.project",
-}
+NAMES = yaml.safe_load(files("grouped_lm.cli.compose").joinpath("names.yaml").read_text(encoding="utf-8"))
+COMMON_NAMES: dict[str, str] = NAMES["common"]
 """What other trainers call our keys: a misspelt one is looked up here too."""
-RENAMED_KEYS = {"entrant": "variant"}
-RENAMED_SWEEPS = {f"ladder-{name}": f"leaderboard-{name}" for name in ("screen", "rates", "final")}
+RENAMED_KEYS: dict[str, str] = NAMES["renamed_keys"]
+RENAMED_SWEEPS: dict[str, str] = NAMES["renamed_sweeps"]
 """Names of the release before, answered with the new name."""
+EXTRAS = {"joblib": "sweep", "submitit": "sweep", "ray": "ray", "optuna": "optuna"}
+"""A word in a plugin's name -> the extra of this package that installs it."""
 QUOTES = "'\""
 RAISED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 RAISED_COMPOSING = (ValueError, TypeError, AssertionError, RecursionError)
@@ -76,20 +65,9 @@ class Failure:
         """The config groups and their choices."""
         return config_groups(self.flags.config_dir)
 
-    @cached_property
-    def keys(self) -> list[str]:
-        """Every key that can be overridden, with the groups chosen as given."""
-        return known_keys([o.input_line or "" for o in self.overrides if o.key_or_group in self.groups], self.flags)
-
-    @property
-    def cause(self) -> Exception:
-        """OmegaConf's own error, which says more than the one of Hydra around it."""
-        inner = self.error.__cause__
-        return inner if isinstance(inner, OmegaConfBaseException) else self.error
-
 
 def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
-    """Return one line for an error: the first of `CAUSES` that applies, else the first line of the error."""
+    """Return one line for an error: the first cause that applies, else the first line of the error."""
     wrong = next((word for word in overrides if not is_override(word)), None)
     if wrong is not None:
         key, _, value = wrong.partition("=")
@@ -97,7 +75,15 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
         return f"{wrong} is no override: write KEY=VALUE{quotes if key and value else ''}"
     failure = Failure(error, parse(overrides), flags)
     try:
-        return next(line for cause in CAUSES if (line := cause(failure)))
+        return (
+            renamed(failure)
+            or unknown_choice(failure)
+            or head_beside_variant(failure)
+            or mistake_in_file(failure)
+            or unknown_key(failure)
+            or missing_plugin(str(error))
+            or wrong_value(failure)
+        )
     except (*RAISED, *RAISED_COMPOSING):
         return " ".join(str(error).split())[:300]  # the config files cannot be read at all
 
@@ -164,17 +150,19 @@ def mistake_in_file(failure: Failure) -> str | None:
 
 def unknown_key(failure: Failure) -> str | None:
     """Explain a key that does not exist, and several values for a command that takes one."""
-    keys = failure.keys
+    groups = failure.groups
+    keys = known_keys([o.input_line or "" for o in failure.overrides if o.key_or_group in groups], failure.flags)
     for override in failure.overrides:
         key = override.key_or_group
-        if key not in failure.groups and key not in keys and not key.startswith("hydra"):
+        if key not in groups and key not in keys and not key.startswith("hydra"):
             in_bench = failure.flags.config_name == BENCH_CONFIG
             where = "grouped_lm/bench/settings.py has" if in_bench else "`gvc train --cfg job` lists"
-            return f"unknown key {key}{nearest_key(key, keys)}{key_owners(key, failure.groups)}; {where} them all"
+            return f"unknown key {key}{nearest_key(key, keys)}{key_owners(key, groups)}; {where} them all"
         if override.is_sweep_override() and not failure.flags.multirun:
             to_do = "add -m to run a job for each" if failure.flags.may_sweep else "this command takes one"
             value = str(override.input_line).partition("=")[2]
-            quotes = f'; a name with a comma goes in quotes: "{key}={quoted(value)}"' if names_a_file(value) else ""
+            is_file = Path(value).expanduser().exists()
+            quotes = f'; a name with a comma goes in quotes: "{key}={quoted(value)}"' if is_file else ""
             return f"{override.input_line} gives several values: {to_do}{quotes}"
     return None
 
@@ -188,11 +176,6 @@ def key_owners(key: str, groups: dict[str, list[str]]) -> str:
     return f"; {key} belongs to {group}={' or '.join(owners)}" if owners else ""
 
 
-def names_a_file(value: str) -> bool:
-    """Return whether a file or folder has the whole value as its name, commas included."""
-    return Path(value).expanduser().exists()
-
-
 def quoted_value(value: str) -> str:
     """Return a value in quotes; of a list, each part in quotes."""
     value = value.strip()
@@ -201,21 +184,25 @@ def quoted_value(value: str) -> str:
     return quoted(value.strip(QUOTES))
 
 
-def absent_plugin(failure: Failure) -> str | None:
-    """Explain a launcher or sweeper that is not installed."""
-    return missing_plugin(str(failure.error))
+def missing_plugin(message: str) -> str | None:
+    """Return how to install the plugin that Hydra could not find, None for another message."""
+    plugin = re.search(r"Could not (?:find|load) '?(hydra/(?:launcher|sweeper)/(\w+))", message)
+    extra = plugin and next((extra for word, extra in EXTRAS.items() if word in plugin[2]), None)
+    return f"{plugin[1]} is not installed: `pip install 'grouped-lm[{extra}]'` brings it" if plugin and extra else None
 
 
 def wrong_value(failure: Failure) -> str:
     """Explain a value of the wrong type, or whatever else OmegaConf says about a key."""
-    full_key = getattr(failure.cause, "full_key", None)
+    inner = failure.error.__cause__
+    cause = inner if isinstance(inner, OmegaConfBaseException) else failure.error  # the inner one says more
+    full_key, message = getattr(cause, "full_key", None), str(cause).strip()
     override = next((o for o in reversed(failure.overrides) if o.key_or_group == full_key), None)
     given = (override.input_line or "").partition("=")[2] if override else ""
     if override and override.is_delete():
         return f"{override.input_line}: a key cannot be removed; write {full_key}=VALUE"
-    if "is not a ListConfig" in str(failure.cause):
+    if "is not a ListConfig" in message:
         return f"{full_key} takes a list: write {full_key}=[{given}]"
-    return describe_value(full_key, str(failure.cause), given) if full_key else first_line(failure.cause)
+    return describe_value(full_key, message, given) if full_key else message.split("\n")[0] or type(cause).__name__
 
 
 def describe_value(key: str, message: str, given: str = "") -> str:
@@ -230,30 +217,12 @@ def describe_value(key: str, message: str, given: str = "") -> str:
     return f"{key}: {message.strip().splitlines()[0]}"
 
 
-CAUSES: tuple[Callable[[Failure], str | None], ...] = (
-    renamed,
-    unknown_choice,
-    head_beside_variant,
-    mistake_in_file,
-    unknown_key,
-    absent_plugin,
-    wrong_value,
-)
-"""What may be wrong, in the order in which it is looked for."""
-
-
 def is_override(word: str) -> bool:
     """Return whether Hydra can parse `word`, and it names a key."""
     try:
         return bool(parse([word])[0].key_or_group)
     except HydraException:
         return False
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or its type where it has none."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def nearest(word: str, allowed: list[str]) -> str:
@@ -287,12 +256,10 @@ def known_keys(group_choices: list[str], flags: HydraFlags) -> list[str]:
             composed = compose_with(group_choices)
         except (HydraException, OmegaConfBaseException):
             composed = compose_with([])
-    plain = OmegaConf.to_container(composed, resolve=False)
 
     def walk(prefix: str, node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                yield f"{prefix}{key}"
-                yield from walk(f"{prefix}{key}.", value)
+        for key, value in node.items() if isinstance(node, dict) else ():
+            yield f"{prefix}{key}"
+            yield from walk(f"{prefix}{key}.", value)
 
-    return [*walk("", plain), "hydra.run.dir", "hydra.sweep.dir"]
+    return [*walk("", OmegaConf.to_container(composed, resolve=False)), "hydra.run.dir", "hydra.sweep.dir"]

@@ -14,45 +14,61 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from grouped_lm.config import Config
+from grouped_lm.bench.settings import SUITES, BenchConfig
+from grouped_lm.config import Config, ModelConfig, check_choice
 from grouped_lm.errors import ConfigError, GvcError
 
-from .compose import CONF, HydraFlags, compose_jobs, composing, config_groups, parse, to_config
+from .compose import BENCH_CONFIG, CONF, HydraFlags, compose_jobs, composing, config_groups, parse, to_config
 from .explain import RAISED, RAISED_COMPOSING, explained
-from .files import check_config_files
+
+ConfigStore.instance().store(name="gvc_bench_schema", node=BenchConfig)
+DEFAULTS = ["gvc_bench_schema", "_self_", {"data": "tinytales"}, {"tokenizer": "gpt2"}, {"bench": "quick"}]
+ConfigStore.instance().store(name=BENCH_CONFIG, node={"defaults": DEFAULTS})
 
 
 def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
-    """Compose and check the config of a command that takes one.
-
-    Raises:
-        ConfigError: An override is wrong, or there would be several jobs.
-    """
+    """Compose and check the config of a command that takes one."""
     with explained(overrides, flags):
         (config, _), *others = compose_jobs(overrides, flags)
     if others:
-        raise ConfigError(
-            f"this command takes one config, and a sweep describes {len(others) + 1}: leave sweep=... out"
-        )
+        count = len(others) + 1
+        raise ConfigError(f"this command takes one config, and a sweep describes {count}: leave sweep=... out")
     return config
 
 
-def run(overrides: list[str], flags: HydraFlags) -> None:
-    """Compose and check, then let Hydra train each job. The first process prints its run folder.
+def compose_bench(
+    suite: str, grid: str, overrides: list[str], config_dir: str | None
+) -> tuple[BenchConfig, dict[str, ModelConfig]]:
+    """Return the settings of `gvc bench`, and the bodies of its presets, checked before anything is measured."""
+    from grouped_lm.data import parse_data_config  # imports torch, as the next one does
+    from grouped_lm.system.runtime import resolve_device
 
-    Raises:
-        GvcError: The line for the user.
-    """
+    check_choice("SUITE", suite, SUITES)
+    flags = HydraFlags(config_name=BENCH_CONFIG, config_dir=config_dir)
+    words = [f"bench={grid}", *overrides]
+    with explained(words, flags), composing(flags) as compose_with:
+        plain: Any = OmegaConf.to_container(compose_with(words), resolve=True)
+        data = parse_data_config(plain.pop("data"))
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchConfig), plain))
+    assert isinstance(settings, BenchConfig)
+    settings.data = data
+    settings.check_suite(suite)
+    resolve_device(settings.device, "device")
+    names = settings.model_names(suite)
+    return settings, {n: compose_one([f"model={n}"], HydraFlags(config_dir=config_dir)).model for n in names}
+
+
+def run(overrides: list[str], flags: HydraFlags) -> None:
+    """Compose and check, then let Hydra train each job. The first process prints its run folder."""
     from grouped_lm.jobs.launch import check_processes, run_training
     from grouped_lm.jobs.preflight import preflight
 
     rank, size = check_processes()
-    if flags.only_prints and flags.config_dir:
-        check_config_files(Path(flags.config_dir))
     if not flags.only_prints:
         with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)):
             jobs = compose_jobs(overrides, flags)

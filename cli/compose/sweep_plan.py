@@ -1,36 +1,75 @@
-"""Plan a sweep: its folder, its jobs and their folders, before any of them exists."""
+"""Plan a sweep (its folder, its jobs and their folders, before any of them exists), and let Hydra run it.
 
+In a search, Optuna chooses the values of the jobs. Its study is stored in the sweep's folder, and continued there.
+"""
+
+import math
+import os
+import shutil
+import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from grouped_lm.config import Config
-from grouped_lm.errors import ConfigError
+from grouped_lm.errors import BusyError, ConfigError, GvcError
+from grouped_lm.jobs.device_slots import Share, visible_gpus
 from grouped_lm.jobs.preflight import preflight
+from grouped_lm.jobs.progress import SweepDisplay
+from grouped_lm.jobs.sweep import SweepLimits, driver_ledger, failures, job_state, jobs_below, run_limited
+from grouped_lm.runs.folder import COMPLETE, RunFolder
 
-from .compose import (
-    CONF,
-    HydraFlags,
-    check_folders,
-    composing,
-    config_groups,
-    expand_jobs,
-    parse,
-    to_config,
-)
-from .explain import RENAMED_SWEEPS, explained, nearest
-from .files import check_config_files
-from .launchers import LONGEST_MINUTES, check_launcher, launcher_kind, missing_plugin, share_of_job
-from .search import is_search
+from .compose import CONF, HydraFlags, check_folders, composing, config_groups, expand_jobs, parse, to_config
+from .explain import RENAMED_SWEEPS, explained, missing_plugin, nearest
+from .run import launch
 
-if TYPE_CHECKING:
-    from grouped_lm.jobs.sweep import SweepLimits
+LONGEST_MINUTES = 30 * 24 * 60
+"""Limit for jobs of submitit on this machine; its own default is one hour."""
+STUDY = "study.db"
+STUDY_NAME = "gvc"
+ABANDONED = "abandoned_trials"
+"""Attribute of the study: the trials that a killed process left, which are repeated under new numbers."""
+
+
+def launcher_kind(launcher: Any) -> str:
+    """Return Basic, Joblib, Local (submitit on this machine), Slurm or Ray for a composed `hydra.launcher`."""
+    return str(launcher["_target_"]).rsplit(".", 1)[-1].removesuffix("Launcher")
+
+
+def check_launcher(launcher: Any) -> None:
+    """Raise `ConfigError` if SLURM's commands are missing and the launcher needs them, before any job is made."""
+    if launcher_kind(launcher) == "Slurm" and shutil.which("sbatch") is None:
+        raise ConfigError(
+            "this launcher hands jobs to SLURM, and there is no sbatch here: start it on a login node of the "
+            "cluster, or take hydra/launcher=submitit_local or local_2"
+        )
+
+
+def share_of_job(launcher: Any) -> Share:
+    """Return the CPU threads and device slots of one job under `hydra.launcher`."""
+    cores, kind = os.cpu_count() or 1, launcher_kind(launcher)
+    if kind == "Slurm":
+        per_gpu, gpus = launcher.get("cpus_per_gpu"), launcher.get("gpus_per_node")
+        return Share(threads=launcher.get("cpus_per_task") or (per_gpu * gpus if per_gpu and gpus else None))
+    if kind == "Ray":
+        return Share(threads=math.ceil(launcher.ray.remote.get("num_cpus", 1)) or 1)
+    if kind == "Local":
+        threads = min(cores, launcher.get("cpus_per_task") or 1)
+        return Share(threads=threads, cpu_slots=cores // threads, per_gpu=1)
+    side_by_side = launcher.get("n_jobs", 1)
+    side_by_side = side_by_side if side_by_side > 0 else cores
+    threads = max(1, cores // side_by_side) if side_by_side > 1 else None
+    return Share(threads=threads, per_gpu=math.ceil(side_by_side / max(1, len(visible_gpus()))))
 
 
 @dataclass(frozen=True)
@@ -52,14 +91,10 @@ class SweepPlan:
 
     def find_jobs(self) -> list[tuple[Config, Path]]:
         """Return the jobs that are known now."""
-        from grouped_lm.jobs.sweep import jobs_below
-
         return self.jobs if self.n_trials is None else jobs_below(self.folder)
 
     def describe(self) -> list[str]:
         """Return a line per job: its state and its folder."""
-        from grouped_lm.jobs.sweep import job_state
-
         lines = [f"{job_state(config, run_dir):12} {run_dir}" for config, run_dir in self.find_jobs()]
         left = self.total - len(lines)
         return lines + ([f"{left} more trials, whose values Optuna chooses as it goes"] if left > 0 else [])
@@ -69,13 +104,11 @@ class SweepPlan:
 class SweepTask:
     """The function that Hydra's launchers run for each job, in their worker processes too."""
 
-    limits: "SweepLimits"
+    limits: SweepLimits
     wait: bool
 
     def __call__(self, config: Config, run_dir: Path) -> float:
         """Run one job and return its validation loss for sweepers, infinite if it has none."""
-        from grouped_lm.jobs.sweep import run_limited
-
         return run_limited(config, run_dir, self.limits, self.wait, share_of_job(HydraConfig.get().launcher))
 
 
@@ -84,18 +117,13 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
 
     An override replaces the values that the preset sweeps. The sweep's folder is runs/NAME unless hydra.sweep.dir is
     given. A job's folder is named after its values, so that the same command finds it again.
-
-    Raises:
-        ConfigError, DataError: An unknown preset, or a wrong value or data in any job.
     """
-    if flags.config_dir:
-        check_config_files(Path(flags.config_dir))
-    presets = config_groups(flags.config_dir)["sweep"]
     if name in RENAMED_SWEEPS:
         raise ConfigError(f"sweep {name} is now {RENAMED_SWEEPS[name]}")
-    if name not in presets:
-        raise ConfigError(f"sweep {name} is not known{nearest(name, presets)}; there are {', '.join(presets)}")
     with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with:
+        presets = config_groups(flags.config_dir)["sweep"]
+        if name not in presets:
+            raise ConfigError(f"sweep {name} is not known{nearest(name, presets)}; there are {', '.join(presets)}")
         base = compose_with([f"sweep={name}"], return_hydra_config=True)
         check_folders(parse(overrides))
         given = {o.key_or_group for o in parse(overrides)}
@@ -103,13 +131,11 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
         swept = sorted({*params, *(o.key_or_group for o in parse(overrides) if o.is_sweep_override())})
         words = [f"sweep={name}", "hydra.sweeper.params=null", *(f"{key}={value}" for key, value in params.items())]
         words += overrides
-        if "hydra.sweep.dir" not in given:
-            words.append(f"hydra.sweep.dir=runs/{name}")
-        if "tracking.group" not in given:
-            words.append(f"tracking.group={name}")
-        if "hydra.sweep.subdir" not in given:
-            words.append(f'hydra.sweep.subdir="{folder_name(swept)}"')
-        chosen = compose_with(words_without_sweeps(words), return_hydra_config=True).hydra
+        defaults = {"hydra.sweep.dir": f"runs/{name}", "tracking.group": name}
+        defaults["hydra.sweep.subdir"] = f'"{folder_name(swept)}"'
+        words += [f"{key}={value}" for key, value in defaults.items() if key not in given]
+        same = [o.input_line or "" for o in parse(words) if not o.is_sweep_override()]  # for every job
+        chosen = compose_with(same, return_hydra_config=True).hydra
         check_launcher(chosen.launcher)
         if launcher_kind(chosen.launcher) == "Local" and "hydra.launcher.timeout_min" not in given:
             words.append(f"hydra.launcher.timeout_min={LONGEST_MINUTES}")
@@ -131,19 +157,16 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
     return SweepPlan(folder, words, jobs)
 
 
-def words_without_sweeps(words: list[str]) -> list[str]:
-    """Return the overrides that are the same for every job."""
-    return [o.input_line or "" for o in parse(words) if not o.is_sweep_override()]
-
-
 def interval_ends(words: list[str]) -> list[str]:
     """Return the overrides with each interval replaced by its two ends. Values between them are not checked."""
-    ends = []
-    for override in parse(words):
+
+    def replaced(override: Override) -> str:
+        if not override.is_interval_sweep():
+            return override.input_line or ""
         value: Any = override.value()
-        is_interval = override.is_interval_sweep()
-        ends.append(f"{override.key_or_group}={value.start},{value.end}" if is_interval else override.input_line or "")
-    return ends
+        return f"{override.key_or_group}={value.start},{value.end}"
+
+    return [replaced(override) for override in parse(words)]
 
 
 def folder_name(keys: list[str]) -> str:
@@ -173,11 +196,94 @@ def describe_presets(flags: HydraFlags) -> list[str]:
 
 def known_duration(folder: Path, count: int) -> str:
     """Return the time of `count` jobs, estimated from a complete one in `folder`, or an empty text."""
-    from grouped_lm.runs.folder import RunFolder
-
     for path in sorted(folder.glob("*/result.json")):
         seconds = (RunFolder(path.parent).read_result() or {}).get("time/total_s")
         if seconds:
             whole = seconds * count
             return f" (about {whole / 60:,.0f} minutes here)" if whole >= 120 else f" (about {whole:.0f} s here)"
     return ""
+
+
+def is_search(sweeper: Any) -> bool:
+    """Return whether a composed `hydra.sweeper` chooses values itself."""
+    return "optuna" in str(sweeper["_target_"])
+
+
+@contextmanager
+def continued_study(plan: SweepPlan, at_most: int | None) -> Iterator[list[str]]:
+    """Lock the study of a search, and yield the overrides for the trials that are left, none if all are done.
+
+    Trials that a killed process left are repeated first, with the same values, so that their jobs continue from their
+    checkpoints. The sampler's seed depends on the number of trials, or it would propose the first values again. This
+    call runs `at_most` trials, or all if that is None.
+    """
+    import optuna
+
+    folder = plan.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    storage = f"sqlite:///{folder / STUDY}"
+    try:
+        with FileLock(folder / ".search.lock", timeout=0):
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
+            study = optuna.create_study(storage=storage, study_name=STUDY_NAME, load_if_exists=True)
+            ask_again(study)
+            abandoned = study.user_attrs.get(ABANDONED, [])
+            ended = [t for t in study.trials if t.state.is_finished() and t.number not in abandoned]
+            left = max(0, (plan.n_trials or 0) - len(ended))
+            overrides = [
+                f"hydra.sweeper.storage={storage}",
+                f"hydra.sweeper.study_name={STUDY_NAME}",
+                f"hydra.sweeper.n_trials={left if at_most is None else min(left, at_most)}",
+                "hydra.sweeper.max_failure_rate=1.0",
+                f"hydra.sweeper.sampler.seed={plan.sampler_seed + len(study.trials)}",
+            ]
+            yield overrides if left else []
+    except Timeout as error:
+        raise BusyError(
+            f"another gvc sweep searches in {folder}: wait for it, or give another hydra.sweep.dir"
+        ) from error
+
+
+def ask_again(study: Any) -> None:
+    """Close the trials that a killed process left open, and queue their values as new trials."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.set_user_attr(ABANDONED, [*study.user_attrs.get(ABANDONED, []), trial.number])
+        if trial.params:  # none if it was killed before it chose
+            with warnings.catch_warnings(action="ignore"):  # optuna 2 calls the method experimental
+                study.enqueue_trial(trial.params)
+        study.tell(trial.number, state=TrialState.FAIL)
+
+
+def drive(plan: SweepPlan, flags: HydraFlags, max_jobs: int | None, fail_fast: bool, only_failed: bool) -> None:
+    """Let Hydra run the jobs, or the trials of the search, that are left."""
+    with (
+        driver_ledger(plan.folder) as ledger,
+        SweepDisplay(plan.find_jobs, plan.total),
+        explained(plan.overrides, flags),
+    ):
+        limits = SweepLimits(ledger, max_jobs=max_jobs, fail_fast=fail_fast, only_failed=only_failed)
+        if plan.n_trials is not None:
+            with continued_study(plan, max_jobs) as search:
+                if search:
+                    launch([*plan.overrides, *search], flags, SweepTask(limits, wait=False))
+            return
+        launch(plan.overrides, flags, SweepTask(limits, wait=False))
+        if limits.any_left_to_others():  # see them through, and take over where the other driver dies
+            launch(plan.overrides, flags, SweepTask(limits, wait=True))
+
+
+def report_states(jobs: list[tuple[Config, Path]], may_stop_early: bool) -> None:
+    """Raise `GvcError` for jobs that failed, and for jobs that are not done unless that was asked for."""
+    failed = failures(jobs)
+    if failed:
+        raise GvcError(f"{len(failed)} of {len(jobs)} jobs failed: {'; '.join(failed)}")
+    states = [(path.name, job_state(config, path)) for config, path in jobs]
+    left = [name for name, state in states if state != COMPLETE]
+    taken = [name for name, state in states if state == "changed"]
+    advice = (
+        f"give another hydra.sweep.dir, another config has {', '.join(taken)}" if taken else "run the command again"
+    )
+    if left and not may_stop_early:
+        raise GvcError(f"{len(left)} of {len(jobs)} jobs are not done ({', '.join(left)}): {advice}")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from grouped_lm.bench.implementations import Implementation
-from grouped_lm.bench.place import Place
 from grouped_lm.bench.results import Row
+from grouped_lm.bench.timing import Place
 from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.errors import InexactError
 from grouped_lm.heads import Head
@@ -52,13 +52,9 @@ def check_columns(implementation: Implementation, head: Head, targets: Tensor, p
 
 
 def loss_by_definition(head: Head, states: Tensor, targets: Tensor, rows: Tensor) -> tuple[Tensor, list[Tensor | None]]:
-    """Return the mean -log p(target) of some rows in fp64, and its gradients by all states and the head's parameters.
+    """Return the mean of -head.log_prob in fp64, and its gradients by all states and the head's parameters.
 
-    Args:
-        head: Its `log_prob` is the definition.
-        states: (N, D).
-        targets: (N,).
-        rows: The indices that count.
+    `states` are (N, D) and `targets` (N,). Only the indices in `rows` count.
     """
     exact, exact_states = copy.deepcopy(head).double().eval(), states.double().requires_grad_()
     total = exact_states.new_zeros(())
@@ -77,16 +73,12 @@ def error_of(value: Tensor | None, exact: Tensor | None) -> float:
 
 
 def finite_or_inf(error: float) -> float:
-    """Return the error, or infinity for NaN: NaN would pass every comparison with a bound."""
+    """Return the error, or infinity for NaN, which would pass every comparison with a bound."""
     return error if math.isfinite(error) else math.inf
 
 
 def refuse_inexact(rows: list[Row], ours: set[str]) -> None:
-    """Refuse rows of our own heads that are not exact. Other libraries may be inexact, and their rows say so.
-
-    Raises:
-        InexactError: A head is not exact; the message names the first one.
-    """
+    """Raise `InexactError` for one of our own heads. Other libraries may be inexact, and their rows say so."""
     for row in rows:
         if row.get("exact") is False and row["head"] in ours:
             raise InexactError(

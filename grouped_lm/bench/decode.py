@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grouped_lm.bench.heads import Cell
 from grouped_lm.bench.implementations import BASELINE
-from grouped_lm.bench.results import Row
-from grouped_lm.bench.timing import Sampler, interleave, timed
+from grouped_lm.bench.results import Cell, Row
+from grouped_lm.bench.timing import Sampler, timed
 from grouped_lm.bench.workload import Workload
 from grouped_lm.generate import Context
 from grouped_lm.heads import DenseHead, Head
@@ -55,15 +54,8 @@ def models_to_time(work: Workload) -> dict[str, LanguageModel]:
     torch.manual_seed(work.settings.seed)
     if grid.runs:
         return {run: load_model(Path(run), load_config(Path(run)), torch.device("cpu"))[0] for run in grid.runs}
-    config = work.models[grid.model]
-    body = build_body(config, work.vocab_size)
-    wte = body.wte.weight
-    models = {}
-    for c in work.implementations:
-        if c.is_plain:
-            head = c.build({}, config.n_embd, work.vocab_size, work.counts, wte, work.train_file.tokens)  # type: ignore[arg-type]
-            models[c.name] = LanguageModel(body, head).eval()
-    return models
+    body, tokens = build_body(work.models[grid.model], work.vocab_size), work.train_file.tokens
+    return {i.name: i.model({}, work.counts, body, tokens).eval() for i in work.implementations if i.is_plain}
 
 
 def measure_cell(work: Workload, batch_size: int) -> list[Row]:
@@ -72,16 +64,16 @@ def measure_cell(work: Workload, batch_size: int) -> list[Row]:
     ways = ways_to_pick(grid.top_p)
     ids, _ = work.batches(batch_size, grid.context).batch(0)
     models = models_to_time(work)
-    names = [(head, way) for way in ways for head in models]
-    samplers = {f"{head}|{way}": token_sampler(models[head], ids, ways[way]) for head, way in names}
+    samplers = {(h, w): token_sampler(model, ids, ways[w]) for w in ways for h, model in models.items()}
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(model.head.frozen())
-        session = interleave(samplers, work.settings.meter)
+        session = work.interleave({"|".join(key): sampler for key, sampler in samplers.items()})
     rows: list[Row] = []
-    for head, way in names:
-        timing = session.timings[f"{head}|{way}"]
-        columns = timing.columns("head_ms") | timing.columns("ms") | session.columns(f"{head}|{way}")
+    for head, way in samplers:
+        name = f"{head}|{way}"
+        timing = session.timings[name]
+        columns = timing.columns("head_ms") | timing.columns("ms") | session.columns(name)
         rows.append({"head": head, "way": way, **columns})
     dense = next((h for h, m in models.items() if h == BASELINE or isinstance(m.head, DenseHead)), None)
     for row in rows:

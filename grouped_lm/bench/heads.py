@@ -3,7 +3,6 @@
 Letters: N tokens, D width, V vocabulary, e bytes per number.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,25 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from grouped_lm.bench.checks import check_columns
-from grouped_lm.bench.implementations import (
-    BASELINE,
-    Implementation,
-    Option,
-    describe_option,
-    describe_tuning,
-    forget_compiled,
-)
-from grouped_lm.bench.place import Place
-from grouped_lm.bench.results import Row
-from grouped_lm.bench.timing import Sampler, Session, interleave, quickest
-from grouped_lm.bench.workload import Workload, say_too_large
+from grouped_lm.bench.implementations import BASELINE, Implementation, Option, forget_compiled, tune
+from grouped_lm.bench.results import Cell, Row
+from grouped_lm.bench.timing import Place, Sampler
+from grouped_lm.bench.workload import Workload, draw_ids
 from grouped_lm.heads import Head
 from grouped_lm.measure.memory import GIB, measure_head_peak_gib
 
 FLOAT_BYTES = 4
 CHUNK = 256
 """Rows of logits that the floor of memory counts. Smaller chunks need less, and are slower."""
-Cell = tuple[Row, Callable[[], list[Row]]]
 
 
 def heads_cells(work: Workload) -> list[Cell]:
@@ -48,54 +38,43 @@ def measure_cell(work: Workload, n_tokens: int, n_embd: int) -> list[Row]:
     forget_compiled(work.implementations)
     place, device = work.place, work.place.device
     hidden = torch.randn(n_tokens, n_embd).to(device).requires_grad_()
-    targets = work.targets(n_tokens).to(device)
+    targets = draw_ids(work.counts, n_tokens, work.settings.seed).to(device)
     wte = nn.Parameter(0.02 * torch.randn(work.vocab_size, n_embd).to(device))
 
-    def build(implementation: Implementation, option: Option) -> Head:
-        return implementation.build(option, n_embd, work.vocab_size, work.counts, wte, work.train_file.tokens)
+    def tuned(implementation: Implementation) -> tuple[Implementation, Head, Row]:
+        def head_with(option: Option) -> Head:
+            return implementation.build(option, work.counts, wte, work.train_file.tokens)
 
-    chosen: dict[str, tuple[Implementation, Option, Head, dict[str, float]]] = {}
-    for implementation in work.implementations:
-        options = {describe_option(option): option for option in implementation.options_on(device.type)}
-        samplers = {
-            name: sampler(implementation, build(implementation, o), hidden, targets, place, plain=True)
-            for name, o in options.items()
-        }
-        best, tried = quickest(samplers, "ms")
-        chosen[implementation.name] = implementation, options[best], build(implementation, options[best]), tried
-    session = interleave(
-        {name: sampler(c, head, hidden, targets, place) for name, (c, _, head, _) in chosen.items()},
-        work.settings.meter,
-        place.calibrate,
-    )
-    for parameter in [hidden, wte]:
-        parameter.grad = None
-    say_too_large(session)
+        def sampler_with(option: Option) -> Sampler:
+            head = head_with(option)
+            return sampler(implementation, head, head, hidden, targets, place)
+
+        option, tried = tune(implementation.options_on(device.type), sampler_with, 2)
+        return implementation, head_with(option), {"head": implementation.name, **tried}
+
+    chosen = {i.name: tuned(i) for i in work.implementations}
+    samplers = {n: sampler(i, head, i.forward(head), hidden, targets, place) for n, (i, head, _) in chosen.items()}
+    session = work.interleave(samplers)
+    hidden.grad = wte.grad = None
     rows = []
-    for name in session.timings:
-        implementation, option, head, tried = chosen[name]
-        row = {"head": name, "option": describe_option(option), "tried": describe_tuning(tried)}
+    for name, timing in session.timings.items():
+        implementation, head, row = chosen[name]
         with implementation.running(), place.autocast():
             memory = memory_columns(head, targets, wte, implementation.forward(head))
-        speed = speed_columns(session, name, head, n_tokens)
-        rows.append(row | speed | memory | check_columns(implementation, head, targets, place))
+        row |= timing.columns("forward_ms") | timing.columns("ms")
+        flops = 3.0 * head.flops_per_token() * n_tokens  # by formula, and as a share of the speed of a matrix product
+        row |= {"flops": flops, "gemm_share": flops / (row["ms"] / 1000) / session.gemm_flops_per_sec()}
+        rows.append(row | session.columns(name) | memory | check_columns(implementation, head, targets, place))
     return with_ratios(rows)
 
 
 def sampler(
-    implementation: Implementation, head: Head, hidden: Tensor, targets: Tensor, place: Place, plain: bool = False
+    implementation: Implementation, head: Head, forward: Any, hidden: Tensor, targets: Tensor, place: Place
 ) -> Sampler:
     """Return a sampler that times a forward pass without gradients, and a forward and backward pass.
 
-    Args:
-        implementation: How the head is run.
-        head: The head.
-        hidden: (N, D).
-        targets: (N,).
-        place: The device and dtype.
-        plain: Do not compile.
+    `forward` is the head or its compiled form, `hidden` is (N, D) and `targets` is (N,).
     """
-    forward: Any = head if plain else implementation.forward(head)
 
     def forget_gradients() -> None:
         for parameter in [hidden, *head.parameters()]:
@@ -120,27 +99,19 @@ def sampler(
     return sample
 
 
-def speed_columns(session: Session, name: str, head: Head, n_tokens: int) -> Row:
-    """Return times, FLOPs by formula, and their rate as a share of the speed of a matrix product."""
-    timing = session.timings[name]
-    row: Row = timing.columns("forward_ms") | timing.columns("ms")
-    flops = 3.0 * head.flops_per_token() * n_tokens
-    share = flops / (row["ms"] / 1000) / session.gemm_flops_per_sec()
-    return row | {"flops": flops, "gemm_share": share} | session.columns(name)
-
-
 def memory_columns(head: Head, targets: Tensor, wte: Tensor, forward: Any = None) -> Row:
     """Return the peak and the floor of memory in bytes, and the number of parameters.
 
     The peak counts states, weights and their gradients, also those of a tied table. The ratio leaves out the tied table
-    and its gradient on both sides, because the input embedding needs them anyway. `forward` is the compiled head, if it
-    is compiled.
+    and its gradient on both sides, because the input embedding needs them anyway. `forward` is the head in its compiled
+    form, if it is compiled.
     """
     n_tokens, n_embd = targets.numel(), head.n_embd
     shape, device = (n_tokens, n_embd, head.vocab_size), targets.device
-    if forward not in (None, head):
+    forward = head if forward is None else forward
+    if forward is not head:
         measure_head_peak_gib(forward, *shape, device, targets)  # compiling allocates
-    peak = round(measure_head_peak_gib(head if forward is None else forward, *shape, device, targets) * GIB)
+    peak = round(measure_head_peak_gib(forward, *shape, device, targets) * GIB)
     tied = any(p is wte for p in head.parameters())
     table = (wte.numel() + head.gradient_rows() * n_embd) * FLOAT_BYTES if tied else 0
     own = sum(p.numel() for p in head.parameters() if p is not wte)
@@ -166,10 +137,9 @@ def floor_bytes(n_tokens: int, n_embd: int, own_params: int, logits_per_token: f
 def with_ratios(rows: list[Row]) -> list[Row]:
     """Add the speedup and the memory ratio over the plain dense head to each row."""
     dense = next((row for row in rows if row["head"] == BASELINE), None)
-    if dense is None:
-        return rows
-    for row in rows:
-        row["speedup_forward"] = dense["forward_ms"] / row["forward_ms"]
-        row["speedup"] = dense["ms"] / row["ms"]
-        row["memory_ratio"] = dense["peak_bytes"] / row["peak_bytes"]
+    if dense:
+        for row in rows:
+            row["speedup_forward"] = dense["forward_ms"] / row["forward_ms"]
+            row["speedup"] = dense["ms"] / row["ms"]
+            row["memory_ratio"] = dense["peak_bytes"] / row["peak_bytes"]
     return rows

@@ -3,17 +3,20 @@
 An implementation may declare options. The fastest one is measured, and the row says what was tried.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from importlib.resources import files
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 
+from grouped_lm.bench.timing import Sampler, quickest
 from grouped_lm.bench.variants import Variant, load_variant
 from grouped_lm.config import IGNORE_INDEX, GroupingConfig, check_choice
 from grouped_lm.errors import ConfigError
@@ -22,6 +25,7 @@ from grouped_lm.heads import HEADS, AdaptiveHead, Head, HeadContext, HeadLoss
 from grouped_lm.heads.dense import DenseHead
 from grouped_lm.heads.losses import kernels
 from grouped_lm.heads.losses.functional import working_dtype
+from grouped_lm.models.lm import LanguageModel
 
 Option = dict[str, Any]
 Tokens = Callable[[], np.ndarray] | None
@@ -155,86 +159,48 @@ class Implementation:
         """Return the head's config with an option on top."""
         return self.variant.head_config(**self.settings | (option or {}))
 
-    def build(
-        self, option: Option, n_embd: int, vocab_size: int, counts: Tensor, wte: nn.Parameter, tokens: Tokens = None
-    ) -> Head:
-        """Return a new head on the device of `wte`. The arguments are those of `HeadContext`."""
+    def build(self, option: Option, counts: Tensor, wte: nn.Parameter, tokens: Tokens = None) -> Head:
+        """Return a new head on the device of `wte` (V, D). The arguments are those of `HeadContext`."""
+        vocab_size, n_embd = wte.shape
         context = HeadContext(n_embd, vocab_size, self.grouping_config(tokens is not None), counts, wte, tokens)
         head_class = self.head_class or HEADS[self.variant.head["name"]].head
         return head_class.build(self.config(option), context).to(wte.device)
 
-
-def _run(variant: str, how: str = "", **fields: Any) -> Implementation:
-    return Implementation(variant=load_variant(variant), how=how, **fields)
-
-
-def _tuned(key: str, values: tuple[Any, ...]) -> tuple[Option, ...]:
-    return tuple({key: value} for value in values)
+    def model(self, option: Option, counts: Tensor, body: nn.Module, tokens: Tokens = None) -> LanguageModel:
+        """Return the body with a new head."""
+        wte: Any = body.wte.weight  # type: ignore[union-attr]
+        return LanguageModel(body, self.build(option, counts, wte, tokens))
 
 
-CHUNK_ROWS = _tuned("chunk_rows", (64, 128, 256, 512, 1024))
-GPU_CHUNK_ROWS = _tuned("chunk_rows", (512, 1024, 2048, 4096, 8192))
-CUTOFFS = _tuned("cutoffs", ([1000, 5000], [2000, 10_000], [4000, 20_000], [2000], [8000]))
-"""Cutoffs of adaptive softmax, chosen by time alone. There are at most two clusters: a third one has rank 1 or 2 at
-widths 64 and 128, which is fast and predicts nothing."""
-COMPILED: dict[str, Any] = {"compiled": True, "gpu_only": True}
-GRAPHS: dict[str, Any] = COMPILED | {"graphs": True}
-NO_KERNEL: dict[str, Any] = {"kernels": False, "gpu_only": True}
-IMPLEMENTATIONS = (
-    _run("dense"),
-    _run("dense-untied", settings={"chunk_rows": None}),
-    _run("dense", "compiled", compiled=True),
-    _run("dense", "chunked, torch's default", head_class=AutoChunkedHead, needs_torch="linear_cross_entropy"),
-    _run("dense", "compiled, CUDA graphs", **GRAPHS),
-    _run("dense", "chunked, tuned", options=CHUNK_ROWS, gpu_options=GPU_CHUNK_ROWS),
-    _run("dense", "CCE", head_class=CutCrossEntropyHead, package="cut_cross_entropy"),
-    _run("dense", "Liger", head_class=LigerHead, package="liger_kernel", gpu_only=True),
-    _run("grouped"),
-    _run("grouped", "no kernel", **NO_KERNEL),
-    _run("grouped", "compiled", **COMPILED),
-    _run("grouped", "compiled, CUDA graphs", **GRAPHS),
-    _run("film"),
-    _run("class_full"),
-    _run("class_full", "by count", grouping="frequency"),
-    _run("class_full-untied"),
-    _run("adaptive"),
-    _run("adaptive", "tuned", options=CUTOFFS),
-    _run("adaptive", "torch's own", head_class=TorchAdaptiveHead),
-    _run("adaptive", "torch's own, tuned", options=CUTOFFS, head_class=TorchAdaptiveHead),
-    _run("shortlist"),
-    _run("shortlist", "no kernel", **NO_KERNEL),
-    _run("shortlist", "compiled", **COMPILED),
-    _run("shortlist", "compiled, CUDA graphs", **GRAPHS),
-    _run("shortlist-plain"),
-    _run("shortlist-own-2048"),
-    _run("low_rank"),
-    _run("sampled"),
-    _run("trim"),
+FOREIGN_HEADS = {c.__name__: c for c in (AutoChunkedHead, CutCrossEntropyHead, LigerHead, TorchAdaptiveHead)}
+
+
+def _parse(entry: dict[str, Any]) -> Implementation:
+    """Return an entry of implementations.yaml, whose options hold the values of one setting."""
+    values = entry | {"variant": load_variant(entry["variant"])}
+    if "head_class" in entry:
+        values["head_class"] = FOREIGN_HEADS[entry["head_class"]]
+    for name in ("options", "gpu_options"):
+        if name in entry:
+            values[name] = tuple({key: value} for key, tried in entry[name].items() for value in tried)
+    return Implementation(**values)
+
+
+IMPLEMENTATIONS = tuple(
+    map(_parse, yaml.safe_load(files("grouped_lm.bench").joinpath("implementations.yaml").read_text(encoding="utf-8")))
 )
-"""What `gvc bench` measures. A new way to run a variant is a line here."""
+"""What `gvc bench` measures: the entries of implementations.yaml."""
 
 
 def all_implementations() -> list[Implementation]:
     """Return `IMPLEMENTATIONS`, and every registered head that has no variant with its default settings."""
-    found = [*IMPLEMENTATIONS]
-    measured = {implementation.variant.head["name"] for implementation in found}
-    for name in HEADS:
-        if name not in measured:
-            variant = Variant(name=name, label=name, description="The head's defaults.", head={"name": name})
-            found.append(Implementation(variant=variant))
-    return found
+    measured = {implementation.variant.head["name"] for implementation in IMPLEMENTATIONS}
+    others = [Variant(name=n, label=n, description="", head={"name": n}) for n in HEADS if n not in measured]
+    return [*IMPLEMENTATIONS, *(Implementation(variant=variant) for variant in others)]
 
 
 def plain_implementation(path: str, variant: str) -> Implementation:
-    """Return a variant as a run computes it.
-
-    Args:
-        path: The config key that names the variant, for the error.
-        variant: Its name.
-
-    Raises:
-        ConfigError: There is no such variant.
-    """
+    """Return a variant as a run computes it. An error names `path`, the config key with the variant's name."""
     known = {i.variant.name: i for i in all_implementations() if i.is_plain and not i.how}
     check_choice(path, variant, tuple(known))
     return known[variant]
@@ -243,28 +209,35 @@ def plain_implementation(path: str, variant: str) -> Implementation:
 def choose(names: list[str], say: Callable[[str], None], device: str = "cpu") -> list[Implementation]:
     """Return the plain dense head and the implementations that `names` selects; all if `names` is empty.
 
-    Args:
-        names: Variants, or beginnings of the names in rows.
-        say: Called with one line about each implementation that cannot run here.
-        device: `cpu`, or `cuda`, which has more implementations.
-
-    Raises:
-        ConfigError: A name selects nothing.
+    Names are variants or beginnings of the names in rows. Each must select something. `say` is called with one line
+    about each implementation that cannot run here.
     """
 
-    def selects(name: str, implementation: Implementation) -> bool:
-        return implementation.variant.name == name or implementation.name.startswith(name)
+    def selected(implementation: Implementation, names: list[str]) -> bool:
+        return any(implementation.variant.name == n or implementation.name.startswith(n) for n in names)
 
     known = [i for i in all_implementations() if device == "cuda" or not i.gpu_only]
     for name in names:
-        if not any(selects(name, i) for i in known):
+        if not any(selected(i, [name]) for i in known):
             rows = ", ".join(i.name for i in known)
             raise ConfigError(f"competitors must be variants or begin like one of {rows}, got {name!r}")
-    chosen = [i for i in known if i.name == BASELINE or not names or any(selects(name, i) for name in names)]
+    chosen = [i for i in known if i.name == BASELINE or not names or selected(i, names)]
     for implementation in chosen:
         if implementation.why_missing:
             say(f"{implementation.name} is left out: {implementation.why_missing}")
     return [i for i in chosen if not i.why_missing]
+
+
+def tune(
+    options: Sequence[Option], sampler_of: Callable[[Option], Sampler], samples: int
+) -> tuple[Option, dict[str, str]]:
+    """Return the option that is fastest in `samples` samples of each, and the columns that say what was tried."""
+    by_name = {describe_option(option): option for option in options}
+    best, tried = next(iter(by_name)), ""
+    if len(options) > 1:
+        best, times = quickest({name: sampler_of(option) for name, option in by_name.items()}, samples)
+        tried = describe_tuning(times, "ms")
+    return by_name[best], {"option": best, "tried": tried}
 
 
 def forget_compiled(implementations: Iterable[Implementation]) -> None:
@@ -278,6 +251,6 @@ def describe_option(option: Option) -> str:
     return " ".join(f"{key}={value}".replace(" ", "") for key, value in option.items())
 
 
-def describe_tuning(tried: dict[str, float]) -> str:
-    """Return each option that was tried with its milliseconds."""
-    return "; ".join(f"{name}: {ms:.4g} ms" for name, ms in tried.items())
+def describe_tuning(tried: dict[str, float], unit: str) -> str:
+    """Return each option that was tried with its figure."""
+    return "; ".join(f"{name}: {figure:.4g} {unit}" for name, figure in tried.items())

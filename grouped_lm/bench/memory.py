@@ -6,6 +6,7 @@ training and inference). Letters: B micro_batch_size, T block_size.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,9 +15,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from grouped_lm.bench.heads import Cell
 from grouped_lm.bench.implementations import BASELINE, Implementation, Tokens, plain_implementation
-from grouped_lm.bench.results import Row
+from grouped_lm.bench.results import Cell, Row
 from grouped_lm.bench.steps import Batch
 from grouped_lm.bench.workload import Workload, say
 from grouped_lm.config import Config, ModelConfig, TrainConfig
@@ -42,36 +42,26 @@ def memory_cells(work: Workload) -> list[Cell]:
     watched = [c for c in work.implementations if c.is_plain and c.variant.name in HEADS]
     watched += [head for head in claimed if head not in watched]  # predictions are compared with real steps
     cells: list[Cell] = []
-    for name in grid.truth_models:
-        for batch in grid.truth_batches:
-            label = {"micro_batch_size": batch, "block_size": grid.truth_block_size}
-            for head in watched:
-                config = config_of(work, work.models[name], head, batch, grid.truth_block_size)
-                cell = {"part": "truth", "model": name, **label, "head": head.name}
-                cells.append((cell, partial(measure_truth, work, config)))
-    for head in claimed:
-        own = {} if head == PAIR[1] else {"head": head.name}
-        for name in grid.claim_models:
-            for attention in ("fused", "unfused"):
-                cell = {"part": "claim", "model": name, "attention": attention, "block_size": grid.claim_block_size}
-                cell |= own | {"batches": grid.claim_batches}
-                cells.append((cell, partial(predict_claim, work, head, name, attention)))
+    for name, batch in itertools.product(grid.truth_models, grid.truth_batches):
+        shape = {"model": name, "micro_batch_size": batch, "block_size": grid.truth_block_size}
+        for head in watched:
+            config = config_of(work, work.models[name], head, batch, grid.truth_block_size)
+            cells.append(({"part": "truth", **shape, "head": head.name}, partial(measure_truth, work, config)))
+    for head, name, attention in itertools.product(claimed, grid.claim_models, ("fused", "unfused")):
+        cell = {"part": "claim", "model": name, "attention": attention, "block_size": grid.claim_block_size}
+        cell |= ({} if head == PAIR[1] else {"head": head.name}) | {"batches": grid.claim_batches}
+        cells.append((cell, partial(predict_claim, work, head, name, attention)))
     for name in grid.fit_models:
         cell = {"part": "fit", "model": name, "block_size": grid.claim_block_size}
         cells.append((cell, partial(measure_fit, work, name)))
-    for context in grid.grid_block_sizes:
-        for head in PAIR:
-            cell = {"part": "grid", "model": grid.grid_model, "block_size": context, "head": head.name}
-            cells.append((cell | {"batches": grid.grid_batches}, partial(measure_grid, work, head, context)))
+    for context, head in itertools.product(grid.grid_block_sizes, PAIR):
+        cell = {"part": "grid", "model": grid.grid_model, "block_size": context, "head": head.name}
+        cells.append((cell | {"batches": grid.grid_batches}, partial(measure_grid, work, head, context)))
     return cells
 
 
 def refuse_unpredictable(work: Workload, claimed: list[Implementation]) -> None:
-    """Refuse heads whose memory depends on tokens, before anything is measured.
-
-    Raises:
-        ConfigError: A head of `memory.claim_heads` depends on the tokens of a batch or of the text.
-    """
+    """Raise `ConfigError` for a head whose memory depends on tokens, before anything is measured."""
     grid = work.settings.memory
     for head in claimed if grid.claim_models else []:
         config = config_of(work, work.models[grid.claim_models[0]], head, 1, grid.claim_block_size)
@@ -96,29 +86,10 @@ def config_of(
     )
 
 
-def peak_of(moments: Moments) -> int:
-    """Return the peak in bytes."""
-    return int(moments.live.sum(1).max())
-
-
-def parts_of(moments: Moments) -> Row:
-    """Return the bytes by kind at the peak, and the module that runs there."""
-    at = int(moments.live.sum(1).argmax())
-    sizes = zip(KINDS, moments.live[at], strict=True)
-    return {f"{kind}_bytes": int(size) for kind, size in sizes} | {"peak_module": moments.modules[at] or "optimizer"}
-
-
 def real_model(
     config: Config, counts: Tensor, tokens: Tokens = None, vocab_size: int | None = None
 ) -> tuple[LanguageModel, torch.optim.Optimizer]:
-    """Return the model of a run, and its optimizer with the state of a first step.
-
-    Args:
-        config: The run.
-        counts: (V,) counts of the tokens.
-        tokens: Returns the text, for Brown and k-means groups.
-        vocab_size: V; None means the tokenizer's.
-    """
+    """Return the model of a run, and its optimizer with the state of a first step; V is by default the tokenizer's."""
     torch.manual_seed(config.seed)
     model = build_lm(config, counts.numpy, tokens, vocab_size=vocab_size).train()
     optimizer = build_optimizer(config.optim, model)
@@ -126,24 +97,38 @@ def real_model(
     return model, optimizer
 
 
+def update(
+    model: LanguageModel, optimizer: torch.optim.Optimizer, make_batch: Callable[[], Batch], grad_clip: float
+) -> None:
+    """Do a training step."""
+    model(*make_batch()).nll.backward()
+    clip_gradients(model, grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
 def allocator_peak(
     config: Config, model: LanguageModel, optimizer: torch.optim.Optimizer, make_batch: Callable[[], Batch]
 ) -> int:
     """Return the peak bytes of a real training step, from the events of the allocator."""
     with PeakTensorMemory(tensor_bytes(live_state(model, optimizer))) as peak:
-        model(*make_batch()).nll.backward()
-        clip_gradients(model, config.optim.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(model, optimizer, make_batch, config.optim.grad_clip)
     return round(peak.gib() * GIB)
 
 
 def predicted_peak(config: Config, vocab_size: int | None = None) -> int | None:
     """Return the peak bytes of a fake step; None for a head whose sizes depend on the tokens."""
     try:
-        return peak_of(fake_steps(config, [config.train.micro_batch_size], vocab_size)[0])
+        moments = fake_steps(config, [config.train.micro_batch_size], vocab_size)[0]
     except (DataDependentOutputException, DynamicOutputShapeException):
         return None
+    return int(moments.live.sum(1).max())
+
+
+def compared(predicted: int | None, measured: int | None) -> Row:
+    """Return the columns of a predicted and a measured peak."""
+    error = predicted / measured - 1 if predicted and measured else None
+    return {"measured_bytes": measured, "predicted_bytes": predicted, "prediction_error": error}
 
 
 def batch_maker(work: Workload, config: Config) -> Callable[[], Batch]:
@@ -153,7 +138,7 @@ def batch_maker(work: Workload, config: Config) -> Callable[[], Batch]:
 
 
 def measure_truth(work: Workload, config: Config) -> list[Row]:
-    """Return one head's row: the measured peak, the predicted one, and the bytes of the real step by kind.
+    """Return one head's row: the measured peak, the predicted one, the bytes of the real step by kind, and its module.
 
     `embedding_bytes` (the input table and its two Adam averages) is a share of weights and optimizer state.
     """
@@ -161,16 +146,12 @@ def measure_truth(work: Workload, config: Config) -> list[Row]:
     make_batch = batch_maker(work, config)
     measured = allocator_peak(config, model, optimizer, make_batch)
     watched = watch_step(config, model, optimizer, make_batch)
-    predicted = predicted_peak(config)
-    return [
-        {
-            "measured_bytes": measured,
-            "predicted_bytes": predicted,
-            "prediction_error": None if predicted is None else predicted / measured - 1,
-            **parts_of(watched),
-            "embedding_bytes": 3 * tensor_bytes(model.body.wte.parameters()),  # type: ignore[union-attr]
-        }
-    ]
+    at_peak = int(watched.live.sum(1).argmax())
+    row = compared(predicted_peak(config), measured)
+    row |= {f"{kind}_bytes": int(size) for kind, size in zip(KINDS, watched.live[at_peak], strict=True)}
+    row["peak_module"] = watched.modules[at_peak] or "optimizer"
+    row["embedding_bytes"] = 3 * tensor_bytes(model.body.wte.parameters())  # type: ignore[union-attr]
+    return [row]
 
 
 def predicted_by_batch(config: Config, steps: Callable[[Config, list[int]], list[Moments]]) -> Callable[[int], float]:
@@ -178,13 +159,6 @@ def predicted_by_batch(config: Config, steps: Callable[[Config, list[int]], list
     batches = [n * least_batch(config) for n in (1, 2)]
     found = dict(zip(batches, steps(config, batches), strict=True))
     return peak_function(found, batches[0], lambda batch: steps(config, [batch])[0])
-
-
-def flops_of(config: Config) -> tuple[float, float]:
-    """Return the operations of body and head per token, by their formulas."""
-    with faking():
-        head = fake_model(config).head.flops_per_token()
-    return estimate_body_flops_per_token(config.model, config.model.block_size), head
 
 
 def predict_claim(work: Workload, head: Implementation, name: str, attention: str) -> list[Row]:
@@ -196,49 +170,44 @@ def predict_claim(work: Workload, head: Implementation, name: str, attention: st
     model = dataclasses.replace(work.models[name], attention=attention)
     configs = [config_of(work, model, head, 2, grid.claim_block_size) for head in (PAIR[0], head)]
     dense, own = (predicted_by_batch(config, fake_steps) for config in configs)
+    body_flops = estimate_body_flops_per_token(configs[0].model, grid.claim_block_size)
+    with faking():
+        dense_flops, own_flops = (body_flops + fake_model(config).head.flops_per_token() for config in configs)
 
     def ratio(batch: int) -> float:
         return dense(batch) / own(batch)
 
-    flops = [flops_of(config) for config in configs]
     below = largest(lambda batch: batch == 0 or ratio(batch) < grid.claim_ratio, MAX_BATCH)
-    reached = None if below == MAX_BATCH else below + 1
-    return [
-        {
-            "micro_batch_size": batch,
-            "dense_bytes": round(dense(batch)),
-            **({"grouped_bytes": round(own(batch))} if head == PAIR[1] else {}),
-            "memory_ratio": ratio(batch),
-            "claim_ratio": grid.claim_ratio,
-            "batch_at_claim": reached,
-            "ratio_limit": ratio(MAX_BATCH),
-            "flops_ratio": sum(flops[0]) / sum(flops[1]),
-            "flops_cap": sum(flops[0]) / flops[0][0],
-        }
-        for batch in grid.claim_batches
-    ]
+    shared = {
+        "claim_ratio": grid.claim_ratio,
+        "batch_at_claim": None if below == MAX_BATCH else below + 1,
+        "ratio_limit": ratio(MAX_BATCH),
+        "flops_ratio": dense_flops / own_flops,
+        "flops_cap": dense_flops / body_flops,
+    }
+    rows: list[Row] = []
+    for batch in grid.claim_batches:
+        grouped = {"grouped_bytes": round(own(batch))} if head == PAIR[1] else {}
+        row = {"micro_batch_size": batch, "dense_bytes": round(dense(batch)), **grouped, "memory_ratio": ratio(batch)}
+        rows.append(row | shared)
+    return rows
 
 
 def measure_fit(work: Workload, name: str) -> list[Row]:
     """Return the measured ratio dense over grouped at the largest B whose dense step should fit the limit."""
     grid = work.settings.memory
-    limit = grid.limit_gib * GIB
     dense = config_of(work, work.models[name], PAIR[0], 2, grid.claim_block_size)
     peak = predicted_by_batch(dense, fake_steps)
-    batch = largest(lambda b: b == 0 or peak(b) <= limit, MAX_BATCH)
+    batch = largest(lambda b: b == 0 or peak(b) <= grid.limit_gib * GIB, MAX_BATCH)
     if batch == 0:
         say(f"{name}: not one window of the dense model fits {grid.limit_gib} GiB")
         return []
     rows: list[Row] = []
     for head in PAIR:
         config = config_of(work, work.models[name], head, batch, grid.claim_block_size)
-        measured = allocator_peak(config, *real_model(config, work.counts), batch_maker(work, config))
-        rows.append(
-            {"head": head.name, "micro_batch_size": batch, "measured_bytes": measured, "limit_gib": grid.limit_gib}
-            | {"predicted_bytes": predicted_peak(config)}
-        )
+        row = {"head": head.name, "micro_batch_size": batch, "limit_gib": grid.limit_gib}
+        rows.append(row | compared(predicted_peak(config), real_peak(work, config, "training")))
     for row in rows:
-        row["prediction_error"] = row["predicted_bytes"] / row["measured_bytes"] - 1
         row["memory_ratio"] = rows[0]["measured_bytes"] / row["measured_bytes"]
     return rows
 
@@ -251,27 +220,19 @@ def measure_grid(work: Workload, head: Implementation, context: int) -> list[Row
     for mode, steps in (("training", fake_steps), ("inference", fake_passes)):
         peak: Any = predicted_by_batch(config, steps)
         for batch in grid.grid_batches:
-            predicted, measured = round(peak(batch)), None
-            if predicted <= grid.grid_limit_gib * GIB:
-                measured = real_peak(work, with_shape(config, batch=batch), mode)
-            rows.append(
-                {
-                    "micro_batch_size": batch,
-                    "mode": mode,
-                    "predicted_bytes": predicted,
-                    "measured_bytes": measured,
-                    "prediction_error": None if measured is None else predicted / measured - 1,
-                }
-            )
+            predicted = round(peak(batch))
+            fits = predicted <= grid.grid_limit_gib * GIB
+            measured = real_peak(work, with_shape(config, batch=batch), mode) if fits else None
+            rows.append({"micro_batch_size": batch, "mode": mode, **compared(predicted, measured)})
     return rows
 
 
 def real_peak(work: Workload, config: Config, mode: str) -> int:
     """Return the allocator's peak bytes of a real step, or of a real forward pass without gradients."""
-    if mode == "training":
-        return allocator_peak(config, *real_model(config, work.counts), batch_maker(work, config))
-    model = build_lm(config, work.counts.numpy).eval()
     make_batch = batch_maker(work, config)
+    if mode == "training":
+        return allocator_peak(config, *real_model(config, work.counts), make_batch)
+    model = build_lm(config, work.counts.numpy).eval()
     with torch.no_grad(), PeakTensorMemory(tensor_bytes([*model.parameters(), *model.buffers()])) as peak:
         model(*make_batch())
     return round(peak.gib() * GIB)

@@ -11,7 +11,6 @@ from grouped_lm.report.style import (
     STYLES,
     Draw,
     Line,
-    PlotLibraryError,
     Style,
     draw_lines,
     finish,
@@ -20,8 +19,6 @@ from grouped_lm.report.style import (
     styles_by_head,
 )
 from grouped_lm.system.tables import GIB, MIB, Row, group_rows
-
-__all__ = ["PlotLibraryError", "write_bench_plots"]
 
 
 def write_bench_plots(suite: str, rows: Sequence[Row], folder: Path, suffix: str = "") -> list[Path]:

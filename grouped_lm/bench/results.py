@@ -4,18 +4,20 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from grouped_lm.bench.place import Place
+from grouped_lm.bench.timing import Place
 from grouped_lm.jobs.store import JobStore
 from grouped_lm.system.files import write_text
 from grouped_lm.system.runtime import cpu_model, git_commit, library_versions
 from grouped_lm.system.tables import Row, csv_text
 
+Cell = tuple[Row, Callable[[], list[Row]]]
+"""What tells a cell from the others, and the function that measures its rows."""
 LAST = ("device", "dtype", "threads", "machine", "torch", "commit", "command")
 """The last columns of a suite's CSV."""
 GPU_PACKAGES = ("triton", "cut-cross-entropy", "liger_kernel", "liger-kernel")
@@ -27,47 +29,34 @@ def cell_key(suite: str, cell: Row, identity: Row) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def describe_peers() -> str:
-    """Return the versions of the packages with GPU kernels."""
-    versions = {d.name: d.version for d in metadata.distributions() if d.name in GPU_PACKAGES}
-    return ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
-
-
 def environment_columns(command: str, place: Place) -> Row:
     """Return the columns of every row that describe the machine and the code."""
-    versions, on_gpu = library_versions(), place.device.type == "cuda"
-    gpu = (
-        f"{torch.cuda.get_device_name(place.device)}, CUDA {torch.version.cuda}, {describe_peers()}, " if on_gpu else ""
-    )
+    machine = f"{cpu_model()}, {os.cpu_count()} CPUs"
+    if place.device.type == "cuda":
+        peers = sorted({f"{d.name} {d.version}" for d in metadata.distributions() if d.name in GPU_PACKAGES})
+        gpu = torch.cuda.get_device_name(place.device)
+        machine = ", ".join([gpu, f"CUDA {torch.version.cuda}", ", ".join(peers), machine])
     return {
         "device": place.device.type,
         "dtype": place.dtype,
         "threads": torch.get_num_threads(),
-        "machine": f"{gpu}{cpu_model()}, {os.cpu_count()} CPUs",
-        "torch": versions.get("torch"),
+        "machine": machine,
+        "torch": library_versions().get("torch"),
         "commit": git_commit(),
         "command": command,
     }
 
 
-def run_cells(
-    folder: Path, cells: Iterable[tuple[Row, Callable[[], list[Row]]]], suite: str, identity: Row, environment: Row
-) -> list[Row]:
+def run_cells(folder: Path, cells: Sequence[Cell], suite: str, identity: Row, environment: Row) -> list[Row]:
     """Measure every cell that the folder does not hold, and return the rows of all cells.
 
-    A cell is a group of rows that are measured together. `bench.csv` is written after each cell.
-
-    Args:
-        folder: keeps the cells.
-        cells: what tells each cell from the others, and the function that measures its rows.
-        suite: name of the suite.
-        identity: what the figures depend on besides.
-        environment: columns that every row gets.
+    `bench.csv` is written after each cell. `identity` is what the figures depend on besides the cell, and `environment`
+    holds columns that every row gets.
 
     Raises:
-        BusyError: another process measures into this folder.
+        BusyError: Another process measures into this folder.
     """
-    store, cells, rows = JobStore(folder, "cells"), list(cells), list[Row]()
+    store, rows = JobStore(folder, "cells"), list[Row]()
     with store.lock(f"another gvc bench writes into {folder}: wait for it, or give another --dir"):
         keys = [cell_key(suite, cell, identity) for cell, _ in cells]
         known = {key: record["rows"] for key in keys if (record := store.read(key)) and "rows" in record}

@@ -2,24 +2,28 @@
 
 import dataclasses
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from grouped_lm.bench.checks import refuse_inexact
 from grouped_lm.bench.decode import decode_cells
-from grouped_lm.bench.heads import Cell, heads_cells
+from grouped_lm.bench.heads import heads_cells
 from grouped_lm.bench.memory import memory_cells
-from grouped_lm.bench.plots import PlotLibraryError, write_bench_plots
-from grouped_lm.bench.results import Row, environment_columns, run_cells, to_csv
+from grouped_lm.bench.plots import write_bench_plots
+from grouped_lm.bench.results import Cell, environment_columns, run_cells, to_csv
 from grouped_lm.bench.settings import BenchConfig
 from grouped_lm.bench.steps import steps_cells
-from grouped_lm.bench.tables import suite_tables
 from grouped_lm.bench.vocab import vocab_cells
 from grouped_lm.bench.workload import Workload, say
 from grouped_lm.config import ModelConfig
+from grouped_lm.report.style import PlotLibraryError
 from grouped_lm.system.console import print_table
 from grouped_lm.system.files import write_text
 from grouped_lm.system.runtime import keep_freed_memory, set_threads
+from grouped_lm.system.tables import Row, Table, columns, group_rows
 
 SUITE_CELLS: dict[str, Callable[[Workload], list[Cell]]] = {
     "heads": heads_cells,
@@ -28,15 +32,13 @@ SUITE_CELLS: dict[str, Callable[[Workload], list[Cell]]] = {
     "decode": decode_cells,
     "vocab": vocab_cells,
 }
-
-
 TOGETHER = ("heads", "steps", "decode")
 """Suites that measure all implementations in one cell. Another selection measures the cell again."""
-
-
-def suite_cells(suite: str, work: Workload) -> list[Cell]:
-    """Return the cells of a suite, each a set of rows that are measured together."""
-    return SUITE_CELLS[suite](work)
+SHAPE = (
+    *("device", "dtype", "part", "model", "attention", "language", "n_tokens", "n_embd", "vocab_size", "block_size"),
+    "batch_size",
+)
+"""Rows that differ in one of these are in different tables."""
 
 
 def run_suite(
@@ -53,9 +55,9 @@ def run_suite(
     Args:
         suite: One of `settings.SUITES`.
         settings: The bench's config.
-        models: Preset of conf/model -> body.
-        folder: The folder of the cells.
-        command: The command line, for every row.
+        models: The bodies, by preset of conf/model.
+        folder: Keeps the cells.
+        command: The command line, which every row gets.
         out: A second folder for bench-SUITE.csv and its plots.
         suffix: The end of their names, so that the quick grid does not overwrite the full one's files.
 
@@ -65,9 +67,8 @@ def run_suite(
     set_threads(settings.threads)
     keep_freed_memory()
     work = Workload(settings, models)
-    rows = run_cells(
-        folder, suite_cells(suite, work), suite, identity(suite, work), environment_columns(command, work.place)
-    )
+    environment = environment_columns(command, work.place)
+    rows = run_cells(folder, SUITE_CELLS[suite](work), suite, identity(suite, work), environment)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / f"bench-{suite}{suffix}.csv", to_csv(rows))
@@ -82,26 +83,20 @@ def run_suite(
 
 
 def identity(suite: str, work: Workload) -> dict[str, Any]:
-    """Return all settings that change a cell's figures, except the grid: a cell is one point of it."""
+    """Return all settings that change a cell's figures, except the lists of the grid: a cell is one point of it."""
     settings = dataclasses.asdict(work.settings)
-    data = {key: value for key, value in settings["data"].items() if key not in ("name", "cache_dir")}
-    own = settings[suite] if suite in ("decode", "memory", "vocab") else {}
-    lists = {key: value for key, value in own.items() if isinstance(value, list) and key != "excess_lr"}
-    elsewhere = {key: settings[key] for key in ("device", "dtype", "repeats")}
-    if elsewhere == {"device": "cpu", "dtype": "float32", "repeats": 1}:
-        elsewhere = {}  # as cells without these keys
-    return elsewhere | {
-        "data": data,
-        "tokenizer": settings["tokenizer"],
-        "threads": settings["threads"],
-        "seed": settings["seed"],
+    grid = settings[suite] if suite in ("decode", "memory", "vocab") else {}
+    shared = ("device", "dtype", "repeats", "tokenizer", "threads", "seed", "meter")
+    return {key: settings[key] for key in shared} | {
+        "data": {key: value for key, value in settings["data"].items() if key not in ("name", "cache_dir")},
         "competitors": [c.name for c in work.implementations] if suite in TOGETHER else [],
-        "meter": settings["meter"],
-        "suite": {key: value for key, value in own.items() if key not in lists},
+        "suite": {key: value for key, value in grid.items() if key == "excess_lr" or not isinstance(value, list)},
     }
 
 
 def show(suite: str, rows: list[Row]) -> None:
-    """Print the suite's tables on stdout."""
-    for table in suite_tables(suite, rows):
-        print_table(table.terminal())
+    """Print one table for each shape on stdout, with the columns of tables.yaml."""
+    shown = yaml.safe_load(files("grouped_lm.bench").joinpath("tables.yaml").read_text(encoding="utf-8"))[suite]
+    for shape, group in group_rows(rows, SHAPE).items():
+        title = ", ".join(f"{key} {value}" for key, value in zip(SHAPE, shape, strict=True) if value is not None)
+        print_table(Table(title=title, rows=group, columns=columns(shown), missing="").terminal())

@@ -46,15 +46,7 @@ def load_variants() -> dict[str, Variant]:
 
 
 def load_variant(name: str, path: str = "variant") -> Variant:
-    """Return one variant.
-
-    Args:
-        name: A file of `conf/variant`, without `.yaml`.
-        path: The config key or option that names it, for the error.
-
-    Raises:
-        ConfigError: There is no such variant.
-    """
+    """Return the variant of `conf/variant/NAME.yaml`. An error names `path`, the config key with the name."""
     check_choice(path, name, tuple(load_variants()))
     return load_variants()[name]
 

@@ -5,21 +5,18 @@ vocabulary.
 """
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from grouped_lm.bench.heads import Cell
 from grouped_lm.bench.implementations import Implementation, describe_tuning, plain_implementation
-from grouped_lm.bench.memory import allocator_peak, config_of, predicted_peak, real_model
-from grouped_lm.bench.results import Row
+from grouped_lm.bench.memory import allocator_peak, config_of, predicted_peak, real_model, update
+from grouped_lm.bench.results import Cell, Row
 from grouped_lm.bench.steps import CAP, Batch, compare_steps
 from grouped_lm.bench.synthetic import Language, build_language
 from grouped_lm.bench.workload import Workload, draw_ids, zipf_counts
-from grouped_lm.config import AdamWConfig, Config
-from grouped_lm.distributed.parallel import clip_gradients
+from grouped_lm.config import AdamWConfig
 from grouped_lm.measure.memory import GIB
 from grouped_lm.models import build_body, estimate_body_params
 from grouped_lm.models.lm import LanguageModel
@@ -51,38 +48,24 @@ def measure_steps(work: Workload, heads: list[Implementation], vocab_size: int) 
     """Return a row per head: predicted and measured peak, and the time of a step if it fits the limit."""
     grid = work.settings.vocab
     counts = zipf_counts(vocab_size)
-    ids = draw_ids(counts, 4 * grid.micro_batch_size * (grid.block_size + 1), work.generator())
-    windows = ids.view(4, grid.micro_batch_size, grid.block_size + 1)
-    batches = [(w[:, :-1].contiguous(), w[:, 1:].contiguous()) for w in windows]
+    ids = draw_ids(counts, 4 * grid.micro_batch_size * (grid.block_size + 1), work.settings.seed)
+    batches = [as_batch(window) for window in ids.view(4, grid.micro_batch_size, grid.block_size + 1)]
     rows: dict[str, Row] = {}
     fitting = []
     for head in heads:
         config = config_of(work, work.models[grid.model], head, grid.micro_batch_size, grid.block_size, has_text=False)
-        rows[head.name] = memory_row(config, counts, vocab_size, grid.limit_gib * GIB, batches[0])
-        if rows[head.name]["measured_bytes"] is not None:
+        predicted, measured = predicted_peak(config, vocab_size), None
+        least = STATE_BYTES * estimate_body_params(config.model, vocab_size)
+        if (predicted or least) <= grid.limit_gib * GIB:  # without a prediction, the body's weights alone are compared
+            measured = allocator_peak(config, *real_model(config, counts, vocab_size=vocab_size), lambda: batches[0])
             fitting.append(head)
-    timed = (
-        compare_steps(work, work.models[grid.model], vocab_size, (counts, None), batches, fitting) if fitting else []
-    )
-    for row in timed:
-        rows[row["head"]] = rows.get(row["head"], {}) | row
-    return [{"head": name} | row for name, row in rows.items() if name != CAP] + [
-        row for row in timed if row["head"] == CAP
-    ]
-
-
-def memory_row(config: Config, counts: Tensor, vocab_size: int, limit: float, batch: Batch) -> Row:
-    """Return the predicted peak of a step, and the measured one unless the prediction is above `limit` bytes.
-
-    For heads that cannot be predicted, the body's weights alone are compared with the limit.
-    """
-    predicted = predicted_peak(config, vocab_size)
-    least = STATE_BYTES * estimate_body_params(config.model, vocab_size)
-    measured = None
-    if (predicted or least) <= limit:
-        model, optimizer = real_model(config, counts, vocab_size=vocab_size)
-        measured = allocator_peak(config, model, optimizer, lambda: batch)
-    return {"predicted_bytes": predicted, "measured_bytes": measured, "state_bytes": least, "limit_gib": limit / GIB}
+        peaks = {"predicted_bytes": predicted, "measured_bytes": measured, "state_bytes": least}
+        rows[head.name] = peaks | {"limit_gib": grid.limit_gib}
+    if fitting:
+        for row in compare_steps(work, work.models[grid.model], counts, None, batches, fitting):
+            rows[row["head"]] = rows.get(row["head"], {}) | row
+    cap = [rows.pop(CAP)] if CAP in rows else []
+    return [{"head": name} | row for name, row in rows.items()] + cap
 
 
 def measure_excess(work: Workload, head: Implementation, language_name: str, vocab_size: int) -> list[Row]:
@@ -91,8 +74,8 @@ def measure_excess(work: Workload, head: Implementation, language_name: str, voc
     language = build_language(language_name, vocab_size, work.settings.seed)
     tried = {lr: train_on(work, head, language, lr) for lr in grid.excess_lr}
     lr, losses = min(tried.items(), key=lambda item: item[1]["excess_nats"])
-    described = describe_tuning({f"lr={rate:g}": figures["excess_nats"] for rate, figures in tried.items()})
-    return [{"lr": lr, "tried": described.replace(" ms", " nats"), "steps": grid.excess_steps} | losses]
+    described = describe_tuning({f"lr={rate:g}": figures["excess_nats"] for rate, figures in tried.items()}, "nats")
+    return [{"lr": lr, "tried": described, "steps": grid.excess_steps} | losses]
 
 
 def train_on(work: Workload, head: Implementation, language: Language, lr: float) -> Row:
@@ -103,17 +86,15 @@ def train_on(work: Workload, head: Implementation, language: Language, lr: float
     """
     grid = work.settings.vocab
     torch.manual_seed(work.settings.seed)
-    model = language_model(work, head, language)
+    counts = torch.from_numpy((language.frequencies * 1e12).astype(np.int64))  # for heads that sort tokens
+    model = head.model({}, counts, build_body(work.models[grid.excess_model], language.vocab_size))
     optim = AdamWConfig(lr=lr, warmup_steps=max(1, grid.excess_steps // 20))
     optimizer = build_optimizer(optim, model)
     for step in range(grid.excess_steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(optim, step, grid.excess_steps)
         ids = language.sample(grid.excess_batch_size, grid.excess_block_size + 1, work.settings.seed + step)
-        model(*as_batch(ids)).nll.backward()
-        clip_gradients(model, optim.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(model, optimizer, partial(as_batch, torch.from_numpy(ids)), optim.grad_clip)
     ids = language.sample(EVAL_SEQUENCES, grid.excess_block_size + 1, EVAL_SEED)
     own = model_nll(model.eval(), ids)
     excess = own + language.log_prob(ids).ravel()
@@ -126,23 +107,13 @@ def train_on(work: Workload, head: Implementation, language: Language, lr: float
     }
 
 
-def language_model(work: Workload, head: Implementation, language: Language) -> LanguageModel:
-    """Return a new model. Heads that sort tokens get the frequencies of the language."""
-    model = work.models[work.settings.vocab.excess_model]
-    body = build_body(model, language.vocab_size)
-    counts = torch.from_numpy((language.frequencies * 1e12).astype(np.int64))
-    wte: Any = body.wte.weight
-    return LanguageModel(body, head.build({}, model.n_embd, language.vocab_size, counts, wte))
-
-
-def as_batch(ids: np.ndarray) -> Batch:
+def as_batch(ids: Tensor) -> Batch:
     """Return (B, T) ids and targets of (B, T + 1) ids."""
-    both = torch.from_numpy(ids)
-    return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+    return ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
 
 
 @torch.no_grad()
 def model_nll(model: LanguageModel, ids: np.ndarray) -> np.ndarray:
     """Return (B * T,) losses in nats, fp64, eight sequences at a time."""
-    parts = [model(*as_batch(part), reduction="none").nll.flatten() for part in np.array_split(ids, len(ids) // 8)]
+    parts = [model(*as_batch(part), reduction="none").nll.flatten() for part in torch.from_numpy(ids).split(8)]
     return torch.cat(parts).double().numpy()

@@ -1,8 +1,7 @@
 """The input of a bench: targets with the token frequencies of a real text. Letters: N tokens, D width."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -10,9 +9,8 @@ import torch
 from torch import Tensor
 
 from grouped_lm.bench.implementations import Implementation, choose
-from grouped_lm.bench.place import Place
 from grouped_lm.bench.settings import BenchConfig
-from grouped_lm.bench.timing import Session
+from grouped_lm.bench.timing import Place, Sampler, Session, interleave
 from grouped_lm.config import ModelConfig
 from grouped_lm.data import TokenFile, prepare_split, vocab_size_of
 from grouped_lm.data.loader import TrainBatches
@@ -24,31 +22,16 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def say_too_large(session: Session) -> None:
-    """Print the implementations that did not fit into the memory of the device."""
-    for name in session.too_large:
-        say(f"{name} is left out: it does not fit into the memory of the device")
-
-
 @dataclass
 class Workload:
-    """The settings, the bodies by preset, and the text.
-
-    Attributes:
-        settings: The bench's config.
-        models: Preset of conf/model -> body.
-        prepare: Returns the training tokens; called when they are first needed.
-    """
+    """The settings of a bench, the bodies by preset of conf/model, and the text."""
 
     settings: BenchConfig
     models: dict[str, ModelConfig]
-    prepare: Callable[[], TokenFile] | None = field(default=None, repr=False)
 
     @cached_property
     def train_file(self) -> TokenFile:
-        """The prepared training text."""
-        if self.prepare is not None:
-            return self.prepare()
+        """The training text, prepared when it is first needed."""
         return prepare_split(self.settings.data, self.settings.tokenizer, "train")
 
     @cached_property
@@ -72,21 +55,21 @@ class Workload:
         """The implementations to measure."""
         return choose(self.settings.competitors, say, self.settings.device)
 
-    def generator(self) -> torch.Generator:
-        """Return a generator at the start of the seed's stream."""
-        return torch.Generator().manual_seed(self.settings.seed)
-
-    def targets(self, n_tokens: int) -> Tensor:
-        """Return (N,) ids drawn by the frequencies of the text."""
-        return draw_ids(self.counts, n_tokens, self.generator())
-
     def batches(self, batch_size: int, block_size: int) -> TrainBatches:
         """Return windows of the training text."""
         return TrainBatches(self.train_file.tokens(), block_size, batch_size, self.settings.seed)
 
+    def interleave(self, samplers: dict[str, Sampler]) -> Session:
+        """Time the samplers in turn, and print the names of those that do not fit into the device's memory."""
+        session = interleave(samplers, self.settings.meter, self.place.calibrate)
+        for name in session.too_large:
+            say(f"{name} is left out: it does not fit into the memory of the device")
+        return session
 
-def draw_ids(counts: Tensor, n_tokens: int, generator: torch.Generator) -> Tensor:
+
+def draw_ids(counts: Tensor, n_tokens: int, seed: int) -> Tensor:
     """Return (N,) int64 ids drawn in proportion to (V,) counts. `torch.multinomial` allows only 2^24 classes."""
+    generator = torch.Generator().manual_seed(seed)
     cumulative = counts.double().cumsum(0)
     draws = torch.rand(n_tokens, generator=generator, dtype=torch.float64) * cumulative[-1]
     return torch.searchsorted(cumulative, draws, right=True).clamp_max(counts.numel() - 1)

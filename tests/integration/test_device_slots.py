@@ -6,7 +6,7 @@ import time
 
 import pytest
 from filelock import FileLock, Timeout
-from grouped_lm.cli.compose.launchers import share_of_job
+from grouped_lm.cli.compose.sweep_plan import share_of_job
 from omegaconf import OmegaConf
 
 from grouped_lm.jobs.device_slots import Share, take_slot

@@ -4,8 +4,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-from grouped_lm.cli.compose.bench import compose_bench
 from grouped_lm.cli.compose.compose import HydraFlags, composing, config_groups, expand_jobs, to_config
+from grouped_lm.cli.compose.run import compose_bench
 
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.reproduction.claims import load_claims

@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 from gate import Gate
 from grouped_lm.cli.compose.compose import HydraFlags, composing
-from grouped_lm.cli.compose.launchers import missing_plugin
+from grouped_lm.cli.compose.explain import missing_plugin
 
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.errors import BusyError

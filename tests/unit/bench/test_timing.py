@@ -5,9 +5,9 @@ import itertools
 import pytest
 import torch
 
-from grouped_lm.bench.place import Place
+from grouped_lm.bench.implementations import tune
 from grouped_lm.bench.settings import MeterConfig
-from grouped_lm.bench.timing import SLOW_MS, Calibration, Timing, interleave, quickest, timed
+from grouped_lm.bench.timing import SLOW_MS, Calibration, Place, Timing, interleave, quickest, timed
 
 STEADY = Calibration(100.0, 10.0)
 
@@ -69,7 +69,7 @@ def test_who_does_not_fit_into_memory_takes_no_part():
 
 def test_only_the_last_of_several_passes_is_waited_for(monkeypatch):
     machine, waits = FakeMachine(), []
-    monkeypatch.setattr("grouped_lm.bench.place.synchronize", lambda device: waits.append(machine.now))
+    monkeypatch.setattr("grouped_lm.bench.timing.synchronize", lambda device: waits.append(machine.now))
     place = Place(torch.device("cpu"), "float32", 5)
     assert place.timed(machine.work(0.25), machine.clock) == 250
     assert waits == [50, 51.25]
@@ -144,11 +144,12 @@ def test_rounds_that_take_minutes_are_not_done_again_and_again():
 def test_quartiles_do_not_move_with_one_stutter():
     timing = Timing([{"ms": ms} for ms in (1.0, 2.0, 3.0, 4.0, 500.0)])
     assert timing.columns("ms") == {"ms": 3.0, "ms_q1": 2.0, "ms_q3": 4.0}
-    assert Timing([{"ms": 7.0}]).quartiles("ms") == (7.0, 7.0, 7.0)
+    assert Timing([{"ms": 7.0}]).columns("ms") == {"ms": 7.0, "ms_q1": 7.0, "ms_q3": 7.0}
 
 
 def test_tuning_warms_up_takes_the_least_and_tries_slow_ones_once():
     first = {"a": iter([900.0, 5.0, 4.0]), "b": iter([1.0, 6.0, 5.5]), "c": iter([SLOW_MS])}
     samplers = {name: lambda values=values: {"ms": next(values)} for name, values in first.items()}
-    assert quickest(samplers, "ms") == ("a", {"a": 4.0, "b": 5.5, "c": SLOW_MS})
-    assert quickest({"only": lambda: pytest.fail("run for nothing")}, "ms") == ("only", {})
+    assert quickest(samplers, 2) == ("a", {"a": 4.0, "b": 5.5, "c": SLOW_MS})
+    nothing = {"option": "", "tried": ""}
+    assert tune([{}], lambda option: pytest.fail("run for nothing"), 2) == ({}, nothing)
