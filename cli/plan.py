@@ -33,8 +33,7 @@ def plan(
     Example: gvc plan model=gpt2-124m --device a100
     """
     from grouped_lm.config import check_range
-    from grouped_lm.measure.devices import find_device, parse_bytes
-    from grouped_lm.measure.interconnects import find_interconnect
+    from grouped_lm.measure.devices import find_device, find_interconnect, parse_bytes
 
     from .compose.compose import HydraFlags
     from .compose.run import compose_one
@@ -73,7 +72,7 @@ def plan(
 def link_name(name: str | None, device: str, nodes: int) -> str:
     """Return `name`, or the usual link between such devices in one machine; raise `ConfigError` if there is none."""
     from grouped_lm.errors import ConfigError
-    from grouped_lm.measure.interconnects import INTERCONNECTS
+    from grouped_lm.measure.devices import INTERCONNECTS
 
     name = name or (OWN_LINKS.get(device) if nodes == 1 else None)
     if name is None:

@@ -20,9 +20,7 @@ LARGE_GROUPS = 1.5
 def diagnose(metrics: dict[str, Any], head: Head) -> list[str]:
     """Return one or two sentences per failure sign that is present; none for heads without groups.
 
-    Args:
-        metrics: losses and accuracies by name, of both softmaxes.
-        head: with `n_group` and `group_size`, if it has groups of equal size.
+    `metrics` has losses and accuracies by name, of both softmaxes.
     """
     if metrics.get("val/group_accuracy") is None:
         return []

@@ -15,6 +15,7 @@ import re
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ from grouped_lm.data import build_tokenizer
 from grouped_lm.data.sources.tinytales import generate_stories
 from grouped_lm.errors import ConfigError, GvcError
 from grouped_lm.generate import Sampling, write_texts
-from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.load import load_model, own_tokenizer
-from grouped_lm.system.files import write_json
+from grouped_lm.system.files import read_json_dict, write_json
 from grouped_lm.system.runtime import resolve_device, set_threads
 from grouped_lm.system.secret_values import hide_secrets
 
@@ -37,21 +37,8 @@ BEGINNING = 0.4
 """The model gets this share of a story's words; the end is usually inside a sentence."""
 SEED = 1
 """Seed of the stories. The default training text of `data=tinytales` has another one, 0."""
-Say = Callable[[str], Any]
-"""Print a message about the progress."""
-
-TASK = """\
-A small language model was given the beginning of a short story for children, up to the mark ***, and wrote what \
-follows the mark. It may break off at the end, which is not its fault.
-
-{beginning}***{completion}
-
-Grade only what follows the mark, each from 1 (very poor) to 10 (as good as a careful human writer):
-- grammar: is it correct English?
-- creativity: are its ideas more than the obvious ones?
-- consistency: does it fit the beginning, its names, things and tone?
-- plot: do its events follow from one another and lead somewhere?
-Answer with one JSON object and nothing else, like {{"grammar": 5, "creativity": 5, "consistency": 5, "plot": 5}}."""
+TASK = files("grouped_lm.evaluate").joinpath("llm_judge.txt").read_text(encoding="utf-8").rstrip("\n")
+"""The question, in which `beginning` and `completion` are filled in."""
 
 
 class JudgeError(GvcError):
@@ -73,78 +60,46 @@ class Story:
 
 def make_beginnings(num: int) -> list[str]:
     """Return the first words of `num` embedded stories that a run with default settings has not seen."""
-    beginnings = []
-    for story in generate_stories(num, SEED, "valid"):
-        words = story.split(" ")
-        beginnings.append(" ".join(words[: max(1, round(BEGINNING * len(words)))]))
-    return beginnings
+    stories = [story.split(" ") for story in generate_stories(num, SEED, "valid")]
+    return [" ".join(words[: max(1, round(BEGINNING * len(words)))]) for words in stories]
 
 
-def write_stories(run: Path, config: Config, say: Say) -> list[Story]:
-    """Return the stories of a run's newest checkpoint, from `judge/stories.json` if they are there.
-
-    Args:
-        run: the run folder.
-        config: the run's config, with `judge`.
-        say: prints the progress.
-
-    Raises:
-        RunFolderError: there is no such run.
-        CheckpointError: it has no usable checkpoint.
-    """
+def write_stories(run: Path, config: Config, say: Callable[[str], Any]) -> list[Story]:
+    """Return the stories of a run's newest checkpoint, from `judge/stories.json` if they are there."""
     device = resolve_device(config.train.device)
     set_threads(config.train.threads)
     model, step = load_model(run, config, device)
     judge = config.judge
     asked = {"step": step} | {key: getattr(judge, key) for key in ("num_stories", "max_new_tokens", "temperature")}
     path = run / "judge" / "stories.json"
-    if (saved := read_stories(path, asked)) is not None:
-        return saved
+    with contextlib.suppress(TypeError, KeyError):
+        saved = read_json_dict(path) or {}
+        if saved["asked"] == asked:  # other settings make other stories
+            return [Story(str(story["beginning"]), str(story["completion"])) for story in saved["stories"]]
     say(f"{run}: writing {judge.num_stories} stories")
     tokenizer = build_tokenizer(own_tokenizer(run, config.tokenizer), config.data)
-    stories = [
-        Story(beginning, complete(model, tokenizer, beginning, judge, index))
-        for index, beginning in enumerate(make_beginnings(judge.num_stories))
-    ]
+    sampling = Sampling(temperature=judge.temperature)
+    stories = []
+    for index, beginning in enumerate(make_beginnings(judge.num_stories)):
+        generator = torch.Generator(device).manual_seed(index)
+        (text,) = write_texts(
+            model, tokenizer, beginning, max_new_tokens=judge.max_new_tokens, sampling=sampling, generator=generator
+        )
+        stories.append(Story(beginning, text.text))
     path.parent.mkdir(exist_ok=True)
     write_json(path, {"asked": asked, "stories": [asdict(story) for story in stories]})
     return stories
 
 
-def complete(model: LanguageModel, tokenizer: Any, beginning: str, judge: JudgeConfig, seed: int) -> str:
-    """Return the model's completion of one beginning, sampled at `judge.temperature`."""
-    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
-    sampling = Sampling(temperature=judge.temperature)
-    (text,) = write_texts(
-        model, tokenizer, beginning, max_new_tokens=judge.max_new_tokens, sampling=sampling, generator=generator
-    )
-    return text.text
-
-
-def read_stories(path: Path, asked: dict[str, Any]) -> list[Story] | None:
-    """Return the stories of a file; None if it does not exist or was made with other settings than `asked`."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved["asked"] == asked:
-            return [Story(str(s["beginning"]), str(s["completion"])) for s in saved["stories"]]
-    return None
-
-
-def grade_run(run: Path, config: Config, say: Say) -> dict[str, Any]:
+def grade_run(run: Path, config: Config, say: Callable[[str], Any]) -> dict[str, Any]:
     """Return the mean grades of a run's stories as `judge/...`, and save every answer in `judge/answers.jsonl`.
 
     Grades are in [1, 10]. Each mean has the half-width of its 95 % interval (normal, over stories). Tokens and cost
-    include answers without grades.
-
-    Args:
-        run: the run folder.
-        config: the run's config, with `judge`.
-        say: prints the progress.
+    include answers without grades. `say` prints the progress.
 
     Raises:
         ConfigError: the client is not installed.
-        RunFolderError: there is no such run.
-        CheckpointError: it has no usable checkpoint.
+        RunFolderError, CheckpointError: there is no such run, or no usable checkpoint.
         JudgeError: the endpoint refuses, does not answer, or gives no grades in `judge.retries` + 1 answers.
     """
     client = open_client(config.judge)
@@ -166,15 +121,10 @@ class Answers:
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         self._end = "" if text.endswith("\n") or not text else "\n"
         for line in text.splitlines():
-            self._add_line(line)
-
-    def _add_line(self, line: str) -> None:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            return  # an interrupted write
-        if isinstance(row, dict) and row.get("judge") == self._judge:
-            self._rows.append(row | {"grades": check_grades(row.get("grades"))})
+            with contextlib.suppress(ValueError):  # an interrupted write
+                row = json.loads(line)
+                if isinstance(row, dict) and row.get("judge") == judge:
+                    self._rows.append(row | {"grades": check_grades(row.get("grades"))})
 
     def add(self, story: Story, grades: dict[str, float] | None, answer: str, tokens: dict[str, int]) -> None:
         """Save an answer; `grades` is None if it has none."""
@@ -197,11 +147,7 @@ class Answers:
 
 
 def open_client(judge: JudgeConfig) -> Any:
-    """Return a client of the endpoint. Its key comes from the environment; a local server needs none.
-
-    Raises:
-        ConfigError: the package is not installed.
-    """
+    """Return a client of the endpoint. Its key comes from the environment; a local server needs none."""
     try:
         from openai import OpenAI
     except ImportError as error:
@@ -213,11 +159,7 @@ def open_client(judge: JudgeConfig) -> Any:
 
 
 def grade_story(client: Any, judge: JudgeConfig, story: Story, answers: Answers) -> None:
-    """Ask until an answer has grades, and save every answer.
-
-    Raises:
-        JudgeError: the endpoint refuses, does not answer, or never gives grades.
-    """
+    """Ask until an answer has grades, and save every answer; JudgeError if none has."""
     from openai import OpenAIError
 
     question = TASK.format(beginning=story.beginning, completion=story.completion)
@@ -227,7 +169,9 @@ def grade_story(client: Any, judge: JudgeConfig, story: Story, answers: Answers)
             reply = client.chat.completions.create(model=judge.model, messages=[{"role": "user", "content": question}])
             answer, tokens = read_reply(reply)
         except OpenAIError as error:
-            raise _error(judge, f"gave no answer: {describe_error(error)}") from error
+            cause = f" ({error.__cause__})" if error.__cause__ else ""
+            message = hide_secrets(" ".join(f"{error}{cause}".split()))[:200]
+            raise _error(judge, f"gave no answer: {message}") from error
         grades = parse_grades(answer)
         answers.add(story, grades, answer, tokens)
         if grades is not None:
@@ -243,19 +187,13 @@ def _error(judge: JudgeConfig, reason: str) -> JudgeError:
     )
 
 
-def describe_error(error: Exception) -> str:
-    """Return the message of a client's error as one line without secrets."""
-    cause = f" ({error.__cause__})" if error.__cause__ else ""
-    return hide_secrets(" ".join(f"{error}{cause}".split()))[:200]
-
-
 def read_reply(reply: Any) -> tuple[str, dict[str, int]]:
     """Return the text and the numbers of tokens of a reply; missing parts are "" and 0."""
-    choices = getattr(reply, "choices", None) or []
-    message = getattr(choices[0], "message", None) if choices else None
-    text = getattr(message, "content", None)
-    usage = getattr(reply, "usage", None)
-    counts = {kind: getattr(usage, kind, None) for kind in ("prompt_tokens", "completion_tokens")}
+    choices = getattr(reply, "choices", None) or [None]
+    text = getattr(getattr(choices[0], "message", None), "content", None)
+    counts = {
+        kind: getattr(getattr(reply, "usage", None), kind, None) for kind in ("prompt_tokens", "completion_tokens")
+    }
     return text if isinstance(text, str) else "", {k: v if isinstance(v, int) else 0 for k, v in counts.items()}
 
 

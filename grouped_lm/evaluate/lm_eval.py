@@ -6,10 +6,12 @@
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -17,46 +19,19 @@ from lm_eval.tasks import TaskManager
 
 from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.errors import ConfigError
-from grouped_lm.evaluate.continuations import log_likelihoods
-from grouped_lm.evaluate.story_tasks import make_choices, make_clozes
+from grouped_lm.evaluate.story_tasks import log_likelihoods, make_choices, make_clozes
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.system.files import write_json
 
-TASKS: dict[str, dict[str, Any]] = {
-    "story_perplexity": {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{text}}",
-        "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
-    },
-    "story_choice": {
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{context}}",
-        "doc_to_choice": "{{options}}",
-        "doc_to_target": "{{answer}}",
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-    },
-    "story_cloze_word": {
-        "output_type": "loglikelihood",
-        "doc_to_text": "{{context}}",
-        "doc_to_target": "{{word}}",
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc"}, {"metric": "perplexity"}],
-    },
-}
-"""The harness's description of each local task. The documents come from the validation text."""
+TASKS: dict[str, dict[str, Any]] = yaml.safe_load(
+    files("grouped_lm.evaluate").joinpath("lm_eval_tasks.yaml").read_text(encoding="utf-8")
+)
+"""The harness's description of each local task."""
 
 
 class HarnessModel(LM):
-    """A language model for the harness; every text starts after an end-of-text.
-
-    Args:
-        model: in evaluation mode.
-        tokenizer: its tokenizer.
-        batch_size: texts per batch, >= 1.
-    """
+    """A language model in evaluation mode for the harness; every text starts after an end-of-text."""
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer, batch_size: int = 8) -> None:
         super().__init__()
@@ -119,15 +94,7 @@ def write_story_tasks(stories: Iterable[str], folder: Path) -> Path:
 
 
 def check_tasks(tasks: list[str], known: Iterable[str] | None = None) -> None:
-    """Refuse unknown tasks.
-
-    Args:
-        tasks: names of tasks.
-        known: names of all tasks; None for the harness's own and all local ones.
-
-    Raises:
-        ConfigError: a task is unknown.
-    """
+    """Raise ConfigError if a task is not in `known`: None is the harness's own tasks and all local ones."""
     known = {*TASKS, *TaskManager().all_tasks} if known is None else set(known)
     unknown = [task for task in tasks if task not in known]
     if unknown:
@@ -140,18 +107,7 @@ def check_tasks(tasks: list[str], known: Iterable[str] | None = None) -> None:
 def run_harness(
     model: LanguageModel, tokenizer: Tokenizer, tasks: list[str], folder: Path, batch_size: int
 ) -> dict[str, Any]:
-    """Return the harness's results by task.
-
-    Args:
-        model: in evaluation mode.
-        tokenizer: its tokenizer.
-        tasks: names of the harness's tasks or of local ones.
-        folder: with the files of `write_story_tasks`.
-        batch_size: texts per batch, >= 1.
-
-    Raises:
-        ConfigError: a task is unknown.
-    """
+    """Return the harness's results by task; `folder` has the files of `write_story_tasks`."""
     manager = TaskManager(include_path=str(folder))
     check_tasks(tasks, manager.all_tasks)
     evaluation = simple_evaluate(

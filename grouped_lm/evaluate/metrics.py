@@ -10,27 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from grouped_lm.evaluate.scoring import TokenScores
+from grouped_lm.evaluate.scoring import PARTS, TokenScores
 
 DECILES = 10
 ECE_BINS = 15
-PARTS = {
-    "nll": "val/loss",
-    "group_nll": "val/loss_group",
-    "token_nll": "val/loss_token",
-    "group_correct": "val/group_accuracy",
-    "token_correct": "val/token_in_group_accuracy",
-}
-"""Values of `HeadLoss` per token, and the metrics that are their means."""
 
 
 def loss_metrics(totals: Mapping[str, float], n_targets: int, text_bytes: int) -> dict[str, float]:
     """Return the mean loss in nats per token, perplexity, bits per byte, and the means of the parts that exist.
 
-    Args:
-        totals: sums over all targets, by the keys of `PARTS`; `nll` in nats.
-        n_targets: N, > 0. End-of-text tokens count as targets.
-        text_bytes: UTF-8 bytes of the documents, > 0. End-of-text tokens have no bytes.
+    `totals` are sums over all targets, end-of-text included, by the keys of `PARTS`; `nll` in nats. `text_bytes` are
+    the UTF-8 bytes of the documents; end-of-text has none. Both numbers are > 0.
     """
     loss = totals["nll"] / n_targets
     metrics = {
@@ -44,11 +34,8 @@ def loss_metrics(totals: Mapping[str, float], n_targets: int, text_bytes: int) -
 def summarise(scores: TokenScores, text_bytes: int, words: int, is_text: np.ndarray) -> dict[str, float]:
     """Return the metrics of the whole text, summed in fp64.
 
-    Args:
-        scores: of every target.
-        text_bytes: UTF-8 bytes of the documents, > 0.
-        words: number of parts of the documents between white space.
-        is_text: (N,) bool, False at end-of-text, which belongs to no word.
+    The documents have `text_bytes` UTF-8 bytes, and `words` parts between white space. `is_text` is (N,) bool, False at
+    end-of-text, which belongs to no word.
     """
     totals = {key: float(values.sum()) for key in PARTS if (values := getattr(scores, key)) is not None}
     metrics = loss_metrics(totals, len(scores.nll), text_bytes) | {
@@ -118,20 +105,14 @@ def by_group(scores: TokenScores, token_to_group: np.ndarray) -> list[dict[str, 
 def sum_by_story(nll: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (documents,) nats and (documents,) numbers of targets, with the end-of-text after each document.
 
-    Args:
-        nll: (N,) nats of every target.
-        starts: (documents,) index of every document's first token.
+    `nll` has (N,) nats; `starts` has the (documents,) index of every document's first token.
     """
     first = np.asarray(starts) - 1  # target i is token i + 1
     return np.add.reduceat(nll, first), np.diff([*first, len(nll)])
 
 
 def sample_metrics(texts: list[list[int]], eot_id: int) -> dict[str, float]:
-    """Return metrics of generated texts that need no reference text.
-
-    Args:
-        texts: new ids of each text, with its end-of-text.
-        eot_id: id of end-of-text.
+    """Return metrics of generated texts, each with its end-of-text, that need no reference text.
 
     Returns:
         distinct-n: different n-grams over all n-grams of all texts (Li et al. 2016, arXiv 1510.03055). repetition_4:

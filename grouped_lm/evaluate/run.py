@@ -1,8 +1,7 @@
 """`gvc eval`: measure a trained run on a text, and compare runs."""
 
-import dataclasses
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from grouped_lm.config import Config
-from grouped_lm.data import TokenFile, build_tokenizer, iter_documents, prepare_split
+from grouped_lm.data import build_tokenizer, iter_documents, prepare_split
 from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.evaluate.diagnose import diagnose
@@ -30,7 +29,6 @@ from grouped_lm.system.runtime import resolve_device, set_threads
 
 SAMPLES = 16
 """Texts that are generated for the `sample/...` metrics, at temperature 1 and without truncation."""
-
 TASK_STORIES = 1_000
 """The first so many stories of the text are used for the tasks."""
 
@@ -54,7 +52,7 @@ class RunEvaluation:
 def evaluate_run(
     run: Path, config: Config, stride: int | None = None, samples: int = SAMPLES, tasks: list[str] | None = None
 ) -> RunEvaluation:
-    """Measure the newest checkpoint of a run.
+    """Return the evaluation of the newest checkpoint of a run.
 
     Args:
         run: the run folder.
@@ -64,8 +62,7 @@ def evaluate_run(
         tasks: names of tasks of lm-evaluation-harness.
 
     Raises:
-        RunFolderError: there is no run.
-        CheckpointError: there is no usable checkpoint.
+        RunFolderError, CheckpointError: there is no run, or no usable checkpoint.
         DataError: there is no text.
         ConfigError: the stride is out of range, or a task is unknown.
     """
@@ -110,11 +107,7 @@ def evaluate_run(
 
 
 def import_harness() -> ModuleType:
-    """Return the module `grouped_lm.evaluate.lm_eval`.
-
-    Raises:
-        ConfigError: lm-evaluation-harness is not installed.
-    """
+    """Return the module `grouped_lm.evaluate.lm_eval`; ConfigError if lm-evaluation-harness is not installed."""
     try:
         from grouped_lm.evaluate import lm_eval
     except ImportError as error:
@@ -129,36 +122,29 @@ def count_words(tokenizer: Tokenizer, tokens: np.ndarray, starts: np.ndarray) ->
 
 
 def mean_tables(run: Path, scores: TokenScores, model: LanguageModel, cache_dir: str) -> dict[str, Any]:
-    """Return means by position, and if possible by training frequency and by group."""
+    """Return means by position, and if possible by training frequency and by group.
+
+    The run's training text is prepared in `cache_dir`.
+    """
     tables: dict[str, Any] = {"by_position": by_position(scores)}
-    training = training_text(run, cache_dir)
-    if training is not None:
+    trained = load_config(run)
+    try:
+        data = replace(trained.data, cache_dir=cache_dir)
+        training = prepare_split(data, own_tokenizer(run, trained.tokenizer), "train")
+    except DataError:
+        pass  # its source does not exist any more
+    else:
         tables["by_frequency"] = by_frequency(scores, training.counts())
     if isinstance(model.head, GroupedTokens):
         tables["by_group"] = by_group(scores, model.head.token_to_group.cpu().numpy())
     return tables
 
 
-def training_text(run: Path, cache_dir: str) -> TokenFile | None:
-    """Return the run's training text, prepared in `cache_dir`; None if its source does not exist any more."""
-    config = load_config(run)
-    try:
-        data = replace(config.data, cache_dir=cache_dir)
-        return prepare_split(data, own_tokenizer(run, config.tokenizer), "train")
-    except DataError:
-        return None
-
-
 def measure_samples(model: LanguageModel, tokenizer: Tokenizer, samples: int, max_new_tokens: int) -> dict[str, float]:
     """Return `sample_metrics` of texts that the model generates without a prompt."""
+    sampling, generator = Sampling(temperature=1.0), torch.Generator(next(model.parameters()).device).manual_seed(0)
     texts = write_texts(
-        model,
-        tokenizer,
-        "",
-        num_samples=samples,
-        max_new_tokens=max_new_tokens,
-        sampling=Sampling(temperature=1.0),
-        generator=torch.Generator(next(model.parameters()).device).manual_seed(0),
+        model, tokenizer, "", num_samples=samples, max_new_tokens=max_new_tokens, sampling=sampling, generator=generator
     )
     return sample_metrics([text.tokens for text in texts], tokenizer.eot_id)
 
@@ -166,13 +152,8 @@ def measure_samples(model: LanguageModel, tokenizer: Tokenizer, samples: int, ma
 def save_evaluation(evaluation: RunEvaluation, comparisons: dict[str, Any], name: str = "eval") -> None:
     """Write `NAME.json` into the run folder, and the numbers into W&B's summary as `NAME/...`.
 
-    Args:
-        evaluation: of one run.
-        comparisons: the result of `compare_runs`, or {}.
-        name: `eval` for the run's own validation text; `gvc ls` and reports read eval.json.
-
-    Raises:
-        DiskError: the folder cannot be written.
+    The name `eval` is for the run's own validation text; `gvc ls` and reports read eval.json. `comparisons` is the
+    result of `compare_runs`, or {}.
     """
     write_json(evaluation.run / f"{name}.json", evaluation.metrics | comparisons)
     trained = load_config(evaluation.run)
@@ -184,10 +165,7 @@ def save_evaluation(evaluation: RunEvaluation, comparisons: dict[str, Any], name
 def compare_runs(evaluations: list[RunEvaluation]) -> dict[str, Any]:
     """Return the difference of every other run from the first, and of every other method from the first run's method.
 
-    Runs whose configs differ only in the seed belong to one method.
-
-    Raises:
-        ConfigError: the runs were evaluated on different tokens.
+    Runs whose configs differ only in the seed belong to one method. ConfigError: the runs read different tokens.
     """
     first = evaluations[0]
     for other in evaluations[1:]:
@@ -195,13 +173,11 @@ def compare_runs(evaluations: list[RunEvaluation]) -> dict[str, Any]:
             raise ConfigError(f"{first.run} and {other.run} read other tokens: give both the same text, --data FILE")
     checkpoints = [
         {"first": str(first.run), "second": str(other.run)}
-        | dataclasses.asdict(compare_checkpoints(first.story_nll, other.story_nll, first.story_tokens))
+        | asdict(compare_checkpoints(first.story_nll, other.story_nll, first.story_tokens))
         for other in evaluations[1:]
     ]
     (base, losses), *others = losses_by_method(evaluations).items()
-    methods = [
-        {"first": base, "second": name} | dataclasses.asdict(compare_methods(losses, other)) for name, other in others
-    ]
+    methods = [{"first": base, "second": name} | asdict(compare_methods(losses, other)) for name, other in others]
     return {"checkpoints": checkpoints, "methods": methods}
 
 

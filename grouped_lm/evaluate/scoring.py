@@ -18,6 +18,14 @@ from grouped_lm.heads.decoding.best_first import BestFirstHead
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.system.precision import autocast
 
+PARTS = {
+    "nll": "val/loss",
+    "group_nll": "val/loss_group",
+    "token_nll": "val/loss_token",
+    "group_correct": "val/group_accuracy",
+    "token_correct": "val/token_in_group_accuracy",
+}
+"""Values of `HeadLoss` per token, and the metrics that are their means."""
 TOP_K = 5
 """A target counts for the top-k accuracy if it is among so many most likely tokens."""
 SEARCH_ROWS = 64
@@ -26,11 +34,7 @@ SEARCH_ROWS = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContextRule:
-    """The context from which each token is predicted.
-
-    Raises:
-        ConfigError: the stride is outside [1, window].
-    """
+    """The context from which each token is predicted."""
 
     window: int
     """Largest number of tokens before a target, the model's block_size."""
@@ -62,12 +66,9 @@ class Window:
 
 
 def list_windows(n_tokens: int, starts: np.ndarray, rule: ContextRule) -> list[Window]:
-    """Return windows in which every token but the first is a target exactly once.
+    """Return windows in which every token but the first, the end-of-text at index 0, is a target exactly once.
 
-    Args:
-        n_tokens: tokens in the text, with the end-of-text at index 0.
-        starts: (documents,) index of every document's first token.
-        rule: the context of each token.
+    `starts` has the (documents,) index of every document's first token.
     """
     stride = rule.stride or rule.window
     edges = [*(starts - 1).tolist(), n_tokens - 1] if rule.per_story else [0, n_tokens - 1]
@@ -115,15 +116,9 @@ def score_tokens(
     device: torch.device,
     dtype: str = "float32",
 ) -> TokenScores:
-    """Return the scores of every target.
+    """Return the scores of every target of (N + 1,) tokens, with matrix products in `dtype`.
 
-    Args:
-        model: in evaluation mode.
-        tokens: (N + 1,) ids.
-        windows: the result of `list_windows` for the whole text.
-        batch_size: B, >= 1.
-        device: where the model is.
-        dtype: data type of the matrix products.
+    The model is on `device` in evaluation mode; `windows` are those of the whole text.
     """
     n_targets = len(tokens) - 1
     columns: dict[str, np.ndarray] = {"targets": np.asarray(tokens[1:], np.int64)}
@@ -166,8 +161,7 @@ def iter_batches(
 def score_hidden(head: Head, hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Return (n,) columns of `TokenScores` for (n, D) hidden states and (n,) targets, without those that are None."""
     loss = head.loss(hidden, targets, reduction="none", accuracy=True)
-    parts = ("nll", "group_nll", "token_nll", "group_correct", "token_correct")
-    columns = {name: value for name in parts if (value := getattr(loss, name)) is not None}
+    columns = {name: value for name in PARTS if (value := getattr(loss, name)) is not None}
     tops = [head.topk(rows, TOP_K) for rows in hidden.split(SEARCH_ROWS)]
     hits = torch.cat([top.ids == ids[:, None] for top, ids in zip(tops, targets.split(SEARCH_ROWS), strict=True)])
     columns["top1"], columns["top5"] = hits[:, 0], hits.any(1)

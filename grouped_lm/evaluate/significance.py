@@ -37,12 +37,7 @@ def compare_checkpoints(
 ) -> CheckpointDifference:
     """Return the difference of two checkpoints on the same stories, with its interval and p-value.
 
-    Args:
-        first: (S,) nats of each story, first checkpoint.
-        second: (S,) nats of each story, second checkpoint.
-        tokens: (S,) target tokens of each story.
-        seed: seed of the resampling.
-        resamples: number of bootstrap samples and of permutations, >= 1.
+    `first` and `second` have the (S,) nats of each story, `tokens` its (S,) targets.
     """
     gaps = second - first
     options = {"n_resamples": resamples, "vectorized": True, "random_state": seed}
@@ -80,28 +75,21 @@ class MethodDifference:
 def compare_methods(first: list[float], second: list[float], margin: float = MARGIN) -> MethodDifference:
     """Return whether two methods are equivalent over seeds (two one-sided Welch tests, Schuirmann 1987).
 
-    Args:
-        first: loss of each seed, nats per token, one seed or more.
-        second: the same for the second method.
-        margin: a smaller difference counts as none, nats per token, > 0.
+    Both have the loss of one seed or more, in nats per token. A difference below `margin`, > 0, counts as none.
     """
     difference, interval = float(np.mean(second) - np.mean(first)), None
     if min(len(first), len(second)) > 1:
-        reach = 0.0
+        interval = difference, difference
         if np.ptp(first) or np.ptp(second):  # without any spread there are no degrees of freedom
-            freedom = stats.ttest_ind(second, first, equal_var=False).df
-            error = np.sqrt(np.var(first, ddof=1) / len(first) + np.var(second, ddof=1) / len(second))
-            reach = float(stats.t.ppf(1 - LEVEL, freedom) * error)
-        interval = difference - reach, difference + reach
+            test = stats.ttest_ind(second, first, equal_var=False).confidence_interval(1 - 2 * LEVEL)
+            interval = float(test.low), float(test.high)
     return _difference(difference, interval, (len(first), len(second)), margin)
 
 
 def compare_paired(differences: list[float], margin: float = MARGIN) -> MethodDifference:
     """Return whether two methods are equivalent, from the difference within each seed (two one-sided t tests).
 
-    Args:
-        differences: second minus first of each seed, nats per token, one seed or more.
-        margin: a smaller difference counts as none, nats per token, > 0.
+    `differences` are second minus first, nats per token, one seed or more.
     """
     interval = paired_interval(differences, 1 - 2 * LEVEL)
     return _difference(float(np.mean(differences)), interval, (len(differences), len(differences)), margin)
@@ -110,9 +98,7 @@ def compare_paired(differences: list[float], margin: float = MARGIN) -> MethodDi
 def paired_interval(differences: list[float], confidence: float) -> tuple[float, float] | None:
     """Return the interval of a mean difference (one-sample t test); None with fewer than two differences.
 
-    Args:
-        differences: one number per seed.
-        confidence: share of intervals that contain the true mean, in (0, 1).
+    `confidence` is the share of intervals that contain the true mean, in (0, 1).
     """
     if len(differences) < 2:
         return None
@@ -124,12 +110,10 @@ def paired_interval(differences: list[float], confidence: float) -> tuple[float,
 def _difference(
     difference: float, interval: tuple[float, float] | None, seeds: tuple[int, int], margin: float
 ) -> MethodDifference:
-    """Return the difference with its interval and verdict."""
     low, high = interval or (None, None)
     verdict = NOT_SHOWN
-    if low is not None and high is not None:
-        if -margin < low and high < margin:
-            verdict = ON_PAR
-        elif low > margin or high < -margin:
-            verdict = NOT_ON_PAR
+    if interval and max(map(abs, interval)) < margin:
+        verdict = ON_PAR
+    elif interval and (interval[0] > margin or interval[1] < -margin):
+        verdict = NOT_ON_PAR
     return MethodDifference(difference=difference, low=low, high=high, verdict=verdict, seeds=seeds, margin=margin)

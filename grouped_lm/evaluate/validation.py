@@ -7,7 +7,8 @@ from torch import Tensor
 
 from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup
-from grouped_lm.evaluate.metrics import PARTS, loss_metrics
+from grouped_lm.evaluate.metrics import loss_metrics
+from grouped_lm.evaluate.scoring import PARTS
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.system.precision import autocast
 
@@ -21,18 +22,10 @@ def validate(
     dtype: str = "float32",
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, float]:
-    """Return the validation metrics of a model, such as `val/loss` in nats per token.
+    """Return the validation metrics of a model, such as `val/loss` in nats per token; its training mode stays the same.
 
-    The model's training mode is the same afterwards.
-
-    Args:
-        model: the model to validate.
-        windows: (B, T) ids and targets, usually without overlap. Each process has its own part of them, and every
-            process has the same number of batches.
-        text_bytes: UTF-8 bytes of the whole text.
-        device: where the model is.
-        dtype: data type of the matrix products.
-        process_group: the processes that share the work.
+    Each process has its own part of the windows, (B, T) ids and targets, usually without overlap. Every process has the
+    same number of batches. `text_bytes` are the UTF-8 bytes of the whole text.
     """
     was_training = model.training
     model.eval()

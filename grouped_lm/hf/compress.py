@@ -3,6 +3,7 @@
 Letters: B batch, T sequence, N states, D width, V vocabulary, G groups, S slots per group.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,15 +83,16 @@ class CompressedLM(nn.Module):
     def __init__(self, model: Any, head: Head, report: CompressionReport) -> None:
         super().__init__()
         self.model, self.head, self.report = model, head, report
-        model.save_pretrained = _refuse_save  # its files would be loaded with the old output layer
-        model.resize_token_embeddings = _refuse_resize
+        # its files would be loaded with the old output layer
+        model.save_pretrained = _refuse("is saved by compressed.save_pretrained(folder), not by model.save_pretrained")
+        model.resize_token_embeddings = _refuse("cannot be resized: resize_token_embeddings first, then compress")
 
     def forward(self, input_ids: Tensor, labels: Tensor, **kwargs: Any) -> HeadLoss:
         """Return the loss of the tokens that follow, in nats.
 
         Args:
             input_ids: (B, T).
-            labels: (B, T) ids, those to be predicted at the same place as in `input_ids`, or IGNORE_INDEX.
+            labels: (B, T) ids at the same places as in `input_ids`, or IGNORE_INDEX.
             kwargs: for the body, such as attention_mask.
         """
         hidden = self.model.base_model(input_ids=input_ids, **kwargs).last_hidden_state
@@ -100,15 +102,8 @@ class CompressedLM(nn.Module):
         """Write a checkpoint that `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` loads.
 
         Args:
-            folder: one that does not exist yet.
+            folder: returned; RunFolderError if it exists, DiskError if it cannot be written.
             tokenizer: of transformers, saved along.
-
-        Returns:
-            The folder.
-
-        Raises:
-            RunFolderError: it exists.
-            DiskError: it cannot be written.
         """
         target, body = Path(folder), self.model.base_model
         values, state = head_to_hf(self.head, self.model.get_input_embeddings().weight)
@@ -122,21 +117,16 @@ class CompressedLM(nn.Module):
                 self.model.generation_config.save_pretrained(new)
             if tokenizer is not None:
                 tokenizer.save_pretrained(new)
-            origin = (
-                f"`{type(self.model).__name__}` of transformers, whose output layer `grouped_lm.compress` replaced by "
-                f"a `{values['name']}` one."
-            )
-            card = {"title": target.name, "folder": target.name, "origin": origin, "is_plain": False}
-            write_card(new, card | {"changes": str(self.report).splitlines()})
+            card = {"title": target.name, "folder": target.name, "is_plain": False, "head": values["name"]}
+            write_card(new, card | {"kind": type(self.model).__name__, "changes": str(self.report).splitlines()})
         return target
 
 
-def _refuse_save(*_: Any, **__: Any) -> NoReturn:
-    raise ConfigError("a compressed model is saved by compressed.save_pretrained(folder), not by model.save_pretrained")
+def _refuse(reason: str) -> Callable[..., NoReturn]:
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise ConfigError(f"a compressed model {reason}")
 
-
-def _refuse_resize(*_: Any, **__: Any) -> NoReturn:
-    raise ConfigError("a compressed model cannot be resized: resize_token_embeddings first, then compress")
+    return refuse
 
 
 def compress(
@@ -186,9 +176,8 @@ def compress(
     before = _sizes(model)
     model.set_output_embeddings(LogProbs(built))
     after, logits = _sizes(model), (vocab_size, built.logits_per_token())
-    return CompressedLM(
-        model, built, CompressionReport(*divergences, before[0], after[0], before[1], after[1], *logits)
-    )
+    report = CompressionReport(*divergences, before[0], after[0], before[1], after[1], *logits)
+    return CompressedLM(model, built, report)
 
 
 def _fit(head: Head, layer: nn.Linear, hidden: Tensor, distill_steps: int, lr: float) -> tuple[float, float, float]:
@@ -207,11 +196,7 @@ def _fit(head: Head, layer: nn.Linear, hidden: Tensor, distill_steps: int, lr: f
 
 
 def output_layer(model: Any) -> nn.Linear:
-    """Return the linear layer that makes a model's logits.
-
-    Raises:
-        ConfigError: this is no causal LM of transformers, or it has no such layer.
-    """
+    """Return the linear layer that makes a model's logits; ConfigError without one."""
     if not hasattr(model, "get_output_embeddings") or not hasattr(model, "base_model"):
         given = repr(model) if isinstance(model, str | None) else type(model).__name__
         load = f"AutoModelForCausalLM.from_pretrained({model!r})" if isinstance(model, str) else "AutoModelForCausalLM"
@@ -233,11 +218,7 @@ def _check_ids(input_ids: Any, vocab_size: int) -> None:
 
 @torch.no_grad()
 def _states(model: Any, layer: nn.Linear, input_ids: Tensor) -> Tensor:
-    """Return the (N, D) last hidden states of (B, T) ids, and leave the model in the mode that it was in.
-
-    Raises:
-        ConfigError: the model's logits are not those of its output layer, as with a soft cap.
-    """
+    """Return the (N, D) last hidden states of (B, T) ids, and leave the model in the mode that it was in."""
     was_training = model.training
     model.eval()
     hidden = model.base_model(input_ids=input_ids).last_hidden_state

@@ -13,25 +13,7 @@ from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import DataError
 from grouped_lm.heads import DenseConfig
-from grouped_lm.hf.files import (
-    CONFIG,
-    check_new,
-    new_folder,
-    read_config,
-    read_weights,
-    write_card,
-    write_gvc_config,
-    write_weights,
-)
-from grouped_lm.hf.names import (
-    body_from_hf,
-    body_to_hf,
-    config_from_hf,
-    config_to_hf,
-    head_to_hf,
-    is_plain,
-    shared_table,
-)
+from grouped_lm.hf import files, names
 from grouped_lm.hf.tokenizer_files import choose_tokenizer, write_tokenizer
 from grouped_lm.models.lm import LanguageModel, build_lm, count_params
 from grouped_lm.optim import build_optimizer
@@ -42,11 +24,6 @@ from grouped_lm.runs.train_state import named_state, pack
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import describe_environment
 
-FIGURES = (
-    ("val/loss", "Validation loss: {:.4f} nats per token."),
-    ("val/perplexity", "Validation perplexity: {:,.2f}."),
-    ("val/bits_per_byte", "Validation: {:.4f} bits per byte."),
-)
 log = logging.getLogger(__name__)
 
 
@@ -56,49 +33,40 @@ def export_run(run: Path, target: Path) -> Path:
     A dense or sampled head without biases makes a plain `GPT2LMHeadModel` or `GPTNeoForCausalLM`. Other heads bring
     `modeling_gvc.py` along. A factorised input embedding is written as the table that it stands for.
 
-    Args:
-        run: the run folder.
-        target: a folder that does not exist yet.
-
     Raises:
         RunFolderError, CheckpointError: no run, no checkpoint, or `target` exists.
         DiskError: `target` cannot be written.
     """
-    check_new(target)  # before a large model is read
+    files.check_new(target)  # before a large model is read
     folder = RunFolder(run)
     config = load_config(run)
     model, step = load_model(run, config, torch.device("cpu"))
     tokenizer = build_tokenizer(own_tokenizer(run, config.tokenizer))
-    result = folder.read_result() or {}
-    figures = [text.format(result[key]) for key, text in FIGURES if isinstance(result.get(key), float)]
-    imported = "Weights: imported from a checkpoint of transformers, not trained since."
-    figures.insert(0, imported if "imported_from" in result else f"Training: {step:,} steps on `{config.data.name}`.")
-    with new_folder(target) as new:
-        _write(model, config, tokenizer, new, {"folder": target.name, "figures": figures})
+    card = {"folder": target.name, "step": step, "result": folder.read_result() or {}}
+    with files.new_folder(target) as new:
+        _write(model, config, tokenizer, new, card)
     return target
 
 
 def _write(model: LanguageModel, config: Config, tokenizer: Tokenizer, folder: Path, card: dict[str, Any]) -> None:
-    head, head_state = head_to_hf(model.head, shared_table(model.body))
-    plain, eot_id = is_plain(head), tokenizer.eot_id
-    body = config_to_hf(config.model, tokenizer.vocab_size, eot_id, tied=plain and head["tied"])
+    head, head_state = names.head_to_hf(model.head, names.shared_table(model.body))
+    plain = head["name"] == "dense" and not head["bias"]  # GPT-2 and GPT-Neo of transformers have this layer
+    eot_id = tokenizer.eot_id
+    ends = {"bos_token_id": eot_id, "eos_token_id": eot_id}
+    body = names.config_to_hf(config.model, tokenizer.vocab_size, eot_id, tied=plain and head["tied"])
     prefix = "lm_head" if plain else "head"
     state = {f"transformer.{name}": tensor for name, tensor in _body_state(model, config).items()}
-    write_weights(folder, state | {f"{prefix}.{name}": tensor for name, tensor in head_state.items()})
+    files.write_weights(folder, state | {f"{prefix}.{name}": tensor for name, tensor in head_state.items()})
     if plain:
-        write_json(folder / CONFIG, body)
+        write_json(folder / files.CONFIG, body)
     else:
-        write_gvc_config(folder, body, head, {"bos_token_id": eot_id, "eos_token_id": eot_id}, "float32")
-    ends = {"bos_token_id": eot_id, "eos_token_id": eot_id, "pad_token_id": eot_id}
-    write_json(folder / "generation_config.json", ends)
+        files.write_gvc_config(folder, body, head, ends, "float32")
+    write_json(folder / "generation_config.json", ends | {"pad_token_id": eot_id})
     write_tokenizer(tokenizer, config.model.block_size, folder)
-    origin = (
-        f"A {config.model.body} language model of {count_params(model)[0]:,} parameters with a `{config.head.name}` "
-        "output layer, written by `gvc export` of grouped-lm."
-    )
-    values = {"title": config.name, "origin": origin, "tags": (config.model.body,), "is_plain": plain}
+    values = {"title": config.name, "kind": config.model.body, "head": config.head.name, "is_plain": plain}
+    values |= {"n_params": count_params(model)[0], "block_size": config.model.block_size, "data": config.data.name}
     ids = {"tokenizer": tokenizer.name, "vocab_size": tokenizer.vocab_size, "eot_id": eot_id}
-    write_card(folder, values | ids | {"block_size": config.model.block_size} | card)
+    files.write_card(folder, values | ids | card)
 
 
 @torch.no_grad()
@@ -106,10 +74,10 @@ def _body_state(model: LanguageModel, config: Config) -> dict[str, Tensor]:
     """Return the tensors of the body under the names of transformers, with a table as the input embedding."""
     state = named_state(model.body)
     embedding: Any = model.body.wte
-    if shared_table(model.body) is None:
+    if names.shared_table(model.body) is None:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("wte.")}
         state["wte.weight"] = embedding(torch.arange(model.head.vocab_size))
-    return body_to_hf(state, config.model.body)
+    return names.body_to_hf(state, config.model.body)
 
 
 def import_checkpoint(source: Path, run: Path, tokenizer: str | None = None) -> Path:
@@ -127,10 +95,10 @@ def import_checkpoint(source: Path, run: Path, tokenizer: str | None = None) -> 
         DataError: files are missing or unreadable, or our bodies and tokenizers cannot hold the model.
         RunFolderError: `run` exists.
     """
-    check_new(run)
-    values = read_config(source)
-    model_config = config_from_hf(values, source.resolve().name)
-    state = body_from_hf(read_weights(source), model_config.body)
+    files.check_new(run)
+    values = files.read_config(source)
+    model_config = names.config_from_hf(values, source.resolve().name)
+    state = names.body_from_hf(files.read_weights(source), model_config.body)
     kept, notes = choose_tokenizer(source, tokenizer, values.get("vocab_size"))
     notes += _fit_vocabulary(state, values, kept, source)
     tied = _is_tied(state, values, source)
@@ -144,23 +112,21 @@ def import_checkpoint(source: Path, run: Path, tokenizer: str | None = None) -> 
     if isinstance(kept, BPETokenizer):
         kept.save(folder.tokenizer)
     write_checkpoint(folder.checkpoints, 0, pack(model, build_optimizer(config.optim, model), {}), keep=2)
-    result = {"state": COMPLETE, "imported_from": str(source), "import_notes": notes, "trainer/step": 0}
-    write_json(folder.result, result)
+    origin = {"imported_from": str(source), "import_notes": notes}
+    write_json(folder.result, origin | {"state": COMPLETE, "trainer/step": 0})
     for note in notes:
         log.warning("note: %s", note)
     return run
 
 
 def _fit_vocabulary(state: dict[str, Tensor], values: dict[str, Any], tokenizer: Tokenizer, source: Path) -> list[str]:
-    """Cut the rows of `state` that have no token, and return what was done.
-
-    Raises:
-        DataError: fewer rows than tokens, or config.json says another number of rows.
-    """
+    """Cut the rows of `state` that have no token, and return what was done."""
     table = state.get("wte.weight")
     n_row = 0 if table is None else len(table)
     if n_row != values.get("vocab_size"):
-        raise DataError(f"{source}: {CONFIG} says vocab_size {values.get('vocab_size')}, wte.weight has {n_row} rows")
+        raise DataError(
+            f"{source}: config.json says vocab_size {values.get('vocab_size')}, wte.weight has {n_row} rows"
+        )
     size = tokenizer.vocab_size
     if n_row < size:
         raise DataError(f"{source} has a vocabulary of {n_row} ids, tokenizer {tokenizer.name} has {size}")
@@ -176,38 +142,30 @@ def _fit_vocabulary(state: dict[str, Tensor], values: dict[str, Any], tokenizer:
     eos = values.get("eos_token_id")
     if eos is not None and eos != tokenizer.eot_id:
         notes.append(
-            f"end-of-text is id {tokenizer.eot_id} of the tokenizer, and {CONFIG} says {eos}: check which is right"
+            f"end-of-text is id {tokenizer.eot_id} of the tokenizer, and config.json says {eos}: check which is right"
         )
     return notes
 
 
 def _is_tied(state: dict[str, Tensor], values: dict[str, Any], source: Path) -> bool:
-    """Return whether the output layer is the input embedding, by its weights.
-
-    Raises:
-        DataError: config.json says otherwise.
-    """
+    """Return whether the output layer is the input embedding, by its weights."""
     says_tied = bool(values.get("tie_word_embeddings", True))  # transformers' own default
     output = state.get("lm_head.weight")
     if output is None:
         if not says_tied:
-            raise DataError(f"{source}: {CONFIG} says tie_word_embeddings false, and there is no lm_head.weight")
+            raise DataError(f"{source}: config.json says tie_word_embeddings false, and there is no lm_head.weight")
         return True
     equal = torch.equal(output, state["wte.weight"])
     if says_tied and not equal:
         raise DataError(
-            f"{source}: {CONFIG} says that lm_head.weight is wte.weight (tie_word_embeddings), and the two differ: "
+            f"{source}: config.json says that lm_head.weight is wte.weight (tie_word_embeddings), and the two differ: "
             "set it to false to keep both, or remove lm_head.weight from the weights"
         )
     return says_tied
 
 
 def _fill(model: LanguageModel, state: dict[str, Tensor], tied: bool, source: Path) -> None:
-    """Load tensors into the model.
-
-    Raises:
-        DataError: a tensor is missing, unknown or of another shape.
-    """
+    """Load tensors into the model, if their names and shapes are the model's."""
     state = {(k if k.startswith("lm_head.") else f"body.{k}"): v for k, v in state.items()}
     output = state.pop("lm_head.weight", None)
     state["head.weight"] = state["body.wte.weight"] if tied or output is None else output
@@ -220,6 +178,6 @@ def _fill(model: LanguageModel, state: dict[str, Tensor], tied: bool, source: Pa
         if name in state and state[name].shape != tensor.shape
     ]
     if wrong:
-        names = "; ".join(line.replace("body.", "") for line in wrong[:5])
-        raise DataError(f"{source} is not the model that its {CONFIG} describes: {names}")
+        first = "; ".join(line.replace("body.", "") for line in wrong[:5])
+        raise DataError(f"{source} is not the model that its config.json describes: {first}")
     model.load_state_dict(state)

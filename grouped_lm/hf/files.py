@@ -58,12 +58,7 @@ def write_weights(folder: Path, state: dict[str, Tensor]) -> None:
 def write_gvc_config(folder: Path, body: dict[str, Any], head: dict[str, Any], ids: dict[str, Any], dtype: str) -> None:
     """Write config.json of a `GvcForCausalLM`, and the file that defines it.
 
-    Args:
-        folder: of the checkpoint.
-        body: config of the body, with its model_type.
-        head: name and sizes of the head.
-        ids: of special tokens, such as eos_token_id.
-        dtype: of the weights, such as float32.
+    `body` has its model_type, `head` name and sizes; `ids` are those of special tokens, such as eos_token_id.
     """
     own = ("architectures", "dtype", "tie_word_embeddings", "transformers_version")
     values = {
@@ -80,11 +75,7 @@ def write_gvc_config(folder: Path, body: dict[str, Any], head: dict[str, Any], i
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json of a checkpoint of transformers.
-
-    Raises:
-        DataError: no such folder, no such file, or no object in it.
-    """
+    """Return config.json of a checkpoint of transformers; DataError without a readable object."""
     if not folder.is_dir():
         raise DataError(
             f"there is no folder {folder}; a model of the hub is downloaded first: hf download {folder} --local-dir NEW"
@@ -101,8 +92,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of model.safetensors, or of all the shards that its index names.
 
-    Raises:
-        DataError: the files are missing or unreadable, or hold a pickle.
+    DataError says which file is missing or unreadable, or that there is a pickle alone.
     """
     shards = [WEIGHTS]
     if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
@@ -133,11 +123,7 @@ def _what_is_there(folder: Path) -> str:
 def write_card(folder: Path, values: dict[str, Any]) -> None:
     """Write README.md, the model card: three lines that load the model, and what to know before it generates.
 
-    Args:
-        folder: of the checkpoint.
-        values: title, folder (the name under which it is loaded), origin (a sentence), tags and is_plain. A trained
-            model also has tokenizer, vocab_size, eot_id, block_size and figures (a list of lines); a compressed one has
-            changes (a list of lines).
+    `values` are those of card.md.j2. A compressed model has `changes`, lines; an exported one has all others.
     """
     template = Template(
         Path(__file__).with_name("card.md.j2").read_text(encoding="utf-8"),

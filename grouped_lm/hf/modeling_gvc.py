@@ -18,13 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 
 class GvcConfig(PretrainedConfig):
-    """The configs of body and head.
-
-    Args:
-        body: the config of a transformers body, or its values with their model_type.
-        head: the name and the sizes of the output layer.
-        kwargs: those of every config.
-    """
+    """The configs of the body, of transformers or its values with their model_type, and of the head: name and sizes."""
 
     model_type = "gvc"
     has_no_defaults_at_init = True
@@ -258,7 +252,7 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
-        """Return the input embedding; a vocabulary of another size is refused.
+        """Return the input embedding.
 
         Raises:
             ValueError: another size, which would need a group and a slot for each new token.
@@ -348,10 +342,7 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
 def positions_of(attention_mask: Tensor | None, inputs: Tensor | None, n_cached: int) -> Tensor | None:
     """Return (B, T) positions that count only the tokens that the mask keeps; None without a mask of all tokens.
 
-    Args:
-        attention_mask: (B, n_cached + T), 0 at padding.
-        inputs: (B, T) ids or (B, T, D) embeddings.
-        n_cached: tokens read before.
+    `attention_mask` is (B, n_cached + T), 0 at padding; `inputs` are (B, T) ids or (B, T, D) embeddings.
     """
     if attention_mask is None or inputs is None or attention_mask.shape[1:] != (n_cached + inputs.shape[1],):
         return None

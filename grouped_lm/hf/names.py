@@ -20,6 +20,7 @@ CONV1D = re.compile(r"h\.\d+\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\
 """GPT-2's projections there are Conv1D: the transpose of a linear layer's weight."""
 TRAINING_ONLY = ("log_q", "sharing", "parts")
 """Buffers that decide how a head is trained; its probabilities do not need them."""
+NAMES = {head: name for name, (_, head) in HEADS.items()}
 KEYS = {
     "gpt2": ("n_embd", "n_layer", "n_head", "n_positions", "n_inner"),
     "gpt_neo": ("hidden_size", "num_layers", "num_heads", "max_position_embeddings", "intermediate_size"),
@@ -110,32 +111,22 @@ def config_from_hf(values: dict[str, Any], name: str) -> ModelConfig:
     )
 
 
-def is_plain(sizes: dict[str, Any]) -> bool:
-    """Return whether GPT-2 and GPT-Neo of transformers have this output layer themselves."""
-    return sizes["name"] == "dense" and not sizes["bias"]
-
-
 @torch.no_grad()
 def head_to_hf(head: Head, table: Tensor | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the sizes and the tensors that `modeling_gvc.py` needs to build the head.
 
-    Args:
-        head: on any device, in any dtype.
-        table: (V, D) weight of the input embedding; a head that shares it gets `tied` and no weight of its own.
-
-    Raises:
-        ConfigError: a kind of head that the file does not have.
+    A head that shares `table`, the (V, D) weight of the input embedding, gets `tied` and no weight of its own.
     """
     tied = table is not None and getattr(head, "weight", None) is table
-    sizes = {
-        "name": next((name for name, (_, kind) in HEADS.items() if kind is type(head)), None),
-        "tied": tied,
-    } | _sizes(head)
+    sizes = {"name": NAMES.get(type(head)), "tied": tied} | _sizes(head)
     state = {name: tensor for name, tensor in named_state(head).items() if name not in TRAINING_ONLY}
     if tied:
         del state["weight"]
     if isinstance(head, ShortlistHead):
-        state |= _folded_directions(head)
+        rows, _ = head.class_layer(head.weight[head.class_row_ids()])
+        directions = rows[head.shortlist_size :].view(*head.group_bias.shape, head.n_embd)
+        # (G - H, R, D), the mean rows of their groups added
+        state |= {"directions": directions, "group_bias": head.group_bias}
     if isinstance(head, TrimHead):
         state["seen"] = head.seen
         if not head.n_rest:
@@ -163,13 +154,6 @@ def _sizes(head: Any) -> dict[str, Any]:
     if isinstance(head, TwoLevelHead):
         return {"n_group": head.n_group, "group_size": head.group_size}
     raise ConfigError(f"head {type(head).__name__} cannot be exported; there are {', '.join(HEADS)}")
-
-
-def _folded_directions(head: ShortlistHead) -> dict[str, Tensor]:
-    """Return the (G - H, R, D) directions with the mean rows of their groups added."""
-    rows, _ = head.class_layer(head.weight[head.class_row_ids()])
-    directions = rows[head.shortlist_size :].view(*head.group_bias.shape, head.n_embd)
-    return {"directions": directions, "group_bias": head.group_bias}
 
 
 def shared_table(body: Any) -> Tensor | None:

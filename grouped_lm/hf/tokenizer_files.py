@@ -26,11 +26,7 @@ LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "
 
 
 def write_tokenizer(tokenizer: Tokenizer, block_size: int, folder: Path) -> None:
-    """Write a tokenizer whose ids are those of ours; it pads with end-of-text on the left, where `generate` needs it.
-
-    Raises:
-        DataError: GPT-2's files are nowhere on this machine.
-    """
+    """Write a tokenizer whose ids are those of ours; it pads with end-of-text on the left, as `generate` needs it."""
     ends = dict.fromkeys(("bos_token", "eos_token", "unk_token", "pad_token"), EOT_TEXT)
     values: dict[str, Any] = ends | {
         "padding_side": "left",
@@ -43,21 +39,21 @@ def write_tokenizer(tokenizer: Tokenizer, block_size: int, folder: Path) -> None
             shutil.copyfile(source, folder / target)
         write_json(folder / "tokenizer_config.json", values | {"tokenizer_class": "GPT2Tokenizer"})
         return
+    path = folder / "tokenizer.json"
     if isinstance(tokenizer, BPETokenizer):
-        path = folder / "tokenizer.json"
         tokenizer.save(path)
-        write_json(path, json.loads(path.read_text(encoding="utf-8")) | {"added_tokens": [end_token(tokenizer.eot_id)]})
-    else:
-        write_json(folder / "tokenizer.json", byte_tokenizer(tokenizer))
+        description = json.loads(path.read_text(encoding="utf-8"))
+    else:  # without merges: id = byte, then end-of-text
+        description = bpe_values(byte_characters() | {EOT_TEXT: tokenizer.eot_id}, [])
+        description |= dict.fromkeys(("pre_tokenizer", "decoder"), LEVEL | {"use_regex": False})
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    end = {"id": tokenizer.eot_id, "content": EOT_TEXT, "special": True} | flags
+    write_json(path, description | {"added_tokens": [end]})
     write_json(folder / "tokenizer_config.json", values | {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def gpt2_files() -> list[Path]:
-    """Return the paths of encoder.json and vocab.bpe in tiktoken's cache.
-
-    Raises:
-        DataError: they are not there.
-    """
+    """Return the paths of encoder.json and vocab.bpe in tiktoken's cache; DataError if they are not there."""
     cache = gpt2_folder()
     paths = []
     for name in GPT2_NAMES:
@@ -68,30 +64,12 @@ def gpt2_files() -> list[Path]:
     return paths
 
 
-def end_token(eot_id: int) -> dict[str, Any]:
-    """Return end-of-text as an added token of tokenizer.json."""
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": eot_id, "content": EOT_TEXT, "special": True} | flags
-
-
-def byte_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return tokenizer.json of a byte-level BPE without merges: id = byte, then end-of-text."""
-    vocab = byte_characters() | {EOT_TEXT: tokenizer.eot_id}
-    values = bpe_values(vocab, [], [end_token(tokenizer.eot_id)])
-    level = LEVEL | {"use_regex": False}
-    return values | {"pre_tokenizer": level, "decoder": level}
-
-
-def bpe_values(vocab: dict[str, int], merges: list[Any], added_tokens: list[dict[str, Any]]) -> dict[str, Any]:
+def bpe_values(vocab: dict[str, int], merges: list[Any]) -> dict[str, Any]:
     """Return tokenizer.json of a byte-level BPE with GPT-2's splitting."""
-    return {
+    return dict.fromkeys(("truncation", "padding", "normalizer", "post_processor")) | {
         "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": added_tokens,
-        "normalizer": None,
+        "added_tokens": [],
         "pre_tokenizer": LEVEL,
-        "post_processor": None,
         "decoder": LEVEL,
         "model": {"type": "BPE", "vocab": vocab, "merges": merges},
     }
@@ -138,10 +116,7 @@ def choose_tokenizer(folder: Path, given: str | None, vocab_size: Any) -> tuple[
 def read_values(place: Path) -> dict[str, Any] | None:
     """Return tokenizer.json of a folder (or of its path), made from vocab.json and merges.txt where it has only those.
 
-    None means that there are no such files.
-
-    Raises:
-        DataError: they cannot be read.
+    None means that there are no such files; DataError, that they cannot be read.
     """
     path = place if place.is_file() else place / "tokenizer.json"
     vocab, merges = (path.parent / name for name in GPT2_NAMES.values())
@@ -149,7 +124,7 @@ def read_values(place: Path) -> dict[str, Any] | None:
         values = read_json_dict(path)
     elif vocab.exists() and merges.exists():
         tokens = read_json_dict(vocab)
-        values = None if tokens is None else bpe_values(tokens, read_merges(merges), [])
+        values = None if tokens is None else bpe_values(tokens, read_merges(merges))
     else:
         return None
     if values is None:
@@ -175,11 +150,7 @@ def add_named_tokens(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def read_merges(path: Path) -> list[list[str]]:
-    """Return the pairs of merges.txt, first line first; the line with the version is left out.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
+    """Return the pairs of merges.txt, first line first; the line with the version is left out."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, ValueError) as error:
@@ -188,11 +159,7 @@ def read_merges(path: Path) -> list[list[str]]:
 
 
 def keep_tokenizer(values: dict[str, Any]) -> Tokenizer:
-    """Return our tokenizer with the ids of a tokenizer.json.
-
-    Raises:
-        ValueError: it has properties that ours lack; the message names the first.
-    """
+    """Return our tokenizer with the ids of a tokenizer.json; ValueError names the first property that ours lack."""
     model, added = values["model"], values.get("added_tokens") or []
     _check_byte_level(values)
     merges = [pair.split(" ") if isinstance(pair, str) else list(pair) for pair in model["merges"]]

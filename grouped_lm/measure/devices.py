@@ -1,7 +1,4 @@
-"""Peak speed and memory of known devices, as their makers publish them; the CPU is measured.
-
-`source` names the maker's document. The values were read on pages that repeat these documents.
-"""
+"""Peak speed and memory of devices, and bandwidth of the links between them; the CPU is measured."""
 
 import dataclasses
 import difflib
@@ -9,9 +6,11 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 import torch
+import yaml
 
 from grouped_lm.errors import ConfigError
 from grouped_lm.measure.memory import GIB
@@ -52,15 +51,55 @@ class Device:
         )
 
 
+@dataclass(frozen=True)
+class Interconnect:
+    """The slowest link of the ring of all devices; each device has a link of its own."""
+
+    name: str
+    bytes_per_sec: float
+    """One direction."""
+    source: str
+    reduce_scatter_passes: int = 1
+    """A reduce-scatter sends (W - 1)/W of a buffer so many times."""
+
+
+KNOWN = yaml.safe_load(files("grouped_lm.measure").joinpath("devices.yaml").read_text(encoding="utf-8"))
 DEVICES = {
-    device.name: device
-    for device in (
-        Device("a100", 19.5e12, 312e12, 1.555e12, 40 * GIB, "NVIDIA A100 data sheet, 40GB SXM; BF16 without sparsity"),
-        Device("h100", 67e12, 989.4e12, 3.35e12, 80 * GIB, "NVIDIA H100 data sheet, SXM5; BF16 without sparsity"),
-        Device("t4", 8.1e12, 8.1e12, 0.320e12, 16 * GIB, "NVIDIA T4 data sheet; without bfloat16, so FP32 counts"),
-        Device("rtx4090", 82.6e12, 165.2e12, 1.008e12, 24 * GIB, "NVIDIA Ada white paper; BF16 without sparsity"),
-    )
+    name: Device(name, memory_bytes=values.pop("memory_gib") * GIB, **values)
+    for name, values in KNOWN["devices"].items()
 }
+INTERCONNECTS = {name: Interconnect(name, **values) for name, values in KNOWN["interconnects"].items()}
+
+
+def find_device(name: str, dtype: str) -> Device:
+    """Return the device with that name; the CPU is measured with `dtype`. ConfigError: the name is unknown."""
+    if name in DEVICES:
+        return DEVICES[name]
+    if name != "cpu":
+        raise ConfigError(
+            f"--device must be one of {', '.join(DEVICES)}, cpu, got {name!r}{did_you_mean(name, [*DEVICES, 'cpu'])}"
+        )
+    cpu = torch.device("cpu")
+    flops = measure_gemm_flops_per_sec(cpu, getattr(torch, dtype))
+    source = f"measured here: a matrix product and a copy with {torch.get_num_threads()} threads"
+    return Device("cpu", flops, flops, measure_copy_bytes_per_sec(cpu), machine_memory(), source)
+
+
+def find_interconnect(name: str, on_cpu: bool = False) -> Interconnect:
+    """Return the interconnect with that name, or with that bandwidth per second, such as 25GB.
+
+    Between CPUs gloo uses an all-reduce for a reduce-scatter. ConfigError: the text is neither a name nor a size.
+    """
+    passes = 2 if on_cpu else 1
+    if name in INTERCONNECTS:
+        return dataclasses.replace(INTERCONNECTS[name], reduce_scatter_passes=passes)
+    try:
+        return Interconnect(name, parse_bytes(name), "as given", passes)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--interconnect must be one of {', '.join(INTERCONNECTS)}, or bytes per second for each device such as "
+            f"25GB, got {name!r}{did_you_mean(name, INTERCONNECTS)}"
+        ) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -89,31 +128,10 @@ def machine_memory() -> int:
     return physical if container is None else min(physical, container[0])
 
 
-def find_device(name: str, dtype: str) -> Device:
-    """Return the device with that name; the CPU is measured with `dtype`.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    if name in DEVICES:
-        return DEVICES[name]
-    if name != "cpu":
-        raise ConfigError(
-            f"--device must be one of {', '.join(DEVICES)}, cpu, got {name!r}{did_you_mean(name, [*DEVICES, 'cpu'])}"
-        )
-    cpu = torch.device("cpu")
-    flops = measure_gemm_flops_per_sec(cpu, getattr(torch, dtype))
-    source = f"measured here: a matrix product and a copy with {torch.get_num_threads()} threads"
-    return Device("cpu", flops, flops, measure_copy_bytes_per_sec(cpu), machine_memory(), source)
-
-
 def parse_bytes(text: str) -> int:
-    """Return the bytes of a size such as `8GiB`, `500 MB` or `1e9`.
-
-    Raises:
-        ConfigError: it is no number, the unit is unknown, or the size is less than one byte.
-    """
+    """Return the bytes of a size such as `8GiB`, `500 MB` or `1e9`, at least one; ConfigError for other texts."""
     found = re.fullmatch(r"\s*(\d+\.?\d*(?:[eE]\d{1,2})?)\s*([A-Za-z]*)\s*", text)
-    if not found or found[2].upper() not in UNITS or float(found[1]) * UNITS[found[2].upper()] < 1:
+    size = float(found[1]) * UNITS.get(found[2].upper(), 0) if found else 0
+    if size < 1:
         raise ConfigError(f"--memory must be a size above 0 such as 8GiB, 500MiB or 16GB, got {text!r}")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(size)

@@ -73,14 +73,11 @@ class Moments:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Record every storage that operators make while it is `watching`.
+    """Record every storage that operators make while it is `watching`; the modules are those of `model`.
 
     While a mode watches, autograd adds up gradients in new storages; without one it adds in place where nobody else
     holds the first term, as somebody does that of a view. So other sums in the backward pass count only once the terms
     that are to go are gone.
-
-    Args:
-        model: whose modules are named.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -102,14 +99,11 @@ class LiveBytes(TorchDispatchMode):
             else:
                 self._labels[number] = kind, self._labels[number][1]
 
-    def _new(self, size: int, kind: str, module: str) -> int:
-        self._sizes.append(size)
-        self._labels.append((kind, module))
-        self._events.append((len(self._sizes) - 1, 1))
-        return len(self._sizes) - 1
-
     def _follow(self, storage: torch.UntypedStorage, kind: str, module: str) -> int:
-        number, key = self._new(storage.nbytes(), kind, module), storage._cdata
+        number, key = len(self._sizes), storage._cdata
+        self._sizes.append(storage.nbytes())
+        self._labels.append((kind, module))
+        self._events.append((number, 1))
         self._alive[key] = number
 
         def gone(_: Any) -> None:
@@ -138,10 +132,6 @@ class LiveBytes(TorchDispatchMode):
                 if backward and func is torch.ops.aten.add.Tensor and not args[0]._is_view():
                     self._sums.add(number)
         return out
-
-    def held_bytes(self) -> int:
-        """Return the bytes that lived before the step."""
-        return sum(self._sizes[: self._held])
 
     def moments(self) -> Moments:
         """Return what lived at each allocation so far."""

@@ -2,8 +2,10 @@
 
 import contextlib
 import gc
+import itertools
 import os
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -61,33 +63,17 @@ class PeakTensorMemory:
 
 def peak_of_events(events: Iterable[tuple[int, int]], baseline: int) -> int:
     """Return the peak bytes of (time, signed bytes) events on top of `baseline`."""
-    live = peak = baseline
-    for _, size in sorted(events, key=lambda event: event[0]):
-        live += size
-        peak = max(peak, live)
-    return peak
+    return max(itertools.accumulate((size for _, size in sorted(events, key=itemgetter(0))), initial=baseline))
 
 
 def measure_head_peak_gib(
-    head: nn.Module,
-    n_tokens: int,
-    n_embd: int,
-    vocab_size: int,
-    device: torch.device,
-    targets: Tensor | None = None,
+    head: nn.Module, n_tokens: int, n_embd: int, vocab_size: int, device: torch.device, targets: Tensor | None = None
 ) -> float:
     """Return the peak memory of one forward and backward pass of the head alone, in GiB.
 
     It counts the hidden states, the targets, the head's weights (a tied table too), the gradients, and everything
-    that lives in between. It leaves no gradients and does not change the random generators.
-
-    Args:
-        head: an output head.
-        n_tokens: rows of hidden states.
-        n_embd: width of a hidden state.
-        vocab_size: number of tokens.
-        device: where the head is.
-        targets: (n_tokens,) ids; None spreads them over all groups. The memory of some heads depends on them.
+    that lives in between. It leaves no gradients and does not change the random generators. The memory of some heads
+    depends on the (n_tokens,) targets: None spreads them over all groups.
     """
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         hidden = torch.linspace(-1, 1, n_embd, device=device).expand(n_tokens, n_embd).contiguous().requires_grad_()
@@ -107,56 +93,27 @@ def measure_head_peak_gib(
         return peak
 
 
-class PeakRss:
-    """Highest resident memory of the process since `restart`, where Linux allows to reset the mark."""
-
-    def __init__(self, proc: Path = Path("/proc/self")) -> None:
-        self._proc = proc
-
-    def restart(self) -> None:
-        """Set the high-water mark to the memory that is resident now."""
-        with contextlib.suppress(OSError):
-            (self._proc / "clear_refs").write_text("5")
-
-    def gib(self) -> float | None:
-        """Return the mark in GiB, None where the system has none."""
-        with contextlib.suppress(OSError):
-            for line in (self._proc / "status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024 / GIB
-        return None
+def restart_peak_rss(proc: Path = Path("/proc/self")) -> None:
+    """Set the process's mark of the highest resident memory to what is resident now, where Linux allows it."""
+    with contextlib.suppress(OSError):
+        (proc / "clear_refs").write_text("5")
 
 
-class CudaMemory:
-    """Peak of CUDA's caching allocator over training steps; `cuda` has the counters of `torch.cuda`."""
-
-    def __init__(self, cuda: Any = torch.cuda) -> None:
-        self._cuda = cuda
-        self._allocated = self._reserved = 0
-
-    def restart(self) -> None:
-        """Ignore the peak since the last `read`; the peaks that were read stay."""
-        self._cuda.reset_peak_memory_stats()
-
-    def read(self) -> dict[str, float]:
-        """Return the highest peaks of all calls of `read`, in GiB."""
-        self._allocated = max(self._allocated, self._cuda.max_memory_allocated())
-        self._reserved = max(self._reserved, self._cuda.max_memory_reserved())
-        return {"memory/peak_gpu_gib": self._allocated / GIB, "memory/peak_reserved_gib": self._reserved / GIB}
+def peak_rss_gib(proc: Path = Path("/proc/self")) -> float | None:
+    """Return the highest resident memory since `restart_peak_rss` in GiB, None where the system has no mark."""
+    with contextlib.suppress(OSError):
+        for line in (proc / "status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024 / GIB
+    return None
 
 
 class StepMemory:
     """Peak memory of training steps.
 
-    With CUDA the allocator's counters give it. On a CPU the second step of a process gives the peak of resident
-    memory, and the third step the peak of live tensors. Both steps are slower, so neither counts for the speed.
-
-    Args:
-        device: where the model is.
-        model: the model that is trained.
-        optimizer: its optimizer.
-        cuda: `torch.cuda`, or an object with the same counters.
-        held_bytes: bytes that live beside weights, gradients and optimizer state.
+    With CUDA the allocator's counters give it: `cuda` is `torch.cuda`, or an object with the same counters. On a CPU
+    the second step of a process gives the peak of resident memory, and the third step the peak of live tensors. Both
+    are slower, so neither counts for the speed. `held_bytes` live beside weights, gradients and optimizer state.
     """
 
     def __init__(
@@ -168,21 +125,20 @@ class StepMemory:
         held_bytes: int = 0,
     ) -> None:
         self._model, self._optimizer, self._held_bytes = model, optimizer, held_bytes
-        self._cuda = CudaMemory(cuda) if device.type == "cuda" else None
-        self._rss = PeakRss()
-        self._peaks: dict[str, float | None] = {}
+        self._cuda = cuda if device.type == "cuda" else None
+        self._peaks: dict[str, float | None] = {"memory/peak_gpu_gib": None, "memory/peak_reserved_gib": None}
 
     @contextlib.contextmanager
     def watch(self, steps_before: int) -> Iterator[None]:
         """Measure the optimizer step inside the `with` block; `steps_before` counts this process's earlier steps."""
         if self._cuda is not None:
             if steps_before == UNTIMED_STEPS:
-                self._cuda.restart()
+                self.restart()
             yield
         elif steps_before == 1:
-            self._rss.restart()
+            restart_peak_rss()
             yield
-            self._peaks["memory/peak_rss_gib"] = self._rss.gib()
+            self._peaks["memory/peak_rss_gib"] = peak_rss_gib()
         elif steps_before == 2:
             gc.collect()  # an old tensor that is freed inside would lower the peak
             baseline = tensor_bytes(live_state(self._model, self._optimizer)) + self._held_bytes
@@ -193,12 +149,14 @@ class StepMemory:
             yield
 
     def read(self) -> dict[str, float | None]:
-        """Return the peaks so far, in GiB; GPU peaks are None on a CPU."""
+        """Return the highest peaks of all calls of `read`, in GiB; GPU peaks are None on a CPU."""
         if self._cuda is not None:
-            return dict(self._cuda.read())
-        return {"memory/peak_gpu_gib": None, "memory/peak_reserved_gib": None} | self._peaks
+            counters = self._cuda.max_memory_allocated(), self._cuda.max_memory_reserved()
+            for name, value in zip(("memory/peak_gpu_gib", "memory/peak_reserved_gib"), counters, strict=True):
+                self._peaks[name] = max(self._peaks[name] or 0.0, value / GIB)
+        return dict(self._peaks)
 
     def restart(self) -> None:
-        """Ignore the peak since the last `read`, such as that of an evaluation."""
+        """Ignore the GPU's peak since the last `read`, such as that of an evaluation."""
         if self._cuda is not None:
-            self._cuda.restart()
+            self._cuda.reset_peak_memory_stats()

@@ -9,10 +9,11 @@ Sources: a ring sends (W - 1)/W of a buffer for an all-gather or a reduce-scatte
 """
 
 import dataclasses
+from collections import Counter
 
 from grouped_lm.config import Config
 from grouped_lm.distributed.vocab_parallel import VocabParallelDenseHead, VocabParallelEmbedding, split_parameters
-from grouped_lm.measure.interconnects import Interconnect
+from grouped_lm.measure.devices import Interconnect
 from grouped_lm.models.lm import LanguageModel
 
 BUCKET_BYTES = 25 * 2**20
@@ -47,7 +48,7 @@ class Weights:
     @classmethod
     def of(cls, model: LanguageModel, processes: int = 1) -> "Weights":
         """Return the bytes of a model, fake or real, with 4 bytes per weight."""
-        blocks: dict[str, int] = {}
+        blocks: Counter[str] = Counter()
         total = behind = 0
         for name, parameter in model.named_parameters():
             rows = parameter.shape[0] if parameter.ndim else 1
@@ -55,8 +56,7 @@ class Weights:
             size = 4 * parameter.numel() // max(1, rows) * padded
             total += size
             if name.startswith("body.h."):
-                block = name.split(".")[2]
-                blocks[block] = blocks.get(block, 0) + size
+                blocks[name.split(".")[2]] += size
             elif name.startswith(("body.ln_f.", "head.")):
                 behind += size
         cut = tuple(4 * parameter.numel() for parameter in split_parameters(model))
@@ -86,13 +86,8 @@ def states_sent_bytes(config: Config, model: LanguageModel, processes: int, link
 
     A micro-step has M tokens in all processes. The embedding sends M ids of 8 bytes, M D numbers in a reduce-scatter
     (c times, as in `fsdp2_sent_bytes`), and their gradient. A dense head sends M D numbers, M targets of 8 bytes, 4
-    numbers per token in an all-reduce, 3 in the backward pass, and the gradient of the M D numbers.
-
-    Args:
-        config: with the batch of one process.
-        model: its tables are split or not.
-        processes: W.
-        link: gives c.
+    numbers per token in an all-reduce, 3 in the backward pass, and the gradient of the M D numbers. The config has the
+    batch of one process.
     """
     n_tokens = processes * config.train.micro_batch_size * config.model.block_size
     states = 4 * n_tokens * config.model.n_embd * (1 + link.reduce_scatter_passes) + 8 * n_tokens

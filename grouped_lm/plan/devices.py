@@ -6,33 +6,21 @@ Sources: Rajbhandari et al. 2020 (arXiv 1910.02054), section 5, and Zhao et al. 
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import numpy as np
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_lm.config import Config
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import HEADS, DenseConfig
-from grouped_lm.measure.devices import Device
-from grouped_lm.measure.interconnects import Interconnect
+from grouped_lm.measure.devices import Device, Interconnect
 from grouped_lm.measure.live_bytes import KINDS, Moments
-from grouped_lm.plan.communication import (
-    Weights,
-    ddp_exposed_s,
-    ddp_sent_bytes,
-    fsdp2_exposed_s,
-    fsdp2_sent_bytes,
-    states_sent_bytes,
-)
-from grouped_lm.plan.fake_step import averages_per_weight, fake_model, fake_step, with_shape, with_train
-from grouped_lm.plan.heads import (
-    optimizer_traffic,
-    seconds_per_step,
-    step_flops_per_token,
-    step_tokens,
-    training_tokens,
-)
+from grouped_lm.plan import communication
+from grouped_lm.plan.communication import Weights
+from grouped_lm.plan.fake_step import UNKNOWN_SIZES, averages_per_weight, fake_model, fake_step, with_shape, with_train
+from grouped_lm.plan.heads import seconds_per_step, step_tokens
 
 STRATEGIES = ("ddp", "fsdp2")
 VOCAB_PARALLEL = "ddp vocab_parallel"
@@ -86,13 +74,9 @@ def activations(step: Moments) -> np.ndarray:
 def ddp_peak_bytes(step: Moments, weights: Weights, averages: float) -> int:
     """Return the peak on each device: (2 + A) P, and the maximum of the activations with the newest gradient.
 
-    The weights, A averages and the buckets live through the whole step. A gradient exists beside its bucket until it
-    is copied into it. Gradients of split tables have no bucket and live until the end.
-
-    Args:
-        step: the fake step of one process with its part of the batch.
-        weights: of the whole model.
-        averages: A, values that the optimizer stores per weight.
+    The weights, A averages per weight and the buckets live through the whole step. A gradient exists beside its bucket
+    until it is copied into it. Gradients of split tables have no bucket and live until the end. The fake step is that
+    of one process with its part of the batch.
     """
     gradients = step.live[:, KINDS.index("gradients")]
     made = np.maximum(np.diff(gradients, prepend=gradients[:1]), 0)
@@ -110,12 +94,6 @@ def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int, averages: 
     4 P_b: also the gradients that are still being sent. Case 2, at the end: 3 R (the rest's weights, its gradients and
     the buffer that they are sent from) and the shards of the blocks' gradients. The backward pass makes the gradients
     of the model's end first, then those of the blocks, then those of its beginning. A slow link needs one buffer more.
-
-    Args:
-        step: the fake step of one process with its part of the batch.
-        weights: for W processes.
-        processes: W.
-        averages: A, values that the optimizer stores per weight.
     """
     gradients = step.live[:, KINDS.index("gradients")]
     of_blocks = np.clip(gradients - weights.behind, 0, weights.blocks)
@@ -130,17 +108,9 @@ def fsdp2_peak_bytes(step: Moments, weights: Weights, processes: int, averages: 
 def plan_devices(config: Config, processes: int, device: Device, link: Interconnect, tokens: int) -> list[DevicesPlan]:
     """Return the plans of a run on W devices: DDP, FSDP2, and DDP with split tables if `train.vocab_parallel`.
 
-    Args:
-        config: the run.
-        processes: W.
-        device: each device.
-        link: the link between them.
-        tokens: tokens of the whole training.
-
     Raises:
         ConfigError: W processes cannot take equal parts of a batch or of the V rows.
-        DataDependentOutputException: the head's sizes depend on the tokens of a batch.
-        DynamicOutputShapeException: the same.
+        UNKNOWN_SIZES: the head's sizes depend on the tokens of a batch.
     """
     micro_steps = config.train.grad_accum_steps
     part = with_shape(config, batch=config.train.share(processes))
@@ -155,69 +125,56 @@ def plan_devices(config: Config, processes: int, device: Device, link: Interconn
             step = fake_step(own_part, processes)
         weights = Weights.of(model, processes if sharded else 1)
         own = weights.total // processes if sharded else weights.total
-        update_bytes = optimizer_traffic(own // 4, averages)
-        compute_s = seconds_per_step(part, step_flops_per_token(own_part, model), update_bytes, step.made, device)
+        compute_s = seconds_per_step(own_part, model, own // 4, averages, step.made, device)
         if sharded:
             later = weights.rest // processes if micro_steps > 1 else 0  # gradients of the micro-steps before
             one_step = fake_step(with_train(own_part, grad_accum_steps=1))
             peak = fsdp2_peak_bytes(one_step, weights, processes, averages) + later
-            sent = fsdp2_sent_bytes(weights, processes, micro_steps, link)
-            exposed_s = fsdp2_exposed_s(compute_s, weights, processes, micro_steps, link)
+            sent = communication.fsdp2_sent_bytes(weights, processes, micro_steps, link)
+            exposed_s = communication.fsdp2_exposed_s(compute_s, weights, processes, micro_steps, link)
         else:
-            peak, sent = ddp_peak_bytes(step, weights, averages), ddp_sent_bytes(weights, processes)
-            states = states_sent_bytes(own_part, model, processes, link)
-            exposed_s = ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
+            peak, sent = ddp_peak_bytes(step, weights, averages), communication.ddp_sent_bytes(weights, processes)
+            states = communication.states_sent_bytes(own_part, model, processes, link)
+            exposed_s = communication.ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
             exposed_s, sent = exposed_s + states / link.bytes_per_sec, sent + states
         rate = step_tokens(config) / (compute_s + exposed_s)
-        plan = DevicesPlan(
-            head=config.head.name,
-            strategy=strategy,
-            processes=processes,
-            peak_bytes=peak,
-            weights_bytes=own,
-            optimizer_bytes=int(averages * own),
-            gradients_bytes=own,
-            sent_bytes=sent,
-            compute_s=compute_s,
-            exchange_s=sent / link.bytes_per_sec,
-            exposed_s=exposed_s,
-            tokens_per_sec=rate,
-            hours=tokens / rate / 3600,
+        plans.append(
+            DevicesPlan(
+                head=config.head.name,
+                strategy=strategy,
+                processes=processes,
+                peak_bytes=peak,
+                weights_bytes=own,
+                optimizer_bytes=int(averages * own),
+                gradients_bytes=own,
+                sent_bytes=sent,
+                compute_s=compute_s,
+                exchange_s=sent / link.bytes_per_sec,
+                exposed_s=exposed_s,
+                tokens_per_sec=rate,
+                hours=tokens / rate / 3600,
+            )
         )
-        plans.append(plan)
     return plans
 
 
 def plan_heads_on_devices(
     config: Config, processes: int, device: Device, link: Interconnect, tokens: int | None = None
 ) -> list[DevicesPlan]:
-    """Return the plans of the dense head and of the config's own head on W devices.
-
-    Args:
-        config: the run.
-        processes: W.
-        device: each device.
-        link: the link between them.
-        tokens: tokens of the whole training; None for those of the config.
+    """Return the plans of the dense head and of the config's own head. Without `tokens` the config gives them.
 
     Raises:
         ConfigError: W processes cannot share the batch, or the head's sizes depend on the tokens.
     """
-    total = tokens or training_tokens(config)
     heads: list[Any] = [config.head]
     if config.head.name != "dense":
         heads.insert(0, DenseConfig(tied=config.model.embedding == "table"))
+    unplanned = f"head={config.head.name} is not planned: its sizes depend on the tokens of a batch or of the text"
     if HEADS[config.head.name].head.sizes_follow_text:
-        raise unplannable(config.head.name)
-    plans: list[DevicesPlan] = []
-    for head in heads:
-        try:
-            plans += plan_devices(dataclasses.replace(config, head=head), processes, device, link, total)
-        except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            raise unplannable(head.name) from error
-    return plans
-
-
-def unplannable(head: str) -> ConfigError:
-    """Return the error for a head that cannot be planned."""
-    return ConfigError(f"head={head} is not planned: its sizes depend on the tokens of a batch or of the text")
+        raise ConfigError(unplanned)
+    total = tokens or config.train.max_steps * step_tokens(config)
+    try:
+        plans = [plan_devices(dataclasses.replace(config, head=head), processes, device, link, total) for head in heads]
+    except UNKNOWN_SIZES as error:
+        raise ConfigError(unplanned) from error
+    return list(itertools.chain.from_iterable(plans))

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from grouped_lm.config import Config, GroupingConfig
 from grouped_lm.distributed.parallel import ParallelModel
@@ -28,6 +28,9 @@ from grouped_lm.models.gpt_neo import forget_masks
 from grouped_lm.models.lm import LanguageModel, build_lm
 from grouped_lm.optim import build_optimizer
 from grouped_lm.optim.training_step import TrainingStep
+
+UNKNOWN_SIZES = DataDependentOutputException, DynamicOutputShapeException
+"""Raised by a fake step of a head whose sizes depend on the tokens of a batch."""
 
 
 def fake_model(config: Config, vocab_size: int | None = None, processes: int = 1) -> LanguageModel:
@@ -55,49 +58,46 @@ def faking() -> Iterator[None]:
 def fake_steps(
     config: Config, batches: Sequence[int], vocab_size: int | None = None, processes: int = 1
 ) -> list[Moments]:
-    """Return the live bytes during one optimizer step for each B. The optimizer has its state already.
+    """Return the live bytes during one optimizer step for each B of one process. The optimizer has its state already.
 
     Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations. The text
     is not known: if it has at most half of all tokens, the default head needs less (`heads/losses/two_steps.py`).
-
-    Args:
-        config: the run.
-        batches: B of one process, one result each.
-        vocab_size: V. None takes the tokenizer's.
-        processes: number of processes that train together.
+    Without `vocab_size` the tokenizer gives V.
     """
     with faking():
         model = fake_model(config, vocab_size, processes)
-        optimizer = build_optimizer(with_every_row(config.optim), model)
-        make_state(model, optimizer)
+        optimizer = fake_optimizer(config, model)
         shapes = [(batch, config.model.block_size) for batch in batches]
         return [watch_step(config, model, optimizer, partial(_zeros, shape)) for shape in shapes]
 
 
-def with_every_row(optim: Any) -> Any:
-    """Return the optimizer config without sparse rows: which rows a batch touches is not known."""
-    return dataclasses.replace(optim, sparse_rows=False) if getattr(optim, "sparse_rows", False) else optim
+def fake_optimizer(config: Config, model: LanguageModel) -> torch.optim.Optimizer:
+    """Return the config's optimizer with its state, without sparse rows: which rows a batch has is not known."""
+    optim: Any = config.optim
+    if getattr(optim, "sparse_rows", False):
+        optim = dataclasses.replace(optim, sparse_rows=False)
+    optimizer = build_optimizer(optim, model)
+    make_state(model, optimizer)
+    return optimizer
 
 
 def fake_passes(config: Config, batches: Sequence[int]) -> list[Moments]:
     """Return the live bytes during a forward pass without gradients, as in evaluation, for each B."""
+    moments = []
     with faking(), torch.no_grad():
         model = fake_model(config).eval()
-        return [watch_pass(model, partial(_zeros, (batch, config.model.block_size))) for batch in batches]
+        for batch in batches:
+            live = LiveBytes(model)
+            live.hold([*model.parameters(), *model.buffers()], "weights")
+            with live.watching():
+                model(*_zeros((batch, config.model.block_size)))
+            forget_masks()
+            moments.append(live.moments())
+    return moments
 
 
 def _zeros(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-
-
-def watch_pass(model: LanguageModel, make_batch: Callable[[], tuple[Tensor, Tensor]]) -> Moments:
-    """Return the live bytes during a forward pass."""
-    live = LiveBytes(model)
-    live.hold([*model.parameters(), *model.buffers()], "weights")
-    with live.watching():
-        model(*make_batch())
-    forget_masks()
-    return live.moments()
 
 
 def make_state(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
@@ -110,8 +110,7 @@ def make_state(model: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
 
 def averages_per_weight(config: Config, model: LanguageModel) -> float:
     """Return the mean number of values that the optimizer stores per weight: 2 for AdamW, 1 for momentum."""
-    optimizer = build_optimizer(with_every_row(config.optim), model)
-    make_state(model, optimizer)
+    optimizer = fake_optimizer(config, model)
     state = [(p.shape, value) for p, values in optimizer.state.items() for value in values.values()]
     stored = sum(value.numel() for shape, value in state if value.shape == shape)
     return stored / sum(parameter.numel() for parameter in model.parameters())
@@ -130,11 +129,7 @@ def watch_step(
 ) -> Moments:
     """Return the live bytes during one training step on a CPU, with or without data.
 
-    Args:
-        config: dtype, gradient accumulation and clipping.
-        model: without gradients.
-        optimizer: with its state.
-        make_batch: returns (B, T) ids and targets.
+    The model has no gradients yet, the optimizer has its state, and `make_batch` returns (B, T) ids and targets.
     """
     parameters = list(model.parameters())
     step = TrainingStep(config, ParallelModel(model, SINGLE_PROCESS, model), optimizer, torch.device("cpu"))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from grouped_lm.config import Config
 from grouped_lm.distributed.vocab_parallel import VocabParallelDenseHead
@@ -18,7 +18,15 @@ from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS
 from grouped_lm.measure.devices import Device
 from grouped_lm.measure.live_bytes import KINDS, Moments
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
-from grouped_lm.plan.fake_step import averages_per_weight, fake_model, fake_step, fake_steps, with_shape, with_train
+from grouped_lm.plan.fake_step import (
+    UNKNOWN_SIZES,
+    averages_per_weight,
+    fake_model,
+    fake_step,
+    fake_steps,
+    with_shape,
+    with_train,
+)
 
 MAX_BATCH, MAX_CONTEXT = 2**16, 2**17
 """The search for the largest shapes ends here."""
@@ -54,6 +62,11 @@ class HeadPlan:
     """FLOPs with the dense head over those with this one."""
     memory_ratio: float = 1.0
     speed_ratio: float = 1.0
+
+    @property
+    def flops_per_token(self) -> float:
+        """Of body and head, forward pass."""
+        return self.body_flops_per_token + self.head_flops_per_token
 
     @property
     def flops_cap(self) -> float:
@@ -138,46 +151,27 @@ def measure_points(config: Config) -> tuple[Moments, dict[int, Moments], dict[in
     return step, by_batch, by_context
 
 
-def seconds_per_step(config: Config, forward_flops: float, update_bytes: float, made: int, device: Device) -> float:
+def seconds_per_step(
+    config: Config, model: LanguageModel, n_params: int, averages: float, made: int, device: Device
+) -> float:
     """Return the seconds of an optimizer step.
 
-    Matrix products take `UTILISATION` of the peak FLOP/s. Every new tensor is written and read once at full bandwidth.
-
-    Args:
-        config: the run.
-        forward_flops: per token, from `step_flops_per_token`.
-        update_bytes: from `optimizer_traffic`.
-        made: bytes of all storages of a fake step.
-        device: the device.
+    Matrix products take `UTILISATION` of the peak FLOP/s. Every new tensor, `made` bytes in a fake step, is written and
+    read once at full bandwidth. The fp32 update of `n_params` weights reads weight, gradient and averages, and writes
+    all but the gradient.
     """
     train = config.train
-    compute = 3 * forward_flops * step_tokens(config) / (UTILISATION * device.flops_per_sec(train.dtype))
-    traffic = 2 * made * train.grad_accum_steps / min(2, train.grad_accum_steps) + update_bytes
-    return compute + traffic / device.bytes_per_sec
-
-
-def optimizer_traffic(n_params: int, averages: float) -> float:
-    """Return the bytes of an fp32 update. It reads weight, gradient and averages, and writes all but the gradient."""
-    return 4 * (3 + 2 * averages) * n_params
-
-
-def step_flops_per_token(config: Config, model: LanguageModel) -> float:
-    """Return a third of the FLOPs of a training step per token, with what the backward pass computes again."""
-    body = estimate_body_flops_per_token(config.model, config.model.block_size)
-    head = model.head.flops_per_token()
+    body, head = estimate_body_flops_per_token(config.model, config.model.block_size), model.head.flops_per_token()
     again = body / 3 if config.model.activation_checkpointing else 0.0  # one more forward pass
     again += head / 3 if isinstance(model.head, VocabParallelDenseHead) else 0.0
-    return body + again + head
+    compute = 3 * (body + again + head) * step_tokens(config) / (UTILISATION * device.flops_per_sec(train.dtype))
+    traffic = 2 * made * train.grad_accum_steps / min(2, train.grad_accum_steps) + 4 * (3 + 2 * averages) * n_params
+    return compute + traffic / device.bytes_per_sec
 
 
 def step_tokens(config: Config) -> int:
     """Return the tokens of an optimizer step."""
     return config.train.micro_batch_size * config.model.block_size * config.train.grad_accum_steps
-
-
-def training_tokens(config: Config) -> int:
-    """Return the tokens of the whole training."""
-    return config.train.max_steps * step_tokens(config)
 
 
 def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) -> HeadPlan:
@@ -189,10 +183,8 @@ def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) ->
         model = fake_model(config)
         averages = averages_per_weight(config, model)
     head, body = model.head.flops_per_token(), estimate_body_flops_per_token(config.model, config.model.block_size)
-    update_bytes = optimizer_traffic(sum(p.numel() for p in model.parameters()), averages)
-    rate = step_tokens(config) / seconds_per_step(
-        config, step_flops_per_token(config, model), update_bytes, step.made, device
-    )
+    n_params = sum(parameter.numel() for parameter in model.parameters())
+    rate = step_tokens(config) / seconds_per_step(config, model, n_params, averages, step.made, device)
     at = int(step.live.sum(1).argmax())
     return HeadPlan(
         head=config.head.name,
@@ -211,20 +203,14 @@ def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) ->
 def plan_heads(
     config: Config, memory_bytes: int, device: Device, tokens: int | None = None
 ) -> tuple[list[HeadPlan], list[str]]:
-    """Return the plans of all heads, compared with the dense one.
+    """Return the plans of all heads, the dense one first, and the names of heads without a plan.
 
-    Args:
-        config: the run. Its own head has the config's settings, the others have their defaults.
-        memory_bytes: memory for live tensors.
-        device: the device of the run.
-        tokens: tokens of the whole training; None for those of the config.
-
-    Returns:
-        The plans, the dense one first; and the names of heads without a plan, because their sizes depend on the tokens
-        of a batch or of the text.
+    Those have sizes that depend on the tokens of a batch or of the text. The config's own head has its settings, the
+    others have their defaults. `memory_bytes` is for live tensors. Without `tokens`, the length of the whole training,
+    the config gives it.
     """
     config = with_train(config, vocab_parallel=False)  # one process has whole tables
-    total = tokens or training_tokens(config)
+    total = tokens or config.train.max_steps * step_tokens(config)
     heads: dict[str, Any] = {name: schema() for name, (schema, _) in HEADS.items()}
     if config.model.embedding != "table":
         heads |= {name: dataclasses.replace(head, tied=False) for name, head in heads.items() if hasattr(head, "tied")}
@@ -236,17 +222,16 @@ def plan_heads(
             continue
         try:
             plans.append(plan_head(dataclasses.replace(config, head=head), memory_bytes, device, total))
-        except (DataDependentOutputException, DynamicOutputShapeException):
+        except UNKNOWN_SIZES:
             unplanned.append(name)
-    return [compared(plan, plans[0]) for plan in plans], unplanned
-
-
-def compared(plan: HeadPlan, dense: HeadPlan) -> HeadPlan:
-    """Return the plan with its ratios to the dense head's plan."""
-    flops, dense_flops = (p.body_flops_per_token + p.head_flops_per_token for p in (plan, dense))
-    return dataclasses.replace(
-        plan,
-        flops_ratio=dense_flops / flops,
-        memory_ratio=dense.peak_bytes / plan.peak_bytes,
-        speed_ratio=plan.tokens_per_sec / dense.tokens_per_sec,
-    )
+    dense = plans[0]
+    compared = [
+        dataclasses.replace(
+            plan,
+            flops_ratio=dense.flops_per_token / plan.flops_per_token,
+            memory_ratio=dense.peak_bytes / plan.peak_bytes,
+            speed_ratio=plan.tokens_per_sec / dense.tokens_per_sec,
+        )
+        for plan in plans
+    ]
+    return compared, unplanned

@@ -5,14 +5,13 @@ import resource
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from grouped_lm.config import Config
 from grouped_lm.data.tokenizers.base import vocab_size_of
 from grouped_lm.errors import MemoryShortError
 from grouped_lm.measure.devices import container_memory
 from grouped_lm.measure.memory import GIB
-from grouped_lm.plan.fake_step import fake_steps, with_shape
+from grouped_lm.plan.fake_step import UNKNOWN_SIZES, fake_steps, with_shape
 from grouped_lm.plan.heads import largest
 
 
@@ -48,16 +47,12 @@ def upper_bound_bytes(config: Config) -> int:
 def check_memory(config: Config, device: torch.device, processes: int = 1, side_by_side: int = 1) -> None:
     """Refuse a run whose step does not fit into memory, before its first allocation.
 
-    Args:
-        config: the run.
-        device: one of the devices.
-        processes: number of processes that share each batch.
-        side_by_side: number of them that share the memory of this CPU.
+    The processes share each batch; on a CPU `side_by_side` of them share its memory.
 
     Raises:
         MemoryShortError: it does not fit; the message has the largest train.micro_batch_size that does.
     """
-    available, part = available_bytes(device), part_of(config, processes)
+    available, part = available_bytes(device), with_shape(config, batch=config.train.share(processes))
     if available is not None and device.type != "cuda":
         available //= side_by_side
     if available is None or upper_bound_bytes(part) < available:
@@ -67,16 +62,11 @@ def check_memory(config: Config, device: torch.device, processes: int = 1, side_
         raise memory_error(config, available, f"a step needs {peak / GIB:.2f} GiB", processes)
 
 
-def part_of(config: Config, processes: int) -> Config:
-    """Return the config with one process's part of the batch."""
-    return with_shape(config, batch=config.train.share(processes))
-
-
 def peak_bytes(config: Config, batch: int, processes: int = 1) -> int | None:
     """Return the peak of a step with that batch; None for a head whose sizes depend on the tokens of a batch."""
     try:
         return int(fake_steps(config, [batch], processes=processes)[0].live.sum(1).max())
-    except (DataDependentOutputException, DynamicOutputShapeException):
+    except UNKNOWN_SIZES:
         return None
 
 
@@ -95,8 +85,10 @@ def largest_batch(config: Config, available: int, processes: int = 1) -> int | N
 
 def memory_error(config: Config, available: int | None, reason: str, processes: int = 1) -> MemoryShortError:
     """Return the error with the settings to change."""
-    fits = largest_batch(part_of(config, processes), available, processes) if available is not None else None
-    free = f", {available / GIB:.2f} GiB are free" if available is not None else ""
+    fits, free = None, ""
+    if available is not None:
+        fits = largest_batch(with_shape(config, batch=config.train.share(processes)), available, processes)
+        free = f", {available / GIB:.2f} GiB are free"
     if fits:
         advice = f"train.micro_batch_size={fits * processes} fits, with more train.grad_accum_steps"
     elif fits == 0:

@@ -7,14 +7,13 @@ from typing import Any
 from rich.table import Table
 
 from grouped_lm.config import Config
-from grouped_lm.measure.devices import Device
-from grouped_lm.measure.interconnects import Interconnect
+from grouped_lm.measure.devices import Device, Interconnect
 from grouped_lm.measure.live_bytes import KINDS
 from grouped_lm.measure.memory import GIB
 from grouped_lm.plan.devices import DevicesPlan
 from grouped_lm.plan.heads import MAX_BATCH, MAX_CONTEXT, UTILISATION, HeadPlan
 
-KIND_LABELS = dict(zip(KINDS, KINDS, strict=True)) | {"optimizer": "optimizer state", "body": "body activations"}
+KIND_LABELS = {"optimizer": "optimizer state", "body": "body activations"}
 
 
 def size(n_bytes: float) -> str:
@@ -38,14 +37,14 @@ def at_most(value: int, ceiling: int, unit: str) -> str:
     return f"not one {unit} fits" if value == 0 else f"{value:,}" + (" or more" if value == ceiling else "")
 
 
-def side_by_side(title: str, names: list[str], rows: dict[str, list[str]]) -> Table:
-    """Return a table with a column per name, and a line per label with its cells."""
+def side_by_side(title: str, plans: dict[str, Any], rows: dict[str, Callable[[Any], str]]) -> Table:
+    """Return a table with a column per named plan, and a line per label with the function of its cells."""
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for name in names:
+    for name in plans:
         table.add_column(name, justify="right", overflow="fold")
-    for label, cells in rows.items():
-        table.add_row(label, *cells)
+    for label, cell in rows.items():
+        table.add_row(label, *map(cell, plans.values()))
     return table
 
 
@@ -53,13 +52,9 @@ def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device:
     """Return the heads side by side."""
     train, model = config.train, config.model
     unit, in_unit = bytes_unit(plans)
-
-    def part(kind: str) -> Callable[[HeadPlan], str]:
-        return lambda p: in_unit(p.parts[kind])
-
     cells: dict[str, Callable[[HeadPlan], str]] = {
         f"peak memory of a step, {unit}": lambda p: in_unit(p.peak_bytes),
-        **{f"  {KIND_LABELS[kind]}": part(kind) for kind in KINDS},
+        **{f"  {KIND_LABELS.get(kind, kind)}": lambda p, kind=kind: in_unit(p.parts[kind]) for kind in KINDS},
         "  module at the peak": lambda p: p.peak_module,
         "largest train.micro_batch_size": lambda p: at_most(p.largest_micro_batch_size, MAX_BATCH, "window"),
         "longest model.block_size": lambda p: at_most(p.longest_block_size, MAX_CONTEXT, "token"),
@@ -76,8 +71,7 @@ def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device:
         f"{model.name}, micro_batch_size {train.micro_batch_size}, block_size {model.block_size}, {train.dtype}, "
         f"{size(memory_bytes)} of memory, {device.name}"
     )
-    rows = {label: [cell(plan) for plan in plans] for label, cell in cells.items()}
-    return side_by_side(title, [plan.head for plan in plans], rows)
+    return side_by_side(title, {plan.head: plan for plan in plans}, cells)
 
 
 def notes(plans: list[HeadPlan], unplanned: list[str], device: Device) -> list[str]:
@@ -113,8 +107,8 @@ def plan_values(
         dataclasses.asdict(plan) | {"flops_cap": plan.flops_cap, "helps": plan.head == "dense" or plan.helps}
         for plan in plans
     ]
-    values = {"assumed_utilisation": UTILISATION, "unplanned": unplanned, "heads": heads}
-    return common_values(config, memory_bytes, device) | values
+    shared = common_values(config, memory_bytes, device)
+    return shared | {"assumed_utilisation": UTILISATION, "unplanned": unplanned, "heads": heads}
 
 
 def devices_table(
@@ -143,8 +137,7 @@ def devices_table(
         f"{model.name}, {processes} x {device.name} over {link.name}, micro_batch_size {train.micro_batch_size} of all "
         f"({train.micro_batch_size // processes} each), block_size {model.block_size}, {train.dtype}"
     )
-    rows = {label: [cell(plan) for plan in plans] for label, cell in cells.items()}
-    return side_by_side(title, [f"{plan.head} {plan.strategy}" for plan in plans], rows)
+    return side_by_side(title, {f"{plan.head} {plan.strategy}": plan for plan in plans}, cells)
 
 
 def devices_notes(device: Device, link: Interconnect) -> list[str]:

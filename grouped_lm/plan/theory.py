@@ -1,6 +1,6 @@
 """Memory of the paper's head, counted tensor by tensor; plots show it beside the measurements.
 
-Letters: N tokens, D width, V vocabulary, G groups, S slots per group.
+Letters: N tokens of a forward pass (micro_batch_size * block_size), D width, V vocabulary, G groups, S slots per group.
 """
 
 import math
@@ -24,12 +24,6 @@ def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, gro
     So the group size matters in C (2 G or 4 S) and (G + S) D alone, and the minimum is between sqrt(V / 2) and sqrt V.
     The paper keeps the logits of all rows: there N (G + S) dominates, and sqrt V is best. Tests find the estimate
     within 2 % of `measure_head_peak_gib`.
-
-    Args:
-        n_tokens: N of one forward pass (micro_batch_size * block_size).
-        n_embd: D.
-        vocab_size: V.
-        group_size: S in [1, V].
     """
     n, d, s = n_tokens, n_embd, group_size
     g, c = math.ceil(vocab_size / s), min(n, DEFAULT_CHUNK_ROWS)
@@ -39,15 +33,8 @@ def estimate_grouped_head_bytes(n_tokens: int, n_embd: int, vocab_size: int, gro
 
 
 def best_group_size(n_tokens: int, n_embd: int, vocab_size: int) -> int:
-    """Return the smallest S with the minimum of `estimate_grouped_head_bytes`.
-
-    Args:
-        n_tokens: N.
-        n_embd: D.
-        vocab_size: V.
-    """
+    """Return the smallest S with the minimum of `estimate_grouped_head_bytes`."""
     root = math.isqrt(vocab_size)
-    sizes = range(
-        max(1, root // 16), min(vocab_size, 16 * root + 16) + 1
-    )  # far outside both ends, G or S alone is more
+    # far outside both ends, G or S alone is more
+    sizes = range(max(1, root // 16), min(vocab_size, 16 * root + 16) + 1)
     return min(sizes, key=lambda size: estimate_grouped_head_bytes(n_tokens, n_embd, vocab_size, size))

@@ -10,8 +10,7 @@ from processes import together, with_head
 
 from grouped_lm.config import ModelConfig, TokenizerConfig
 from grouped_lm.data import prepare_data
-from grouped_lm.measure.devices import DEVICES, machine_memory
-from grouped_lm.measure.interconnects import find_interconnect
+from grouped_lm.measure.devices import DEVICES, find_interconnect, machine_memory
 from grouped_lm.measure.memory import GIB
 from grouped_lm.models.lm import estimate_body_flops_per_token
 from grouped_lm.plan.communication import Weights, ddp_exposed_s, ddp_sent_bytes, fsdp2_exposed_s, fsdp2_sent_bytes

@@ -5,8 +5,14 @@ import torch
 
 from grouped_lm.config import Config, ModelConfig, TokenizerConfig
 from grouped_lm.data.tokenizers.base import BytesTokenizer
-from grouped_lm.evaluate.continuations import log_likelihoods, split_long
-from grouped_lm.evaluate.story_tasks import make_choices, make_clozes, score_tasks, split_last_sentence
+from grouped_lm.evaluate.story_tasks import (
+    log_likelihoods,
+    make_choices,
+    make_clozes,
+    score_tasks,
+    split_last_sentence,
+    split_long,
+)
 from grouped_lm.heads import ClassFullConfig
 from grouped_lm.models.lm import build_lm
 

@@ -6,12 +6,12 @@ import torch
 from grouped_lm.heads import DenseConfig, GroupedConfig, build_head
 from grouped_lm.measure.memory import (
     GIB,
-    CudaMemory,
-    PeakRss,
     PeakTensorMemory,
     StepMemory,
     measure_head_peak_gib,
     peak_of_events,
+    peak_rss_gib,
+    restart_peak_rss,
     tensor_bytes,
 )
 from grouped_lm.measure.throughput import Throughput
@@ -84,7 +84,8 @@ class FakeCuda:
 
 def test_cuda_memory_leaves_warm_up_and_evaluation_out():
     cuda = FakeCuda()
-    memory = CudaMemory(cuda)
+    model = torch.nn.Linear(2, 2)
+    memory = StepMemory(torch.device("cuda"), model, torch.optim.SGD(model.parameters()), cuda)
     cuda.allocate(9 * GIB)  # warm-up
     cuda.free(8 * GIB)
     memory.restart()
@@ -140,11 +141,10 @@ def test_peak_tensor_memory_sees_inside_an_operator():
 
 def test_peak_rss_reads_the_high_water_mark(tmp_path):
     (tmp_path / "status").write_text("Name:\tx\nVmHWM:\t  1048576 kB\n")
-    rss = PeakRss(tmp_path)
-    rss.restart()
+    restart_peak_rss(tmp_path)
     assert (tmp_path / "clear_refs").read_text() == "5"
-    assert rss.gib() == 1.0
-    assert PeakRss(tmp_path / "nowhere").gib() is None
+    assert peak_rss_gib(tmp_path) == 1.0
+    assert peak_rss_gib(tmp_path / "nowhere") is None
 
 
 def test_head_peak_counts_logits_and_leaves_no_trace():
