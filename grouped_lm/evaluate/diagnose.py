@@ -61,13 +61,11 @@ def _size_sign(head: Head) -> str | None:
     n_group, group_size = getattr(head, "n_group", None), getattr(head, "group_size", None)
     if n_group is None or group_size is None:
         return None
-    vocab_size: int = head.vocab_size
-    least = 2 * math.sqrt(vocab_size)
-    ratio = (n_group + group_size) / least
-    if ratio < LARGE_GROUPS:
+    n_logits, least = n_group + group_size, 2 * math.sqrt(head.vocab_size)
+    if n_logits / least < LARGE_GROUPS:
         return None
     return (
-        f"Both steps make {n_group + group_size:,} logits per token, {ratio:.1f} times the least of {least:,.0f} "
-        f"({vocab_size / (n_group + group_size):.0f} times fewer than {vocab_size:,}): "
-        f"head.group_size={round(math.sqrt(vocab_size))} saves most memory."
+        f"Both steps make {n_logits:,} logits per token, {n_logits / least:.1f} times the least of {least:,.0f} "
+        f"({head.vocab_size / n_logits:.0f} times fewer than {head.vocab_size:,}): "
+        f"head.group_size={round(math.sqrt(head.vocab_size))} saves most memory."
     )

@@ -90,10 +90,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of model.safetensors, or of all the shards that its index names.
-
-    DataError says which file is missing or unreadable, or that there is a pickle alone.
-    """
+    """Return the tensors of model.safetensors or of its shards; DataError names what is missing or unreadable."""
     shards = [WEIGHTS]
     if not (folder / WEIGHTS).exists() and (folder / INDEX).exists():
         index = (read_json_dict(folder / INDEX) or {}).get("weight_map")

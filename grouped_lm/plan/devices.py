@@ -138,23 +138,22 @@ def plan_devices(config: Config, processes: int, device: Device, link: Interconn
             exposed_s = communication.ddp_exposed_s(compute_s, sent / link.bytes_per_sec, weights, micro_steps)
             exposed_s, sent = exposed_s + states / link.bytes_per_sec, sent + states
         rate = step_tokens(config) / (compute_s + exposed_s)
-        plans.append(
-            DevicesPlan(
-                head=config.head.name,
-                strategy=strategy,
-                processes=processes,
-                peak_bytes=peak,
-                weights_bytes=own,
-                optimizer_bytes=int(averages * own),
-                gradients_bytes=own,
-                sent_bytes=sent,
-                compute_s=compute_s,
-                exchange_s=sent / link.bytes_per_sec,
-                exposed_s=exposed_s,
-                tokens_per_sec=rate,
-                hours=tokens / rate / 3600,
-            )
+        plan = DevicesPlan(
+            head=config.head.name,
+            strategy=strategy,
+            processes=processes,
+            peak_bytes=peak,
+            weights_bytes=own,
+            optimizer_bytes=int(averages * own),
+            gradients_bytes=own,
+            sent_bytes=sent,
+            compute_s=compute_s,
+            exchange_s=sent / link.bytes_per_sec,
+            exposed_s=exposed_s,
+            tokens_per_sec=rate,
+            hours=tokens / rate / 3600,
         )
+        plans.append(plan)
     return plans
 
 

@@ -64,11 +64,6 @@ class HeadPlan:
     speed_ratio: float = 1.0
 
     @property
-    def flops_per_token(self) -> float:
-        """Of body and head, forward pass."""
-        return self.body_flops_per_token + self.head_flops_per_token
-
-    @property
     def flops_cap(self) -> float:
         """1 + F_head / F_body: the FLOPs over those with a head that costs nothing."""
         return 1 + self.head_flops_per_token / self.body_flops_per_token
@@ -224,14 +219,14 @@ def plan_heads(
             plans.append(plan_head(dataclasses.replace(config, head=head), memory_bytes, device, total))
         except UNKNOWN_SIZES:
             unplanned.append(name)
-    dense = plans[0]
+    dense, flops = plans[0], [plan.body_flops_per_token + plan.head_flops_per_token for plan in plans]
     compared = [
         dataclasses.replace(
             plan,
-            flops_ratio=dense.flops_per_token / plan.flops_per_token,
+            flops_ratio=flops[0] / own_flops,
             memory_ratio=dense.peak_bytes / plan.peak_bytes,
             speed_ratio=plan.tokens_per_sec / dense.tokens_per_sec,
         )
-        for plan in plans
+        for plan, own_flops in zip(plans, flops, strict=True)
     ]
     return compared, unplanned

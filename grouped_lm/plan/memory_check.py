@@ -45,12 +45,9 @@ def upper_bound_bytes(config: Config) -> int:
 
 
 def check_memory(config: Config, device: torch.device, processes: int = 1, side_by_side: int = 1) -> None:
-    """Refuse a run whose step does not fit into memory, before its first allocation.
+    """Raise MemoryShortError if a step does not fit into memory; the message has the largest batch that does.
 
-    The processes share each batch; on a CPU `side_by_side` of them share its memory.
-
-    Raises:
-        MemoryShortError: it does not fit; the message has the largest train.micro_batch_size that does.
+    Nothing is allocated. The processes share each batch; on a CPU `side_by_side` of them share its memory.
     """
     available, part = available_bytes(device), with_shape(config, batch=config.train.share(processes))
     if available is not None and device.type != "cuda":

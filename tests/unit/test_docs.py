@@ -50,6 +50,13 @@ def test_pictures_agree_with_the_committed_figures():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == picture, "run: python docs/pictures.py"
 
 
+def test_case_C7_no_page_replaces_the_editable_install():
+    texts = [page.read_text("utf-8") for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]]
+    commands = re.findall(r"pip install [^`\n]*'\.\[[^`\n]*", "\n".join(texts))
+    assert len(commands) > 5
+    assert [command for command in commands if " -e " not in command] == []
+
+
 def test_every_block_is_on_a_page():
     used = {name for page in PAGES for name in re.findall(r"<!-- block: ([a-z0-9_-]+) -->", page.read_text("utf-8"))}
     assert used == set(importlib.import_module("docs_tables").BLOCKS)
