@@ -52,9 +52,13 @@ def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device:
     """Return the heads side by side."""
     train, model = config.train, config.model
     unit, in_unit = bytes_unit(plans)
+
+    def part(kind: str) -> Callable[[HeadPlan], str]:
+        return lambda p: in_unit(p.parts[kind])
+
     cells: dict[str, Callable[[HeadPlan], str]] = {
         f"peak memory of a step, {unit}": lambda p: in_unit(p.peak_bytes),
-        **{f"  {KIND_LABELS.get(kind, kind)}": lambda p, kind=kind: in_unit(p.parts[kind]) for kind in KINDS},
+        **{f"  {KIND_LABELS.get(kind, kind)}": part(kind) for kind in KINDS},
         "  module at the peak": lambda p: p.peak_module,
         "largest train.micro_batch_size": lambda p: at_most(p.largest_micro_batch_size, MAX_BATCH, "window"),
         "longest model.block_size": lambda p: at_most(p.longest_block_size, MAX_CONTEXT, "token"),
