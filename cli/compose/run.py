@@ -65,8 +65,7 @@ def compose_bench(
 
 def run(overrides: list[str], flags: HydraFlags) -> None:
     """Compose and check, then let Hydra train each job. The first process prints its run folder."""
-    from grouped_lm.jobs.launch import check_processes, run_training
-    from grouped_lm.jobs.preflight import preflight
+    from grouped_lm.jobs.launch import check_processes, preflight, run_training
 
     rank, size = check_processes()
     if not flags.only_prints:

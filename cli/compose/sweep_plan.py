@@ -24,9 +24,8 @@ from omegaconf import OmegaConf
 from grouped_lm.config import Config
 from grouped_lm.errors import BusyError, ConfigError, GvcError
 from grouped_lm.jobs.device_slots import Share, visible_gpus
-from grouped_lm.jobs.preflight import preflight
-from grouped_lm.jobs.progress import SweepDisplay
-from grouped_lm.jobs.sweep import SweepLimits, driver_ledger, failures, job_state, jobs_below, run_limited
+from grouped_lm.jobs.launch import preflight
+from grouped_lm.jobs.sweep import SweepDisplay, SweepLimits, driver_ledger, failures, job_state, jobs_below, run_limited
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 
 from .compose import CONF, HydraFlags, check_folders, composing, config_groups, expand_jobs, parse, to_config
@@ -270,7 +269,7 @@ def drive(plan: SweepPlan, flags: HydraFlags, max_jobs: int | None, fail_fast: b
                     launch([*plan.overrides, *search], flags, SweepTask(limits, wait=False))
             return
         launch(plan.overrides, flags, SweepTask(limits, wait=False))
-        if limits.any_left_to_others():  # see them through, and take over where the other driver dies
+        if limits.left_to_others():  # see them through, and take over where the other driver dies
             launch(plan.overrides, flags, SweepTask(limits, wait=True))
 
 

@@ -17,7 +17,7 @@ import torch
 
 from grouped_lm.bench.settings import MeterConfig
 from grouped_lm.measure.throughput import measure_copy_bytes_per_sec, measure_gemm_flops_per_sec, synchronize
-from grouped_lm.system.precision import autocast
+from grouped_lm.system.runtime import autocast
 
 Sampler = Callable[[], dict[str, float]]
 """A function that runs a pass once and returns milliseconds by name ("ms", "forward_ms", ...)."""

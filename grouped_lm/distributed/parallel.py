@@ -42,21 +42,11 @@ class ParallelModel:
     """Modules that FSDP2 gathers one after another. The last one is the whole model."""
 
     def micro_step(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Return the context of a micro-step.
-
-        DDP sums gradients only in the last micro-step of an optimizer step. FSDP2 does it in each one, because no
-        process may hold a whole gradient.
-        """
+        """Return the context of a micro-step. DDP sums gradients only in the last one of a step, FSDP2 in each."""
         return contextlib.nullcontext() if self.ddp is None or last else self.ddp.no_sync()
 
     def mean_loss(self, input_ids: Tensor, targets: Tensor, counted: Tensor) -> HeadLoss:
-        """Return this process's part of the mean loss over the targets of all processes.
-
-        Args:
-            input_ids: (B, T) on the model's device.
-            targets: (B, T).
-            counted: (), number of targets of all processes that are not ignored.
-        """
+        """Return this process's part, (B, T), of the mean loss over the `counted` targets of all processes."""
         return self.forward(input_ids, targets, reduction="sum").over(counted)
 
     def add_up(self, losses: list[HeadLoss]) -> list[HeadLoss]:
@@ -85,13 +75,9 @@ def count_targets(targets: Tensor, process_group: ProcessGroup) -> Tensor:
 def parallelize(
     model: LanguageModel, cfg: TrainConfig, process_group: ProcessGroup, device: torch.device
 ) -> ParallelModel:
-    """Move `model` to `device`, and wrap it for several processes.
+    """Move `model` to the device of this process, and wrap it for several processes and `torch.compile`.
 
-    Args:
-        model: on the CPU, the same in every process. FSDP2 moves and cuts it block by block.
-        cfg: strategy, and whether forward and backward pass run through `torch.compile`.
-        process_group: the processes.
-        device: of this process.
+    The model is on the CPU, the same in every process. FSDP2 moves and cuts it block by block.
     """
     parallel = ParallelModel(model, process_group, model)
     if process_group.size == 1:
@@ -148,12 +134,7 @@ def shard(model: LanguageModel, device: torch.device) -> tuple[Any, ...]:
 
 
 def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
-    """Scale the gradient down to `max_norm`, and return its norm over all shards before that.
-
-    Args:
-        model: with gradients.
-        max_norm: largest norm, >= 0. With 0 the gradient is not scaled.
-    """
+    """Scale the gradient down to `max_norm` (0 does not scale), and return its norm over all shards before that."""
     parameters = list(model.parameters())
     kinds = [[p for p in parameters if is_sharded(p) == sharded] for sharded in (False, True)]  # torch cannot mix them
     grads = [[p.grad for p in kind if p.grad is not None] for kind in kinds]

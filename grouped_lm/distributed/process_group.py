@@ -65,11 +65,7 @@ class ProcessGroup:
         return torch.device("cuda", self.local_rank)
 
     def on_first(self, action: Callable[..., Value], *args: Any) -> Value:
-        """Call `action(*args)` in the first process only, and return its result in all processes.
-
-        Raises:
-            GvcError, OSError: raised by the action. All processes then raise it.
-        """
+        """Call `action(*args)` in the first process only. All processes return its result, or raise its error."""
         if self.size == 1:
             return action(*args)
         answer: list[Any] = [None]
@@ -109,19 +105,12 @@ class ProcessGroup:
         return gathered
 
     def broadcast(self, target: Tensor, source: Tensor | None) -> None:
-        """Copy the `source` of the first process into `target`, which is whole or a shard in each process.
-
-        Args:
-            target: is overwritten in every process.
-            source: the whole tensor. Only the first process needs it.
-        """
-        if self.size == 1:
-            assert source is not None  # the first process has it
-            target.copy_(source)
-            return
+        """Copy the whole `source`, which only the first process needs, into every process's `target` or shard of it."""
         device = target.device
         full = torch.empty(target.shape, dtype=target.dtype, device=device) if source is None else source.to(device)
-        if is_sharded(target):
+        if self.size == 1:
+            assert source is not None  # the first process has it
+        elif is_sharded(target):
             shards: Any = target
             distribute = importlib.import_module("torch.distributed.tensor").distribute_tensor
             full = distribute(full, shards.device_mesh, shards.placements, src_data_rank=0)
@@ -130,14 +119,10 @@ class ProcessGroup:
         target.copy_(full)
 
     def seed_generator(self, seed: int, step: int) -> None:
-        """Seed the random generator of every process but the first, which keeps its own state.
-
-        The stream depends only on the run's seed, the rank and the step at which the process started.
-        """
-        if self.is_first:
-            return
-        words = np.random.SeedSequence([seed, self.rank, step]).generate_state(2)
-        torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+        """Seed the random generator of every process but the first by the run's seed, the rank and the current step."""
+        if not self.is_first:
+            words = np.random.SeedSequence([seed, self.rank, step]).generate_state(2)
+            torch.manual_seed(int(words[0]) << 32 | int(words[1]))
 
     def publish_error(self, error: GvcError) -> None:
         """Store the error that ends this process. After a restart all processes raise it (`join_process_group`)."""
@@ -167,9 +152,8 @@ def local_tensor(tensor: Any) -> Tensor:
 
 def rank_and_size() -> tuple[int, int]:
     """Return the rank of this process and the number of processes that `torchrun` or `jobs.launch` started."""
-    if not {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    started = {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if started else (0, 1)
 
 
 def processes_on_this_machine() -> int:
@@ -179,19 +163,15 @@ def processes_on_this_machine() -> int:
 
 def group_timeout(hang_minutes: float | None) -> timedelta:
     """Return how long a training process waits for the others: longer than the watchdog, which must end it first."""
-    if hang_minutes is None:
-        return MAX_TIMEOUT
-    return max(MIN_TIMEOUT, min(MAX_TIMEOUT, timedelta(minutes=hang_minutes + 1)))
+    wanted = MAX_TIMEOUT if hang_minutes is None else timedelta(minutes=hang_minutes + 1)
+    return max(MIN_TIMEOUT, min(MAX_TIMEOUT, wanted))
 
 
 @contextlib.contextmanager
 def join_process_group(asked: int, device: torch.device, hang_minutes: float | None = 0.0) -> Iterator[ProcessGroup]:
     """Join the processes that were started together. Without others, give `SINGLE_PROCESS`.
 
-    Args:
-        asked: number of processes in the config. 1 accepts any number.
-        device: a CPU, or any CUDA device.
-        hang_minutes: `train.hang_minutes`.
+    `asked` is the number of processes in the config, where 1 accepts any number.
 
     Raises:
         ConfigError: another number of processes was started.
@@ -205,16 +185,12 @@ def join_process_group(asked: int, device: torch.device, hang_minutes: float | N
     if size == 1:
         yield SINGLE_PROCESS
         return
-    store = launcher_store(rank, size)
+    has_server = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torch's launcher: it survives restarts
+    address, port, is_master = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), rank == 0 and not has_server
+    store = dist.TCPStore(address, port, size, is_master=is_master, timeout=MIN_TIMEOUT)
     attempt = agree_on_attempt(store, rank, size)
-    process_group = ProcessGroup(
-        rank=rank,
-        size=size,
-        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
-        local_size=processes_on_this_machine(),
-        restarts=attempt - 1,
-        store=store,
-    )
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    process_group = ProcessGroup(rank, size, local_rank, processes_on_this_machine(), attempt - 1, store)
     if store.check([ERROR_KEY]):
         raise mark_agreed(error_from(json.loads(store.get(ERROR_KEY))))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -227,19 +203,6 @@ def join_process_group(asked: int, device: torch.device, hang_minutes: float | N
         dist.destroy_process_group()
 
 
-def launcher_store(rank: int, size: int) -> dist.Store:
-    """Return the key-value store that all processes share. That of torch's launcher survives restarts."""
-    environment = os.environ
-    has_server = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return dist.TCPStore(
-        environment["MASTER_ADDR"],
-        int(environment["MASTER_PORT"]),
-        size,
-        is_master=rank == 0 and not has_server,
-        timeout=MIN_TIMEOUT,
-    )
-
-
 def agree_on_attempt(store: dist.Store, rank: int, size: int) -> int:
     """Return the number of this attempt, from 1. It is the same in all processes and grows with each restart.
 
@@ -247,9 +210,6 @@ def agree_on_attempt(store: dist.Store, rank: int, size: int) -> int:
     so every attempt needs a prefix of its own in the store. The launchers of several machines do not count alike
     (each has its own `TORCHELASTIC_RESTART_COUNT`). The processes therefore count together: each one writes a new
     random token and waits until the first process has answered it. Two attempts never run at the same time.
-
-    Raises:
-        DistStoreError: a process did not come within `MIN_TIMEOUT`.
     """
     if rank:
         token = secrets.token_hex(16)

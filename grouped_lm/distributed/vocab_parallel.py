@@ -10,6 +10,7 @@ last one may have fewer).
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,23 +34,17 @@ COLLECTIVES: Any = torch.ops._c10d_functional
 
 @dataclass(frozen=True)
 class VocabShard:
-    """The rows of V that one of W processes has.
-
-    `group` is torch's name of the process group.
-    """
+    """The rows of V that one of W processes has."""
 
     vocab_size: int
     rank: int
     processes: int
     group: str = ""
+    """Torch's name of the process group."""
 
     @classmethod
     def of(cls, vocab_size: int, process_group: ProcessGroup) -> "VocabShard":
-        """Return the rows of this process.
-
-        Raises:
-            ConfigError: V is so small that a process would have no rows.
-        """
+        """Return the rows of this process. Raise a ConfigError if V is so small that a process would have none."""
         group = dist.group.WORLD
         shard = cls(vocab_size, process_group.rank, process_group.size, "" if group is None else group.group_name)
         if shard.max_rows * (process_group.size - 1) >= vocab_size:
@@ -86,12 +81,7 @@ class VocabShard:
 
 
 class VocabParallelEmbedding(nn.Module):
-    """`nn.Embedding` of (V, D) whose rows are shared out over the processes.
-
-    Args:
-        weight: (V, D) as a shard, or (C, D).
-        shard: the rows of this process.
-    """
+    """`nn.Embedding` of (V, D) whose rows are shared out over the processes. `weight` is a shard, or (C, D)."""
 
     def __init__(self, weight: nn.Parameter, shard: VocabShard) -> None:
         super().__init__()
@@ -108,13 +98,8 @@ class VocabParallelDenseHead(RegularisedHead):
     """`DenseHead` whose rows are shared out over the processes. Losses and gradients are exact.
 
     Logits exist for a chunk of `chunk_rows` states of all processes at a time (null takes `default_chunk_rows`). The
-    backward pass computes them again, because no process knows the whole softmax in the forward pass.
-
-    Args:
-        dense: the whole head.
-        weight: (V, D) as a shard, or (C, D).
-        bias: (V,) as a shard, (C,), or None.
-        shard: the rows of this process.
+    backward pass computes them again, because no process knows the whole softmax in the forward pass. `weight` and
+    `bias` are shards of (V, D) and (V,), or (C, D) and (C,).
     """
 
     def __init__(self, dense: DenseHead, weight: nn.Parameter, bias: nn.Parameter | None, shard: VocabShard) -> None:
@@ -129,10 +114,7 @@ class VocabParallelDenseHead(RegularisedHead):
         raise NotImplementedError
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
-        """Return the loss. All processes call this together, with equally many states.
-
-        The arguments are those of `Head.loss`.
-        """
+        """Return the loss as `Head.loss` does. All processes call this together, with equally many states."""
         states, flat = self.flatten(hidden, targets)
         counted, chunk_rows = flat != IGNORE_INDEX, self.chunk_rows or default_chunk_rows(states.device)
         bias = None if self.bias is None else local_tensor(self.bias)
@@ -164,23 +146,15 @@ class _VocabParallelSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        states: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        shard: VocabShard,
-        chunk_rows: int,
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shard: VocabShard, chunk: int
     ) -> Tensor:
         dtype, sum_dtype = working_dtype(states), exact_dtype(working_dtype(states))
         all_states, (inside, positions) = shard.gather(states), shard.locate(shard.gather(targets))
         table, cast_bias = weight.to(dtype), None if bias is None else bias.to(dtype)
-        log_z, sums = (
-            all_states.new_empty(len(all_states), dtype=sum_dtype),
-            all_states.new_empty((len(all_states), 3), dtype=sum_dtype),
-        )
-        for start in range(0, len(all_states), chunk_rows):
-            at = slice(start, start + chunk_rows)
+        log_z = all_states.new_empty(len(all_states), dtype=sum_dtype)
+        sums = all_states.new_empty((len(all_states), 3), dtype=sum_dtype)
+        for start in range(0, len(all_states), chunk):
+            at = slice(start, start + chunk)
             log_z[at], sums[at, 1] = _own_logits(all_states[at], table, cast_bias, positions[at])
         sums[:, 1].masked_fill_(~inside, 0)
         sums[:, 2] = all_states.to(sum_dtype) @ weight.to(sum_dtype).sum(0) / shard.vocab_size
@@ -191,7 +165,7 @@ class _VocabParallelSoftmax(torch.autograd.Function):
         sums = shard.reduce(sums, "sum")
         sums[:, 0].log_().add_(maximum)
         ctx.save_for_backward(all_states, weight, bias, inside, positions, sums[:, 0].clone())
-        ctx.shard, ctx.chunk_rows, ctx.dtype = shard, chunk_rows, dtype
+        ctx.shard, ctx.chunk_rows, ctx.dtype = shard, chunk, dtype
         return sums[shard.rank * len(states) :][: len(states)].clone()
 
     @staticmethod
@@ -238,24 +212,17 @@ def _logit_gradients(
 def split_vocabulary(model: LanguageModel, process_group: ProcessGroup, device: torch.device | None) -> None:
     """Give each process its rows of the input embedding, and of the matrix and biases of a dense head.
 
-    Args:
-        model: on the CPU, the same in every process.
-        process_group: the processes.
-        device: of the rows, which become shards (torch's `DTensor`). None is for a model without data.
-
-    Raises:
-        ConfigError: V is so small that a process would have no rows.
+    The model is on the CPU, the same in every process. The rows become shards (torch's `DTensor`) on `device`, which is
+    None for a model without data.
     """
     shard, body, head = VocabShard.of(model.head.vocab_size, process_group), model.body, model.head
-    done: dict[int, nn.Parameter] = {}
 
+    @cache  # a table that embedding and head share is cut once
     def cut(parameter: nn.Parameter) -> nn.Parameter:
-        if id(parameter) not in done:
-            done[id(parameter)] = _cut(parameter, shard, device)
-        return done[id(parameter)]
+        return _cut(parameter, shard, device)
 
     if isinstance(body.wte, nn.Embedding):
-        body.wte = VocabParallelEmbedding(cut(body.wte.weight), shard)  # type: ignore[arg-type]
+        body.wte = VocabParallelEmbedding(cut(body.wte.weight), shard)
     if isinstance(head, DenseHead):
         bias = None if head.bias is None else cut(head.bias)
         model.head = VocabParallelDenseHead(head, cut(head.weight), bias, shard)

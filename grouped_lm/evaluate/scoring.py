@@ -16,7 +16,7 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.decoding.best_first import BestFirstHead
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.system.precision import autocast
+from grouped_lm.system.runtime import autocast
 
 PARTS = {
     "nll": "val/loss",

@@ -10,7 +10,7 @@ from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from grouped_lm.evaluate.metrics import loss_metrics
 from grouped_lm.evaluate.scoring import PARTS
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.system.precision import autocast
+from grouped_lm.system.runtime import autocast
 
 
 @torch.no_grad()

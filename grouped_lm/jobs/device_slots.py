@@ -1,7 +1,6 @@
 """The share of a machine that one job of a sweep uses: CPU threads, and GPUs of its own if several jobs run at once.
 
-A device slot is a lock file that all drivers of one user on one machine share. The kernel frees it when
-its holder dies.
+A device slot is a lock file that all drivers of one user on one machine share.
 """
 
 import os
@@ -28,24 +27,21 @@ def take_slot(names: list[str], folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         for name in names:
-            lock = FileLock(folder / f"{name}.lock")
             try:
-                lock.acquire(timeout=0)
+                held = FileLock(folder / f"{name}.lock").acquire(timeout=0)
             except Timeout:
                 continue
-            try:
+            with held:
                 yield name
-            finally:
-                lock.release()
             return
         time.sleep(POLL_SECONDS)
 
 
 @contextmanager
 def take_slots(names: list[str], count: int, folder: Path) -> Iterator[list[str]]:
-    """Wait for `count` slots, or all that exist, on different GPUs if possible; hold them and give their names.
+    """Wait for `count` slots, or all that exist, on different GPUs if possible, hold them and give their names.
 
-    Only one process at a time collects several slots: two that each held half of what they need would wait forever.
+    Only one process at a time collects several slots: two that each hold half of what they need would wait forever.
     """
     with ExitStack() as held:
         taken: list[str] = []
@@ -78,30 +74,21 @@ class Share:
     """The threads and devices that one job of a sweep may use."""
 
     threads: int | None = None
-    """CPU threads, if `train.threads` is not set; None leaves torch's choice. Jobs side by side that each take all
-    cores are many times slower than one after the other."""
+    """CPU threads, if `train.threads` is not set. None leaves torch's choice, which is slow for jobs side by side."""
     cpu_slots: int | None = None
-    """Jobs at once on this machine, >= 1, if the launcher starts all of them; None: the launcher counts itself."""
+    """Jobs at once on this machine, >= 1. None if the launcher counts itself."""
     per_gpu: int | None = None
-    """Jobs at once on each GPU, >= 1; None if a scheduler gave this job its devices."""
+    """Jobs at once on each GPU, >= 1. None if a scheduler gave this job its devices."""
 
     def slot_names(self, device: str) -> list[str]:
-        """Return the slots for a job on `device` (a `train.device`), GPUs in turn; an empty list means no limit."""
-        if self.per_gpu is not None and device != "cpu":
-            gpus = visible_gpus()
-            if gpus:
-                return [f"gpu-{gpu}-{turn}" for turn in range(self.per_gpu) for gpu in gpus]
+        """Return the slots for a job on `device` (a `train.device`), GPUs in turn. An empty list means no limit."""
+        if self.per_gpu is not None and device != "cpu" and (gpus := visible_gpus()):
+            return [f"gpu-{gpu}-{turn}" for turn in range(self.per_gpu) for gpu in gpus]
         return [f"cpu-{number}" for number in range(self.cpu_slots or 0)]
 
     @contextmanager
     def environment(self, device: str, folder: Path | None = None, processes: int = 1) -> Iterator[dict[str, str]]:
-        """Wait for one slot per process of a job, hold them, and give the environment variables of the job.
-
-        Args:
-            device: `train.device` of the job.
-            folder: of the slots; None for `slots_folder()`.
-            processes: number of processes of the job.
-        """
+        """Wait for one slot per process of a job, hold them, and give the environment variables of the job."""
         names, folder = self.slot_names(device), folder or slots_folder()
         each = self.threads if self.threads is None or self.cpu_slots else max(1, self.threads // processes)
         variables = {"OMP_NUM_THREADS": str(each)} if each else {}

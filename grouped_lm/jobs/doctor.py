@@ -1,4 +1,4 @@
-"""What a machine has, and what a run would miss."""
+"""Checks of a machine: what it has, and what a run would miss."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ ENOUGH_DISK_GIB = 2.0
 
 @dataclass(frozen=True)
 class Check:
-    """One finding; `ok` is False where a plain `gvc train` would fail."""
+    """The result of one check. `ok` is False where a plain `gvc train` would fail."""
 
     what: str
     ok: bool
@@ -28,7 +28,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Return every finding, in the order in which a person would ask."""
+    """Return the results of all checks."""
     return [
         Check("gvc", True, f"{metadata.version('grouped-lm')} on Python {platform.python_version()}"),
         Check("libraries", True, ", ".join(f"{name} {version}" for name, version in library_versions().items())),
@@ -59,9 +59,8 @@ def check_tokenizer() -> Check:
 
 
 def check_disk(what: str, path: Path) -> Check:
-    """Say how much room there is where `path` is or would be."""
-    there = next(p for p in (path, *path.parents) if p.exists())
-    free = shutil.disk_usage(there).free / 2**30
-    writable = os.access(there, os.W_OK)
+    """Return the free disk space where `path` is or would be."""
+    folder = next(p for p in (path, *path.parents) if p.exists())
+    free, writable = shutil.disk_usage(folder).free / 2**30, os.access(folder, os.W_OK)
     note = "" if writable else ", not writable"
     return Check(f"disk for {what}", writable and free > ENOUGH_DISK_GIB, f"{free:,.1f} GiB free at {path}{note}")

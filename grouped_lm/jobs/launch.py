@@ -1,4 +1,4 @@
-"""One run on several devices or machines. Torch's elastic launcher starts the processes, and restarts lost ones.
+"""Check a run and start it, on one device or on several. Torch's elastic launcher starts and restarts the processes.
 
 The config is composed once, in this process. `grouped_lm.jobs.worker` trains it in every process, in one run folder.
 Source: https://docs.pytorch.org/docs/stable/distributed.elastic.html.
@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,27 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from grouped_lm.config import Config, TrainConfig, config_to_dict
-from grouped_lm.distributed.process_group import describe_error, error_from, rank_and_size
-from grouped_lm.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_PREEMPTED,
-    ConfigError,
-    DriftError,
-    GvcError,
-    RunFolderError,
+from grouped_lm.data import prepare_data
+from grouped_lm.data.loader import TrainBatches
+from grouped_lm.data.tokenizers.base import vocab_size_of
+from grouped_lm.distributed.process_group import (
+    ProcessGroup,
+    describe_error,
+    error_from,
+    processes_on_this_machine,
+    rank_and_size,
 )
-from grouped_lm.runs.folder import COMPLETE, RunFolder, failed
+from grouped_lm.distributed.vocab_parallel import VocabShard
+from grouped_lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, DriftError, GvcError, RunFolderError
+from grouped_lm.grouping import check_group_size
+from grouped_lm.heads import needs_grouping
+from grouped_lm.models.lm import check_head
+from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.system.console import PrepareDisplay
 from grouped_lm.system.files import read_json_dict, write_json
-from grouped_lm.system.runtime import resolve_device
+from grouped_lm.system.runtime import compile_mode, resolve_device
+from grouped_lm.system.secret_values import refuse_secrets
+from grouped_lm.system.signals import signal_handlers
 from grouped_lm.train.loop import train
 
 LOGS = "workers"
@@ -49,11 +57,7 @@ HANDLED = (signal.SIGTERM, signal.SIGINT)
 def check_processes(jobs: int | None = 1) -> tuple[int, int]:
     """Return the rank of this process and the number of processes that `torchrun` started, 0 and 1 without it.
 
-    Args:
-        jobs: number of jobs to run. None is a sweep.
-
-    Raises:
-        ConfigError: several processes for several jobs.
+    Several processes for a sweep (None), or for several `jobs`, raise a ConfigError.
     """
     rank, size = rank_and_size()
     if size > 1 and jobs != 1:
@@ -64,17 +68,41 @@ def check_processes(jobs: int | None = 1) -> tuple[int, int]:
     return rank, size
 
 
-def run_training(config: Config, run_dir: Path, processes: int = 1) -> dict[str, Any]:
-    """Train in this process, or start the processes that `train.devices` and `train.nodes` ask for.
+def preflight(config: Config, run_dir: Path | None = None, here: bool = True, processes: int = 1) -> None:
+    """Check that a run can start, before its folder is made, and prepare its data.
 
-    Args:
-        config: the run.
-        run_dir: its folder.
-        processes: number of processes that were started already, this one among them.
+    `here` says whether it runs on this machine: a launcher may take it to another one. `processes` is the number of
+    processes that `torchrun` started, this one among them.
 
-    Returns:
-        The result of the run, as `train.loop.train` does.
+    Raises:
+        ConfigError: settings that do not fit each other, the vocabulary or this machine.
+        DataError: a text is missing, unreadable or too short.
+        DriftError, RunFolderError: `run_dir` holds another run.
     """
+    refuse_secrets(config_to_dict(config))
+    device, all_processes = resolve_device(config.train.device), max(config.train.processes, processes)
+    config.train.share(all_processes)
+    if config.train.cuda_graphs and processes > 1:
+        raise ConfigError(f"train.cuda_graphs=true needs one process, and {processes} were started")
+    if here:
+        check_gpus(processes_on_this_machine() if processes > 1 else config.train.devices, device)
+        if config.train.nodes > 1 and processes == 1:
+            rendezvous_endpoint(config.train)
+        compile_mode(config.train, device)
+    check_head(config)
+    if config.train.vocab_parallel:
+        VocabShard.of(vocab_size_of(config.tokenizer), ProcessGroup(size=all_processes))
+    if needs_grouping(config.head):
+        check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
+    if run_dir is not None and processes == 1:  # several processes check it together later
+        RunFolder(run_dir).check_same_run(config)
+    with PrepareDisplay() as display:
+        corpus = prepare_data(config.data, config.tokenizer, display.progress)
+    TrainBatches(corpus.train.tokens(), config.model.block_size, config.train.micro_batch_size, config.seed)
+
+
+def run_training(config: Config, run_dir: Path, processes: int = 1) -> dict[str, Any]:
+    """Train here, or start the processes of the config if only one was started, and return the result of the run."""
     if config.train.processes > 1 and processes == 1:
         return launch(config, run_dir)
     return train(config, run_dir)
@@ -95,14 +123,14 @@ def launch(config: Config, run_dir: Path) -> dict[str, Any]:
         return result
     check_gpus(config.train.devices, resolve_device(config.train.device))
     run_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="gvc-") as scratch, restored_signals():
+    with tempfile.TemporaryDirectory(prefix="gvc-") as scratch, signal_handlers(HANDLED):  # torch replaces them
         write_json(Path(scratch) / JOB, config_to_dict(config))  # the run folder may belong to another launcher
         outcome = start_processes(config.train, run_dir, Path(scratch))
     if "error" in outcome:
         error = error_from(outcome["error"])
         if not isinstance(error, RunFolderError | DriftError):  # then the folder belongs to another run
             with contextlib.suppress(OSError):
-                write_json(folder.result, failed(str(error)))
+                folder.write_failure(str(error))
         raise error
     if "stopped" in outcome:
         if outcome["stopped"] == EXIT_INTERRUPTED:
@@ -121,43 +149,29 @@ def start_processes(train: TrainConfig, run_dir: Path, scratch: Path) -> dict[st
     except SignalException as signalled:
         stopped = EXIT_INTERRUPTED if signalled.sigval == signal.SIGINT else EXIT_PREEMPTED
     except RendezvousError as error:
-        raise rendezvous_error(train, error) from error
+        raise GvcError(
+            f"not all of {train.nodes} machines (train.nodes) met at {rendezvous_endpoint(train)[1]} "
+            f"({type(error).__name__}): see what gvc printed on the others and whether they reach that address; "
+            "the same command on all of them continues the run"
+        ) from error
     except ChildFailedError as error:
         failure = error
     outcome = read_json_dict(scratch / OUTCOME) or {}
     if "error" in outcome:  # after a signal, too: the last save may have failed
         return outcome
-    if failure is not None:
-        return {"error": describe_error(lost_process_error(failure, train, run_dir))}
+    if failure is not None:  # a process was lost after the last allowed restart
+        rank, first = failure.get_first_failure()
+        how = first.exitcode if first.exitcode >= 0 else f"signal {-first.exitcode} ({first.signal_name()})"
+        lost = GvcError(
+            f"process {rank} of {train.processes} ended with {how}, after {train.max_restarts} restarts (train."
+            f"max_restarts); the output of the processes is in {run_dir / LOGS}; the same command continues the run"
+        )
+        return {"error": describe_error(lost)}
     return outcome if stopped is None else {"stopped": stopped}
 
 
-def rendezvous_error(train: TrainConfig, error: RendezvousError) -> GvcError:
-    """Return the error for machines that do not reach each other."""
-    _, endpoint = rendezvous_endpoint(train)
-    return GvcError(
-        f"not all of {train.nodes} machines (train.nodes) met at {endpoint} ({type(error).__name__}): see what gvc "
-        "printed on the others and whether they reach that address; the same command on all of them continues the run"
-    )
-
-
-def lost_process_error(failure: ChildFailedError, train: TrainConfig, run_dir: Path) -> GvcError:
-    """Return the error for a process that was lost after the last allowed restart."""
-    rank, first = failure.get_first_failure()
-    code = first.exitcode
-    how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"{code}"
-    return GvcError(
-        f"process {rank} of {train.processes} ended with {how}, after {train.max_restarts} restarts "
-        f"(train.max_restarts); the output of the processes is in {run_dir / LOGS}; the same command continues the run"
-    )
-
-
 def check_gpus(processes: int, device: torch.device) -> None:
-    """Refuse more processes on this machine than it has GPUs. Any number can share a CPU.
-
-    Raises:
-        ConfigError: there are fewer GPUs.
-    """
+    """Raise a ConfigError for more processes on this machine than it has GPUs. Any number can share a CPU."""
     if device.type == "cuda" and processes > torch.cuda.device_count():
         raise ConfigError(
             f"train.devices={processes}, but torch sees {torch.cuda.device_count()} CUDA devices here: "
@@ -166,11 +180,7 @@ def check_gpus(processes: int, device: torch.device) -> None:
 
 
 def launch_config(train: TrainConfig, run_dir: Path) -> LaunchConfig:
-    """Return the settings of torch's launcher: how many processes, and how they find each other.
-
-    Raises:
-        ConfigError: several machines outside of a SLURM job.
-    """
+    """Return the settings of torch's launcher: how many processes, and how they find each other."""
     if not os.environ.get("GVC_DEBUG"):  # its own log says in ten lines what one of our errors says
         for name in [*logging.Logger.manager.loggerDict]:
             if name.startswith(("torch.distributed.elastic", "torch.distributed.launcher")):
@@ -198,10 +208,7 @@ def rendezvous_endpoint(train: TrainConfig) -> tuple[str, str]:
     """Return the name of this launch and the HOST:PORT where its machines find each other.
 
     In a SLURM job the host is the job's first machine. The port follows from the job's number, so that two jobs can
-    share a machine.
-
-    Raises:
-        ConfigError: several machines outside of a SLURM job of as many.
+    share a machine. Several machines need a SLURM job of as many.
     """
     if train.nodes == 1:
         return f"gvc-{os.getpid()}", "localhost:0"
@@ -218,11 +225,7 @@ def rendezvous_endpoint(train: TrainConfig) -> tuple[str, str]:
 
 
 def first_host(nodelist: str) -> str:
-    """Return the first machine of a SLURM list such as gpu[03-05,9].
-
-    Raises:
-        GvcError: SLURM's own command, which reads such lists, fails.
-    """
+    """Return the first machine of a SLURM list such as gpu[03-05,9], which SLURM's own command reads."""
     command = ["scontrol", "show", "hostnames", nodelist]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split()[0]
@@ -230,15 +233,3 @@ def first_host(nodelist: str) -> str:
         raise GvcError(
             f"scontrol cannot say which machines {nodelist} is ({error}): is SLURM's client installed?"
         ) from error
-
-
-@contextlib.contextmanager
-def restored_signals() -> Iterator[None]:
-    """Restore at the end the signal handlers that torch's launcher replaces."""
-    before = {number: signal.getsignal(number) for number in HANDLED}
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):  # not the main thread, where nothing was replaced
-            for number, handler in before.items():
-                signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""The jobs of a sweep. Each runs in a process and a folder of its own, and is finished exactly once.
+"""The jobs of a sweep, and their display. Each job runs in a process and a folder of its own, exactly once.
 
 The run folder records the state of a job. The hash of its config says whether it holds this job. The lock in it says
 whether a process trains it, the lock beside it whether a driver has it, and `result.json` how it ended. A sweep that is
@@ -13,12 +13,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table as RichTable
 
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.errors import BusyError, GvcError
@@ -26,13 +30,18 @@ from grouped_lm.jobs.device_slots import Share
 from grouped_lm.runs.folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runs.identity import config_hash
 from grouped_lm.runs.load import load_config, read_job
-from grouped_lm.runs.table import is_held
+from grouped_lm.runs.table import is_held, last_metrics
+from grouped_lm.system.console import one_line
 from grouped_lm.system.files import write_json
+from grouped_lm.system.tables import Table, columns, shorten_middle
 
 LOG = "job.log"
 RUNNING = "running"
 BUSY_EXIT = 64
 """A worker's exit code if another process trains in its folder."""
+POLL_SECONDS = 1.0
+NAME_SHARE = 3
+"""A job's name takes at most one third of the terminal."""
 
 
 def job_state(config: Config, run_dir: Path) -> str:
@@ -54,11 +63,7 @@ def job_state(config: Config, run_dir: Path) -> str:
 
 
 def set_aside(run_dir: Path) -> Path:
-    """Move a run folder into `.replaced/` beside it, and return its new path.
-
-    Raises:
-        BusyError: a process trains in it; it is left as it is.
-    """
+    """Move a run folder into `.replaced/` beside it, and return its new path. One in use raises a BusyError."""
     aside = run_dir.parent / ".replaced" / f"{run_dir.name}-{time.time_ns()}"
     with RunFolder(run_dir).lock():
         aside.parent.mkdir(parents=True, exist_ok=True)
@@ -68,21 +73,17 @@ def set_aside(run_dir: Path) -> Path:
 def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict[str, str] | None = None) -> str:
     """Train `config` in `run_dir` in a child process, unless it is complete, and return the state of the job.
 
-    The child saves and stops when this process dies, also when it is killed.
+    The child saves and stops when this process is asked to stop, and when it dies.
 
     Args:
         config: the job.
         run_dir: its folder. A folder with another config is moved aside. If another gvc works in that one, it is left
             alone and the job counts as failed. A line on stderr says either.
-        wait: wait for another process that has this job; otherwise return `running` at once.
+        wait: wait for another process that has this job. Otherwise `running` is returned at once.
         environment: variables of the child in addition to those of this process.
-
-    Raises:
-        KeyboardInterrupt, SystemExit: this process was asked to stop; the child has saved.
     """
-    state = job_state(config, run_dir)
-    if state == COMPLETE:
-        return state
+    if job_state(config, run_dir) == COMPLETE:
+        return COMPLETE
     run_dir.parent.mkdir(parents=True, exist_ok=True)
     beside = run_dir.parent / f".{run_dir.name}.lock"  # inside the folder it would be moved aside with it
     try:
@@ -100,11 +101,7 @@ def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict
 
 
 def _run_locked(config: Config, run_dir: Path, wait: bool, environment: dict[str, str]) -> str:
-    """Run a job as the only driver that has it, and return its state.
-
-    Raises:
-        BusyError: another process uses the folder with another config.
-    """
+    """Run a job as the only driver that has it, and return its state. `BusyError`: the folder has another config."""
     state = job_state(config, run_dir)
     if state == COMPLETE:
         return state
@@ -124,14 +121,10 @@ def _run_locked(config: Config, run_dir: Path, wait: bool, environment: dict[str
 
 def _run_child(run_dir: Path, environment: dict[str, str]) -> int:
     command = [sys.executable, "-m", "grouped_lm.jobs.worker", str(run_dir), str(os.getpid())]
+    variables = os.environ | environment
     with (run_dir / LOG).open("ab") as log:
         child = subprocess.Popen(
-            command,
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=os.environ | environment,
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, env=variables
         )
         try:
             return child.wait()
@@ -150,19 +143,14 @@ def _record_end(run_dir: Path, code: int) -> str:
     if state == INTERRUPTED and code > 0:
         return INTERRUPTED
     if state != FAILED or code < 0:
-        why = _last_line(run_dir / LOG)
+        lines = (run_dir / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+        why = next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word")
         if code < 0:
             why = f"killed by signal {-code} ({signal.Signals(-code).name})"
         if code == -signal.SIGKILL:
             why += ", from outside or by the system for want of memory"
-        write_json(folder.result, {"state": FAILED, "reason": why, "exit_code": code})
+        folder.write_failure(why, exit_code=code)
     return FAILED
-
-
-def _last_line(path: Path) -> str:
-    """Return the last line of a log that is not empty."""
-    lines = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it ended without a word"
 
 
 def failures(jobs: list[tuple[Config, Path]]) -> list[str]:
@@ -187,7 +175,7 @@ def jobs_below(folder: Path) -> list[tuple[Config, Path]]:
 
 @contextlib.contextmanager
 def driver_ledger(sweep_dir: Path) -> Iterator[Path]:
-    """Make a folder that one driver shares with its workers, which may run on other machines; remove it afterwards.
+    """Give a folder that one driver shares with its workers, which may run on other machines, and remove it at the end.
 
     The ledgers of killed drivers are removed too.
     """
@@ -213,7 +201,7 @@ class SweepLimits:
     only_failed: bool = False
 
     def allow(self, state: str) -> bool:
-        """Return whether a job in `state` may start now; if so, count it."""
+        """Return whether a job in `state` may start now, and count it if so."""
         if self.only_failed and state != FAILED:
             return False
         if self.fail_fast and (self.ledger / FAILED).exists():
@@ -231,24 +219,15 @@ class SweepLimits:
             if state == RUNNING:
                 (self.ledger / f"{RUNNING}-{run_dir.name}").touch()
 
-    def left_to_others(self, run_dir: Path) -> bool:
-        """Return whether another driver had this job when this driver came to it."""
-        return (self.ledger / f"{RUNNING}-{run_dir.name}").exists()
-
-    def any_left_to_others(self) -> bool:
-        """Return whether another driver had any job."""
-        return (self.ledger / RUNNING).exists()
+    def left_to_others(self, run_dir: Path | None = None) -> bool:
+        """Return whether another driver had this job, or any job, when this driver came to it."""
+        return (self.ledger / (RUNNING if run_dir is None else f"{RUNNING}-{run_dir.name}")).exists()
 
 
 def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, share: Share) -> float:
-    """Run one job in its share of the machine, if the limits allow it; return its validation loss, else infinity.
+    """Run one job in its share of the machine, if the limits allow it, and return its validation loss, else infinity.
 
-    Args:
-        config: the job.
-        run_dir: its folder.
-        limits: of this call of the driver.
-        wait: only wait for jobs of other drivers, and take them over if these die.
-        share: what the job may use of the machine.
+    With `wait` it only waits for jobs of other drivers, and takes them over if these die.
     """
     state = job_state(config, run_dir)
     if state != COMPLETE and (not wait or limits.left_to_others(run_dir)):
@@ -260,3 +239,67 @@ def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, 
     if state != COMPLETE:
         return math.inf
     return (RunFolder(run_dir).read_result() or {})["val/loss"]
+
+
+class SweepDisplay:
+    """A live table on a terminal. Elsewhere a line for each job that ends.
+
+    `find_jobs` returns the jobs known so far. A search may still add some, up to `total`.
+    """
+
+    def __init__(self, find_jobs: Callable[[], list[tuple[Config, Path]]], total: int) -> None:
+        self._find_jobs, self._total = find_jobs, total
+        self._console = Console(stderr=True, highlight=False)
+        self._started = time.monotonic()
+        self._reported = {path for config, path in find_jobs() if job_state(config, path) in (COMPLETE, FAILED)}
+        self._ended_before = len(self._reported)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "SweepDisplay":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        if self._console.is_terminal:
+            with Live(self.table(), console=self._console, refresh_per_second=2, transient=True) as live:
+                while not self._stop.wait(POLL_SECONDS):
+                    live.update(self.table())
+        while not self._stop.wait(POLL_SECONDS):
+            self._report_ended()
+        self._report_ended()
+
+    def _report_ended(self) -> None:
+        """Print a line for each job that ended since the last call."""
+        for config, path in self._find_jobs():
+            state = job_state(config, path)
+            if state in (COMPLETE, FAILED) and path not in self._reported:
+                self._reported.add(path)
+                result = RunFolder(path).read_result() or {}
+                text = one_line(result) if state == COMPLETE else failure_reason(path)
+                self._console.print(f"{len(self._reported)}/{self._total} {path.name}: {state}  {text}", soft_wrap=True)
+
+    def table(self) -> RichTable:
+        """Return the state of every job, with the estimated time left."""
+        rows = []
+        for config, path in self._find_jobs():
+            state = job_state(config, path)
+            metrics = last_metrics(path) if state != "changed" else {}
+            row = {"job": shorten_middle(path.name, self._console.width // NAME_SHARE), "state": state}
+            if "trainer/step" in metrics:
+                row["step"] = f"{metrics['trainer/step']}/{config.train.max_steps}"
+            rows.append(row | {"last figures": failure_reason(path) if state == FAILED else one_line(metrics)})
+        ended = sum(row["state"] in (COMPLETE, FAILED) for row in rows)
+        title = f"{ended}/{self._total} jobs{self._time_left(ended)}"
+        return Table(columns=columns("job; state; step; last figures"), rows=rows, title=title).terminal()
+
+    def _time_left(self, ended: int) -> str:
+        ended_now = ended - self._ended_before
+        if ended_now <= 0 or ended == self._total:
+            return ""
+        left = (time.monotonic() - self._started) / ended_now * (self._total - ended)
+        return f", about {left / 60:.0f} minutes left" if left >= 60 else f", about {left:.0f} s left"

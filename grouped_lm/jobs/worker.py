@@ -50,10 +50,8 @@ def main() -> None:
     """Train, then write the outcome or exit as `gvc train` would."""
     run_dir, scratch = Path(sys.argv[1]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
     stop_with_parent(int(sys.argv[2]))
-    if scratch is None:
-        outcome, error = train_job(RunFolder(run_dir).job, run_dir, processes=1)
-    else:
-        outcome, error = train_job(scratch / JOB, run_dir, int(os.environ["WORLD_SIZE"]))
+    processes = int(os.environ["WORLD_SIZE"]) if scratch else 1
+    outcome, error = train_job(scratch / JOB if scratch else RunFolder(run_dir).job, run_dir, processes)
     if scratch is not None:
         if os.environ["LOCAL_RANK"] == "0" or error is not None:
             write_json(scratch / OUTCOME, outcome)

@@ -27,11 +27,7 @@ OPTIMIZERS: dict[str, tuple[type, Callable[[Any, nn.Module], torch.optim.Optimiz
 
 
 def parse_optim_config(values: Any) -> OptimConfig:
-    """Return the config object of the optimizer that `values["name"]` names.
-
-    Raises:
-        ConfigError: an unknown optimizer or key, a value of another type or out of range.
-    """
+    """Return the config object of the optimizer that `values["name"]` names. Wrong values raise a ConfigError."""
     return parse_named({name: schema for name, (schema, _) in OPTIMIZERS.items()}, values, "optim")
 
 

@@ -39,23 +39,16 @@ class MuonConfig(OptimConfig):
     def __post_init__(self) -> None:
         OptimConfig.__post_init__(self)
         check_choice("optim.name", self.name, ("muon",))
-        check_range("optim.momentum", self.momentum, 0, 0.999999)
+        for key in ("momentum", "beta1", "beta2"):
+            check_range(f"optim.{key}", getattr(self, key), 0, 0.999999)
         check_range("optim.ns_steps", self.ns_steps, 1, 99)
         check_range("optim.matrix_lr_ratio", self.matrix_lr_ratio, 0, 1e6, open_low=True)
         check_range("optim.weight_decay", self.weight_decay, 0, 1e6)
-        check_range("optim.beta1", self.beta1, 0, 0.999999)
-        check_range("optim.beta2", self.beta2, 0, 0.999999)
         check_range("optim.eps", self.eps, 0, 1, open_low=True)
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """One optimizer that updates some matrices with torch's Muon, and all other parameters with torch's AdamW.
-
-    Args:
-        muon: of the matrices.
-        adamw: fused, of the other parameters.
-        lr_factor: learning rate of the matrices as a share of the others'.
-    """
+    """Torch's Muon for some matrices, with `lr_factor` times the learning rate, and torch's AdamW for the others."""
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW, lr_factor: float) -> None:
         super().__init__([*adamw.param_groups, *muon.param_groups], {})
@@ -65,15 +58,11 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Update all parameters, or none where `found_inf` is 1."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
         skip = getattr(self, "found_inf", None)
         *other_groups, muon_group = self.param_groups
         self._adamw.state = self._muon.state = self.state  # set each time: load_state_dict replaces state and groups
         self._adamw.param_groups, self._adamw.found_inf = other_groups, skip  # type: ignore[attr-defined]
-        self._adamw.step()
+        loss = self._adamw.step(closure)
         for matrix in muon_group["params"]:
             if matrix.grad is not None:
                 self._muon.param_groups = [muon_group | {"params": [matrix]}]
@@ -95,25 +84,15 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def build_muon(config: MuonConfig, model: nn.Module) -> MuonAdamW:
-    """Build the optimizer of a `LanguageModel`: Muon updates the matrices of its blocks.
-
-    Raises:
-        ConfigError: the matrices are in shards. Muon needs whole ones.
-    """
+    """Build the optimizer of a `LanguageModel`: Muon updates the matrices of its blocks."""
     blocks = model.get_submodule("body.h")
     matrices = [parameter for parameter in blocks.parameters() if parameter.ndim == 2]
     if any(map(is_sharded, matrices)):
         raise ConfigError(
             "optim=muon needs whole matrices, and train.strategy=fsdp2 cuts them: take ddp, or optim=adamw"
         )
-    muon = torch.optim.Muon(
-        matrices,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        ns_steps=config.ns_steps,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    options: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "momentum": config.momentum}
+    muon = torch.optim.Muon(matrices, **options, ns_steps=config.ns_steps, adjust_lr_fn="match_rms_adamw")
     groups, betas = decay_groups(model, config.weight_decay, matrices), (config.beta1, config.beta2)
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
     return MuonAdamW(muon, adamw, config.matrix_lr_ratio)

@@ -1,7 +1,13 @@
-"""One optimizer step. Training runs it on data, and `gvc plan` runs it on tensors without data.
+"""One optimizer step and its metrics. Training runs it on data, and `gvc plan` runs it on tensors without data.
+
+The metrics stay on the device until the host reads them. A read waits until the device has done all its work, so the
+host reads only when a row of metrics is due.
 
 Letters: B windows, T tokens of a window.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,18 +15,78 @@ from torch import Tensor
 from grouped_lm.config import Config
 from grouped_lm.distributed.parallel import ParallelModel, clip_gradients, count_targets
 from grouped_lm.heads.losses.functional import HeadLoss
-from grouped_lm.optim.step_metrics import StepMetricsBuffer
-from grouped_lm.system.precision import autocast
+from grouped_lm.system.runtime import autocast
+
+PARTS = (("train/loss", "nll"), ("train/loss_group", "group_nll"), ("train/loss_token", "token_nll"))
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """Metrics of one step on the host."""
+
+    step: int
+    """Steps before this one."""
+    lr: float
+    losses: dict[str, float]
+    """Means over micro-steps in nats, by their keys in metrics.jsonl."""
+    grad_norm: float
+    """Norm of the whole gradient before clipping."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are finite, and so whether the weights were updated."""
+        return math.isfinite(self.losses["train/loss"]) and math.isfinite(self.grad_norm)
+
+    @property
+    def problem(self) -> str:
+        """One line about a step that is not finite."""
+        return (
+            f"diverged at step {self.step}: loss {self.losses['train/loss']:g}, gradient norm {self.grad_norm:g}, "
+            f"learning rate {self.lr:g}"
+        )
+
+
+def reads_at_once(device: torch.device) -> bool:
+    """Return whether the host reads the metrics after every step: only on a CPU, where the read does not wait."""
+    return device.type == "cpu"
+
+
+class StepMetricsBuffer:
+    """Metrics of the steps that the host has not read yet.
+
+    Until then the device itself protects the weights from a step that is not finite. `add` gives the optimizer the flag
+    `found_inf`, with which torch's fused AdamW skips a step (as it does for `torch.amp.GradScaler`).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.at_once = reads_at_once(device)
+        self._steps: list[tuple[int, float, list[str], Tensor]] = []
+
+    def add(
+        self, optimizer: torch.optim.Optimizer, losses: list[HeadLoss], grad_norm: Tensor, step: int, lr: float
+    ) -> None:
+        """Store the metrics of a step before its update, and let the optimizer skip it unless they are finite."""
+        parts = {key: [getattr(loss, part) for loss in losses] for key, part in PARTS}
+        parts = {key: values for key, values in parts.items() if values[0] is not None}
+        means = [torch.stack([value.detach() for value in values]).double().mean() for values in parts.values()]
+        metrics = torch.stack([*means, grad_norm.detach().double()])
+        optimizer.found_inf = 1.0 - metrics.isfinite().all().float()  # type: ignore[attr-defined]
+        self._steps.append((step, lr, list(parts), metrics))
+
+    def read(self) -> list[StepMetrics]:
+        """Return the metrics since the last call, in order. This waits for the device."""
+        steps, self._steps = self._steps, []
+        rows = torch.stack([metrics for *_, metrics in steps]).tolist() if steps else []
+        return [
+            StepMetrics(step, lr, dict(zip(keys, row, strict=False)), row[-1])
+            for (step, lr, keys, _), row in zip(steps, rows, strict=True)
+        ]
 
 
 class TrainingStep:
     """The forward and backward passes of an optimizer step, and its update.
 
-    Args:
-        config: dtype, gradient accumulation and clipping.
-        model: on `device`, in training mode.
-        optimizer: of the model's parameters. It obeys `found_inf` (`StepMetricsBuffer.add`).
-        device: the model's.
+    The `model` is on `device`, in training mode. The `optimizer` obeys `found_inf` (`StepMetricsBuffer.add`).
     """
 
     def __init__(
@@ -32,10 +98,7 @@ class TrainingStep:
     def forward_backward(self, input_ids: Tensor, targets: Tensor, is_last: bool) -> HeadLoss:
         """Add the gradient of one micro-batch, and return its loss (of this process's part of the targets).
 
-        Args:
-            input_ids: (B, T) on the device.
-            targets: (B, T) on the device.
-            is_last: whether this is the last micro-batch of the step. DDP then sums the gradients.
+        `input_ids` and `targets` are (B, T) on the device. DDP sums the gradients in the last micro-batch of a step.
         """
         train = self.config.train
         counted = count_targets(targets, self.model.process_group)
@@ -46,13 +109,7 @@ class TrainingStep:
         return loss
 
     def update(self, losses: list[HeadLoss], step: int, lr: float) -> None:
-        """Clip the gradient and update the weights. The optimizer skips a step that is not finite.
-
-        Args:
-            losses: of the micro-batches.
-            step: steps done before this one.
-            lr: learning rate, already set in the optimizer.
-        """
+        """Clip the gradient and update the weights. The optimizer has `lr` already. It skips steps that diverged."""
         losses = self.model.add_up(losses)
         grad_norm = clip_gradients(self.model.model, self.config.optim.grad_clip)
         self.metrics.add(self.optimizer, losses, grad_norm, step, lr)

@@ -8,8 +8,8 @@ Every step of a save is a call of `os`, so that a test can make each of them fai
 
 import contextlib
 import hashlib
-import io
 import json
+import math
 import os
 import shutil
 import stat
@@ -40,13 +40,9 @@ def list_checkpoints(parent: Path) -> list[Path]:
 
 
 def write_checkpoint(parent: Path, step: int, files: dict[str, bytes], keep: int) -> Path:
-    """Write the checkpoint of `step`. A kill at any moment leaves the old checkpoints complete.
+    """Write the checkpoint of `step` into the folder of all checkpoints, and keep the `keep` >= 2 newest good ones.
 
-    Args:
-        parent: folder of all checkpoints of a run.
-        step: optimizer steps done.
-        files: contents by name.
-        keep: number of good checkpoints to keep, >= 2.
+    A kill at any moment leaves the old checkpoints complete.
 
     Raises:
         DiskError: the disk is full or cannot be written. Older checkpoints are unchanged.
@@ -59,7 +55,12 @@ def write_checkpoint(parent: Path, step: int, files: dict[str, bytes], keep: int
         os.mkdir(temporary)  # noqa: PTH102
         for name, data in files.items():
             _write_flushed(temporary / name, data)
-        _write_flushed(temporary / MANIFEST, _manifest_of(step, files))
+        entries = {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+        }
+        manifest: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "step": step, "files": entries}
+        manifest["sha256"] = _hash_manifest(manifest)
+        _write_flushed(temporary / MANIFEST, json.dumps(manifest, indent=2).encode())
         _fsync_folder(temporary)
         if target.exists():  # the same step again, after a resume
             _set_aside(target, "replaced")
@@ -75,14 +76,10 @@ def write_checkpoint(parent: Path, step: int, files: dict[str, bytes], keep: int
 
 
 def verify(folder: Path) -> None:
-    """Compare every file of a checkpoint with the manifest.
-
-    Raises:
-        CheckpointError: a file is missing, added, not a plain file, or has another size or sha256.
-        SchemaError: another version of gvc wrote it.
-    """
+    """Compare every file of a checkpoint with the manifest, in pieces. The errors are those of `read_verified`."""
     for name, entry in _entries(folder).items():
-        _check_pieces(folder, name, entry, _pieces(folder / name))
+        for _ in _pieces(folder / name, entry):
+            pass
 
 
 def read_verified(folder: Path) -> dict[str, bytes]:
@@ -92,21 +89,14 @@ def read_verified(folder: Path) -> dict[str, bytes]:
         CheckpointError: a file is missing, added, not a plain file, or has another size or sha256.
         SchemaError: another version of gvc wrote it.
     """
-    files = {}
-    for name, entry in _entries(folder).items():
-        content = io.BytesIO()
-        _check_pieces(folder, name, entry, _pieces(folder / name), content)
-        files[name] = content.getvalue()
-    return files
+    return {name: b"".join(_pieces(folder / name, entry)) for name, entry in _entries(folder).items()}
 
 
 def load_latest(parent: Path, quarantine: bool = True) -> tuple[int, dict[str, bytes]] | None:
     """Return (step, files) of the newest good checkpoint, and None if there never was a checkpoint.
 
-    Args:
-        parent: folder of all checkpoints of a run.
-        quarantine: rename damaged ones to `corrupt-*`. Only the process that holds the run's lock may do this: another
-            one sees checkpoints disappear while the run is training.
+    `quarantine` renames damaged ones to `corrupt-*`. Only the process that holds the run's lock may do this: another
+    one sees checkpoints disappear while the run is training.
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
@@ -126,47 +116,52 @@ def load_latest(parent: Path, quarantine: bool = True) -> tuple[int, dict[str, b
     return None
 
 
-def _manifest_of(step: int, files: dict[str, bytes]) -> bytes:
-    entries = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    manifest: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "step": step, "files": entries}
-    return json.dumps(manifest | {"sha256": _hash_manifest(manifest)}, indent=2).encode()
-
-
 def _hash_manifest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _write_flushed(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as descriptor:
         rest = memoryview(data)
         while rest:
             rest = rest[os.write(descriptor, rest) :]
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with _opened(folder, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
-def _pieces(path: Path) -> Iterator[bytes]:
-    """Yield the content of a plain file. Links, pipes and devices are refused: the folder may be a stranger's."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags, 0o644)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise CheckpointError(f"{path.parent}: {path.name} is not a plain file")
-        while piece := os.read(descriptor, _CHUNK):
-            yield piece
-    except OSError as error:
-        raise CheckpointError(f"{path.parent}: unreadable ({error})") from error
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _pieces(path: Path, entry: dict[str, Any] | None = None) -> Iterator[bytes]:
+    """Yield the content of a plain file, and compare it with its `entry` in the manifest.
+
+    Links, pipes and devices are refused: the folder may be a stranger's.
+    """
+    digest, size, limit = hashlib.sha256(), 0, math.inf
+    try:
+        limit = limit if entry is None else entry["bytes"]
+        with _opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as descriptor:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise CheckpointError(f"{path.parent}: {path.name} is not a plain file")
+            while size <= limit and (piece := os.read(descriptor, _CHUNK)):
+                digest.update(piece)
+                size += len(piece)
+                yield piece
+        same = entry is None or (size == limit and digest.hexdigest() == entry["sha256"])
+    except (OSError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path.parent}: unreadable ({error})") from error
+    if not same:
+        raise CheckpointError(f"{path.parent}: {path.name} is not what was saved")
 
 
 def _entries(folder: Path) -> dict[str, dict[str, Any]]:
@@ -185,25 +180,6 @@ def _entries(folder: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder}: unreadable ({error or type(error).__name__})") from error
     return entries
-
-
-def _check_pieces(
-    folder: Path, name: str, entry: dict[str, Any], pieces: Iterator[bytes], copy: io.BytesIO | None = None
-) -> None:
-    digest, size = hashlib.sha256(), 0
-    try:
-        for piece in pieces:
-            digest.update(piece)
-            size += len(piece)
-            if copy is not None:
-                copy.write(piece)
-            if size > entry["bytes"]:
-                break
-        same = size == entry["bytes"] and digest.hexdigest() == entry["sha256"]
-    except (OSError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: unreadable ({error})") from error
-    if not same:
-        raise CheckpointError(f"{folder}: {name} is not what was saved")
 
 
 def _prune(parent: Path, keep: int) -> None:

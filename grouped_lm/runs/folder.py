@@ -5,17 +5,14 @@ config.json  environment.json  grouping.json  tokenizer.json  metrics.jsonl  res
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from grouped_lm.config import Config, check_schema, config_to_dict
-from grouped_lm.errors import BusyError, DriftError, RunFolderError
+from grouped_lm.errors import DriftError, RunFolderError
 from grouped_lm.runs.identity import changed_fields, config_identity, saved_identity
-from grouped_lm.system.files import read_json_dict, write_json
+from grouped_lm.system.files import hold_lock, read_json_dict, write_json
 
 COMPLETE, INTERRUPTED, FAILED = "complete", "interrupted", "failed"
 
@@ -40,29 +37,13 @@ class RunFolder:
         self.grouping = path / "grouping.json"
         """A short description of the groups. The checkpoint has the group of every token."""
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the folder for one process. The kernel releases it when the process dies.
-
-        Raises:
-            BusyError: another process trains here.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / ".lock", timeout=LOCK_S):
-                yield
-        except Timeout as error:
-            raise BusyError(
-                f"{self.path} is in use by another gvc: wait for it, or give another hydra.run.dir"
-            ) from error
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the folder for one process, or raise a BusyError if another one trains here."""
+        busy = f"{self.path} is in use by another gvc: wait for it, or give another hydra.run.dir"
+        return hold_lock(self.path / ".lock", busy, LOCK_S)
 
     def read_config(self) -> dict[str, Any]:
-        """Return config.json as a dict. `runs.load.load_config` returns it as a `Config`.
-
-        Raises:
-            RunFolderError: there is none that can be read.
-            SchemaError: another version of gvc wrote it.
-        """
+        """Return config.json as a dict. The errors are those of `runs.load.load_config`, which returns a `Config`."""
         values = read_json_dict(self.config)
         if values is None or not is_saved_config(values):
             raise RunFolderError(f"{self.path} is not a run folder: no readable {self.config.name}")
@@ -79,11 +60,7 @@ class RunFolder:
         return read_json_dict(self.environment) or {}
 
     def check_same_run(self, config: Config, restarts: int = 0) -> None:
-        """Refuse a folder that holds another run than `config`.
-
-        Args:
-            config: the run.
-            restarts: number of restarts. After one the folder holds this run, whatever train.resume says.
+        """Refuse a folder that holds another run than `config`. After restarts train.resume does not count.
 
         Raises:
             DriftError: the folder holds another run. The message names the fields.
@@ -102,7 +79,7 @@ class RunFolder:
     def mirror(self, config: Config, identity: dict[str, str]) -> Path | None:
         """Return the folder for copies of the checkpoints, or None without `train.mirror`.
 
-        Many sweeps have a job named `seed=0`. A hash of the identity keeps their copies apart.
+        A hash of the identity keeps the jobs of several sweeps apart: many have the name `seed=0`.
         """
         if not config.train.mirror:
             return None
@@ -114,12 +91,11 @@ class RunFolder:
         write_json(self.config, config_to_dict(config))
         write_json(self.environment, environment)
 
+    def write_failure(self, reason: str, **details: Any) -> None:
+        """Write into result.json that the run failed, and why."""
+        write_json(self.result, {"state": FAILED, "reason": reason, **details})
+
 
 def is_saved_config(values: dict[str, Any]) -> bool:
     """Return whether a JSON object is the config of a run, of any version."""
     return all(isinstance(values.get(part), dict) for part in ("model", "head", "train"))
-
-
-def failed(reason: str) -> dict[str, Any]:
-    """Return the result of a run that failed."""
-    return {"state": FAILED, "reason": reason}

@@ -14,13 +14,9 @@ from grouped_lm.data.sources import SOURCES
 
 
 def iter_settings(config: Any, prefix: str = "") -> Iterator[tuple[str, "Field[Any]", Any]]:
-    """Yield the path, the dataclass field and the value of every setting.
+    """Yield the path, the dataclass field and the value of every setting of a config, or of a part of it.
 
-    A part that is free as a whole, such as `tracking`, is yielded as one setting.
-
-    Args:
-        config: a `Config`, or one of its parts.
-        prefix: the beginning of each path, such as "optim.".
+    A part that is free as a whole, such as `tracking`, is one setting. Each path begins with `prefix`.
     """
     for spec in fields(config):
         value = getattr(config, spec.name)
@@ -44,13 +40,9 @@ def config_identity(config: Config) -> dict[str, Any]:
 
 
 def saved_identity(values: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Return the identity in a saved config, to be compared with that of `config`.
+    """Return the identity in a saved config, given as plain values, to be compared with that of `config`.
 
     The saved config need not fit the schema: the fields that are free in `config` are left out, all others are kept.
-
-    Args:
-        values: the saved config as plain values.
-        config: the config to compare with.
     """
     free = {path for path, spec, _ in iter_settings(config) if not is_identity(spec)} | {"schema_version"}
 

@@ -32,11 +32,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 
 
 def parse_config(values: dict[str, Any]) -> Config:
-    """Return the config that `config_to_dict` turned into a dict.
-
-    Raises:
-        ConfigError: an unknown key, a value of another type or out of range.
-    """
+    """Return the config that `config_to_dict` turned into a dict. Wrong keys and values raise a ConfigError."""
     return config_from_dict(values, PARSERS)
 
 
@@ -56,28 +52,20 @@ def load_config(path: Path) -> Config:
 
 
 def load_run(path: str | Path, device: str = "cpu") -> tuple[LanguageModel, Tokenizer]:
-    """Return the model of a run, in evaluation mode, and its tokenizer.
-
-    Args:
-        path: the run folder.
-        device: of the model, such as `cpu` or `cuda`.
+    """Return the model of the run in the folder `path`, in evaluation mode on `device`, and its tokenizer.
 
     Raises:
         RunFolderError: this is no run folder, or its config is damaged.
         CheckpointError: it has no checkpoint that can be trusted.
     """
-    config = load_config(Path(path))
-    model, _ = load_model(Path(path), config, torch.device(device))
-    return model, build_tokenizer(own_tokenizer(Path(path), config.tokenizer), config.data)
+    path = Path(path)
+    config = load_config(path)
+    model, _ = load_model(path, config, torch.device(device))
+    return model, build_tokenizer(own_tokenizer(path, config.tokenizer), config.data)
 
 
 def read_job(path: Path) -> Config:
-    """Return the config that a sweep wrote into the file `path`.
-
-    Raises:
-        RunFolderError: there is none.
-        SchemaError: another version of gvc wrote it.
-    """
+    """Return the config that a sweep wrote into the file `path`. The errors are those of `load_config`."""
     values = read_json_dict(path)
     if values is None:
         raise RunFolderError(f"{path.parent} holds no job")
@@ -107,9 +95,6 @@ def load_model(path: Path, config: Config, device: torch.device) -> tuple[Langua
 
 
 def own_tokenizer(path: Path, config: TokenizerConfig) -> TokenizerConfig:
-    """Return the config with the tokenizer that was trained for the run in `path`, if there is one.
-
-    Other text then changes no token ids.
-    """
+    """Return the config with the tokenizer that was trained for the run in `path`: other text changes no token ids."""
     file = RunFolder(path).tokenizer
     return replace(config, file=str(file)) if config.name == "bpe" and file.exists() else config

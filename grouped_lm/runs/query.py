@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from grouped_lm.errors import ConfigError
-from grouped_lm.system.tables import columns
-
-Row = dict[str, Any]
+from grouped_lm.system.tables import Row, columns, group_rows
 
 COLUMNS = columns("""
     head; group size = group_size {:,}; model; data; seed; state; step = trainer/step {:,}
@@ -22,18 +20,11 @@ COLUMNS = columns("""
 """)
 """Columns of tables: label, key of the row, format."""
 
-QUALITY = ("val/loss", -1)
-SPEED = ("throughput/tokens_per_sec", 1)
-MEMORY = ("memory/peak", -1)
+QUALITY, SPEED, MEMORY = ("val/loss", -1), ("throughput/tokens_per_sec", 1), ("memory/peak", -1)
 PARETO_KEYS = (QUALITY, SPEED, MEMORY)
 """The keys of the Pareto front, each with 1 if more is better or -1 if less is better."""
 
-OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
+OPERATORS: dict[str, Any] = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
 
 
 def column_names(rows: list[Row]) -> dict[str, str]:
@@ -42,16 +33,12 @@ def column_names(rows: list[Row]) -> dict[str, str]:
     words: dict[str, list[str]] = {}
     for key in sorted(keys):
         words.setdefault(re.split(r"[/.]", key)[-1], []).append(key)
-    names = {word: found[0] for word, found in words.items() if len(found) == 1}
+    names = {word: same[0] for word, same in words.items() if len(same) == 1}
     return names | {"ppl": "val/perplexity"} | {label: key for label, key, _ in COLUMNS} | {key: key for key in keys}
 
 
 def find_column(name: str, rows: list[Row]) -> str:
-    """Return the key of the column with this name.
-
-    Raises:
-        ConfigError: there is none; the message has the nearest name.
-    """
+    """Return the key of the column with this name. Without one, raise a ConfigError with the nearest name."""
     names = column_names(rows)
     wanted = name.strip()
     for spelled in (wanted, wanted.lower(), wanted.replace("_", " ")):
@@ -63,11 +50,7 @@ def find_column(name: str, rows: list[Row]) -> str:
 
 
 def sort_rows(rows: list[Row], name: str, reverse: bool = False) -> list[Row]:
-    """Return the rows sorted by one column, smallest first. Rows without a value always come last.
-
-    Raises:
-        ConfigError: no such column.
-    """
+    """Return the rows sorted by one column, smallest first. Rows without a value always come last."""
     key = find_column(name, rows)
     known = [row for row in rows if row.get(key) is not None]
     # Numbers before words; sorted() keeps the order of equals, also in reverse.
@@ -76,11 +59,7 @@ def sort_rows(rows: list[Row], name: str, reverse: bool = False) -> list[Row]:
 
 
 def select_rows(rows: list[Row], conditions: Iterable[str]) -> list[Row]:
-    """Return the rows that meet every condition, such as `head=grouped`, `state!=failed` or `seed<3`.
-
-    Raises:
-        ConfigError: no such column, or no condition at all.
-    """
+    """Return the rows that meet every condition, such as `head=grouped`, `state!=failed` or `seed<3`."""
     tests = [_parse(condition, rows) for condition in conditions]
     return [row for row in rows if all(test(row) for test in tests)]
 
@@ -88,8 +67,7 @@ def select_rows(rows: list[Row], conditions: Iterable[str]) -> list[Row]:
 def _parse(condition: str, rows: list[Row]) -> Callable[[Row], bool]:
     """Return a condition as a function of a row.
 
-    `seed=0,1` means either of the two, as in `gvc sweep`, unless a row has the value `0,1` itself: tables show 1024 as
-    1,024.
+    `seed=0,1` means 0 or 1, as in `gvc sweep`, unless a row has the value `0,1` itself: tables show 1024 as 1,024.
     """
     parts = re.fullmatch(r"([^<>=!]+)(<=|>=|!=|==|=|<|>)(.*)", condition.strip())
     if parts is None:
@@ -124,15 +102,9 @@ def pareto_rows(rows: list[Row], keys: Iterable[tuple[str, int]] = PARETO_KEYS) 
     """Return the Pareto front: the runs that no other run beats.
 
     One run beats another if it is at least as good in every key and better in one. So runs that are equal in all keys
-    stay together, and a run that is best in one key always stays. Runs that are not complete, or lack a value, are left
-    out.
-
-    Args:
-        rows: runs on the same text and with the same tokenizer.
-        keys: (key, 1 where more is better, -1 where less is), by default quality, speed and memory.
+    stay together. Runs that are not complete, or lack a value, are left out. All runs have the same text and tokenizer.
     """
-    signs = tuple(keys)
-    entries = []
+    signs, entries = tuple(keys), []
     for row in rows:
         values = [row.get(key) for key, _ in signs]
         if row.get("state") == "complete" and all(v is not None and math.isfinite(v) for v in values):
@@ -151,10 +123,8 @@ def text_of(row: Row) -> tuple[Any, ...]:
 
 def mark_front(rows: list[Row]) -> None:
     """Set `front` to "yes" for runs on the Pareto front of their text, "no" for other complete runs, else None."""
-    texts: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         row["front"] = "no" if row.get("state") == "complete" else None
-        texts.setdefault(text_of(row), []).append(row)
-    for alike in texts.values():
-        for row in pareto_rows(alike):
+    for same_text in group_rows(rows, text_of).values():
+        for row in pareto_rows(same_text):
             row["front"] = "yes"

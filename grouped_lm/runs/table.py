@@ -4,6 +4,7 @@ A row is a flat dict: metrics such as "val/loss", settings such as "optim.lr", a
 This module only reads. It never takes a run's lock.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,91 +20,52 @@ from grouped_lm.grouping import default_group_size
 from grouped_lm.runs.folder import COMPLETE, RunFolder, is_saved_config
 from grouped_lm.runs.identity import is_identity, iter_settings
 from grouped_lm.runs.load import load_config, read_job
-from grouped_lm.runs.query import COLUMNS, PARETO_KEYS, Row, text_of
+from grouped_lm.runs.query import COLUMNS, PARETO_KEYS, text_of
 from grouped_lm.system.console import peak_memory_gib
 from grouped_lm.system.files import read_json_dict
+from grouped_lm.system.tables import Row, group_rows
 
 RUNNING, UNFINISHED, DAMAGED, OTHER_VERSION = "running", "unfinished", "damaged", "other version"
-LABELS = (
-    "model",
-    "head",
-    "head_options",
-    "group_size",
-    "grouping",
-    "data",
-    "tokenizer",
-    "vocab_size",
-    "seed",
-    "device",
-)
-"""Keys that every row has, None where nothing is known."""
 SETTING_PARTS = ("model", "grouping", "data", "tokenizer", "optim", "train")
 """Parts of a config whose settings become columns such as "optim.lr"."""
 PATH_SETTINGS = ("data.train", "data.valid", "tokenizer.file")
 """A row shows only the last part of these paths: tables are shown to other people."""
 COST_SETTINGS = tuple(path for path, spec, _ in iter_settings(Config()) if spec.metadata.get("cost"))
 """Settings that change speed and memory, but not what is computed. A row has them where they are not the default."""
-EQUAL_FOR_RATIOS = (
-    "model",
-    "trainer/tokens",
-    "device",
-    "model.body",
-    "model.n_layer",
-    "model.n_head",
-    "model.n_embd",
-    "model.block_size",
-    "model.window_size",
-    "model.dropout",
-    "train.micro_batch_size",
-    "train.grad_accum_steps",
-    "train.dtype",
-    "train.compile",
-    "train.threads",
-    *COST_SETTINGS,
-)
+EQUAL_MODEL = ("body", "n_layer", "n_head", "n_embd", "block_size", "window_size", "dropout")
+EQUAL_TRAIN = ("micro_batch_size", "grad_accum_steps", "dtype", "compile", "threads")
+EQUAL_SETTINGS = [f"model.{key}" for key in EQUAL_MODEL] + [f"train.{key}" for key in EQUAL_TRAIN]
+EQUAL_FOR_RATIOS = ("model", "trainer/tokens", "device", *EQUAL_SETTINGS, *COST_SETTINGS)
 """Two runs on one text must be equal in these columns before their speed and memory are compared."""
 NUMBER_COLUMNS = {key for _, key, form in COLUMNS if form != "{}"} | {key for key, _ in PARETO_KEYS}
-TEXT_COLUMNS = {key for _, key, form in COLUMNS if form == "{}"} | {
-    "data",
-    "tokenizer",
-    "device",
-    "reason",
-    "trainer/tokens",
-}
+TEXT_COLUMNS = {key for _, key, form in COLUMNS if form == "{}"} | {"tokenizer", "device", "reason", "trainer/tokens"}
 TAIL_BYTES = 65_536
 """Bytes that are read from the end of metrics.jsonl: over a hundred rows, whatever the file's length."""
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
-    """Return the run folders among and below `folders`, sorted by name, with numbers in order of size.
+    """Return the run folders of any version among and below `folders`, by name, with numbers in order of size.
 
     Raises:
-        RunFolderError: a folder that does not exist, or no run anywhere.
+        RunFolderError: a folder does not exist, or there is no run anywhere.
     """
-    found: list[Path] = []
+    runs: dict[Path, None] = {}
     for folder in folders:
         if not folder.is_dir():
             raise RunFolderError(f"{folder} is not a folder: name run folders, or a folder of them")
-        found += sorted(_runs_below(folder), key=natural_order)
-    if not found:
+        runs |= dict.fromkeys(sorted(_runs_below(folder), key=natural_order))
+    if not runs:
         raise RunFolderError(f"no run in {', '.join(map(str, folders))}: `gvc train` makes one")
-    return list(dict.fromkeys(found))
+    return list(runs)
 
 
-def _runs_below(folder: Path) -> list[Path]:
-    found = []
+def _runs_below(folder: Path) -> Iterator[Path]:
     for path, inside, _ in os.walk(folder):
-        if is_run(Path(path)):
-            found.append(Path(path))
+        run = RunFolder(Path(path))
+        if any(is_saved_config(read_json_dict(file) or {}) for file in (run.config, run.job)):
+            yield run.path
             inside.clear()  # its checkpoints and W&B files are not runs
         inside[:] = [name for name in inside if not name.startswith(".")]  # `.replaced` holds runs that were repeated
-    return found
-
-
-def is_run(path: Path) -> bool:
-    """Return whether a folder holds the config of a run, of any version."""
-    folder = RunFolder(path)
-    return any(is_saved_config(read_json_dict(file) or {}) for file in (folder.config, folder.job))
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
@@ -113,11 +75,7 @@ def natural_order(path: Path) -> list[tuple[int, int, str]]:
 
 
 def collect_runs(folders: list[Path]) -> list[Row]:
-    """Return one row per run: its folder, sweep, state, labels, settings and last metrics.
-
-    Raises:
-        RunFolderError: a folder that does not exist, or no run anywhere.
-    """
+    """Return one row per run: its folder, sweep, state, labels, settings and last metrics. Errors as in `find_runs`."""
     rows = [read_row(path) for path in find_runs(folders)]
     add_ratios(rows)
     return rows
@@ -128,24 +86,21 @@ def read_row(path: Path) -> Row:
 
     `state` is that of result.json once it is complete. Before that it is `running` while a process holds the folder,
     then what the last process wrote (`failed` with a `reason`, or `interrupted`), or `unfinished` if it wrote nothing.
-    A folder with wrong values gets the state `damaged`, so that it does not hide the other runs; one that another
-    version of gvc wrote gets `other version`.
+    A folder with wrong values has the state `damaged`, one of another version of gvc `other version`.
     """
     try:
         row = _read_row(path)
         _check_types(row)
+        return row
     except SchemaError as error:
-        return _row_without_values(path, OTHER_VERSION, str(error))
+        state, reason = OTHER_VERSION, str(error)
     except GvcError as error:
-        return _row_without_values(path, DAMAGED, str(error))
+        state, reason = DAMAGED, str(error)
     except (TypeError, AttributeError, ValueError) as error:
+        state = DAMAGED
         reason = f"metrics.jsonl or result.json holds a value of another kind than gvc writes ({error})"
-        return _row_without_values(path, DAMAGED, reason)
-    return row
-
-
-def _row_without_values(path: Path, state: str, reason: str) -> Row:
-    return {"run": str(path), "sweep": sweep_of(path), **dict.fromkeys(LABELS), "state": state, "reason": reason}
+    labels = dict.fromkeys(run_labels(Config()))
+    return {"run": str(path), "sweep": sweep_of(path), **labels, "state": state, "reason": reason}
 
 
 def _check_types(row: Row) -> None:
@@ -169,13 +124,9 @@ def _read_row(path: Path) -> Row:
     environment = folder.read_environment()
     labels["device"] = environment.get("gpu") or environment.get("device") or labels["device"]
     row = {"run": str(path), "sweep": sweep_of(path)} | labels | values | {"state": state}
-    return row | read_eval_metrics(path) | {"memory/peak": peak_memory_gib(row)}
-
-
-def read_eval_metrics(path: Path) -> Row:
-    """Return the metrics of tasks and samples that `gvc eval` wrote into a run folder; {} if it wrote none."""
-    metrics = read_json_dict(path / "eval.json") or {}
-    return {key: value for key, value in metrics.items() if key.startswith(("task/", "sample/", "judge/"))}
+    evaluated = read_json_dict(path / "eval.json") or {}  # written by `gvc eval`
+    row |= {key: value for key, value in evaluated.items() if key.startswith(("task/", "sample/", "judge/"))}
+    return row | {"memory/peak": peak_memory_gib(row)}
 
 
 def run_labels(config: Config) -> Row:
@@ -201,10 +152,7 @@ def run_labels(config: Config) -> Row:
 
 
 def run_settings(config: Config) -> Row:
-    """Return the settings of a run as columns, without the head and the seed, which are labels.
-
-    `text` is a hash of the settings that decide the training text and its tokens.
-    """
+    """Return the settings of a run as columns, without head and seed, and a hash `text` of those of text and tokens."""
     values: Row = {}
     for part in SETTING_PARTS:
         if getattr(config, part) is None or (part == "grouping" and not hasattr(config.head, "group_size")):
@@ -239,26 +187,20 @@ def last_metrics(path: Path) -> Row:
 
 
 def whole_rows(lines: Iterable[bytes]) -> Iterator[Row]:
-    """Yield the rows of a `metrics.jsonl` that can be read.
-
-    The first line may be cut because its reader began in the middle, the last because the process was killed.
-    """
+    """Yield the rows of a `metrics.jsonl` that can be read. The first and the last line may be cut."""
     for line in lines:
-        try:
+        with contextlib.suppress(ValueError):
             row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
+            if isinstance(row, dict):
+                yield row
 
 
 def is_held(lock: Path) -> bool:
     """Return whether a process holds the lock file `lock`, without taking the lock.
 
-    A trainer does not wait for the lock: to take it here, even for an instant, could make a trainer fail that starts
-    in that instant. filelock uses flock(2), and the kernel lists such locks by inode in /proc/locks. Over NFS a lock is
-    kept by the server, and other machines do not list it. There, and on systems without /proc/locks, a run in training
-    has the state `unfinished`.
+    To take it, even for an instant, could make a trainer fail that starts in that instant. filelock uses flock(2), and
+    the kernel lists such locks by inode in /proc/locks. Other machines do not list the locks of an NFS server. There,
+    and on systems without /proc/locks, a run in training has the state `unfinished`.
     """
     try:
         inode = lock.stat().st_ino
@@ -278,21 +220,10 @@ def sweep_of(path: Path) -> str | None:
 
 
 def add_ratios(rows: list[Row]) -> None:
-    """Add "throughput/vs_dense" and "memory/vs_dense" to the rows: the value over that of a dense run.
-
-    The dense run is the first one on the same text that is equal in `EQUAL_FOR_RATIOS`. Rows without one stay as they
-    are.
-    """
-    dense: dict[Any, Row] = {}
-    for row in rows:
-        if row["head"] == "dense":
-            dense.setdefault(_conditions(row), row)
-    for row in rows:
-        other = dense.get(_conditions(row), {})
-        for ratio, key in (("throughput/vs_dense", "throughput/tokens_per_sec"), ("memory/vs_dense", "memory/peak")):
-            if other.get(key) and row.get(key):
-                row[ratio] = row[key] / other[key]
-
-
-def _conditions(row: Row) -> tuple[Any, ...]:
-    return text_of(row), *(row.get(key) for key in EQUAL_FOR_RATIOS)
+    """Add the ratios to the first dense run that is equal in text and `EQUAL_FOR_RATIOS`, such as "memory/vs_dense"."""
+    for alike in group_rows(rows, lambda row: (text_of(row), *map(row.get, EQUAL_FOR_RATIOS))).values():
+        dense = next((row for row in alike if row["head"] == "dense"), {})
+        for row in alike:
+            for ratio, key in ("throughput/vs_dense", "throughput/tokens_per_sec"), ("memory/vs_dense", "memory/peak"):
+                if dense.get(key) and row.get(key):
+                    row[ratio] = row[key] / dense[key]

@@ -78,24 +78,19 @@ class WandbRun:
 
     def _start(self, config: Config, run_dir: Path) -> None:
         values = config_to_dict(config) | {"config_hash": config_hash(config)}
-        tags = [config.model.name, config.head.name, config.data.name]
-        tracking = config.tracking
-        self._run = _start_run(
-            tracking, run_dir, job_type=tracking.job_type, name=run_dir.name, tags=tags, config=values
-        )
+        tags, job_type = [config.model.name, config.head.name, config.data.name], config.tracking.job_type
+        self._run = _start_run(config.tracking, run_dir, tags, job_type=job_type, name=run_dir.name, config=values)
         for family in METRIC_FAMILIES:
             self._run.define_metric(f"{family}/*", step_metric=STEP_AXIS)
 
     def _work(self) -> None:
-        while (action := self._actions.get()) is not None and not self._over:
-            self._try(*action)
+        while (item := self._actions.get()) is not None and not self._over:
+            what, action = item
+            try:
+                action()
+            except Exception as error:  # tracking may never stop a run, whatever it raises
+                self._give_up(f"W&B could not {what} ({_first_line(error)})")
             self._done += 1
-
-    def _try(self, what: str, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except Exception as error:  # tracking may never stop a run, whatever it raises
-            self._give_up(f"W&B could not {what} ({_first_line(error)})")
 
     def _give_up(self, reason: str) -> None:
         if not self._over:
@@ -136,16 +131,16 @@ def _end_service() -> None:
             name, rest = status.read_text().split("(", 1)[1].rsplit(")", 1)
             if name.startswith(("wandb-core", "gpu_stats")) and int(rest.split()[1]) == os.getpid():
                 os.kill(int(status.parent.name), signal.SIGKILL)
-    teardown = threading.Thread(target=_teardown, daemon=True)
-    teardown.start()
-    teardown.join(1.0)
 
+    def teardown() -> None:
+        import wandb
 
-def _teardown() -> None:
-    import wandb
+        with contextlib.suppress(Exception):  # its process is dead
+            wandb.teardown()
 
-    with contextlib.suppress(Exception):  # its process is dead
-        wandb.teardown()
+    thread = threading.Thread(target=teardown, daemon=True)
+    thread.start()
+    thread.join(1.0)
 
 
 def _load() -> None:
@@ -154,11 +149,14 @@ def _load() -> None:
 
 
 def _start_run(tracking: TrackingConfig, folder: Path, tags: list[str], **kwargs: Any) -> Any:
-    """Start or resume the W&B run of `folder`. `kwargs` are those of `wandb.init`."""
+    """Start or resume the W&B run of `folder`, whose id is kept there. `kwargs` are those of `wandb.init`."""
     import wandb  # here, because it takes a second, which `tracking=none` need not wait
 
+    saved_id = folder / "wandb_id"
+    if not saved_id.exists():
+        saved_id.write_text(secrets.token_hex(4), encoding="utf-8")
     return wandb.init(
-        id=_stable_id(folder),
+        id=saved_id.read_text(encoding="utf-8"),
         resume="allow",
         mode=tracking.mode,  # type: ignore[arg-type]
         project=tracking.project,
@@ -171,21 +169,10 @@ def _start_run(tracking: TrackingConfig, folder: Path, tags: list[str], **kwargs
     )
 
 
-def _stable_id(run_dir: Path) -> str:
-    """Return the W&B id of a run. It is kept in the run folder, so that a resumed run keeps its id."""
-    path = run_dir / "wandb_id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4), encoding="utf-8")
-    return path.read_text(encoding="utf-8")
-
-
 def log_sweep(tracking: TrackingConfig, folder: Path, table: str) -> None:
-    """Write the table and the plots of a sweep to W&B, as one more run of the sweep's group. A failure is a warning.
+    """Write the CSV `table` and the `plots/` of a sweep's folder to W&B, as one more run of its group.
 
-    Args:
-        tracking: of the sweep's jobs. `disabled` writes nothing.
-        folder: of the sweep, with its `plots/`.
-        table: CSV. The first line has the names of the columns.
+    A failure is a warning.
     """
     if tracking.mode == "disabled":
         return

@@ -23,12 +23,10 @@ TENSORS, STATE = "state.safetensors", "state.json"
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:
     """Return parameters and persistent buffers by name. A tied weight has only its first name."""
-    state, seen = {}, set()
+    state: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            state[name] = tensor
-    return state
+        state.setdefault(id(tensor), (name, tensor))
+    return dict(state.values())
 
 
 def pack(
@@ -37,13 +35,9 @@ def pack(
     state: dict[str, Any],
     process_group: ProcessGroup = SINGLE_PROCESS,
 ) -> dict[str, bytes]:
-    """Return the files of a checkpoint in the first process, and no files in the others.
+    """Return the files of a checkpoint in the first process, and no files in the others. All processes call this.
 
-    Args:
-        model: not compiled.
-        optimizer: with per-parameter tensors, such as AdamW's.
-        state: counters and fingerprints for `state.json`.
-        process_group: the processes. All of them have to call this.
+    The model is not compiled, and the optimizer has per-parameter tensors. `state` is written into `state.json`.
     """
     tensors = {f"model/{name}": tensor.detach() for name, tensor in named_state(model).items()}
     for name, parameter in model.named_parameters():
@@ -74,11 +68,7 @@ def _random_states(process_group: ProcessGroup) -> dict[str, Tensor]:
 
 
 def head_buffers(files: dict[str, bytes]) -> dict[str, Tensor]:
-    """Return the tensors of the head in a checkpoint, by the head's own names. Its grouping is one of them.
-
-    Raises:
-        CheckpointError: the files cannot be read.
-    """
+    """Return the tensors of the head in a checkpoint, by the head's own names. Its grouping is one of them."""
     prefix, (tensors, _) = "model/head.", _read(files)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
@@ -89,11 +79,7 @@ def finite_weights(model: nn.Module) -> bool:
 
 
 def unpack_model(files: dict[str, bytes], model: nn.Module) -> dict[str, Any]:
-    """Load weights and grouping of a checkpoint into `model`, for evaluation, and return its `state.json`.
-
-    Raises:
-        CheckpointError: names or shapes are not the model's.
-    """
+    """Load weights and grouping of a checkpoint into `model`, for evaluation, and return its `state.json`."""
     tensors, state = _read(files)
     expected = named_state(model)
     _check_weights(tensors, expected)
@@ -118,10 +104,10 @@ def unpack(
 
     Args:
         files: of the checkpoint, verified. Only the first process needs them.
-        model: built from the run's config.
-        optimizer: built from the run's config.
+        model: new, from the run's config.
+        optimizer: new, from the run's config.
         accept: called with `state.json` before anything is loaded. It raises if the checkpoint is of another run.
-        process_group: the processes. Their number may differ from that of the process group that saved.
+        process_group: the processes. Another number of processes may have saved.
         seed: of the run, for the random generators of processes that the checkpoint does not have.
 
     Raises:
@@ -173,14 +159,14 @@ def _optimizer_tensor(
 
 def _restore_random_states(states: dict[str, Tensor], rank: int) -> None:
     """Set the random generators of the process with this rank. One that was not saved keeps its state."""
-    prefix = f"rng/{rank}" if rank else "rng"
+    cpu, cuda = (f"rng/{rank}/{kind}" if rank else f"rng/{kind}" for kind in ("cpu", "cuda"))
     try:
-        if rank == 0 or f"{prefix}/cpu" in states:
-            torch.set_rng_state(states[f"{prefix}/cpu"])
+        if rank == 0 or cpu in states:
+            torch.set_rng_state(states[cpu])
     except (KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"the checkpoint's random generator cannot be restored: {error}") from error
-    if f"{prefix}/cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states[f"{prefix}/cuda"])
+    if cuda in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[cuda])
 
 
 def _read(files: dict[str, bytes]) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,30 +1,29 @@
 """Output for people: progress and closing table of a run on stderr, and tables on stdout."""
 
 from collections.abc import Iterable, Iterator
+from copy import copy
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
+from grouped_lm.system.tables import columns
+
 Part = TypeVar("Part")
 
-CLOSING_ROWS = (
-    ("validation perplexity", "val/perplexity", "{:,.2f}"),
-    ("validation nats per token", "val/loss", "{:.4f}"),
-    ("bits per byte", "val/bits_per_byte", "{:.4f}"),
-    ("group accuracy", "val/group_accuracy", "{:.1%}"),
-    ("accuracy inside the group", "val/token_in_group_accuracy", "{:.1%}"),
-    ("tokens per second", "throughput/tokens_per_sec", "{:,.0f}"),
-    ("milliseconds per step", "time/step_ms", "{:,.1f}"),
-    ("share of the matrix-multiply roof", "throughput/mfu", "{:.1%}"),
-    ("peak GPU memory, GiB", "memory/peak_gpu_gib", "{:.3f}"),
-    ("peak tensor memory, GiB", "memory/peak_tensor_gib", "{:.3f}"),
-    ("peak memory of the head alone, GiB", "memory/peak_head_gib", "{:.3f}"),
-    ("peak resident memory, GiB", "memory/peak_rss_gib", "{:.3f}"),
-    ("parameters", "params/total", "{:,}"),
-    ("parameters of the head alone", "params/head", "{:,}"),
-)
+CLOSING_ROWS = columns("""
+    validation perplexity = val/perplexity {:,.2f}; validation nats per token = val/loss {:.4f}
+    bits per byte = val/bits_per_byte {:.4f}; group accuracy = val/group_accuracy {:.1%}
+    accuracy inside the group = val/token_in_group_accuracy {:.1%}
+    tokens per second = throughput/tokens_per_sec {:,.0f}; milliseconds per step = time/step_ms {:,.1f}
+    share of the matrix-multiply roof = throughput/mfu {:.1%}; peak GPU memory, GiB = memory/peak_gpu_gib {:.3f}
+    peak tensor memory, GiB = memory/peak_tensor_gib {:.3f}
+    peak memory of the head alone, GiB = memory/peak_head_gib {:.3f}
+    peak resident memory, GiB = memory/peak_rss_gib {:.3f}
+    parameters = params/total {:,}; parameters of the head alone = params/head {:,}
+""")
 
 
 def peak_memory_gib(row: dict[str, Any]) -> float | None:
@@ -34,17 +33,15 @@ def peak_memory_gib(row: dict[str, Any]) -> float | None:
 
 def one_line(row: dict[str, Any]) -> str:
     """Return one line with the loss, perplexity, speed and memory of a row of metrics, as far as it has them."""
-    parts = []
-    for key, form in (
-        ("train/loss", "loss {:.3f}"),
-        ("train/perplexity", "ppl {:,.1f}"),
-        ("val/perplexity", "val ppl {:,.2f}"),
-        ("throughput/tokens_per_sec", "{:,.0f} tok/s"),
-    ):
-        if row.get(key) is not None:
-            parts.append(form.format(row[key]))
-    peak = peak_memory_gib(row)
-    return "  ".join(parts + ([f"peak {peak:.2f} GiB"] if peak is not None else []))
+    forms = {
+        "train/loss": "loss {:.3f}",
+        "train/perplexity": "ppl {:,.1f}",
+        "val/perplexity": "val ppl {:,.2f}",
+        "throughput/tokens_per_sec": "{:,.0f} tok/s",
+        "memory": "peak {:.2f} GiB",
+    }
+    row = row | {"memory": peak_memory_gib(row)}
+    return "  ".join(form.format(row[key]) for key, form in forms.items() if row.get(key) is not None)
 
 
 class TrainDisplay:
@@ -137,8 +134,7 @@ def natural_width(table: Table) -> int:
 def column_blocks(table: Table, width: int) -> list[Table]:
     """Return the table split into tables of at most `width` characters. Each one repeats the first column.
 
-    The first column then takes at most a third of the width. A column that does not fit even so has a table of its own,
-    and its cells are wrapped.
+    The first column then takes at most a third. A column that does not fit has a table of its own with wrapped cells.
     """
     if natural_width(table) <= width or len(table.columns) < 3:
         return [table]
@@ -157,15 +153,11 @@ def column_blocks(table: Table, width: int) -> list[Table]:
     return tables
 
 
-def with_columns(table: Table, columns: list[Column], first_width: int | None = None) -> Table:
-    """Return a table of the first column of `table`, at most `first_width` wide, and of `columns`."""
-    chosen = [table.columns[0], *columns]
-    headers = [column.copy() for column in chosen]
-    headers[0].max_width = first_width or chosen[0].max_width
-    narrow = Table(*headers, title=table.title, title_justify=table.title_justify)
-    narrow.caption, narrow.caption_justify = table.caption, table.caption_justify
-    for row, cells in zip(table.rows, zip(*(column.cells for column in chosen), strict=True), strict=True):
-        narrow.add_row(*cells, style=row.style, end_section=row.end_section)
+def with_columns(table: Table, others: list[Column], first_width: int | None = None) -> Table:
+    """Return a table of the first column of `table`, at most `first_width` wide, and of `others`."""
+    narrow = copy(table)
+    narrow.columns = [replace(column, _index=index) for index, column in enumerate([table.columns[0], *others])]
+    narrow.columns[0].max_width = first_width or table.columns[0].max_width
     return narrow
 
 

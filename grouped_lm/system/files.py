@@ -1,17 +1,19 @@
-"""Write and read small files. A reader sees the old file or the whole new one, never half of one."""
+"""Small files, and locks. A reader sees the old file or the whole new one, never half of one."""
 
 import json
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from grouped_lm.errors import BusyError
+
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to a temporary file beside `path`, then rename it.
-
-    Raises:
-        OSError: the file system refused; the temporary file is removed.
-    """
+    """Write `content` to a temporary file beside `path`, then rename it. An error leaves no temporary file."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # random: several machines share folders
     try:
         temporary.write_bytes(content)
@@ -38,3 +40,19 @@ def read_json_dict(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+@contextmanager
+def hold_lock(path: Path, busy: str, timeout: float = 0.0) -> Iterator[None]:
+    """Hold a lock file, in a folder that is made. The kernel releases it when the process dies.
+
+    Raises:
+        BusyError: another process holds it after `timeout` seconds. `busy` is the text.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(path).acquire(timeout=timeout)
+    except Timeout:
+        raise BusyError(busy) from None
+    with held:
+        yield

@@ -1,4 +1,4 @@
-"""The device, the threads and the allocator of this process, and a description of the machine."""
+"""The device, precision, threads and allocator of this process, and a description of the machine."""
 
 import contextlib
 import ctypes
@@ -18,11 +18,7 @@ LIBRARIES = ("torch", "hydra-core", "datasets", "tiktoken", "wandb", "numpy", "s
 
 
 def resolve_device(name: str, key: str = "train.device") -> torch.device:
-    """Return the device that the config field `key` names. `auto` prefers CUDA.
-
-    Raises:
-        ConfigError: `cuda`, and torch sees no CUDA device.
-    """
+    """Return the device that the config field `key` names. `auto` prefers CUDA, and `cuda` needs it (ConfigError)."""
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
         other = "auto or cpu" if key == "train.device" else "cpu"
@@ -30,22 +26,18 @@ def resolve_device(name: str, key: str = "train.device") -> torch.device:
     return torch.device("cuda" if name != "cpu" and has_cuda else "cpu")
 
 
-def set_threads(threads: int | None, side_by_side: int = 1) -> int:
-    """Set the number of CPU threads and return it.
+def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[None]:
+    """Return the context that runs matrix products in `dtype`; weights and losses stay in fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
 
-    Args:
-        threads: None takes torch's choice, divided by `side_by_side`.
-        side_by_side: number of processes that share the cores of this machine.
-    """
+
+def set_threads(threads: int | None, side_by_side: int = 1) -> int:
+    """Set and return the number of CPU threads. None takes torch's choice, divided by the processes `side_by_side`."""
     if threads is None and side_by_side > 1 and "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, torch.get_num_threads() // side_by_side)
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Numbers of the two parameters in glibc's malloc.h."""
 
 
 def keep_freed_memory() -> bool:
@@ -56,16 +48,12 @@ def keep_freed_memory() -> bool:
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4  # numbers of glibc's malloc.h
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
 def compile_mode(cfg: TrainConfig, device: torch.device) -> str | None:
-    """Return the mode of `torch.compile`. With `train.cuda_graphs` each pass is one recorded CUDA graph.
-
-    Raises:
-        ConfigError: CUDA graphs without a GPU.
-    """
+    """Return the mode of `torch.compile`. With `train.cuda_graphs` each pass is one recorded CUDA graph of a GPU."""
     if cfg.cuda_graphs and device.type != "cuda":
         raise ConfigError(f"train.cuda_graphs=true needs a GPU, got train.device={cfg.device}, which is {device} here")
     return "reduce-overhead" if cfg.cuda_graphs else None

@@ -26,11 +26,7 @@ def known_secrets() -> dict[str, str]:
 
 
 def refuse_secrets(config: dict[str, Any]) -> None:
-    """Refuse a config that contains a secret: configs are written to disk, to W&B and into checkpoints.
-
-    Raises:
-        ConfigError: names the field and the source of the secret, not its value.
-    """
+    """Raise a ConfigError if a config contains a secret: configs are written to disk, to W&B and into checkpoints."""
     secrets = known_secrets()
     for path, text in _strings("", config):
         for source, value in secrets.items():

@@ -4,52 +4,45 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from grouped_lm.errors import EXIT_PREEMPTED
 
-Item = TypeVar("Item")
-
-
-class StopRequested(Exception):
-    """A signal came during work that need not be finished, such as a validation."""
+Handler = Callable[[int, FrameType | None], object]
 
 
 @contextlib.contextmanager
-def exit_on_sigterm() -> Iterator[None]:
+def signal_handlers(numbers: tuple[signal.Signals, ...], handler: Handler | None = None) -> Iterator[None]:
+    """Set a handler, if one is given, and restore the earlier ones at the end. Only the main thread may do this."""
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {n: signal.signal(n, handler) if handler else signal.getsignal(n) for n in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
+
+
+def exit_on_sigterm() -> contextlib.AbstractContextManager[None]:
     """Let SIGTERM end the process as Ctrl-C does, through every `finally`, with exit code 75."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(EXIT_PREEMPTED)
 
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    return signal_handlers((signal.SIGTERM,), leave)
 
 
 class StopSignals:
     """Store SIGTERM and the first Ctrl-C in a flag that the loop reads after each step. A second one ends at once."""
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, object] = {}
+    received: int | None = None
 
-    def __enter__(self) -> "StopSignals":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+    def catch(self) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which signals are stored."""
+        return signal_handlers((signal.SIGTERM, signal.SIGINT), self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
@@ -57,20 +50,6 @@ class StopSignals:
         if number == signal.SIGINT:
             os.write(2, b"\ngvc: stopping after a save; Ctrl-C again stops at once, without one\n")
         self.received = number
-
-    def between(
-        self, items: Iterable[Item], agree: Callable[[bool], tuple[bool, ...]] = lambda flag: (flag,)
-    ) -> Iterator[Item]:
-        """Yield the items until a signal comes, then raise `StopRequested`.
-
-        Args:
-            items: pieces of work.
-            agree: returns whether the flag is set in any process that has to stop with this one.
-        """
-        for item in items:
-            if agree(self.received is not None)[0]:
-                raise StopRequested
-            yield item
 
     def leave(self) -> NoReturn:
         """End the process and its sweep, with 130 after Ctrl-C, and 75 (run again to continue) after SIGTERM."""

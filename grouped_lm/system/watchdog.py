@@ -5,13 +5,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 from grouped_lm.errors import EXIT_FAILED
 
-Item = TypeVar("Item")
 STACKS = "hang.txt"
 
 
@@ -24,13 +22,13 @@ class Watchdog:
     Args:
         run_dir: folder for the stacks.
         minutes: longest time without a beat. None never ends the process.
-        on_hang: called with the reason just before the end, to record it.
+        on_hang: the first process calls it with the reason just before the end.
         rank: of this process. All but the first one write `hang-RANK.txt`.
     """
 
     def __init__(self, run_dir: Path, minutes: float | None, on_hang: Callable[[str], None], rank: int = 0) -> None:
         self._run_dir, self._limit_s, self._on_hang = run_dir, 60 * (minutes or 0.0), on_hang
-        self._stacks = f"hang-{rank}.txt" if rank else STACKS
+        self._rank, self._stacks = rank, f"hang-{rank}.txt" if rank else STACKS
         self._last_beat = time.monotonic()
         self._done = threading.Event()
 
@@ -47,12 +45,6 @@ class Watchdog:
         """Report progress."""
         self._last_beat = time.monotonic()
 
-    def between(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yield the items, with a beat for each."""
-        for item in items:
-            self.beat()
-            yield item
-
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self._limit_s / 4)):
             silent_s = time.monotonic() - self._last_beat
@@ -63,7 +55,8 @@ class Watchdog:
         try:
             with (self._run_dir / self._stacks).open("w", encoding="utf-8") as file:
                 faulthandler.dump_traceback(file, all_threads=True)
-            self._on_hang(reason)
+            if not self._rank:
+                self._on_hang(reason)
             print(f"gvc: error: {self._run_dir}: {reason}; the same command continues", file=sys.stderr, flush=True)
         finally:
             os._exit(EXIT_FAILED)

@@ -3,7 +3,6 @@
 import sys
 import time
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from grouped_lm.runs.train_state import finite_weights, pack, unpack
 from grouped_lm.train.progress import History, Progress
 
 METRICS_COPY = "metrics.jsonl"
-"""The metrics so far, beside a mirrored checkpoint: a mirror is needed where the run folder is lost."""
+"""File with the metrics so far in a mirrored checkpoint, for the case that the run folder is lost."""
 SAME_BITS = ("commit", "python", "libraries", "cpu", "threads", "device", "gpu", "processes")
 """Parts of the environment that decide the last bits of a result."""
 
@@ -40,16 +39,9 @@ def describe_origin(config: Config, corpus: Corpus, environment: dict[str, Any])
 
 
 class Checkpoints:
-    """The checkpoints of one run.
+    """The checkpoints of one run. The first process reads and writes them.
 
-    Args:
-        folder: of the run.
-        config: of the run.
-        model: on its device.
-        optimizer: of the model's parameters.
-        log: the metrics, which are cut back to the length that a checkpoint knows.
-        origin: `describe_origin`.
-        process_group: the processes that train. The first one reads and writes.
+    A resumed run cuts the metrics in `log` back to the length at its checkpoint. `origin` is from `describe_origin`.
     """
 
     def __init__(
@@ -96,11 +88,7 @@ class Checkpoints:
         return progress, history
 
     def roll_back(self) -> Progress:
-        """Return to the last checkpoint after a step that was not finite.
-
-        Raises:
-            DivergedError: there is no checkpoint yet.
-        """
+        """Return to the last checkpoint after a step that was not finite. Without one, raise a DivergedError."""
         if not self.process_group.on_first(lambda: len(list_checkpoints(self.folder.checkpoints))):
             raise DivergedError(
                 "diverged before the first checkpoint: there is nothing to go back to; a lower optim.lr?"
@@ -119,7 +107,7 @@ class Checkpoints:
             DivergedError: a weight is not finite.
             DiskError: the disk is full or cannot be written.
         """
-        step, keep = progress.step, self.config.train.keep_checkpoints
+        step = progress.step
         if self.saved_step == step:
             return
         started = time.monotonic()
@@ -128,17 +116,35 @@ class Checkpoints:
         counters = {"progress": vars(progress) | history.saved(), "metrics_bytes": self.log.size()}
         files = pack(self.model, self.optimizer, self.origin | counters | {"commits": self.commits}, self.process_group)
 
-        def write() -> None:
-            write_checkpoint(self.folder.checkpoints, step, files, keep)
-            write_mirror(self.mirror, step, files, self.log, keep)
-
-        self.process_group.on_first(write)
+        self.process_group.on_first(self._write, step, files)
         self.saved_at, self.saved_step = time.monotonic(), step
         history.checkpoint_seconds += self.saved_at - started
 
+    def _write(self, step: int, files: dict[str, bytes]) -> None:
+        """Write a checkpoint and its mirror. A mirror that cannot be written is a warning."""
+        keep = self.config.train.keep_checkpoints
+        write_checkpoint(self.folder.checkpoints, step, files, keep)
+        if self.mirror is not None:
+            try:
+                write_checkpoint(self.mirror, step, files | {METRICS_COPY: self.log.read()}, keep)
+            except DiskError as error:
+                print(f"gvc: warning: no copy: {error}", file=sys.stderr)
+
     def _find(self, files: dict[str, bytes]) -> int | None:
-        """Put the files of the newest good checkpoint into `files`, and return its step, None without one."""
-        newest = find_checkpoint(self.folder, self.mirror)
+        """Put the newest good checkpoint of the run folder, or else of the mirror, into `files`. Return its step."""
+        newest, damaged = None, None
+        try:
+            newest = load_latest(self.folder.checkpoints)
+        except CheckpointError as error:
+            damaged = error
+        if newest is None and self.mirror is not None:
+            newest = load_latest(self.mirror, quarantine=False)  # another process may be writing there
+            if newest is not None:
+                print(
+                    f"gvc: warning: no checkpoint in {self.folder.path}, continuing from {self.mirror}", file=sys.stderr
+                )
+        if newest is None and damaged is not None:
+            raise damaged
         if newest is None:
             self.log.cut(0)
             return None
@@ -149,11 +155,7 @@ class Checkpoints:
         return step
 
     def _refuse_drift(self, state: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another run, and warn of another machine or other code.
-
-        Raises:
-            DriftError: the checkpoint has another config or other tokens.
-        """
+        """Raise a DriftError for the checkpoint of another run, and warn of another machine or other code."""
         path, saved, own = self.folder.path, state["identity"], self.origin["identity"]
         changed = [key for key in own if saved[key] != own[key]]
         if changed:
@@ -162,40 +164,6 @@ class Checkpoints:
                 f"the checkpoint in {path} was made with another {', '.join(changed)}{f' ({names})' if names else ''}: "
                 "restore what it was made with, or give another hydra.run.dir"
             )
-        machine = changed_fields(state["environment"], self.origin["environment"])
-        if machine:
-            print(
-                f"gvc: warning: {path} continues on another machine or with other code; the bits may differ "
-                f"({machine})",
-                file=sys.stderr,
-            )
-
-
-def find_checkpoint(folder: RunFolder, mirror: Path | None) -> tuple[int, dict[str, bytes]] | None:
-    """Return the step and the files of the newest good checkpoint in the run folder, else in the mirror.
-
-    Raises:
-        CheckpointError: there are checkpoints, and none can be trusted.
-    """
-    damaged: CheckpointError | None = None
-    try:
-        newest = load_latest(folder.checkpoints)
-    except CheckpointError as error:
-        newest, damaged = None, error
-    if newest is None and mirror is not None:
-        newest = load_latest(mirror, quarantine=False)  # another process may be writing there
-        if newest is not None:
-            print(f"gvc: warning: no checkpoint in {folder.path}, continuing from {mirror}", file=sys.stderr)
-    if newest is None and damaged is not None:
-        raise damaged
-    return newest
-
-
-def write_mirror(mirror: Path | None, step: int, files: dict[str, bytes], log: MetricsLog, keep: int) -> None:
-    """Write a copy of a checkpoint, with the metrics so far. A failure is printed and does not end the run."""
-    if mirror is None:
-        return
-    try:
-        write_checkpoint(mirror, step, files | {METRICS_COPY: log.read()}, keep)
-    except DiskError as error:
-        print(f"gvc: warning: no copy: {error}", file=sys.stderr)
+        if machine := changed_fields(state["environment"], self.origin["environment"]):
+            warning = f"{path} continues on another machine or with other code; the bits may differ ({machine})"
+            print(f"gvc: warning: {warning}", file=sys.stderr)

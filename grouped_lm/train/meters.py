@@ -1,37 +1,51 @@
 """Speed, memory and network traffic of a training run."""
 
 import contextlib
+import os
+import socket
+import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from grouped_lm.config import Config
 from grouped_lm.distributed.parallel import ParallelModel
-from grouped_lm.distributed.traffic import StepTraffic
 from grouped_lm.measure.memory import StepMemory, measure_head_peak_gib
 from grouped_lm.measure.throughput import UNTIMED_STEPS, Throughput, measure_gemm_flops_per_sec
 from grouped_lm.models.lm import estimate_body_flops_per_token
 
+WATCHED_STEP = 3
+"""Steps before the one whose traffic is counted: the first steps set up connections."""
+BYTES_SENT, BYTES_RETRANS = 200, 208
+"""Offsets of two 8-byte counters in Linux's `struct tcp_info` (include/uapi/linux/tcp.h)."""
+
+
+def sent_bytes() -> int | None:
+    """Return the bytes that this process has sent over its open TCP connections, or None where Linux does not count.
+
+    They include all of gloo's traffic. NCCL uses other ways too, between GPUs of one machine for example.
+    """
+    if not Path("/proc/self/fd").is_dir():
+        return None
+    total = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError, struct.error):
+            if link.readlink().name.startswith("socket:"):
+                with socket.socket(fileno=os.dup(int(link.name))) as connection:
+                    if connection.family in (socket.AF_INET, socket.AF_INET6):
+                        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_RETRANS + 8)
+                        sent, sent_again = struct.unpack_from("=QQ", info, BYTES_SENT)
+                        total += sent - sent_again
+    return total
+
 
 class Meters:
-    """The meters of one run.
-
-    Args:
-        config: the run.
-        model: on `device`.
-        optimizer: of the model's parameters.
-        device: the model's.
-        step: steps done before the first measured one.
-    """
+    """The meters of one run. `step` is the number of steps done before the first measured one."""
 
     def __init__(
-        self,
-        config: Config,
-        model: ParallelModel,
-        optimizer: torch.optim.Optimizer,
-        device: torch.device,
-        step: int,
+        self, config: Config, model: ParallelModel, optimizer: torch.optim.Optimizer, device: torch.device, step: int
     ) -> None:
         train, block_size, processes = config.train, config.model.block_size, model.process_group.size
         head = model.model.head
@@ -44,7 +58,9 @@ class Meters:
             n_tokens = train.share(processes) * block_size
             self.head_peak_gib = measure_head_peak_gib(head, n_tokens, config.model.n_embd, head.vocab_size, device)
         self.memory = StepMemory(device, model.model, optimizer, held_bytes=model.held_bytes())
-        self.traffic, self._throughput = StepTraffic(), Throughput()
+        self._throughput = Throughput()
+        self.sent_bytes: int | None = None
+        """Bytes that one step sends over the network. None before it is measured, and where Linux does not count."""
         self._device, self._first_step = device, step
 
     @contextlib.contextmanager
@@ -53,8 +69,11 @@ class Meters:
         steps_before = step - self._first_step
         if not self._throughput.running and steps_before >= UNTIMED_STEPS:
             self._throughput.start(step, self._device)
-        with self.memory.watch(steps_before), self.traffic.watch(steps_before):
+        sent_before = sent_bytes() if steps_before == WATCHED_STEP else None
+        with self.memory.watch(steps_before):
             yield
+        if sent_before is not None and (sent := sent_bytes()) is not None:
+            self.sent_bytes = sent - sent_before
 
     def restart(self, step: int) -> None:
         """Forget the running measurement after a rollback to `step`."""
@@ -62,12 +81,7 @@ class Meters:
         self._first_step = step
 
     def stop(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """End the running measurement after `step` steps.
-
-        Returns:
-            The speed of the steps since the last call, and a row of medians and memory peaks so far. The row has only
-            the keys that are known by now.
-        """
+        """End the running measurement. Return the speed since the last call, and the known medians and memory peaks."""
         rate = self._throughput.stop(step, self.step_tokens, self._device)
         row = {} if rate is None else self.speed(self._throughput.tokens_per_sec())
         row |= {key: value for key, value in self.memory.read().items() if value is not None}

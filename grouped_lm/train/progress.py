@@ -58,12 +58,8 @@ class History:
 
     def saved(self) -> dict[str, Any]:
         """Return the fields that a checkpoint saves."""
-        return {
-            "nonfinite": self.nonfinite,
-            "skipped_steps": self.skipped_steps,
-            "seconds": self.total_seconds(),
-            "checkpoint_seconds": self.checkpoint_seconds,
-        }
+        totals = vars(self) | {"seconds": self.total_seconds()}
+        return {key: value for key, value in totals.items() if key != "started"}
 
 
 @dataclass(frozen=True)

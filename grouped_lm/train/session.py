@@ -1,8 +1,8 @@
 """One training run: everything that the loop in `train.loop` works on, and what it does with it."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -14,33 +14,32 @@ from grouped_lm.distributed.process_group import ProcessGroup
 from grouped_lm.errors import DivergedError
 from grouped_lm.evaluate.validation import validate
 from grouped_lm.heads.losses.functional import HeadLoss
-from grouped_lm.models.lm import LanguageModel
+from grouped_lm.models.lm import LanguageModel, count_params
 from grouped_lm.optim import build_optimizer, set_learning_rate
-from grouped_lm.optim.step_metrics import StepMetrics
-from grouped_lm.optim.training_step import TrainingStep
+from grouped_lm.optim.training_step import StepMetrics, TrainingStep
 from grouped_lm.runs.folder import COMPLETE, INTERRUPTED, RunFolder
 from grouped_lm.runs.tracking import MetricsLog, WandbRun
 from grouped_lm.system.console import TrainDisplay
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import describe_environment
-from grouped_lm.system.signals import StopRequested, StopSignals
+from grouped_lm.system.signals import StopSignals
 from grouped_lm.system.watchdog import Watchdog
 from grouped_lm.train.checkpoints import Checkpoints, describe_origin
 from grouped_lm.train.meters import Meters
 from grouped_lm.train.progress import Due
-from grouped_lm.train.setup import describe_model, record_hang, write_tokens
+from grouped_lm.train.setup import write_tokens
+
+Batch = TypeVar("Batch")
+
+
+class StopRequested(Exception):
+    """A signal came during a validation, which need not be finished."""
 
 
 class TrainingRun:
     """A run between its first and its last step. Enter it as a context to show progress and to catch signals.
 
-    Args:
-        config: the run.
-        folder: locked.
-        process_group: the processes that train this run.
-        corpus: training and validation text.
-        model: new, on the CPU. It gets the weights of the last checkpoint.
-        device: of this process.
+    The `folder` is locked. The `model` is new and on the CPU. It gets the weights of the last checkpoint.
     """
 
     def __init__(
@@ -52,53 +51,42 @@ class TrainingRun:
         model: LanguageModel,
         device: torch.device,
     ) -> None:
-        self.config, self.folder, self.process_group = config, folder, process_group
-        self._open_text(corpus, device)
-        parallel = parallelize(model, config.train, process_group, device)
-        optimizer = build_optimizer(config.optim, model)
-        self.model = model
-        self.training_step = TrainingStep(config, parallel, optimizer, device)
-
-        self.environment = process_group.on_first(describe_environment, device)
-        if process_group.size > 1:
-            self.environment["processes"] = process_group.size
-        log = MetricsLog(folder.metrics)
-        self.origin = describe_origin(config, corpus, self.environment)
-        self.checkpoints = Checkpoints(folder, config, model, optimizer, log, self.origin, process_group)
-        self.progress, self.history = self.checkpoints.resume()
-        commits = {"commits": self.checkpoints.commits}
-        process_group.on_first(folder.write_start, config, self.environment | commits)
-        process_group.on_first(write_tokens, folder, config, model.head)
-
-        self.metrics_log, self.wandb = log, WandbRun(config, folder.path, quiet=not process_group.is_first)
-        self.meters = Meters(config, parallel, optimizer, device, self.progress.step)
-        self.history.start()
-        self._open_display()
-
-    def _open_text(self, corpus: Corpus, device: torch.device) -> None:
-        train, block_size, group = self.config.train, self.config.model.block_size, self.process_group
-        tokens = corpus.train.tokens()
-        batches = TrainBatches(tokens, block_size, train.micro_batch_size, self.config.seed, group.rank, group.size)
+        self.config, self.folder, self.process_group, self.model = config, folder, process_group, model
+        train, block_size, group = config.train, config.model.block_size, process_group
+        tokens, quiet = corpus.train.tokens(), not group.is_first
+        batches = TrainBatches(tokens, block_size, train.micro_batch_size, config.seed, group.rank, group.size)
         self.prefetcher = Prefetcher(batches.batch, device)
         self.windows = ValidWindows(corpus.valid.tokens(), block_size, train.eval_batch_size or train.share(group.size))
         self.valid_bytes = corpus.valid.text_bytes
+        parallel = parallelize(model, train, group, device)
+        optimizer = build_optimizer(config.optim, model)
+        self.training_step = TrainingStep(config, parallel, optimizer, device)
 
-    def _open_display(self) -> None:
-        config, group = self.config, self.process_group
+        self.environment = group.on_first(describe_environment, device)
+        if group.size > 1:
+            self.environment["processes"] = group.size
+        self.metrics_log = MetricsLog(folder.metrics)
+        self.origin = describe_origin(config, corpus, self.environment)
+        self.checkpoints = Checkpoints(folder, config, model, optimizer, self.metrics_log, self.origin, group)
+        self.progress, self.history = self.checkpoints.resume()
+        group.on_first(folder.write_start, config, self.environment | {"commits": self.checkpoints.commits})
+        group.on_first(write_tokens, folder, config, model.head)
+
+        self.wandb = WandbRun(config, folder.path, quiet)
+        self.meters = Meters(config, parallel, optimizer, device, self.progress.step)
+        self.history.start()
+        self.signals, self._contexts = StopSignals(), ExitStack()
+        # a method of the folder, not of this run: a cycle would outlive the run
+        self.watchdog = Watchdog(folder.path, train.hang_minutes, folder.write_failure, group.rank)
         title = f"{config.model.name} {config.head.name}"
-        self.signals = StopSignals()
-        on_hang = partial(record_hang, self.folder, group.is_first)  # without self: a cycle would outlive the run
-        self.watchdog = Watchdog(self.folder.path, config.train.hang_minutes, on_hang, group.rank)
-        self.display = TrainDisplay(title, config.train.max_steps, self.progress.step, quiet=not group.is_first)
-        self._contexts = ExitStack()
+        self.display = TrainDisplay(title, train.max_steps, self.progress.step, quiet)
 
     def __enter__(self) -> "TrainingRun":
-        for context in (self.signals, self.watchdog, self.display):
+        for context in (self.signals.catch(), self.watchdog, self.display):
             self._contexts.enter_context(context)
-        step, max_steps, warmup = self.progress.step, self.config.train.max_steps, self.config.optim.warmup_steps
-        if self.process_group.restarts:
-            restarts = self.process_group.restarts
-            self.display.say(f"a process was lost; restart {restarts}, continuing from step {step}")
+        max_steps, warmup = self.config.train.max_steps, self.config.optim.warmup_steps
+        if restarts := self.process_group.restarts:
+            self.display.say(f"a process was lost; restart {restarts}, continuing from step {self.progress.step}")
         if warmup >= max_steps:
             self.display.say(
                 f"gvc: warning: optim.warmup_steps={warmup}, train.max_steps={max_steps}: "
@@ -136,10 +124,9 @@ class TrainingRun:
     def count_step(self) -> Due:
         """Count the step, and return the work that is due after it."""
         self.progress.step += 1
+        train, step, is_last = self.config.train, self.progress.step, not self.has_steps_left
         self.watchdog.beat()
-        self.display.step(self.progress.step)
-        train, step = self.config.train, self.progress.step
-        is_last = not self.has_steps_left
+        self.display.step(step)
         stop, overdue = self.process_group.any(self.signals.received is not None, self.checkpoints.is_overdue())
         save_every = train.checkpoint_every_steps or max(1, train.max_steps // 10)
         eval_every = train.eval_every_steps
@@ -155,10 +142,7 @@ class TrainingRun:
         """Read the metrics of the steps so far, if anything needs them, and add up their losses.
 
         Returns:
-            The step to roll back, if there is one.
-
-        Raises:
-            DivergedError: a step was not finite, and `train.on_nonfinite` or `train.max_nonfinite` ends the run.
+            The step to roll back, if there is one. A DivergedError ends the run if the config says so.
         """
         buffer, train = self.training_step.metrics, self.config.train
         if not (buffer.at_once or due.log or due.validate or due.save):
@@ -210,11 +194,19 @@ class TrainingRun:
         self.metrics_log.append(row)
         self.wandb.log(row)
 
+    def _until_signal(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches, with a beat of the watchdog for each. Raise `StopRequested` after a signal."""
+        for batch in batches:
+            if self.process_group.any(self.signals.received is not None)[0]:
+                raise StopRequested
+            self.watchdog.beat()
+            yield batch
+
     def validate(self) -> dict[str, float]:
         """Log and return the metrics of the validation set."""
         progress, group, device = self.progress, self.process_group, self.training_step.device
-        batches = self.signals.between(self.windows.part(group.rank, group.size), group.any)
-        batches = self.display.validating(self.watchdog.between(batches), -(-len(self.windows) // group.size))
+        batches = self._until_signal(self.windows.part(group.rank, group.size))
+        batches = self.display.validating(batches, -(-len(self.windows) // group.size))
         try:
             metrics = validate(self.model, batches, self.valid_bytes, device, self.config.train.dtype, group)
         except StopRequested:
@@ -243,13 +235,21 @@ class TrainingRun:
     def finish(self) -> dict[str, Any]:
         """Validate once more, write result.json, and return the result."""
         config, group, meters = self.config, self.process_group, self.meters
-        final = self.validate()
+        final, head, (n_params, n_head_params) = self.validate(), self.model.head, count_params(self.model)
         result = {
             "state": COMPLETE,
             "config_hash": self.origin["identity"]["config"],
             "commit": self.environment["commit"],
             "seed": config.seed,
-            **describe_model(config, self.model),
+            "model": config.model.name,
+            "head": config.head.name,
+            "grouping": config.grouping.name if hasattr(head, "n_group") else None,
+            "group_size": getattr(head, "group_size", None),
+            "n_group": getattr(head, "n_group", None),
+            "data": config.data.name,
+            "tokenizer": config.tokenizer.label,
+            "params/total": n_params,
+            "params/head": n_head_params,
             **meters.speed(None),
             **self.progress.row,
             **final,
@@ -259,7 +259,7 @@ class TrainingRun:
             "throughput/roof_tflops_per_sec": meters.peak_flops_per_sec / 1e12,
         }
         if group.size > 1:
-            result |= {"processes": group.size, "network/sent_bytes_per_step": meters.traffic.sent}
+            result |= {"processes": group.size, "network/sent_bytes_per_step": meters.sent_bytes}
         group.on_first(write_json, self.folder.result, result)
         self.wandb.finish(result)
         self.display.close(result)

@@ -10,8 +10,7 @@ from test_report import HOLD, make_run
 
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.heads import DenseConfig, GroupedConfig
-from grouped_lm.jobs.progress import SweepDisplay
-from grouped_lm.jobs.sweep import job_state
+from grouped_lm.jobs.sweep import SweepDisplay, job_state
 from grouped_lm.report.figures import draw_pareto
 from grouped_lm.report.series import Point
 from grouped_lm.report.style import make_figure, styled_matplotlib

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import grouped_lm.optim.step_metrics
+import grouped_lm.optim.training_step
 from grouped_lm.config import AdamWConfig
 from grouped_lm.data.loader import Prefetcher
 from grouped_lm.errors import DivergedError
@@ -22,8 +22,8 @@ from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.measure.memory import StepMemory
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer
-from grouped_lm.optim.sparse_adamw import SparseRowsAdamW
-from grouped_lm.optim.step_metrics import StepMetricsBuffer
+from grouped_lm.optim.adamw import SparseRowsAdamW
+from grouped_lm.optim.training_step import StepMetricsBuffer
 from grouped_lm.train import progress
 from grouped_lm.train.loop import train
 
@@ -42,7 +42,7 @@ def make_config(tiny, workdir):
 @pytest.fixture
 def late(monkeypatch):
     """Read as on a GPU."""
-    return lambda: monkeypatch.setattr(grouped_lm.optim.step_metrics, "reads_at_once", lambda device: False)
+    return lambda: monkeypatch.setattr(grouped_lm.optim.training_step, "reads_at_once", lambda device: False)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from head_cases import plain_shortlist
 from grouped_lm.config import Config, GroupingConfig, ModelConfig, TokenizerConfig
 from grouped_lm.heads import HEADS, IGNORE_INDEX
 from grouped_lm.models.lm import build_lm
-from grouped_lm.system.precision import autocast
+from grouped_lm.system.runtime import autocast
 
 HEADS = {
     **{name: HEADS[name].schema() for name in ("dense", "grouped")},

@@ -6,8 +6,7 @@ import torch
 from grouped_lm.config import AdamWConfig
 from grouped_lm.heads import ClassFullConfig, DenseConfig, FilmConfig, GroupedConfig, build_head
 from grouped_lm.optim import build_optimizer, learning_rate
-from grouped_lm.optim.adamw import split_by_decay
-from grouped_lm.optim.sparse_adamw import SparseRowsAdamW, token_tables
+from grouped_lm.optim.adamw import SparseRowsAdamW, split_by_decay, token_tables
 
 
 def test_learning_rate_rises_then_falls_to_the_floor():
