@@ -64,7 +64,7 @@ def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device:
         "longest model.block_size": lambda p: at_most(p.longest_block_size, MAX_CONTEXT, "token"),
         "MFLOPs per token, forward: body": lambda p: f"{p.body_flops_per_token / 1e6:,.3f}",
         "MFLOPs per token, forward: head": lambda p: f"{p.head_flops_per_token / 1e6:,.3f}",
-        "cap in FLOPs, 1 + head / body": lambda p: f"{p.flops_cap:.2f}x",
+        "largest possible gain, 1 + head / body": lambda p: f"{p.flops_cap:.2f}x",
         "FLOPs, times fewer than dense": lambda p: f"{p.flops_ratio:.2f}x",
         "memory, times less than dense": lambda p: f"{p.memory_ratio:.2f}x",
         "speed, times that of dense": lambda p: f"{p.speed_ratio:.2f}x",

@@ -328,7 +328,7 @@ def _trend(pairs: list[tuple[Row, Row]]) -> list[tuple[float, float]]:
 def standings_table(title: str, entries: Sequence[Standing], reference: str) -> Table:
     """Return the leaderboard as a table for a terminal."""
     partly = len({entry.on_report for entry in entries}) == 2
-    notes = ["of the --report text, where runs were judged on one", "b: bits per byte"]
+    notes = ["loss on the --report text if there is one", "b: bits per byte"]
     notes += ["*: of the runs' own validation text"] if partly else []
     names, rows = short_names(entries), []
     for entry in entries:

@@ -26,6 +26,19 @@ from grouped_lm.system.files import read_json_dict
 from grouped_lm.system.tables import Row, group_rows
 
 RUNNING, UNFINISHED, DAMAGED, OTHER_VERSION = "running", "unfinished", "damaged", "other version"
+LABELS = (
+    "model",
+    "head",
+    "head_options",
+    "group_size",
+    "grouping",
+    "data",
+    "tokenizer",
+    "vocab_size",
+    "seed",
+    "device",
+)
+"""Columns that every row has. They are None in the row of a folder that cannot be read."""
 SETTING_PARTS = ("model", "grouping", "data", "tokenizer", "optim", "train")
 """Parts of a config whose settings become columns such as "optim.lr"."""
 PATH_SETTINGS = ("data.train", "data.valid", "tokenizer.file")
@@ -99,8 +112,7 @@ def read_row(path: Path) -> Row:
     except (TypeError, AttributeError, ValueError) as error:
         state = DAMAGED
         reason = f"metrics.jsonl or result.json holds a value of another kind than gvc writes ({error})"
-    labels = dict.fromkeys(run_labels(Config()))
-    return {"run": str(path), "sweep": sweep_of(path), **labels, "state": state, "reason": reason}
+    return {"run": str(path), "sweep": sweep_of(path), **dict.fromkeys(LABELS), "state": state, "reason": reason}
 
 
 def _check_types(row: Row) -> None:
