@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | \
+	  while IFS=$$'\t' read -r name text; do fold -s -w 62 <<< "$$text" | \
+	    while IFS= read -r line; do printf '%-16s %s\n' "$$name" "$${line% }"; name=; done; done
 
 $(VENV)/.users: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,7 +25,7 @@ install: $(VENV)/.users  ## Install gvc and grouped_lm into .venv; EXTRAS=ray,ju
 	$(if $(EXTRAS),$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]')
 
 DEMO_DIR := runs/demo-$(shell date +%Y%m%d-%H%M%S)
-demo: $(VENV)/.users  ## Train a dense and a grouped model on the embedded stories, show both side by side
+demo: $(VENV)/.users  ## Train a dense and a grouped model on generated stories, show both side by side
 	$(BIN)/gvc train -m experiment=demo head=dense,grouped hydra.sweep.dir=$(DEMO_DIR) 'hydra.sweep.subdir=$${head.name}'
 	@for head in dense grouped; do \
 	  printf '\nA story of %s, after 115,200 tokens:\n' $$head; $(BIN)/gvc sample $(DEMO_DIR)/$$head --prompt 'Once upon a time' --temperature 0.5; done
@@ -35,7 +37,7 @@ DATA ?=
 reproduce-paper: $(VENV)/.users  ## Check the paper's claims: SCALE=smoke|cpu|cpu-long|paper DATA="tinystories=DIR DIR"
 	$(BIN)/gvc reproduce --scale $(SCALE) $(foreach text,$(DATA),--data $(text)) $(ARGS)
 
-train: $(VENV)/.users  ## The plain `gvc train`; ARGS="head=dense train.max_steps=100" adds overrides
+train: $(VENV)/.users  ## Run `gvc train`; ARGS="head=dense train.max_steps=100" adds overrides
 	$(BIN)/gvc train $(ARGS)
 
 test-fast: check  ## Lint and run the unit tests, in two minutes on two cores
@@ -63,10 +65,10 @@ bench-gpu: $(VENV)/.users  ## Check and time all heads, kernels and peers on a C
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu]'
 	@for suite in heads steps; do $(BIN)/gvc bench $$suite --grid gpu --out runs/results $(ARGS); done
 
-bench-full: $(VENV)/.bench  ## The same on the full grid; run again after a stop, it goes on
+bench-full: $(VENV)/.bench  ## The same on the full grid; after a stop, the same command continues
 	@for suite in $(SUITES); do $(BIN)/gvc bench $$suite --grid full --out runs/results $(ARGS); done
 
-test-faults: $(VENV)/.developers  ## All faults and the table of promises; TRIAL=kill-dense:123 replays one trial, SEED=1 starts there
+test-faults: $(VENV)/.developers  ## Run all faults and print the table of promises; TRIAL=kill-dense:123 repeats one trial, SEED=1 sets the first seed
 	FAULT_TRIAL='$(TRIAL)' $(if $(SEED),FAULT_SEED=$(SEED)) $(BIN)/pytest -m '' -n 2 --dist worksteal $(ARGS) \
 	  tests/faults tests/integration/test_sweep.py::test_a_driver_killed_again_and_again_completes_every_job_once \
 	  tests/integration/test_sweep.py::test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again

@@ -1,5 +1,7 @@
 """`gvc sweep`: run a preset of jobs with Hydra's multirun, each job exactly once."""
 
+import sys
+import textwrap
 from typing import Annotated
 
 import typer
@@ -31,13 +33,16 @@ def sweep(
     from grouped_lm.jobs.sweep import failures
     from grouped_lm.report.tables import runs_csv, write_results
     from grouped_lm.runs.tracking import log_sweep
+    from grouped_lm.system.console import terminal_width
 
     from .compose.compose import HydraFlags
     from .compose.sweep_plan import describe_presets, drive, plan_sweep, report_states
 
     flags = HydraFlags(multirun=True, config_dir=config_dir)
     if show:
-        print("\n".join(describe_presets(flags)))
+        width = terminal_width() or sys.maxsize
+        for line in describe_presets(flags):
+            print(textwrap.fill(line, width, subsequent_indent=" " * 28, break_long_words=False))
         return
     check_processes(None)
     if name is None:

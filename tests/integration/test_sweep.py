@@ -209,6 +209,14 @@ def test_unknown_and_missing_presets(gvc):
     listed = gvc("sweep", "--list").out
     assert "group-size" in listed
     assert re.search(r"^seeds +6 jobs ", listed, re.M)
+    assert len(listed.splitlines()) == len(list((Path(__file__).parents[2] / "conf" / "sweep").glob("*.yaml")))
+
+
+def test_the_list_of_presets_fits_a_terminal(gvc, monkeypatch):
+    monkeypatch.setattr("grouped_lm.system.console.terminal_width", lambda: 80)
+    lines = gvc("sweep", "--list").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any(line.startswith(" " * 28) for line in lines)
 
 
 @pytest.mark.parametrize(
