@@ -48,7 +48,7 @@ SHOWN = "head; lr; seeds; nats; bits/byte = bits; minus best {} = gap; 95 % = in
 
 
 def leaderboard_rows(folders: list[Path], report: Path | None, data: str | None = None) -> list[Row]:
-    """Return one row per complete run below `folders`.
+    """Return one row per complete run below `folders`. Of runs that are equal in `KEY` the last one counts.
 
     Args:
         folders: of runs.
@@ -63,7 +63,8 @@ def leaderboard_rows(folders: list[Path], report: Path | None, data: str | None 
     complete = [row for row in collect_runs(folders) if row["state"] == COMPLETE]
     if not complete:
         raise RunFolderError(f"no complete run in {', '.join(map(str, folders))}: `gvc ls` shows their states")
-    return [_row_of(row, report, data) for row in complete]
+    rows = [_row_of(row, report, data) for row in complete]
+    return list({_key(row): row for row in rows}.values())  # a repeated run is no second seed
 
 
 def _row_of(row: Row, report: Path | None, data: str | None) -> Row:

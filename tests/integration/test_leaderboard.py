@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from grouped_lm.errors import DataError
+from grouped_lm.report import leaderboard
 from grouped_lm.report.leaderboard import KEY, merge_rows, short_names, standings
 from grouped_lm.report.leaderboard_plot import write_leaderboard_plot
 
@@ -154,6 +155,13 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     assert gvc("leaderboard", "runs", "--report", str(other), "--data", "small", "--csv", "leaderboard.csv").code == 0
     again = next(csv.DictReader((workdir / "leaderboard.csv").open()))
     assert float(again["report_loss_nats"]) == pytest.approx(float(again["val_loss_nats"]), abs=1e-4)
+
+
+def test_a_run_that_was_repeated_is_no_second_seed(monkeypatch):
+    runs = [row("dense", 3.0), row("dense", 3.1), row("dense", 2.9, seed=1)]
+    monkeypatch.setattr(leaderboard, "collect_runs", lambda folders: [own | {"state": "complete"} for own in runs])
+    monkeypatch.setattr(leaderboard, "_row_of", lambda own, report, data: own)
+    assert [own["val_loss_nats"] for own in leaderboard.leaderboard_rows([], None)] == ["3.1", "2.9"]
 
 
 def test_a_file_of_fewer_columns_is_read(gvc, tmp_path):
