@@ -63,7 +63,7 @@ class GroupedTokens(nn.Module):
         """Update what follows from the groups; also needed after those were loaded."""
         self._padded, last = None, self.token_to_group.numel()
         slots = self.token_to_slot.masked_fill(self.token_to_group >= 0, last)
-        self.outside = slots.argsort()[: self._n_outside]
+        self.outside = slots.argsort()[: self._n_outside].clone()  # a view would keep all V ids in memory
 
     @torch.inference_mode(False)  # computed once, also for training
     def padded_members(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from head_cases import plain_shortlist
+from head_cases import head_of, plain_shortlist
 from torch import Tensor
 
 from grouped_lm.heads import (
@@ -271,3 +271,10 @@ def test_checkpoints_hold_only_what_the_options_need():
     new = plain_shortlist(shortlist_size=20, group_size=5, directions=0, shared_rows=30, reserve=True)
     saved = {"reserved", "sharing", "parts"}
     assert set(random_head(new, 103, "frequency").state_dict()) == names - {"directions"} | saved
+
+
+@pytest.mark.parametrize("name", ["grouped", "film", "class_full", "shortlist"])
+def test_no_buffer_keeps_more_memory_than_its_elements(name):
+    """A slice of a sorted (V,) table is a view, which keeps 8 V bytes."""
+    for key, buffer in head_of(name).named_buffers():
+        assert buffer.untyped_storage().nbytes() == buffer.numel() * buffer.element_size(), key
