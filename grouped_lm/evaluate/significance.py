@@ -81,8 +81,10 @@ def compare_methods(first: list[float], second: list[float], margin: float = MAR
     if min(len(first), len(second)) > 1:
         interval = difference, difference
         if np.ptp(first) or np.ptp(second):  # without any spread there are no degrees of freedom
-            test = stats.ttest_ind(second, first, equal_var=False).confidence_interval(1 - 2 * LEVEL)
-            interval = float(test.low), float(test.high)
+            freedom = stats.ttest_ind(second, first, equal_var=False).df
+            error = np.sqrt(np.var(first, ddof=1) / len(first) + np.var(second, ddof=1) / len(second))
+            reach = float(stats.t.ppf(1 - LEVEL, freedom) * error)  # scipy's interval differs in the 16th digit
+            interval = difference - reach, difference + reach
     return _difference(difference, interval, (len(first), len(second)), margin)
 
 

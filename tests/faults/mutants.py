@@ -17,14 +17,14 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
     "hash check": ("runs.checkpoint", 'digest.hexdigest() == entry["sha256"]', "True", "test_save.py -k some_damage"),
     "RNG restore": (
         "runs.train_state",
-        'torch.set_rng_state(states[f"{prefix}/cpu"])',
-        'states[f"{prefix}/cpu"]',
+        "torch.set_rng_state(states[cpu])",
+        "states[cpu]",
         "test_resume.py -k two_cells",
     ),
     "lock": (
         "runs.folder",
-        'with FileLock(self.path / ".lock", timeout=LOCK_S):',
-        "if True:",
+        'return hold_lock(self.path / ".lock", busy, LOCK_S)',
+        "return __import__('contextlib').nullcontext()",
         "test_stop.py -k dead_holder",
     ),
     "padding-slot mask": (
