@@ -41,6 +41,7 @@ def sample(
 
     Example: gvc sample runs/my-run --prompt "Once upon a time"
     """
+    # Long because each option is an argument with its help text.
     from grouped_lm.generate import Sampling, generate_texts
     from grouped_lm.heads.decoding.truncation import Truncation
     from grouped_lm.runs.load import load_config
