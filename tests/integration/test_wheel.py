@@ -21,11 +21,11 @@ def test_a_wheel_brings_one_top_level_package_and_its_configs(tmp_path):
     (wheel,) = (tmp_path / "out").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"grouped_lm"}
-    shipped = {name.removeprefix("grouped_lm/") for name in names if name.endswith((".yaml", ".mplstyle", ".j2"))}
-    configs = {str(p.relative_to(ROOT)) for p in (ROOT / "conf").rglob("*.yaml")}
-    library = ROOT / "grouped_lm"
-    data = {str(p.relative_to(library)) for kind in ("yaml", "mplstyle", "j2") for p in library.rglob(f"*.{kind}")}
-    assert shipped == configs | data
+    kinds = (".yaml", ".mplstyle", ".j2", ".json", ".txt")
+    shipped = {name.removeprefix("grouped_lm/") for name in names if name.endswith(kinds) and ".dist-info" not in name}
+    places = {ROOT / "grouped_lm": ROOT / "grouped_lm", ROOT / "cli": ROOT, ROOT / "conf": ROOT}
+    files = {str(p.relative_to(top)) for part, top in places.items() for p in part.rglob("*") if p.name.endswith(kinds)}
+    assert shipped == files
     modules = {name.removeprefix("grouped_lm/") for name in names if name.endswith(".py")}
     assert {str(p.relative_to(ROOT)) for p in (ROOT / "cli").rglob("*.py")} <= modules
     assert {str(p.relative_to(ROOT / "grouped_lm")) for p in (ROOT / "grouped_lm").rglob("*.py")} <= modules
