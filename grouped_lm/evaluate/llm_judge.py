@@ -183,7 +183,7 @@ def grade_story(client: Any, judge: JudgeConfig, story: Story, answers: Answers)
 def _error(judge: JudgeConfig, reason: str) -> JudgeError:
     return JudgeError(
         f"{judge.model} at {judge.base_url} {reason}; stories and grades so far are kept in judge/, "
-        f"the same command goes on (judge.base_url, judge.model; the key is read from ${judge.key_variable})"
+        f"the same command continues (judge.base_url, judge.model; the key is read from ${judge.key_variable})"
     )
 
 

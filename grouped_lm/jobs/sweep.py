@@ -109,7 +109,7 @@ def _run_locked(config: Config, run_dir: Path, wait: bool, environment: dict[str
         if wait:
             raise BusyError(f"{run_dir} was given another config in the meantime")
         aside = set_aside(run_dir)
-        print(f"gvc: {run_dir.name} was made with another config: kept as {aside}, run anew", file=sys.stderr)
+        print(f"gvc: {run_dir.name} was made with another config: kept as {aside}, trained again", file=sys.stderr)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(RunFolder(run_dir).job, config_to_dict(config))
     while (code := _run_child(run_dir, environment)) == BUSY_EXIT:
