@@ -148,6 +148,9 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
             jobs.append((to_config(composed), run_dir))
     for config, _ in jobs:
         preflight(config, here=False)
+    for config, run_dir in jobs_below(folder) if is_search(chosen.sweeper) else jobs:
+        if job_state(config, run_dir) != "changed":  # such a one is set aside and trained anew
+            RunFolder(run_dir).check_same_inputs(config)
     if is_search(chosen.sweeper):
         return SweepPlan(folder, words, jobs, chosen.sweeper.n_trials, chosen.sweeper.sampler.get("seed") or 0)
     twice = [path.name for path, count in Counter(path for _, path in jobs).items() if count > 1]

@@ -1,6 +1,7 @@
 """The files of a run, and the lock of its folder.
 
-config.json  environment.json  grouping.json  tokenizer.json  metrics.jsonl  result.json  checkpoints/  wandb/  .hydra/
+config.json  environment.json  inputs.json  grouping.json  tokenizer.json  metrics.jsonl  result.json  checkpoints/
+wandb/  .hydra/
 """
 
 import hashlib
@@ -11,7 +12,9 @@ from typing import Any
 
 from grouped_lm.config import Config, check_schema, config_to_dict
 from grouped_lm.errors import DriftError, RunFolderError
+from grouped_lm.runs.checkpoint import list_checkpoints
 from grouped_lm.runs.identity import changed_fields, config_identity, saved_identity
+from grouped_lm.runs.inputs import Inputs, changed_inputs, describe_inputs
 from grouped_lm.system.files import hold_lock, read_json_dict, write_json
 
 COMPLETE, INTERRUPTED, FAILED = "complete", "interrupted", "failed"
@@ -29,6 +32,8 @@ class RunFolder:
         self.job = path / "job.json"
         """The config that a sweep gave to this job, before the run wrote its own."""
         self.environment = path / "environment.json"
+        self.inputs = path / "inputs.json"
+        """Sizes and hashes of the text and tokenizer files that the run was made with."""
         self.metrics = path / "metrics.jsonl"
         self.result = path / "result.json"
         self.checkpoints = path / "checkpoints"
@@ -75,6 +80,18 @@ class RunFolder:
         changed = changed_fields(saved_identity(self.read_config(), config), config_identity(config))
         if changed:
             raise DriftError(f"{self.path} holds another run ({changed}): give another hydra.run.dir")
+        self.check_same_inputs(config)
+
+    def check_same_inputs(self, config: Config) -> None:
+        """Refuse a trained run whose text or tokenizer file changed since; a DriftError names the file."""
+        saved = read_json_dict(self.inputs)
+        if saved is None or not list_checkpoints(self.checkpoints):
+            return
+        if changed := changed_inputs(saved, describe_inputs(config)):
+            raise DriftError(
+                f"{self.path} was trained with other files, which have changed since: {changed}: "
+                "restore them, or give another hydra.run.dir to train anew"
+            )
 
     def mirror(self, config: Config, identity: dict[str, str]) -> Path | None:
         """Return the folder for copies of the checkpoints, or None without `train.mirror`.
@@ -86,10 +103,12 @@ class RunFolder:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         return Path(config.train.mirror).expanduser() / f"{self.path.resolve().name}-{digest[:8]}"
 
-    def write_start(self, config: Config, environment: dict[str, Any]) -> None:
-        """Write config.json and environment.json."""
+    def write_start(self, config: Config, environment: dict[str, Any], inputs: Inputs | None = None) -> None:
+        """Write config.json, environment.json and, for a run that reads text here, inputs.json."""
         write_json(self.config, config_to_dict(config))
         write_json(self.environment, environment)
+        if inputs is not None:
+            write_json(self.inputs, inputs)
 
     def write_failure(self, reason: str, **details: Any) -> None:
         """Write into result.json that the run failed, and why."""

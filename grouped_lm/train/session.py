@@ -18,6 +18,7 @@ from grouped_lm.models.lm import LanguageModel, count_params
 from grouped_lm.optim import build_optimizer, set_learning_rate
 from grouped_lm.optim.training_step import StepMetrics, TrainingStep
 from grouped_lm.runs.folder import COMPLETE, INTERRUPTED, RunFolder
+from grouped_lm.runs.inputs import describe_inputs
 from grouped_lm.runs.tracking import MetricsLog, WandbRun
 from grouped_lm.system.console import TrainDisplay
 from grouped_lm.system.files import write_json
@@ -69,7 +70,8 @@ class TrainingRun:
         self.origin = describe_origin(config, corpus, self.environment)
         self.checkpoints = Checkpoints(folder, config, model, optimizer, self.metrics_log, self.origin, group)
         self.progress, self.history = self.checkpoints.resume()
-        group.on_first(folder.write_start, config, self.environment | {"commits": self.checkpoints.commits})
+        environment = self.environment | {"commits": self.checkpoints.commits}
+        group.on_first(folder.write_start, config, environment, describe_inputs(config, corpus))
         group.on_first(write_tokens, folder, config, model.head)
 
         self.wandb = WandbRun(config, folder.path, quiet)
