@@ -18,13 +18,14 @@ from grouped_lm.grouping import GROUPINGS, Grouping, Text, parse_grouping
 from grouped_lm.heads.adaptive import AdaptiveConfig, AdaptiveHead
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.class_full import ClassFullConfig, ClassFullHead
-from grouped_lm.heads.context import GroupedTokens, HeadConfig, HeadContext
+from grouped_lm.heads.context import GroupedTokens, HeadConfig, HeadContext, HeadOptions, log_shares
 from grouped_lm.heads.dense import DenseConfig, DenseHead
 from grouped_lm.heads.film import FilmConfig, FilmHead
 from grouped_lm.heads.grouped import GroupedConfig, GroupedHead
 from grouped_lm.heads.losses.functional import HeadLoss, may_look
 from grouped_lm.heads.low_rank import LowRankConfig, LowRankHead
 from grouped_lm.heads.regularised import RegularisedHead
+from grouped_lm.heads.reserve import ReserveMixin, with_reserve
 from grouped_lm.heads.sampled import SampledConfig, SampledHead
 from grouped_lm.heads.shortlist import ShortlistConfig, ShortlistHead
 from grouped_lm.heads.trim import TrimConfig, TrimHead
@@ -72,6 +73,7 @@ def needs_grouping(config: HeadConfig) -> bool:
 def needs_counts(config: HeadConfig, grouping: GroupingConfig) -> bool:
     """Return whether the head or its grouping is built from the training occurrences of the tokens."""
     from_counts = HEADS[config.name].head.needs_counts or getattr(config, "start", "zero") == "counts"
+    from_counts = from_counts or bool(getattr(config, "reserve", False))
     return from_counts or (needs_grouping(config) and GROUPINGS[grouping.name].needs_counts)
 
 
@@ -115,7 +117,15 @@ def build_head(
     grouping = parse_grouping(grouping)
     if known is None and text is not None and needs_counts(config, grouping):
         known = torch.from_numpy(np.bincount(text(), minlength=vocab_size))
-    return kind.build(config, HeadContext(n_embd, vocab_size, grouping, known, wte, text, saved or {}))
+    reserve = False if kind.has_reserve else getattr(config, "reserve", False)
+    kind = with_reserve(kind) if reserve else kind
+    built = kind.build(config, HeadContext(n_embd, vocab_size, grouping, known, wte, text, saved or {}))
+    if isinstance(built, ReserveMixin):
+        built.set_reserve(reserve, known, text)
+    if getattr(config, "start", "zero") == "counts" and known is not None:
+        with torch.no_grad():
+            built.start_from(log_shares(known))
+    return built
 
 
 def _config_of(head: Any, options: dict[str, Any]) -> Any:
@@ -198,6 +208,7 @@ __all__ = [
     "HeadContext",
     "HeadKind",
     "HeadLoss",
+    "HeadOptions",
     "LowRankConfig",
     "LowRankHead",
     "RegularisedHead",

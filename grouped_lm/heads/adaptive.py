@@ -9,20 +9,19 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from grouped_lm.config import IGNORE_INDEX, check_range
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads.context import HeadContext
+from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, log_mass
 from grouped_lm.heads.decoding.best_first import BestFirstHead
 from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, classify, two_step_loss
 
 
 @dataclass(kw_only=True, slots=True)
-class AdaptiveConfig:
+class AdaptiveConfig(HeadOptions):
     """Config of `head=adaptive`."""
 
     name: str = "adaptive"
@@ -30,8 +29,11 @@ class AdaptiveConfig:
     """Ranks at which clusters begin, rising, >= 1. Those from V on are ignored; if none is left it is V - 1."""
     div_value: float | int = 4.0
     """Cluster i of 1, 2, ... has D // div_value^i dimensions, >= 1."""
+    bias: bool = False
+    """A bias per token and cluster; torch's module has none in the clusters."""
 
     def __post_init__(self) -> None:
+        check_options(self)
         whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= 1 for c in self.cutoffs)
         if not (self.cutoffs and whole and self.cutoffs == sorted(set(self.cutoffs))):
             raise ConfigError(f"head.cutoffs must be rising whole numbers from 1 on, got {self.cutoffs}")
@@ -57,7 +59,10 @@ class AdaptiveHead(BestFirstHead):
         if self.vocab_size < 2:
             raise ConfigError(f"head=adaptive needs a vocabulary of at least 2 tokens, got {self.vocab_size}")
         cutoffs = [cutoff for cutoff in config.cutoffs if cutoff < self.vocab_size] or [self.vocab_size - 1]
-        self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(n_embd, self.vocab_size, cutoffs, config.div_value)
+        self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(n_embd, self.vocab_size, cutoffs, config.div_value, config.bias)
+        if config.bias:
+            for tail in self.adaptive.tail:
+                tail[1].bias = nn.Parameter(torch.zeros(tail[1].out_features))
         self.register_buffer("rank", torch.argsort(by_frequency))
         self._tables: tuple[Tensor, Tensor] | None = None
 
@@ -65,6 +70,17 @@ class AdaptiveHead(BestFirstHead):
     def build(cls, config: AdaptiveConfig, context: HeadContext) -> "AdaptiveHead":
         """Return a freshly initialised head; without counts, ids are taken as ranks."""
         return cls(config, context.n_embd, context.by_frequency())
+
+    def start_from(self, log_share: Tensor) -> None:
+        """Set the biases so that hidden states of zero give the (V,) log-probabilities."""
+        if self.adaptive.head.bias is None:
+            return
+        ids, members = self.tables()
+        cluster = self.groups_and_slots(torch.arange(self.vocab_size))[0]
+        mass = log_mass(log_share, cluster, len(members))
+        self.adaptive.head.bias.copy_(torch.cat([log_share[ids[: self.adaptive.shortlist_size]], mass]))
+        for tail, own in zip(self.adaptive.tail, members, strict=True):
+            tail[1].bias.copy_(log_share[own[own >= 0]])
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """Return the negative log-likelihood of the targets.
@@ -97,13 +113,13 @@ class AdaptiveHead(BestFirstHead):
         of the first softmax are -1 where ignored, the clusters -1 for the first K tokens.
         """
         columns, chunk_rows = self.adaptive.head.weight, default_chunk_rows(states.device)
-        first = class_nll(states, columns, None, classes, len(columns), 1, chunk_rows)
+        first = class_nll(states, columns, self.adaptive.head.bias, classes, len(columns), 1, chunk_rows)
         inside = torch.zeros_like(first)
         for index, tail in enumerate(self.adaptive.tail):
             rows = ((classes >= 0) & (cluster == index)).nonzero().squeeze(1)
-            down, own = tail.parameters()
+            own = tail[1].weight
             own_rows = max(1, chunk_rows * len(columns) // len(own))
-            inside = inside + class_nll(F.linear(states[rows], down), own, None, slots[rows], len(own), 1, own_rows)
+            inside = inside + class_nll(tail[0](states[rows]), own, tail[1].bias, slots[rows], len(own), 1, own_rows)
         return first, inside
 
     def after_load(self) -> None:

@@ -32,6 +32,8 @@ class Head(nn.Module, ABC):
     """Names of parameters that are scales, shifts or biases. The optimizer does not decay them."""
     regularised: ClassVar[bool] = False
     """Whether label smoothing and z-loss are defined for it."""
+    has_reserve: ClassVar[bool] = False
+    """Whether the head itself keeps `head.reserve`. To others `grouped_lm.heads.reserve` adds it."""
     sizes_follow_text: ClassVar[bool] = False
     """Whether the training text decides shapes of its parameters, so that a config alone does not tell them."""
 
@@ -117,6 +119,11 @@ class Head(nn.Module, ABC):
         if not truncation.keeps_all:
             return draw_kept(self.truncate(hidden, truncation), temperature, count, generator)
         return draw_from(self.log_prob(hidden), truncation, temperature, count, generator)
+
+    def start_from(self, log_share: Tensor) -> None:
+        """Set the biases so that hidden states of zero give the (V,) log-probabilities, for `head.start=counts`."""
+        if isinstance(bias := getattr(self, "bias", None), nn.Parameter):
+            bias.copy_(log_share)
 
     # What follows is for heads with tables, and for measurements. A new head may leave it out.
 

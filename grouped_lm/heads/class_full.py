@@ -79,6 +79,10 @@ class ClassFullHead(TwoLevelHead):
         self.weight.copy_(weight)
         self.bias.copy_(torch.zeros_like(self.bias) if bias is None else bias)  # it may have started at log counts
 
+    def start_tokens(self, log_share: Tensor) -> None:
+        """Set the biases."""
+        self.bias.copy_(log_share)
+
     def flops_per_token(self) -> float:
         """Return 2 D (G + S)."""
         return 2.0 * self.n_embd * (self.n_group + self.group_size)

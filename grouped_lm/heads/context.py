@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from grouped_lm.config import GroupingConfig, check_choice
+from grouped_lm.config import GroupingConfig, check_choice, check_range
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import (
     Grouping,
@@ -25,6 +25,7 @@ from grouped_lm.grouping import (
     order_by_frequency,
 )
 from grouped_lm.heads.losses.functional import may_look
+from grouped_lm.heads.unseen import MAX_SHARE, resolve_share
 
 
 class HeadConfig(Protocol):
@@ -32,6 +33,26 @@ class HeadConfig(Protocol):
 
     name: str
     """The name in `HEADS`."""
+
+
+@dataclass(kw_only=True, slots=True)
+class HeadOptions:
+    """Options that every head of the library has."""
+
+    reserve: bool | float = False
+    """A fixed share of probability for the tokens that the training text does not have, trained with: true estimates it
+    from that text, a number in [0, 0.5] is the share itself. Training would only lower their probability."""
+    start: str = "zero"
+    """The biases at the start: zero, or counts (the head then gives the tokens' shares of the training text)."""
+
+
+def check_options(config: Any) -> None:
+    """Raise `ConfigError` for `HeadOptions` out of range, or for `head.start=counts` without biases."""
+    check_choice("head.start", config.start, ("zero", "counts"))
+    if not isinstance(config.reserve, bool):
+        check_range("head.reserve", config.reserve, 0, MAX_SHARE)
+    if config.start == "counts" and not getattr(config, "bias", True):
+        raise ConfigError("head.start=counts sets biases: it needs head.bias=true")
 
 
 GROUP, SLOT = "token_to_group", "token_to_slot"
@@ -149,7 +170,7 @@ class Placement:
     n_shared: int | None = None  # Tokens with shared rows in a checkpoint; None where there is no checkpoint
 
 
-def place_tokens(shortlist_size: int, group_size: int | None, reserve: bool, context: HeadContext) -> Placement:
+def place_tokens(shortlist_size: int, group_size: int | None, reserve: bool | float, context: HeadContext) -> Placement:
     """Return the K most frequent tokens as the shortlist (the first ids without counts), and all others in groups.
 
     With `reserve` groups of tokens that never occur in the training text are last, with fixed probabilities.
@@ -170,27 +191,24 @@ def place_tokens(shortlist_size: int, group_size: int | None, reserve: bool, con
     grouping = context.groups(min(size, rest.numel()), rest, equal_sizes=False)
     groups = grouping.token_to_group
     if reserve and context.counts is not None:
-        groups, reserved = reserve_groups(groups, grouping.n_group, context.counts[rest], context.counts)
+        share = resolve_share(reserve, context.counts, context.tokens)
+        groups, reserved = reserve_groups(groups, grouping.n_group, context.counts[rest], share)
     token_to_group[rest], token_to_slot[rest] = groups, grouping.token_to_slot
     return Placement(token_to_group, token_to_slot, grouping.n_group, grouping.group_size, first.numel(), reserved)
 
 
-def reserve_groups(groups: Tensor, n_group: int, inside: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+def reserve_groups(groups: Tensor, n_group: int, inside: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Put the groups whose tokens never occur last; return the new groups and the (H,) log-probabilities of those.
 
-    Together they get the share of the text that tokens seen once have, in proportion to their sizes. That is Good and
-    Turing's estimate of the probability of new words (Good 1953, Biometrika 40, 237). It is at least half a token of
-    the text, at most half of the text. `inside` has the (n,) occurrences of the tokens in groups.
+    Together they get `share`, in proportion to their sizes. `inside` has the (n,) occurrences of the tokens in groups.
     """
-    seen = torch.zeros(n_group, dtype=counts.dtype).index_add_(0, groups, inside) > 0
-    total = int(counts.sum())
-    if bool(seen.all()) or not total:
+    seen = torch.zeros(n_group, dtype=inside.dtype).index_add_(0, groups, inside) > 0
+    if bool(seen.all()) or not bool(seen.any()) or not share:
         return groups, torch.empty(0)
     order = torch.argsort(~seen, stable=True)  # of the old groups in the new order
     groups = torch.argsort(order)[groups]
     sizes = torch.bincount(groups, minlength=n_group)[int(seen.sum()) :].double()
-    once = min(max(0.5, float((counts == 1).sum())), total / 2)
-    return groups, (sizes / sizes.sum() * (once / total)).log().float()
+    return groups, (sizes / sizes.sum() * share).log().float()
 
 
 def warn_of_wide_start(weight: Tensor) -> None:
@@ -211,11 +229,10 @@ def warn_of_wide_start(weight: Tensor) -> None:
         )
 
 
-def check_bias_start(start: str, bias: bool) -> None:
-    """Raise `ConfigError` unless `head.start` is zero, or counts of a head that has biases."""
-    check_choice("head.start", start, ("zero", "counts"))
-    if start == "counts" and not bias:
-        raise ConfigError("head.start=counts sets biases: it needs head.bias=true")
+def log_mass(log_share: Tensor, classes: Tensor, n_class: int) -> Tensor:
+    """Return the (C,) log-shares of classes from the (V,) of their tokens, in fp64; class -1 is left out."""
+    inside, mass = classes >= 0, torch.zeros(n_class, dtype=torch.float64)
+    return mass.index_add_(0, classes[inside], log_share[inside].exp()).log()
 
 
 def log_shares(counts: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import check_range
-from grouped_lm.heads.context import HeadContext, check_bias_start, log_shares
+from grouped_lm.heads.context import HeadContext, HeadOptions, check_options
 from grouped_lm.heads.losses.chunked import Linear
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32
 from grouped_lm.heads.regularised import RegularisedHead
 
 
 @dataclass(kw_only=True, slots=True)
-class DenseConfig:
+class DenseConfig(HeadOptions):
     """Config of `head=dense`."""
 
     name: str = "dense"
@@ -27,11 +27,9 @@ class DenseConfig:
     """A bias per token, as heads with groups have one; GPT-2 and GPT-Neo have none."""
     chunk_rows: int | None = None
     """Rows of logits that exist at once, >= 1; null is the plain line with all N rows. 256 is a good start."""
-    start: str = "zero"
-    """The biases at the start: zero, or counts (log-frequencies in the training text)."""
 
     def __post_init__(self) -> None:
-        check_bias_start(self.start, self.bias)
+        check_options(self)
         check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
@@ -50,11 +48,7 @@ class DenseHead(RegularisedHead):
     @classmethod
     def build(cls, config: DenseConfig, context: HeadContext) -> "DenseHead":
         """Return a freshly initialised head."""
-        head = cls(config, context.token_weight(config.tied))
-        if config.start == "counts" and head.bias is not None and context.counts is not None:
-            with torch.no_grad():
-                head.bias.copy_(log_shares(context.counts))
-        return head
+        return cls(config, context.token_weight(config.tied))
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """Return the negative log-likelihood of the targets; there are no parts."""

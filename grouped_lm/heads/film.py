@@ -51,6 +51,10 @@ class FilmHead(SharedLayerHead):
         if bias is not None:
             self.bias.copy_(self.by_slot(bias))
 
+    def start_tokens(self, log_share: Tensor) -> None:
+        """Set the biases."""
+        self.bias.copy_(self.by_slot(log_share))
+
     def flops_per_token(self) -> float:
         """Return 2 D (G + S) for the projections and about 4 D + 2 S for scale, shift and bias."""
         return 2.0 * self.n_embd * (self.n_group + self.group_size) + 4.0 * self.n_embd + 2.0 * self.group_size

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
-from grouped_lm.heads.context import HeadContext, init_linear
+from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, init_linear
 from grouped_lm.heads.losses.shared_nll import SharedLayer, shared_nll
 from grouped_lm.heads.two_level import TwoLevelHead
 
 
 @dataclass(kw_only=True, slots=True)
-class GroupedConfig:
+class GroupedConfig(HeadOptions):
     """Config of `head=grouped`."""
 
     name: str = "grouped"
@@ -27,6 +27,7 @@ class GroupedConfig:
     """Slots per group S, in [1, V]; null means round(sqrt V), the least memory."""
 
     def __post_init__(self) -> None:
+        check_options(self)
         check_range("head.group_size", self.group_size, 1, 10**9)
 
 
@@ -117,6 +118,10 @@ class GroupedHead(SharedLayerHead):
         self.slot.weight.copy_(rows)
         if bias is not None:
             self.shift.copy_(self.by_slot(bias))
+
+    def start_tokens(self, log_share: Tensor) -> None:
+        """Set the shifts."""
+        self.shift.copy_(self.by_slot(log_share))
 
     def flops_per_token(self) -> float:
         """Return 2 D (G + S) for the two projections and about 4 S for scale, shift and gathers."""

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import check_range
-from grouped_lm.heads.context import HeadContext, init_linear
+from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, init_linear
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32
 from grouped_lm.heads.regularised import RegularisedHead
 
 
 @dataclass(kw_only=True, slots=True)
-class LowRankConfig:
+class LowRankConfig(HeadOptions):
     """Config of `head=low_rank`."""
 
     name: str = "low_rank"
@@ -29,6 +29,7 @@ class LowRankConfig:
     """Rows of logits that exist at once, >= 1."""
 
     def __post_init__(self) -> None:
+        check_options(self)
         check_range("head.rank", self.rank, 1, 10**6)
         check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 

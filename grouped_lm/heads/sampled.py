@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import check_choice, check_range
 from grouped_lm.heads.base import Head
-from grouped_lm.heads.context import HeadContext
+from grouped_lm.heads.context import HeadContext, HeadOptions, check_options
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear, chunks, default_chunk_rows, linear_nll
 from grouped_lm.heads.losses.functional import (
     HeadLoss,
@@ -29,7 +29,7 @@ from grouped_lm.heads.losses.functional import (
 
 
 @dataclass(kw_only=True, slots=True)
-class SampledConfig:
+class SampledConfig(HeadOptions):
     """Config of `head=sampled`."""
 
     name: str = "sampled"
@@ -45,6 +45,7 @@ class SampledConfig:
     """Rows of logits that exist at once in evaluation, >= 1."""
 
     def __post_init__(self) -> None:
+        check_options(self)
         check_range("head.samples", self.samples, 1, 10**6)
         check_choice("head.proposal", self.proposal, ("log_uniform", "frequency"))
         check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)

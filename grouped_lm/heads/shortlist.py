@@ -16,10 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from grouped_lm.config import IGNORE_INDEX, check_choice, check_range
+from grouped_lm.config import IGNORE_INDEX, check_range
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import group_members
-from grouped_lm.heads.context import GroupedTokens, HeadContext, Placement, init_linear, log_shares, place_tokens
+from grouped_lm.heads.context import (
+    GroupedTokens,
+    HeadContext,
+    HeadOptions,
+    Placement,
+    check_options,
+    init_linear,
+    log_mass,
+    place_tokens,
+)
 from grouped_lm.heads.decoding.best_first import BestFirstHead
 from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, at_once, classify, two_step_loss
@@ -28,7 +37,7 @@ from grouped_lm.heads.losses.two_steps import TableRows, TwoStepTargets, pick_ro
 
 
 @dataclass(kw_only=True, slots=True)
-class ShortlistConfig:
+class ShortlistConfig(HeadOptions):
     """Config of the default head, `head=shortlist`: every weight is a row of the embedding."""
 
     name: str = "shortlist"
@@ -46,19 +55,17 @@ class ShortlistConfig:
     """Number M >= 0 of most frequent tokens in groups whose rows are shared with the directions. The mean row of a
     group's tokens, weighted by frequency, is added to all of its directions: the first-order term of its true logit.
     As many as the text has types are enough. A group without such a token has the mean row 0."""
-    reserve: bool = True
-    """Give groups of tokens that never occur in the training text a fixed probability. Training would only lower it."""
+    reserve: bool | float = True
     start: str = "counts"
-    """Biases at the start: zero, or counts (log-frequencies in the training text)."""
 
     def __post_init__(self) -> None:
+        check_options(self)
         check_range("head.shortlist_size", self.shortlist_size, 0, 10**9)
         check_range("head.group_size", self.group_size, 1, 10**9)
         check_range("head.directions", self.directions, 0, 10**6)
         check_range("head.shared_rows", self.shared_rows, 0, 10**9)
         if not self.directions and not self.shared_rows:
             raise ConfigError("head.directions=0 leaves groups nothing but rows they share: give head.shared_rows too")
-        check_choice("head.start", self.start, ("zero", "counts"))
 
 
 @dataclass(slots=True)
@@ -88,6 +95,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
 
     no_weight_decay = ("group_bias",)
     needs_counts = True
+    has_reserve = True
     preferred_groupings = ("brown", "frequency", "merge_rank")
     reserved: Tensor  # (H,) log-probabilities of the reserved groups, which are the last ones
     sharing: Tensor  # (M,) ids of the tokens whose rows are part of their group's mean row, sorted by group
@@ -143,20 +151,13 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         head = cls(config, context.token_weight(config.tied), placement)
         if placement.n_shared is None:  # else a checkpoint has them
             head.share_rows(torch.zeros(head.vocab_size) if context.counts is None else context.counts)
-        if config.start == "counts" and context.counts is not None:
-            head.start_from(context.counts)
         head.find_table_rows()
         return head
 
-    @torch.no_grad()
-    def start_from(self, counts: Tensor) -> None:
-        """Set the biases so that the head gives the smoothed frequencies of the tokens at hidden states of zero."""
-        log_share = log_shares(counts)
+    def start_from(self, log_share: Tensor) -> None:
+        """Set the biases so that hidden states of zero give the (V,) log-probabilities."""
         self.bias.copy_(log_share)
-        mass = torch.zeros(self.n_group, dtype=torch.float64)
-        inside = self.token_to_group >= 0
-        mass.index_add_(0, self.token_to_group[inside], log_share[inside].exp())
-        self.group_bias.add_(mass[: self.n_learned].log()[:, None])
+        self.group_bias.add_(log_mass(log_share, self.token_to_group, self.n_group)[: self.n_learned, None])
 
     def share_rows(self, counts: Tensor) -> None:
         """Choose the tokens with shared rows by their (V,) counts; parts are counts, or equal where all are 0."""

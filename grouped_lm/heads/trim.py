@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.config import IGNORE_INDEX, check_range
-from grouped_lm.heads.context import HeadContext, check_bias_start, init_linear, log_shares
+from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, init_linear, log_mass
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, exact_dtype
 from grouped_lm.heads.regularised import RegularisedHead
 
 
 @dataclass(kw_only=True, slots=True)
-class TrimConfig:
+class TrimConfig(HeadOptions):
     """Config of `head=trim`."""
 
     name: str = "trim"
@@ -28,11 +28,9 @@ class TrimConfig:
     """A bias per class."""
     chunk_rows: int = DEFAULT_CHUNK_ROWS
     """Rows of logits that exist at once, >= 1."""
-    start: str = "zero"
-    """The biases at the start: zero, or counts (log-frequencies in the training text)."""
 
     def __post_init__(self) -> None:
-        check_bias_start(self.start, self.bias)
+        check_options(self)
         check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
@@ -73,12 +71,12 @@ class TrimHead(RegularisedHead):
             all_of_them = torch.ones(context.vocab_size, dtype=torch.int64)
             seen = (all_of_them if context.counts is None else context.counts) > 0
             classes = torch.where(seen, seen.cumsum(0) - 1, seen.sum())
-        head = cls(config, context.token_weight(True) if config.tied else None, context.n_embd, classes)
-        if config.start == "counts" and head.bias is not None and context.counts is not None:
-            shares = log_shares(context.counts).exp()
-            with torch.no_grad():
-                head.bias.copy_(shares.new_zeros(head.bias.shape).index_add_(0, classes, shares).log())
-        return head
+        return cls(config, context.token_weight(True) if config.tied else None, context.n_embd, classes)
+
+    def start_from(self, log_share: Tensor) -> None:
+        """Set the biases so that hidden states of zero give the (V,) log-probabilities, but for those of the rest."""
+        if self.bias is not None:
+            self.bias.copy_(log_mass(log_share, self.token_to_class, len(self.bias)))
 
     def after_load(self) -> None:
         """Update the list of seen tokens."""

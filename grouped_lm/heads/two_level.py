@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.grouping import Grouping, group_members
-from grouped_lm.heads.context import GroupedTokens, init_linear
+from grouped_lm.heads.context import GroupedTokens, init_linear, log_mass
 from grouped_lm.heads.decoding.best_first import BestFirstHead
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, classify, two_step_loss
 
@@ -56,6 +56,15 @@ class TwoLevelHead(GroupedTokens, BestFirstHead):
         self._members = None
         self.padding = torch.ones_like(self.padding)
         self.padding[self.token_to_group, self.token_to_slot] = False
+
+    @abstractmethod
+    def start_tokens(self, log_share: Tensor) -> None:
+        """Set the biases of the tokens to (V,) log-probabilities."""
+
+    def start_from(self, log_share: Tensor) -> None:
+        """Set the biases so that hidden states of zero give the (V,) log-probabilities."""
+        self.start_tokens(log_share)
+        self.group.bias.copy_(log_mass(log_share, self.token_to_group, self.n_group))
 
     @abstractmethod
     def token_logits(self, hidden: Tensor, groups: Tensor) -> Tensor:

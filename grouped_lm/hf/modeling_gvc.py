@@ -179,9 +179,11 @@ class AdaptiveHead(nn.Module):
 
     rank: Tensor
 
-    def __init__(self, width: int, vocab: int, cutoffs: list[int], div_value: float, **_: Any) -> None:
+    def __init__(self, width: int, vocab: int, cutoffs: list[int], div_value: float, **more: Any) -> None:
         super().__init__()
-        self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(width, vocab, cutoffs, div_value)
+        self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(width, vocab, cutoffs, div_value, more.get("bias", False))
+        for tail in self.adaptive.tail if more.get("bias") else ():
+            tail[1].bias = nn.Parameter(torch.zeros(tail[1].out_features))
         self.register_buffer("rank", torch.zeros(vocab, dtype=torch.int64))
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
@@ -191,6 +193,15 @@ class AdaptiveHead(nn.Module):
         inside = [at_least_fp32(tail(states)).log_softmax(-1) for tail in self.adaptive.tail]
         clusters = [part + first[:, n_single + index, None] for index, part in enumerate(inside)]
         return torch.cat([first[:, :n_single], *clusters], dim=1)[:, self.rank.long()]
+
+
+def add_reserve(log_prob: Tensor, head: Any) -> Tensor:
+    """Return (N, V) log-probabilities with the head's share for the tokens that its training text did not have."""
+    if not hasattr(head, "reserve_share"):
+        return log_prob
+    share = at_least_fp32(head.reserve_share).to(log_prob.dtype)
+    kept, each = log_prob + torch.log1p(-share), (share / head.unseen.sum()).log()
+    return torch.where(head.unseen, torch.logaddexp(kept, each), kept)
 
 
 HEADS = {
@@ -222,6 +233,9 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.transformer = AutoModel.from_config(config.body)
         self.head = HEADS[config.head["name"]](config.hidden_size, config.vocab_size, **config.head)
+        if config.head.get("reserve"):
+            self.head.register_buffer("unseen", torch.zeros(config.vocab_size, dtype=torch.bool))
+            self.head.register_buffer("reserve_share", torch.zeros(()))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -322,7 +336,7 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             hidden = hidden[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         table = self.get_input_embeddings().weight
-        logits = self.head(hidden.flatten(0, 1), table).view(*hidden.shape[:2], -1)
+        logits = add_reserve(self.head(hidden.flatten(0, 1), table), self.head).view(*hidden.shape[:2], -1)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)

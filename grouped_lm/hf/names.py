@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from grouped_lm.config import ModelConfig
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.heads import HEADS, AdaptiveHead, DenseHead, Head, LowRankHead, SampledHead, ShortlistHead, TrimHead
+from grouped_lm.heads.reserve import ReserveMixin
 from grouped_lm.heads.two_level import TwoLevelHead
 from grouped_lm.models.gpt2 import LAYER_NORM_EPS
 from grouped_lm.runs.train_state import named_state
@@ -118,7 +119,10 @@ def head_to_hf(head: Head, table: Tensor | None) -> tuple[dict[str, Any], dict[s
     A head that shares `table`, the (V, D) weight of the input embedding, gets `tied` and no weight of its own.
     """
     tied = table is not None and getattr(head, "weight", None) is table
-    sizes = {"name": NAMES.get(type(head)), "tied": tied} | _sizes(head)
+    kind = next((NAMES[base] for base in type(head).__mro__ if base in NAMES), None)
+    sizes = {"name": kind, "tied": tied} | _sizes(head)
+    if isinstance(head, ReserveMixin):
+        sizes["reserve"] = True
     state = {name: tensor for name, tensor in named_state(head).items() if name not in TRAINING_ONLY}
     if tied:
         del state["weight"]
@@ -142,7 +146,11 @@ def _sizes(head: Any) -> dict[str, Any]:
     if isinstance(head, TrimHead):
         return {"n_seen": head.seen.numel(), "bias": head.bias is not None}
     if isinstance(head, AdaptiveHead):
-        return {"cutoffs": head.adaptive.cutoffs[:-1], "div_value": head.adaptive.div_value}
+        return {
+            "cutoffs": head.adaptive.cutoffs[:-1],
+            "div_value": head.adaptive.div_value,
+            "bias": head.adaptive.head_bias,
+        }
     if isinstance(head, ShortlistHead):
         return {
             "n_group": head.n_group,

@@ -116,7 +116,7 @@ def check_head(config: Config) -> None:
             f"model.embedding={config.model.embedding} has no row per token for head={config.head.name} to share: "
             "set head.tied=false"
         )
-    if config.train.vocab_parallel and config.head.name != "dense":
+    if config.train.vocab_parallel:
         _check_rows(config)
     if (config.train.label_smoothing or config.train.z_loss) and not HEADS[config.head.name].head.regularised:
         allowed = ", ".join(name for name, (_, head) in HEADS.items() if head.regularised)
@@ -128,6 +128,12 @@ def check_head(config: Config) -> None:
 
 def _check_rows(config: Config) -> None:
     head = config.head
+    if config.head.name == "dense":
+        if getattr(head, "reserve", False):
+            raise ConfigError(
+                f"train.vocab_parallel=true has no head.reserve, got {head.reserve}: set head.reserve=false"
+            )
+        return
     if config.model.embedding != "table":
         raise ConfigError(
             "train.vocab_parallel=true finds no table with a row per token to cut with "

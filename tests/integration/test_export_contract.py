@@ -21,19 +21,20 @@ transformers = pytest.importorskip("transformers")
 HEADS = {
     "dense": DenseConfig(),
     "dense-untied": DenseConfig(tied=False),
-    "dense-bias": DenseConfig(bias=True, start="counts"),
+    "dense-bias": DenseConfig(bias=True, start="counts", reserve=True),
     "dense-bias-untied": DenseConfig(bias=True, tied=False),
+    "dense-reserve": DenseConfig(reserve=0.2),
     "sampled": SampledConfig(samples=20),
     "sampled-bias": SampledConfig(samples=20, bias=True),
     "low_rank": LowRankConfig(rank=5, bias=True),
     "trim": TrimConfig(bias=True),
     "trim-untied": TrimConfig(tied=False),
     "grouped": GroupedConfig(),
-    "film": FilmConfig(group_size=20),
+    "film": FilmConfig(group_size=20, reserve=0.2, start="counts"),
     "class_full": ClassFullConfig(),
     "shortlist": ShortlistConfig(shortlist_size=30, directions=0, shared_rows=200, reserve=True, start="counts"),
     "shortlist-directions": ShortlistConfig(shortlist_size=30, directions=3, own_shortlist=True),
-    "adaptive": AdaptiveConfig(cutoffs=[20, 100], div_value=2.0),
+    "adaptive": AdaptiveConfig(cutoffs=[20, 100], div_value=2.0, bias=True, reserve=0.2),
 }
 KINDS = [(head, body) for head in HEADS for body in ("gpt2", "gpt_neo")]
 PLAIN = ("dense", "dense-untied", "sampled")
