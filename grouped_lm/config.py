@@ -256,6 +256,8 @@ class AdamWConfig(OptimConfig):
     """Added to the root of the second average."""
     weight_decay: float = setting(0.1, 0, 1e6)
     """On matrices only. Norms, biases, scales and shifts have none."""
+    table_weight_decay: float | None = setting(None, 0, 1e6)
+    """On tables with a row per token: the input embedding, and the matrix of an untied head; null is weight_decay."""
     sparse_rows: bool = False
     """In tables with a row per token, update only the rows that have a gradient in this step. This is not dense AdamW,
     where all other rows decay and move by their momentum."""

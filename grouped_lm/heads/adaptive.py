@@ -6,7 +6,7 @@ Letters: N tokens, D width, V vocabulary, K the first cutoff, C clusters after i
 
 import itertools
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,10 +61,15 @@ class AdaptiveHead(BestFirstHead):
         cutoffs = [cutoff for cutoff in config.cutoffs if cutoff < self.vocab_size] or [self.vocab_size - 1]
         self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(n_embd, self.vocab_size, cutoffs, config.div_value, config.bias)
         if config.bias:
-            for tail in self.adaptive.tail:
+            for tail in self.tails:
                 tail[1].bias = nn.Parameter(torch.zeros(tail[1].out_features))
         self.register_buffer("rank", torch.argsort(by_frequency))
         self._tables: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def tails(self) -> list[Any]:
+        """The two linear layers of each cluster."""
+        return list(self.adaptive.tail)
 
     @classmethod
     def build(cls, config: AdaptiveConfig, context: HeadContext) -> "AdaptiveHead":
@@ -79,7 +84,7 @@ class AdaptiveHead(BestFirstHead):
         cluster = self.groups_and_slots(torch.arange(self.vocab_size))[0]
         mass = log_mass(log_share, cluster, len(members))
         self.adaptive.head.bias.copy_(torch.cat([log_share[ids[: self.adaptive.shortlist_size]], mass]))
-        for tail, own in zip(self.adaptive.tail, members, strict=True):
+        for tail, own in zip(self.tails, members, strict=True):
             tail[1].bias.copy_(log_share[own[own >= 0]])
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
@@ -115,7 +120,7 @@ class AdaptiveHead(BestFirstHead):
         columns, chunk_rows = self.adaptive.head.weight, default_chunk_rows(states.device)
         first = class_nll(states, columns, self.adaptive.head.bias, classes, len(columns), 1, chunk_rows)
         inside = torch.zeros_like(first)
-        for index, tail in enumerate(self.adaptive.tail):
+        for index, tail in enumerate(self.tails):
             rows = ((classes >= 0) & (cluster == index)).nonzero().squeeze(1)
             own = tail[1].weight
             own_rows = max(1, chunk_rows * len(columns) // len(own))

@@ -203,7 +203,7 @@ def reserve_groups(groups: Tensor, n_group: int, inside: Tensor, share: float) -
     Together they get `share`, in proportion to their sizes. `inside` has the (n,) occurrences of the tokens in groups.
     """
     seen = torch.zeros(n_group, dtype=inside.dtype).index_add_(0, groups, inside) > 0
-    if bool(seen.all()) or not bool(seen.any()) or not share:
+    if bool(seen.all()) or not share:
         return groups, torch.empty(0)
     order = torch.argsort(~seen, stable=True)  # of the old groups in the new order
     groups = torch.argsort(order)[groups]

@@ -5,7 +5,6 @@ Letters: N tokens, D width, V vocabulary, H tokens without an occurrence.
 """
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,15 +17,12 @@ from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, reduce_nll
 from grouped_lm.heads.unseen import resolve_share
 
-# The mixin calls methods of the head that it is mixed into; for the type checker that is `Head` itself.
-_Base: Any = Head if TYPE_CHECKING else object
 
-
-class ReserveMixin(_Base):
+class ReserveMixin(Head):
     """p(token) = (1 - r) p_head(token), plus r / H for each of the H tokens that the training text does not have.
 
-    Mixed into the class of a head by `with_reserve`. It is exact and normalised for any head. Its gradients differ from
-    those of the head alone only where a target is one of the H tokens.
+    `with_reserve` puts it before the class of a head, which `super()` then is. It is exact and normalised for any head.
+    Its gradients differ from those of the head alone only where a target is one of the H tokens.
     """
 
     unseen: Tensor  # (V,) bool, true for the H tokens
@@ -50,14 +46,14 @@ class ReserveMixin(_Base):
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """Return the negative log-likelihood of the targets; the part of a group has what the mixture changes."""
         if reduction == "none" or torch.compiler.is_compiling():
-            loss = super().loss(hidden, targets, "none", accuracy)
+            loss = super().loss(hidden, targets, "none", accuracy)  # type: ignore[safe-super]
             counted = targets != IGNORE_INDEX
             nll = -self.mixed(-at_least_fp32(loss.nll), self.unseen[targets.clamp_min(0)])
             change = (nll - loss.nll).masked_fill(~counted, 0)
             if reduction != "none":
                 loss = _summed(loss)
         else:
-            loss = super().loss(hidden, targets, "sum", accuracy)
+            loss = super().loss(hidden, targets, "sum", accuracy)  # type: ignore[safe-super]
             change = self._change_of_sum(hidden, targets)
         return self._changed(loss, change, targets, reduction)
 
@@ -71,7 +67,8 @@ class ReserveMixin(_Base):
         rare = (self.unseen[flat.clamp_min(0)] & counted).nonzero().squeeze(1)
         if not rare.numel():
             return change
-        own = at_least_fp32(super().loss(states[rare], flat[rare], "none").nll)
+        loss = super().loss(states[rare], flat[rare], "none")  # type: ignore[safe-super]
+        own = at_least_fp32(loss.nll)
         without = own - torch.log1p(-self.reserve_share.to(own.dtype))
         return change - (self.mixed(-own, self.unseen[flat[rare]]) + without).sum()
 
@@ -96,7 +93,7 @@ class ReserveMixin(_Base):
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the (..., V) log-probabilities of every token."""
-        return self.mixed(super().log_prob(hidden), self.unseen)
+        return self.mixed(super().log_prob(hidden), self.unseen)  # type: ignore[safe-super]
 
     # The searches of heads with groups know their own distribution alone, so that these take the V-wide lines.
 

@@ -47,5 +47,7 @@ def estimate_unseen_share(counts: Tensor, text: Text | None = None) -> float:
 
 
 def resolve_share(reserve: bool | float, counts: Tensor, text: Text | None) -> float:
-    """Return the share that `head.reserve` stands for: the number itself, or the estimate for true."""
+    """Return the share that `head.reserve` stands for: the number, or the estimate for true; 0 without counts."""
+    if not counts.any():
+        return 0.0
     return estimate_unseen_share(counts, text) if reserve is True else float(reserve)

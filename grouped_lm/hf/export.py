@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 def export_run(run: Path, target: Path) -> Path:
     """Write the newest checkpoint of a run as a transformers checkpoint, whole or not at all, and return its folder.
 
-    A dense or sampled head without biases and reserve makes a plain `GPT2LMHeadModel` or `GPTNeoForCausalLM`. Other heads bring
-    `modeling_gvc.py` along. A factorised input embedding is written as the table that it stands for.
+    A dense or sampled head without biases and reserve makes a plain `GPT2LMHeadModel` or `GPTNeoForCausalLM`. Other
+    heads bring `modeling_gvc.py` along. A factorised input embedding is written as the table that it stands for.
 
     Raises:
         RunFolderError, CheckpointError: no run, no checkpoint, or `target` exists.
@@ -50,7 +50,9 @@ def export_run(run: Path, target: Path) -> Path:
 
 def _write(model: LanguageModel, config: Config, tokenizer: Tokenizer, folder: Path, card: dict[str, Any]) -> None:
     head, head_state = names.head_to_hf(model.head, names.shared_table(model.body))
-    plain = head["name"] == "dense" and not (head["bias"] or head.get("reserve"))  # GPT-2 and GPT-Neo of transformers have this layer
+    plain = head["name"] == "dense" and not (
+        head["bias"] or head.get("reserve")
+    )  # GPT-2 and GPT-Neo of transformers have this layer
     eot_id = tokenizer.eot_id
     ends = {"bos_token_id": eot_id, "eos_token_id": eot_id}
     body = names.config_to_hf(config.model, tokenizer.vocab_size, eot_id, tied=plain and head["tied"])

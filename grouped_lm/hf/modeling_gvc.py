@@ -182,7 +182,8 @@ class AdaptiveHead(nn.Module):
     def __init__(self, width: int, vocab: int, cutoffs: list[int], div_value: float, **more: Any) -> None:
         super().__init__()
         self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(width, vocab, cutoffs, div_value, more.get("bias", False))
-        for tail in self.adaptive.tail if more.get("bias") else ():
+        tails: Any = self.adaptive.tail if more.get("bias") else ()
+        for tail in tails:
             tail[1].bias = nn.Parameter(torch.zeros(tail[1].out_features))
         self.register_buffer("rank", torch.zeros(vocab, dtype=torch.int64))
 

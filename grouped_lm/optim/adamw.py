@@ -86,11 +86,23 @@ def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parame
     return [p for p in parameters if id(p) not in exempt], [p for p in parameters if id(p) in exempt]
 
 
-def decay_groups(model: nn.Module, weight_decay: float, leave_out: Iterable[nn.Parameter] = ()) -> list[dict[str, Any]]:
-    """Return AdamW's groups of all parameters but `leave_out`: with and without weight decay, in shards or whole."""
+def decay_groups(
+    model: nn.Module,
+    weight_decay: float,
+    leave_out: Iterable[nn.Parameter] = (),
+    table_decay: float | None = None,
+) -> list[dict[str, Any]]:
+    """Return AdamW's groups of all parameters but `leave_out`: by their weight decay, in shards or whole."""
     others = {id(parameter) for parameter in leave_out}
+    decayed, exempt = split_by_decay(model)
+    tables = set() if table_decay is None else {id(table) for table in token_tables(model)}
+    parts = [
+        ([p for p in decayed if id(p) not in tables], weight_decay),
+        ([p for p in decayed if id(p) in tables], table_decay),
+        (exempt, 0.0),
+    ]
     groups = []
-    for parameters, decay in zip(split_by_decay(model), (weight_decay, 0.0), strict=True):
+    for parameters, decay in parts:
         for sharded in (False, True):  # torch's fused update takes one kind at a time
             kind = [p for p in parameters if is_sharded(p) == sharded and id(p) not in others]
             groups += [{"params": kind, "weight_decay": decay}] if kind else []
@@ -99,7 +111,7 @@ def decay_groups(model: nn.Module, weight_decay: float, leave_out: Iterable[nn.P
 
 def build_adamw(config: AdamWConfig, model: nn.Module) -> torch.optim.AdamW:
     """Build torch's fused AdamW, or `SparseRowsAdamW` where the config asks for it."""
-    groups = decay_groups(model, config.weight_decay)
+    groups = decay_groups(model, config.weight_decay, table_decay=config.table_weight_decay)
     options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": True}
     if config.sparse_rows:
         return SparseRowsAdamW(groups, token_tables(model), **options)

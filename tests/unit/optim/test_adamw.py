@@ -44,6 +44,16 @@ def test_norms_and_biases_are_not_decayed_and_tied_weights_stand_once():
     assert [len(group["params"]) for group in optimizer.param_groups] == [1, 2]
 
 
+def test_a_table_has_a_decay_of_its_own():
+    embedding = torch.nn.Embedding(50, 8)
+    model = torch.nn.ModuleDict({"wte": embedding, "norm": torch.nn.LayerNorm(8), "linear": torch.nn.Linear(8, 8)})
+    model["head"] = build_head(DenseConfig(), 8, 50, wte=embedding.weight)
+    groups = build_optimizer(AdamWConfig(weight_decay=0.3, table_weight_decay=0.0), model).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.3, 0.0, 0.0]
+    assert groups[0]["params"] == [model["linear"].weight]
+    assert groups[1]["params"] == [embedding.weight]
+
+
 def table_model(sparse: bool, vocab_size: int = 30) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     embedding = torch.nn.Embedding(vocab_size, 8)
