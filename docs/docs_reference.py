@@ -24,6 +24,7 @@ from grouped_lm.config import (
 from grouped_lm.grouping import GROUPINGS
 from grouped_lm.heads import HEADS
 from grouped_lm.optim import OPTIMIZERS
+from grouped_lm.prior.config import KneserNeyConfig
 
 NOTE = "This page is generated from the code at every build.\n\n"
 
@@ -117,6 +118,7 @@ def schemas() -> list[tuple[str, type]]:
 
     listed: list[tuple[str, type]] = [("", Config), ("model", ModelConfig)]
     listed += [(f"head={name}", schema) for name, (schema, _) in HEADS.items()]
+    listed.append(("head=kneser_ney", KneserNeyConfig))
     listed += [(f"grouping={name}", kind.schema) for name, kind in GROUPINGS.items()]
     registry = getattr(sources, "SOURCES", None)
     if registry is None:

@@ -33,6 +33,7 @@ from grouped_lm.distributed.process_group import (
 )
 from grouped_lm.distributed.vocab_parallel import VocabShard
 from grouped_lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, DriftError, GvcError, RunFolderError
+from grouped_lm.evaluate.counts import counts_tokens
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
 from grouped_lm.models.lm import check_head
@@ -89,6 +90,8 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True, pr
         if config.train.nodes > 1 and processes == 1:
             rendezvous_endpoint(config.train)
         compile_mode(config.train, device)
+    if counts_tokens(config) and all_processes > 1:
+        raise ConfigError(f"head=kneser_ney counts in one process, got {all_processes}: set train.devices=1")
     check_head(config)
     if config.train.vocab_parallel:
         VocabShard.of(vocab_size_of(config.tokenizer), ProcessGroup(size=all_processes))

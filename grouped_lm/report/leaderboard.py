@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -19,20 +19,16 @@ import numpy as np
 import yaml
 from filelock import FileLock
 
-from grouped_lm.config import Config
-from grouped_lm.data import prepare_split
-from grouped_lm.data.loader import ValidWindows
-from grouped_lm.data.sources.text_files import file_sha256
 from grouped_lm.errors import DataError, RunFolderError, disk_errors
+from grouped_lm.evaluate.counts import counts_tokens
+from grouped_lm.evaluate.documents import document_losses
 from grouped_lm.evaluate.significance import paired_interval
-from grouped_lm.evaluate.validation import validate
 from grouped_lm.runs.folder import COMPLETE, RunFolder
-from grouped_lm.runs.load import load_config, load_model, own_tokenizer
+from grouped_lm.runs.load import load_config
 from grouped_lm.runs.query import Row
 from grouped_lm.runs.table import collect_runs, whole_rows
 from grouped_lm.system.console import peak_memory_gib
-from grouped_lm.system.files import read_json_dict, write_json, write_text
-from grouped_lm.system.runtime import resolve_device, set_threads
+from grouped_lm.system.files import write_text
 from grouped_lm.system.tables import Table, columns, csv_text, group_rows
 
 LISTS = yaml.safe_load(files("grouped_lm.report").joinpath("columns.yaml").read_text(encoding="utf-8"))
@@ -41,7 +37,6 @@ SETTING = ("data", "body", "n_embd", "n_layer", "steps", "tokens")
 """Columns in which heads must be equal to be compared."""
 KEY = (*SETTING, "head", "options", "grouping", "group_size", "seed", "lr")
 """Columns that identify a run. A second run with the same values replaces the first."""
-METRICS = ("val/loss", "val/bits_per_byte")
 REPORT = ("report_loss_nats", "report_bits_per_byte")
 CONFIDENCE = 0.95
 SHOWN = "head; lr; seeds; nats; bits/byte = bits; minus best {} = gap; 95 % = interval; along training = along"
@@ -71,7 +66,7 @@ def _row_of(row: Row, report: Path | None, data: str | None) -> Row:
     """Return the leaderboard's row of one run."""
     run = Path(row["run"])
     config = load_config(run)
-    reported = validate_on(run, config, report, row["trainer/step"]) if report else {}
+    reported = document_losses(run, report, row["trainer/step"]) if report else None
     values = {column: row.get(key) for column, key in LISTS["from_run"].items()}
     values |= {key: getattr(config.model, key) for key in ("body", "n_embd", "n_layer")}
     tokenizer = config.tokenizer.name
@@ -81,9 +76,9 @@ def _row_of(row: Row, report: Path | None, data: str | None) -> Row:
         "data": data or row["data"],
         "options": " ".join(filter(None, options)),
         "seed": config.seed,
-        "lr": config.optim.lr,
-        "report_loss_nats": reported.get("val/loss"),
-        "report_bits_per_byte": reported.get("val/bits_per_byte"),
+        "lr": None if counts_tokens(config) else config.optim.lr,
+        "report_loss_nats": reported and reported.loss,
+        "report_bits_per_byte": reported and reported.bits_per_byte,
         "peak_tensor_gib": peak_memory_gib(row),
         "commit": str(row.get("commit") or "")[:7],
         "device": RunFolder(run).read_environment().get("gpu") or "cpu",
@@ -95,32 +90,6 @@ def _vocabulary_in(row: Row) -> str:
     """Return the vocabulary that a row's options name, "" for GPT-2's. Losses per token are compared within one."""
     match = re.search(r"\b(bpe|tokenizer)=\S+", row["options"])
     return match[0] if match else ""
-
-
-def validate_on(run: Path, config: Config, report: Path, step: int) -> dict[str, float]:
-    """Return the metrics of the checkpoint at `step` on the report text, and cache them in the run folder.
-
-    Raises:
-        DataError: there is no such text.
-    """
-    if not report.is_file():
-        raise DataError(f"--report: there is no file {report}")
-    cache = run / f"leaderboard-{file_sha256(report)[:16]}-{step}.json"
-    cached = read_json_dict(cache) or {}
-    if all(isinstance(cached.get(key), float) for key in METRICS):
-        return cached
-    data = replace(config.data, name="text", source="text", train=str(report), valid=str(report))
-    config = replace(config, data=data, tokenizer=own_tokenizer(run, config.tokenizer))
-    device = resolve_device(config.train.device)
-    set_threads(config.train.threads)
-    model, _ = load_model(run, config, device)
-    split = prepare_split(config.data, config.tokenizer, "valid")
-    batch_size = config.train.eval_batch_size or config.train.micro_batch_size
-    windows = ValidWindows(split.tokens(), config.model.block_size, batch_size)
-    metrics = validate(model, windows, split.text_bytes, device, config.train.dtype)
-    with contextlib.suppress(OSError):  # a run folder that is read-only
-        write_json(cache, {key: metrics[key] for key in METRICS})
-    return metrics
 
 
 def _curve(run: Path) -> str:

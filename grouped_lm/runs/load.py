@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grouped_lm.config import Config, TokenizerConfig, check_schema, config_from_dict
+from grouped_lm.config import Config, TokenizerConfig, check_schema, config_from_dict, parse_fields
 from grouped_lm.data.sources import parse_data_config
 from grouped_lm.data.tokenizers.base import Tokenizer, vocab_size_of
 from grouped_lm.data.tokenizers.build import build_tokenizer
@@ -17,14 +17,23 @@ from grouped_lm.grouping import parse_grouping
 from grouped_lm.heads import parse_head_config
 from grouped_lm.models.lm import LanguageModel, build_lm
 from grouped_lm.optim import parse_optim_config
+from grouped_lm.prior.config import KneserNeyConfig
 from grouped_lm.runs.checkpoint import load_latest
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.train_state import head_buffers, unpack_model
 from grouped_lm.system.files import read_json_dict
 
+
+def parse_head(values: Any) -> Any:
+    """Return the config of a head, or of `head=kneser_ney`, from a dict of its name and options."""
+    if isinstance(values, dict) and values.get("name") == KneserNeyConfig().name:
+        return parse_fields(KneserNeyConfig, values, "head", " for head=kneser_ney")
+    return parse_head_config(values)
+
+
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "data": parse_data_config,
-    "head": parse_head_config,
+    "head": parse_head,
     "grouping": parse_grouping,
     "optim": parse_optim_config,
 }
@@ -79,6 +88,10 @@ def load_model(path: Path, config: Config, device: torch.device) -> tuple[Langua
     Raises:
         CheckpointError: there is none, none can be trusted, or it is not the model that `config` describes.
     """
+    if isinstance(config.head, KneserNeyConfig):
+        raise CheckpointError(
+            f"{path} counted n-grams and has no network: `gvc ls` and `gvc leaderboard` show its loss"
+        )
     newest = load_latest(RunFolder(path).checkpoints, quarantine=False)
     if newest is None:
         raise CheckpointError(f"{path} has no checkpoint yet: train it first")
