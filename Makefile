@@ -13,7 +13,7 @@ help:  ## List the targets
 
 $(VENV)/.users: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sweep,report]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[sweep,report]'
 	@touch $@
 
 $(VENV)/.developers: $(VENV)/.users
@@ -24,13 +24,8 @@ EXTRAS ?=
 install: $(VENV)/.users  ## Install gvc and grouped_lm into .venv; EXTRAS=ray,judge adds extras
 	$(if $(EXTRAS),$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]')
 
-DEMO_DIR := runs/demo-$(shell date +%Y%m%d-%H%M%S)
-demo: $(VENV)/.users  ## Train a dense and a grouped model on generated stories, show both side by side
-	$(BIN)/gvc train -m experiment=demo head=dense,grouped hydra.sweep.dir=$(DEMO_DIR) 'hydra.sweep.subdir=$${head.name}'
-	@for head in dense grouped; do \
-	  printf '\nA story of %s, after 115,200 tokens:\n' $$head; $(BIN)/gvc sample $(DEMO_DIR)/$$head --prompt 'Once upon a time' --temperature 0.5; done
-	@echo
-	@$(BIN)/gvc ls $(DEMO_DIR)
+demo: $(VENV)/.users  ## Train dense, the paper's head and the default head on generated stories, and compare them
+	$(BIN)/gvc demo $(ARGS)
 
 SCALE ?= smoke
 DATA ?=

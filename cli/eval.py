@@ -38,6 +38,7 @@ def evaluate(
     from grouped_lm.evaluate.run import compare_runs, evaluate_run, import_harness, save_evaluation
     from grouped_lm.evaluate.tables import print_comparison, print_run
     from grouped_lm.runs.load import load_config
+    from grouped_lm.system.console import EvalDisplay
 
     from .compose.compose import quoted
     from .compose.run import override_saved
@@ -51,9 +52,9 @@ def evaluate(
         import_harness().check_tasks(names)
     grades = [grade_run(run, config, say) if judge else {} for run, config in zip(runs, configs, strict=True)]
     evaluations = []
-    for run, config in zip(runs, configs, strict=True):
-        say(f"{run}: reading")
-        evaluations.append(evaluate_run(run, config, stride, samples, names))
+    with EvalDisplay() as display:
+        for run, config in zip(runs, configs, strict=True):
+            evaluations.append(evaluate_run(run, config, stride, samples, names, display))
     comparisons = compare_runs(evaluations) if len(evaluations) > 1 else {}
     for evaluation, graded in zip(evaluations, grades, strict=True):
         evaluation.metrics |= graded

@@ -13,6 +13,7 @@ import typer
 
 from .bench import bench
 from .data import data_app
+from .demo import demo
 from .doctor import doctor
 from .eval import evaluate
 from .export import export, import_model
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # wraps paragraphs at the width of the terminal
 )
+app.command("demo")(demo)
 app.command("train")(train)
 app.command("plan")(plan)
 app.command("bench")(bench)

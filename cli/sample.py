@@ -9,12 +9,15 @@ from typing import Annotated
 
 import typer
 
-from .options import RunArgument, SavedOverrides
+from .options import SavedOverrides
 
 
 def sample(
-    run: RunArgument,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder, as gvc train prints it.")] = None,
     overrides: SavedOverrides = None,
+    example: Annotated[
+        bool, typer.Option("--example", help="Use a small model that comes with gvc; RUN may be dense or shortlist.")
+    ] = False,
     prompt: Annotated[str, typer.Option(metavar="TEXT", help="The beginning of the story; - reads stdin.")] = "",
     prompt_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A file with the beginning.")] = None,
     num_samples: Annotated[int, typer.Option(min=1, metavar="N", help="Number of stories.")] = 1,
@@ -38,6 +41,7 @@ def sample(
     """Write stories with the last checkpoint of a run.
 
     --top-k, --top-p and --min-p truncate the model's own probabilities. The temperature is applied after that.
+    `gvc sample --example` needs no training.
 
     Example: gvc sample runs/my-run --prompt "Once upon a time"
     """
@@ -50,6 +54,7 @@ def sample(
 
     truncation = Truncation(top_k=top_k, top_p=top_p, min_p=min_p)
     sampling = Sampling(temperature=temperature, truncation=truncation, repetition_penalty=repetition_penalty)
+    run = find_run(run, example)
     config = override_saved(load_config(run), overrides or [])
     begin = read_prompt(prompt, prompt_file)
     streams = not as_json and num_samples == 1 and sys.stdout.isatty()
@@ -74,6 +79,22 @@ def sample(
             print(json.dumps({"index": index, **asdict(text)}), flush=True)
         else:
             print("" if streams else ("" if index == 0 else "\n---\n") + begin + text.text, flush=True)
+
+
+def find_run(run: Path | None, example: bool) -> Path:
+    """Return the run folder, or with `example` that of a model in the package, by default the one with `shortlist`."""
+    from importlib.resources import files
+
+    from grouped_lm.config import check_choice
+    from grouped_lm.errors import ConfigError
+
+    if not example:
+        if run is None:
+            raise ConfigError("name a run folder, as `gvc train` printed it, or give --example")
+        return run
+    name = str(run or "shortlist")
+    check_choice("RUN with --example", name, ("shortlist", "dense"))
+    return Path(str(files("grouped_lm") / "examples")) / name
 
 
 def read_prompt(prompt: str, file: Path | None) -> str:

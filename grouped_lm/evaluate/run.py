@@ -15,20 +15,23 @@ from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.evaluate.diagnose import diagnose
 from grouped_lm.evaluate.metrics import by_frequency, by_group, by_position, sample_metrics, sum_by_story, summarise
-from grouped_lm.evaluate.scoring import ContextRule, TokenScores, list_windows, score_tokens
+from grouped_lm.evaluate.scoring import ContextRule, TokenScores, list_windows, measure_body_share, score_tokens
 from grouped_lm.evaluate.significance import compare_checkpoints, compare_methods
-from grouped_lm.evaluate.story_tasks import score_tasks
+from grouped_lm.evaluate.story_tasks import Questions, make_questions, score_tasks
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.heads import GroupedTokens
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.identity import config_identity
 from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.runs.tracking import WandbRun
+from grouped_lm.system.console import EvalDisplay
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import resolve_device, set_threads
 
 SAMPLES = 16
 """Texts that are generated for the `sample/...` metrics, at temperature 1 and without truncation."""
+TOKENS = 4_096
+"""A batch has about so many, unless the config asks for more: the groups are then computed for many states at once."""
 TASK_STORIES = 1_000
 """The first so many stories of the text are used for the tasks."""
 
@@ -50,7 +53,12 @@ class RunEvaluation:
 
 
 def evaluate_run(
-    run: Path, config: Config, stride: int | None = None, samples: int = SAMPLES, tasks: list[str] | None = None
+    run: Path,
+    config: Config,
+    stride: int | None = None,
+    samples: int = SAMPLES,
+    tasks: list[str] | None = None,
+    display: EvalDisplay | None = None,
 ) -> RunEvaluation:
     """Return the evaluation of the newest checkpoint of a run.
 
@@ -60,50 +68,80 @@ def evaluate_run(
         stride: new targets per window; None for no overlap.
         samples: texts to generate for `sample/...`, 0 for none.
         tasks: names of tasks of lm-evaluation-harness.
+        display: shows the progress; None for none.
 
     Raises:
         RunFolderError, CheckpointError: there is no run, or no usable checkpoint.
         DataError: there is no text.
         ConfigError: the stride is out of range, or a task is unknown.
     """
-    rules = {
-        name: ContextRule(window=config.model.block_size, stride=stride, per_story=name == "story")
-        for name in ("val", "story")
-    }
+    display = EvalDisplay(disable=True) if display is None else display
+    display.phase(f"{run}: reading")
+    block_size = config.model.block_size
+    rules = [ContextRule(window=block_size, stride=stride, per_story=alone) for alone in (False, True)]
     config = replace(config, tokenizer=own_tokenizer(run, config.tokenizer))
-    device = resolve_device(config.train.device)
     set_threads(config.train.threads)
-    model, step = load_model(run, config, device)
+    model, step = load_model(run, config, resolve_device(config.train.device))
     tokenizer = build_tokenizer(config.tokenizer)
     valid = prepare_split(config.data, config.tokenizer, "valid")
-    tokens, starts = np.asarray(valid.tokens()), np.asarray(valid.document_offsets())
-    batch_size = config.train.eval_batch_size or config.train.micro_batch_size
-    packed, alone = (
-        score_tokens(model, tokens, list_windows(len(tokens), starts, rule), batch_size, device, config.train.dtype)
-        for rule in rules.values()
-    )
-    sha256 = valid.manifest["sha256"]
+    starts = np.asarray(valid.document_offsets())
+    documents = list(itertools.islice(iter_documents(config.data, "valid"), TASK_STORIES))
+    text = Text(np.asarray(valid.tokens()), starts, make_questions(tokenizer, documents))
+    packed, alone, answers = score_text(run, model, config, text, rules, display)
     metrics: dict[str, Any] = {"run": str(run), "trainer/step": step, "val/tokens": len(packed.nll)}
+    sha256 = valid.manifest["sha256"]
     metrics["text"] = {"data": config.data.name, "valid": getattr(config.data, "valid", None), "sha256": sha256}
-    words, is_text = count_words(tokenizer, tokens, starts), packed.targets != tokenizer.eot_id
+    words, is_text = count_words(tokenizer, text.tokens, starts), packed.targets != tokenizer.eot_id
     metrics |= summarise(packed, valid.text_bytes, words, is_text)
     story = summarise(alone, valid.text_bytes, words, is_text)
     metrics |= {key.replace("val/", "story/"): value for key, value in story.items()}
-    metrics["reading"] = {name: rule.describe() for name, rule in rules.items()}
-    metrics |= mean_tables(run, packed, model, config.data.cache_dir)
-    documents = list(itertools.islice(iter_documents(config.data, "valid"), TASK_STORIES))
-    metrics |= score_tasks(model, tokenizer, documents, batch_size)
+    metrics["reading"] = {name: rule.describe() for name, rule in zip(("val", "story"), rules, strict=True)}
+    metrics |= mean_tables(run, packed, model, config.data.cache_dir) | answers
     if tasks:
-        harness = import_harness()
+        harness, batch_size = import_harness(), batch_size_of(config)
         folder = harness.write_story_tasks(documents, run / "tasks")
         metrics["harness"] = harness.run_harness(model, tokenizer, tasks, folder, batch_size)
     if samples:
-        metrics |= measure_samples(model, tokenizer, samples, config.model.block_size - 1)
+        display.phase(f"{run}: writing {samples} texts")
+        metrics |= measure_samples(model, tokenizer, samples, block_size - 1)
     metrics["diagnosis"] = diagnose(metrics, model.head)
     nll, counts = sum_by_story(alone.nll, starts)
     return RunEvaluation(
         run=run, config=config, metrics=metrics, story_nll=nll, story_tokens=counts, text_sha256=sha256
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text to score: its (N + 1,) ids, the index of every document's first one, and questions about it."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    questions: Questions
+
+
+def score_text(
+    run: Path, model: LanguageModel, config: Config, text: Text, rules: list[ContextRule], display: EvalDisplay
+) -> tuple[TokenScores, TokenScores, dict[str, Any]]:
+    """Return the scores of the tokens under both rules, and the answers to the questions."""
+    device, dtype, batch_size = next(model.parameters()).device, config.train.dtype, batch_size_of(config)
+    n_targets = len(text.tokens) - 1
+    share = measure_body_share(model, text.tokens, device, dtype)  # questions need the head for few of their tokens
+    units = 2 * n_targets + share * text.questions.n_tokens(config.model.block_size)
+    display.phase(f"{run}: scoring {n_targets:,} tokens twice", total=units)
+    packed, alone = (
+        score_tokens(
+            model, text.tokens, list_windows(n_targets + 1, text.starts, rule), batch_size, device, dtype, display.done
+        )
+        for rule in rules
+    )
+    display.phase(f"{run}: answering questions about stories")
+    return packed, alone, score_tasks(model, text.questions, batch_size, lambda tokens: display.done(share * tokens))
+
+
+def batch_size_of(config: Config) -> int:
+    """Return the windows per batch."""
+    return config.train.eval_batch_size or max(config.train.micro_batch_size, TOKENS // config.model.block_size)
 
 
 def import_harness() -> ModuleType:

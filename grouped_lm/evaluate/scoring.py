@@ -4,7 +4,8 @@ Letters: N targets, V vocabulary, T window, B windows per batch.
 """
 
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,6 @@ PARTS = {
 """Values of `HeadLoss` per token, and the metrics that are their means."""
 TOP_K = 5
 """A target counts for the top-k accuracy if it is among so many most likely tokens."""
-SEARCH_ROWS = 64
-"""Hidden states whose most likely tokens are searched at once: each needs the weight rows of a whole group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,10 +114,12 @@ def score_tokens(
     batch_size: int,
     device: torch.device,
     dtype: str = "float32",
+    done: Callable[[float], object] = lambda targets: None,
 ) -> TokenScores:
     """Return the scores of every target of (N + 1,) tokens, with matrix products in `dtype`.
 
-    The model is on `device` in evaluation mode; `windows` are those of the whole text.
+    The model is on `device` in evaluation mode; `windows` are those of the whole text. `done` is called after each
+    batch with its number of targets.
     """
     n_targets = len(tokens) - 1
     columns: dict[str, np.ndarray] = {"targets": np.asarray(tokens[1:], np.int64)}
@@ -133,7 +134,25 @@ def score_tokens(
             if name not in columns:
                 columns[name] = np.zeros(n_targets, np.float64 if array.dtype.kind == "f" else array.dtype)
             columns[name][indices] = array
+        done(len(indices))
     return TokenScores(**columns)
+
+
+@torch.no_grad()
+def measure_body_share(model: LanguageModel, tokens: np.ndarray, device: torch.device, dtype: str = "float32") -> float:
+    """Return the part of the time of `score_tokens` that the body takes, from some of the (N + 1,) tokens."""
+    size = min(model.body.block_size, len(tokens) - 1)
+    input_ids, targets = (torch.from_numpy(tokens[i : i + size].astype(np.int64)).to(device) for i in (0, 1))
+    clock = []
+    for _ in range(2):  # the second time nothing is computed for the first time
+        clock = [time.perf_counter()]
+        with autocast(device, dtype):
+            hidden = model.hidden(input_ids.unsqueeze(0))[0]
+            float(hidden.sum())  # waits for a GPU
+            clock.append(time.perf_counter())
+            float(score_hidden(model.head, hidden, targets)["nll"].sum())
+        clock.append(time.perf_counter())
+    return (clock[1] - clock[0]) / (clock[2] - clock[0])
 
 
 def iter_batches(
@@ -160,12 +179,13 @@ def iter_batches(
 
 def score_hidden(head: Head, hidden: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Return (n,) columns of `TokenScores` for (n, D) hidden states and (n,) targets, without those that are None."""
-    loss = head.loss(hidden, targets, reduction="none", accuracy=True)
-    columns = {name: value for name in PARTS if (value := getattr(loss, name)) is not None}
-    tops = [head.topk(rows, TOP_K) for rows in hidden.split(SEARCH_ROWS)]
-    hits = torch.cat([top.ids == ids[:, None] for top, ids in zip(tops, targets.split(SEARCH_ROWS), strict=True)])
-    columns["top1"], columns["top5"] = hits[:, 0], hits.any(1)
-    columns["confidence"] = torch.cat([top.log_prob[:, 0] for top in tops]).double().exp()
+    ranks = head.ranks(hidden, targets, TOP_K)
+    columns = {"nll": -ranks.log_prob}
+    if head.loss(hidden[:1], targets[:1], reduction="none").group_nll is not None:
+        loss = head.loss(hidden, targets, reduction="none", accuracy=True)
+        columns = {name: value for name in PARTS if (value := getattr(loss, name)) is not None}
+    columns["top1"], columns["top5"] = ranks.rank == 0, ranks.rank < TOP_K
+    columns["confidence"] = ranks.best.double().exp()
     if isinstance(head, BestFirstHead):
         columns["group_confidence"] = head.class_log_prob(hidden).amax(1).double().exp()
     return columns

@@ -10,7 +10,7 @@ Letters: B windows per batch, T window.
 import itertools
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 
 from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.data.tokenizers.base import Tokenizer
-from grouped_lm.evaluate.scoring import SEARCH_ROWS, Window, iter_batches
+from grouped_lm.evaluate.scoring import Window, iter_batches
 from grouped_lm.models.lm import LanguageModel
 
 N_CHOICES = 4
@@ -78,36 +78,60 @@ def make_clozes(stories: Iterable[str], most: int = MOST_ITEMS) -> list[Cloze]:
     return clozes[:most]
 
 
-def score_tasks(model: LanguageModel, tokenizer: Tokenizer, stories: list[str], batch_size: int) -> dict[str, Any]:
-    """Return the accuracy and the number of questions of both tasks; the model is in evaluation mode.
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """The questions of both tasks, and their token ids."""
 
-    A choice is right if the right ending has the highest log-probability per byte. A cloze is right if greedy decoding
-    generates the word.
-    """
-    metrics: dict[str, Any] = {}
+    choices: list[Choice]
+    endings: list[Pair]
+    """Four for each choice."""
+    words: list[Pair]
+    """One for each cloze."""
 
-    def encode(context: str, end: str) -> tuple[list[int], list[int]]:
+    def n_tokens(self, block_size: int) -> int:
+        """Return the number of tokens that a model reads."""
+        return sum(min(block_size, len(context) + len(end)) for context, end in self.endings + self.words)
+
+
+def make_questions(tokenizer: Tokenizer, stories: list[str]) -> Questions:
+    """Return the questions from all suitable stories."""
+
+    def encode(context: str, end: str) -> Pair:
         return [tokenizer.eot_id, *tokenizer.encode(context)], tokenizer.encode(end)
 
     choices = make_choices(stories)
+    endings = [encode(choice.context, option) for choice in choices for option in choice.options]
+    return Questions(choices, endings, [encode(cloze.context, cloze.word) for cloze in make_clozes(stories)])
+
+
+def score_tasks(
+    model: LanguageModel, questions: Questions, batch_size: int, done: Callable[[float], object] = lambda tokens: None
+) -> dict[str, Any]:
+    """Return the accuracy and the number of questions of both tasks; the model is in evaluation mode.
+
+    A choice is right if the right ending has the highest log-probability per byte. A cloze is right if greedy decoding
+    generates the word. `done` is called after each batch with its number of tokens.
+    """
+    metrics: dict[str, Any] = {}
+    choices = questions.choices
     if choices:
-        pairs = [encode(choice.context, option) for choice in choices for option in choice.options]
-        scores = [total for total, _ in log_likelihoods(model, pairs, batch_size)]
+        scores = [total for total, _ in log_likelihoods(model, questions.endings, batch_size, done)]
         right = 0
         for number, choice in enumerate(choices):
             own = scores[number * N_CHOICES : (number + 1) * N_CHOICES]
             per_byte = [s / len(option.encode()) for s, option in zip(own, choice.options, strict=True)]
             right += per_byte.index(max(per_byte)) == choice.answer
         metrics |= {"task/choice_accuracy": right / len(choices), "task/choices": len(choices)}
-    clozes = make_clozes(stories)
-    if clozes:
-        hits = log_likelihoods(model, [encode(cloze.context, cloze.word) for cloze in clozes], batch_size)
-        metrics |= {"task/cloze_accuracy": sum(hit for _, hit in hits) / len(clozes), "task/clozes": len(clozes)}
+    if questions.words:
+        hits = log_likelihoods(model, questions.words, batch_size, done)
+        metrics |= {"task/cloze_accuracy": sum(hit for _, hit in hits) / len(hits), "task/clozes": len(hits)}
     return metrics
 
 
 @torch.no_grad()
-def log_likelihoods(model: LanguageModel, pairs: list[Pair], batch_size: int) -> list[tuple[float, bool]]:
+def log_likelihoods(
+    model: LanguageModel, pairs: list[Pair], batch_size: int, done: Callable[[float], object] = lambda tokens: None
+) -> list[tuple[float, bool]]:
     """Return the log-probability of each continuation in nats, and whether greedy decoding generates it.
 
     If context and continuation have more than block_size + 1 tokens, the beginning of the context is cut off. A longer
@@ -128,11 +152,11 @@ def log_likelihoods(model: LanguageModel, pairs: list[Pair], batch_size: int) ->
     for input_ids, targets, indices, _ in iter_batches(np.array(tokens), windows, batch_size):
         counted = targets != IGNORE_INDEX
         hidden, target_ids = model.hidden(input_ids.to(device))[counted.to(device)], targets[counted].to(device)
-        log_prob = model.head.target_log_prob(hidden, target_ids).double().cpu().numpy()
-        hits = torch.cat([model.head.argmax(rows) for rows in hidden.split(SEARCH_ROWS)]).eq(target_ids).cpu().numpy()
+        ranks = model.head.ranks(hidden, target_ids, 1)
         pairs_here = np.array(pair_of)[indices]
-        np.add.at(totals, pairs_here, log_prob)
-        np.logical_and.at(greedy, pairs_here, hits)
+        np.add.at(totals, pairs_here, ranks.log_prob.double().cpu().numpy())
+        np.logical_and.at(greedy, pairs_here, (ranks.rank == 0).cpu().numpy())
+        done(input_ids.numel())
     return list(zip(totals.tolist(), greedy.tolist(), strict=True))
 
 

@@ -159,12 +159,16 @@ class AdaptiveHead(BestFirstHead):
         """Return the (N, K + C) log-probabilities of the most frequent tokens, then of the clusters."""
         return at_least_fp32(self.adaptive.head(states)).log_softmax(-1)
 
+    def group_log_prob(self, states: Tensor, group: int) -> Tensor:
+        """Return the (N, C) log p(token | cluster) of the C tokens of one cluster."""
+        return at_least_fp32(self.adaptive.tail[group](states)).log_softmax(-1)
+
     def in_group_log_prob(self, states: Tensor, groups: Tensor) -> Tensor:
         """Return the (N, S) log p(token | cluster) for one cluster per row, cluster by cluster."""
         log_prob = at_least_fp32(states.new_empty(len(states), self.group_members().shape[1])).fill_(-torch.inf)
         for cluster in groups.unique().tolist():
             rows = (groups == cluster).nonzero().squeeze(1)
-            inside = at_least_fp32(self.adaptive.tail[cluster](states[rows])).log_softmax(-1)
+            inside = self.group_log_prob(states[rows], cluster)
             log_prob[rows, : inside.shape[1]] = inside
         return log_prob
 

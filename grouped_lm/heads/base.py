@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads.context import HeadContext
+from grouped_lm.heads.decoding.ranks import NUMBERS, Ranks, rank_columns
 from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation, draw_from, draw_kept, truncate
 from grouped_lm.heads.losses.functional import HeadLoss, flatten
 
@@ -89,6 +90,17 @@ class Head(nn.Module, ABC):
     def argmax(self, hidden: Tensor) -> Tensor:
         """Return the (N,) ids of the likeliest token of (N, D) states."""
         return self.truncate(hidden, Truncation(top_k=1)).ids.squeeze(1)
+
+    def ranks(self, hidden: Tensor, tokens: Tensor, most: int) -> Ranks:
+        """Return how many tokens are likelier than each of (N,) ids for (N, D) states, counted up to `most` >= 1.
+
+        The order is that of `truncate`: the likeliest first, equals by id.
+        """
+        rows = max(1, NUMBERS // self.vocab_size)
+        pairs = zip(hidden.split(rows), tokens.split(rows), strict=True)
+        parts = [rank_columns(self.log_prob(states), ids, most) for states, ids in pairs]
+        columns = zip(*((part.log_prob, part.rank, part.best) for part in parts), strict=True)
+        return Ranks(*map(torch.cat, columns))
 
     def sample(
         self,

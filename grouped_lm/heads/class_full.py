@@ -14,7 +14,7 @@ from grouped_lm.grouping import Grouping
 from grouped_lm.heads.context import HeadContext
 from grouped_lm.heads.grouped import GroupedConfig
 from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
-from grouped_lm.heads.losses.functional import at_once
+from grouped_lm.heads.losses.functional import at_least_fp32, at_once
 from grouped_lm.heads.losses.in_group import in_group_loss
 from grouped_lm.heads.losses.two_steps import TwoStepTargets, two_steps_nll
 from grouped_lm.heads.two_level import TwoLevelHead
@@ -55,6 +55,11 @@ class ClassFullHead(TwoLevelHead):
     def all_token_logits(self, hidden: Tensor) -> Tensor:
         """Return the (N, G, S) logits of the slots of every group."""
         return self.masked(F.linear(hidden, self.weight, self.bias)[:, self.group_members().clamp_min(0)])
+
+    def group_log_prob(self, states: Tensor, group: int) -> Tensor:
+        """Return the (N, C) log p(token | group) of the C tokens of one group."""
+        ids = self.group_members()[group][~self.padding[group]]
+        return at_least_fp32(F.linear(states, self.weight[ids], self.bias[ids])).log_softmax(-1)
 
     def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sums of both cross entropies. On a CPU the gradient of both comes with the second."""

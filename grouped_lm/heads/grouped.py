@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from grouped_lm.config import check_range
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, init_linear
+from grouped_lm.heads.losses.functional import at_least_fp32
 from grouped_lm.heads.losses.shared_nll import SharedLayer, shared_nll
 from grouped_lm.heads.two_level import TwoLevelHead
 
@@ -70,6 +71,17 @@ class SharedLayerHead(TwoLevelHead):
             states = scale * states + shift
         logits = F.linear(states, layer.weight)
         return (logits if layer.outer is None else layer.outer * logits) + layer.table
+
+    def group_log_prob(self, states: Tensor, group: int) -> Tensor:
+        """Return the (N, S) log p(token | group) of one group, which needs no row of weights per state."""
+        layer = self.layer()
+        if layer.inner is not None:
+            scale, shift = layer.inner
+            states = scale[group] * states + shift[group]
+        logits = F.linear(states, layer.weight)
+        if layer.outer is not None:
+            logits = layer.outer[group] * logits
+        return at_least_fp32(logits + layer.table[group]).log_softmax(-1)
 
     def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sums of both cross entropies; the gradient of both comes with the second."""

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import is_fake
 from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.grouping import Text
 from grouped_lm.heads.base import Head
+from grouped_lm.heads.decoding.ranks import Ranks
 from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, reduce_nll
 from grouped_lm.heads.unseen import resolve_share
@@ -100,6 +101,10 @@ class ReserveMixin(Head):
     def truncate(self, hidden: Tensor, truncation: Truncation) -> KeptTokens:
         """Return the tokens that `truncation` keeps for (N, D) states, likeliest first, equals by id."""
         return Head.truncate(self, hidden, truncation)
+
+    def ranks(self, hidden: Tensor, tokens: Tensor, most: int) -> Ranks:
+        """Return the ranks of (N,) ids for (N, D) states, counted up to `most`."""
+        return Head.ranks(self, hidden, tokens, most)
 
     def draw_tokens(
         self, hidden: Tensor, generator: torch.Generator | None, temperature: float, truncation: Truncation, count: int

@@ -347,6 +347,12 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         logits = at_least_fp32((self.weight[rows] @ states.unsqueeze(-1)).squeeze(-1) + self.bias[rows])
         return logits.masked_fill(ids < 0, -torch.inf).log_softmax(-1)
 
+    def group_log_prob(self, states: Tensor, group: int) -> Tensor:
+        """Return the (N, C) log p(token | group) of the C tokens of one group."""
+        ids = self.group_members()[group]
+        ids = ids[ids >= 0]
+        return at_least_fp32(F.linear(states, self.weight[ids], self.bias[ids])).log_softmax(-1)
+
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the (..., V) log-probabilities of every token, from all V logits; the slow line that `loss` equals."""
         states = hidden.reshape(-1, self.n_embd)

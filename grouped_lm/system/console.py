@@ -6,7 +6,14 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column, Table
 
 from grouped_lm.system.tables import columns
@@ -174,6 +181,36 @@ class PrepareDisplay(Progress):
         if not self.task_ids:
             self.add_task("text", total=total, line="")
         self.update(self.task_ids[0], completed=done, total=total, line=f"{done:,}")
+
+
+class EvalDisplay(Progress):
+    """A progress bar of an evaluation on stderr, with the time left; without a terminal, one line per phase."""
+
+    def __init__(self, disable: bool = False) -> None:
+        console = Console(stderr=True, highlight=False, quiet=disable)
+        columns = (
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=2, overflow="ellipsis")),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
+            TaskProgressColumn(),
+            TimeRemainingColumn(compact=True),
+        )
+        off = disable or not console.is_terminal
+        super().__init__(*columns, console=console, disable=off, transient=True, expand=True)
+
+    def phase(self, text: str, total: float | None = None) -> None:
+        """Say what is done now. With `total`, a new bar of so many units begins; units take equal times."""
+        if self.disable:
+            self.console.print(text, soft_wrap=True)
+        if total is None and self.task_ids:
+            self.update(self.task_ids[-1], description=text, refresh=True)
+            return
+        for task in self.task_ids:
+            self.remove_task(task)
+        self.add_task(text, total=total)
+
+    def done(self, units: float) -> None:
+        """Move the bar by so many units."""
+        self.update(self.task_ids[-1], advance=units)
 
 
 def print_checks(checks: list[Any]) -> None:

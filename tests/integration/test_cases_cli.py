@@ -1,6 +1,7 @@
 """Cases of the command line: config files, choices that do not go together, closed pipes, version, help, completion."""
 
 import os
+import signal
 import subprocess
 import sys
 from importlib import metadata
@@ -125,3 +126,15 @@ def test_case_U11_completion(workdir):
 )
 def test_old_names_answer_with_the_new_ones(gvc, workdir, words, line):
     fails_with(gvc(*words.split()), line)
+
+
+def test_T5_U2_eval_says_what_it_does_and_ends_at_sigterm(gvc, tiny, monkeypatch):
+    run = gvc("train", *tiny).run_dir
+    monkeypatch.setattr(
+        "grouped_lm.system.console.EvalDisplay.done", lambda *units: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    outcome = gvc("eval", str(run))
+    assert outcome.code == 75
+    assert outcome.err.splitlines()[0] == f"{run}: reading"
+    assert f"{run}: scoring " in outcome.err
+    assert not (run / "eval.json").exists()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from grouped_lm.config import IGNORE_INDEX
+from grouped_lm.heads.decoding.ranks import Ranks, precedes, ranks_by_groups
 from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation, draw, draw_one, merge_kept, tempered, truncate
 from grouped_lm.heads.regularised import RegularisedHead
 
@@ -57,6 +58,14 @@ class BestFirstHead(RegularisedHead):
     @abstractmethod
     def in_group_log_prob(self, states: Tensor, groups: Tensor) -> Tensor:
         """Return the (N, S) log p(token | group) for one group in [0, G) per row, -inf at padding slots, as above."""
+
+    def group_log_prob(self, states: Tensor, group: int) -> Tensor:
+        """Return the (N, C) log p(token | group) of one group for all rows; slots after C have no token."""
+        return self.in_group_log_prob(states, torch.full_like(states[:, 0], group, dtype=torch.int64))
+
+    def ranks(self, hidden: Tensor, tokens: Tensor, most: int) -> Ranks:
+        """Return the ranks of (N,) ids for (N, D) states, counted up to `most`."""
+        return ranks_by_groups(self, hidden, tokens, most)
 
     def truncate(self, hidden: Tensor, truncation: Truncation) -> KeptTokens:
         """Return the tokens that `truncation` keeps for (N, D) states, likeliest first, equals by id."""
@@ -263,8 +272,7 @@ class PrecedingTokens:
         """Add (N, C) log-probabilities, -inf where there is no token, and ids of further tokens."""
         if not ids.shape[1]:
             return
-        own, token = self.own.unsqueeze(1), self.tokens.unsqueeze(1)
-        comes = ((log_prob > own) & (ids != token)) | ((log_prob == own) & (ids < token) & (ids >= 0))
+        comes = precedes(log_prob, ids, self.own, self.tokens)
         self.mass = self.mass + (log_prob.double().exp() * comes).sum(1)
         self.count = self.count + comes.sum(1)
         self.best = torch.maximum(self.best, log_prob.amax(1))

@@ -9,6 +9,7 @@ from grouped_lm.evaluate.story_tasks import (
     log_likelihoods,
     make_choices,
     make_clozes,
+    make_questions,
     score_tasks,
     split_last_sentence,
     split_long,
@@ -84,12 +85,13 @@ def test_a_model_that_has_read_the_stories_answers_right():
     model, tokenizer = small_model(block_size=64), BytesTokenizer()
     ids = [torch.tensor([256, *story.encode(), 256]) for story in STORIES]
     batch = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=256)[:, :65]
-    before = score_tasks(model, tokenizer, STORIES, 4)
+    questions = make_questions(tokenizer, STORIES)
+    before = score_tasks(model, questions, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(120):
         model(batch[:, :-1], batch[:, 1:]).nll.backward()
         optimizer.step()
         optimizer.zero_grad()
-    after = score_tasks(model, tokenizer, STORIES, 4)
+    after = score_tasks(model, questions, 4)
     assert before["task/cloze_accuracy"] == 0
     assert after == {"task/choice_accuracy": 1, "task/choices": 5, "task/cloze_accuracy": 1, "task/clozes": 5}

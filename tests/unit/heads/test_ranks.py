@@ -1,0 +1,64 @@
+"""Ranks of targets, found from few groups or tiles, are those of the sorted V log-probabilities, ties included."""
+
+import pytest
+import torch
+from head_cases import head_of
+
+from grouped_lm.heads import HEADS
+from grouped_lm.heads.decoding.ranks import rank_columns, top_values
+
+N, V = 200, 3_001
+
+
+def head_with(name: str, weights: str):
+    """Random weights, with a share for unseen tokens or without; all zero, so that whole groups tie; or whole numbers,
+    so that a few tokens tie.
+    """
+    head = head_of(name, V, 61, reserve=0.1 if weights == "reserve" else False)
+    for parameter in head.parameters():
+        if weights == "zero":
+            parameter.data.zero_()
+        if weights == "whole":
+            parameter.data.copy_(parameter.sign() * (parameter.abs() > 1))
+    return head
+
+
+@pytest.mark.parametrize("weights", ["random", "reserve", "zero", "whole"])
+@pytest.mark.parametrize("name", HEADS)
+@torch.no_grad()
+def test_ranks_are_those_of_the_sorted_joint_distribution(name, weights):
+    head = head_with(name, weights)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randint(-1, 2, (N, head.n_embd), generator=generator).double()
+    joint = head.log_prob(hidden)
+    order = joint.argsort(dim=1, descending=True, stable=True)  # stable: equals by id
+    chosen = order[torch.arange(N), torch.arange(N) % 8 * (torch.arange(N) % 3 + 1)]  # most of them likely
+    targets = torch.where(torch.arange(N) % 10 == 0, torch.randint(0, V, (N,), generator=generator), chosen)
+    places = (order == targets.unsqueeze(1)).int().argmax(1)
+    for most in (1, 5, 40):
+        found = head.ranks(hidden, targets, most)
+        assert found.rank.tolist() == places.clamp_max(most).tolist()
+        torch.testing.assert_close(found.best, joint.amax(1))
+        torch.testing.assert_close(found.log_prob, joint.gather(1, targets.unsqueeze(1)).squeeze(1))
+
+
+@pytest.mark.parametrize("name", ["dense", "shortlist"])
+@torch.no_grad()
+def test_a_diverged_model_predicts_nothing_right(name):
+    head = head_of(name)
+    for parameter in head.parameters():
+        parameter.data.fill_(torch.nan)
+    assert head.ranks(torch.ones(3, head.n_embd).double(), torch.tensor([1, 2, 50]), 5).rank.tolist() == [5, 5, 5]
+    assert head.ranks(torch.ones(0, head.n_embd).double(), torch.tensor([], dtype=torch.int64), 5).rank.shape == (0,)
+
+
+@pytest.mark.parametrize("width", [3, 700, 3_001])
+def test_the_largest_numbers_are_those_of_topk(width):
+    values = torch.randint(0, 900, (50, width), generator=torch.Generator().manual_seed(0)).double()
+    for k in (1, 3):
+        assert torch.equal(top_values(values, k), values.topk(k, dim=1).values)
+
+
+def test_equal_columns_are_counted_by_id():
+    log_prob = torch.zeros(3, 1_000)
+    assert rank_columns(log_prob, torch.tensor([0, 3, 900]), 5).rank.tolist() == [0, 3, 5]
