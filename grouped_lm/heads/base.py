@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads.context import HeadContext
-from grouped_lm.heads.decoding.ranks import NUMBERS, Ranks, rank_columns
+from grouped_lm.heads.decoding.ranks import Ranks, in_parts, rank_columns
 from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation, draw_from, draw_kept, truncate
 from grouped_lm.heads.losses.functional import HeadLoss, flatten
 
@@ -96,11 +96,9 @@ class Head(nn.Module, ABC):
 
         The order is that of `truncate`: the likeliest first, equals by id.
         """
-        rows = max(1, NUMBERS // self.vocab_size)
-        pairs = zip(hidden.split(rows), tokens.split(rows), strict=True)
-        parts = [rank_columns(self.log_prob(states), ids, most) for states, ids in pairs]
-        columns = zip(*((part.log_prob, part.rank, part.best) for part in parts), strict=True)
-        return Ranks(*map(torch.cat, columns))
+        return in_parts(
+            lambda states, ids: rank_columns(self.log_prob(states), ids, most), hidden, tokens, self.vocab_size
+        )
 
     def sample(
         self,

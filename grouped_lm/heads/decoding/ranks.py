@@ -5,6 +5,7 @@ Letters: N states, D width, V vocabulary, C candidates, K tokens outside the gro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,15 +43,37 @@ def precedes(log_prob: Tensor, ids: Tensor, own: Tensor, tokens: Tensor) -> Tens
     return ((log_prob > own) & (ids != tokens)) | ((log_prob == own) & (ids < tokens) & (ids >= 0))
 
 
+def in_parts(rank: Callable[[Tensor, Tensor], Ranks], hidden: Tensor, tokens: Tensor, vocab_size: int) -> Ranks:
+    """Return `rank` of (N, D) states and (N,) ids, of so few rows at once that few V-wide numbers exist."""
+    rows = max(1, NUMBERS // vocab_size)
+    parts = [rank(*pair) for pair in zip(hidden.split(rows), tokens.split(rows), strict=True)]
+    columns = zip(*((part.log_prob, part.rank, part.best) for part in parts), strict=True)
+    return Ranks(*map(torch.cat, columns))
+
+
 def rank_columns(log_prob: Tensor, tokens: Tensor, most: int) -> Ranks:
     """Return the ranks of (N,) ids in (N, V) log-probabilities, counted up to `most`."""
     own = log_prob.gather(1, tokens.unsqueeze(1)).squeeze(1)
     top = top_values(log_prob, min(most, log_prob.shape[1]))
+    return rank_in_top(own, top, tokens, most, lambda rows: log_prob[rows])
+
+
+def rank_in_top(own: Tensor, top: Tensor, tokens: Tensor, most: int, log_prob: Callable[[Tensor], Tensor]) -> Ranks:
+    """Return the ranks of (N,) ids, counted up to `most`.
+
+    Args:
+        own: (N,) log-probabilities of the tokens.
+        top: (N, min(most, V)) largest log-probabilities, falling.
+        tokens: (N,) ids.
+        most: the largest rank.
+        log_prob: returns all (n, V) log-probabilities of some rows. It is called where others may equal the token.
+    """
     before, equal = (top > own.unsqueeze(1)).sum(1), top == own.unsqueeze(1)
-    rows = ((equal.sum(1) > 1) | equal[:, -1]).nonzero().squeeze(1)  # others may be as likely
+    rows = ((equal.sum(1) > 1) | equal[:, -1]).nonzero().squeeze(1)
     if rows.numel():
-        ids = torch.arange(log_prob.shape[1], device=log_prob.device)
-        before[rows] = precedes(log_prob[rows], ids, own[rows], tokens[rows]).sum(1)
+        whole = log_prob(rows)
+        ids = torch.arange(whole.shape[1], device=whole.device)
+        before[rows] = precedes(whole, ids, own[rows], tokens[rows]).sum(1)
     return Ranks(own, before.clamp_max(most).masked_fill(own.isnan(), most), top[:, 0])
 
 
