@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -141,7 +142,8 @@ def score_tokens(
 @torch.no_grad()
 def measure_body_share(model: LanguageModel, tokens: np.ndarray, device: torch.device, dtype: str = "float32") -> float:
     """Return the part of the time of `score_tokens` that the body takes, from some of the (N + 1,) tokens."""
-    size = min(model.body.block_size, len(tokens) - 1)
+    block_size: Any = model.body.block_size
+    size = min(block_size, len(tokens) - 1)
     input_ids, targets = (torch.from_numpy(tokens[i : i + size].astype(np.int64)).to(device) for i in (0, 1))
     clock = []
     for _ in range(2):  # the second time nothing is computed for the first time
