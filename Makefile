@@ -47,6 +47,9 @@ golden: $(VENV)/.developers  ## Compare 20 steps of every head with the referenc
 test-long: $(VENV)/.developers  ## Run the tests that take minutes each: sweeps killed again and again
 	$(BIN)/pytest -m long $(ARGS)
 
+test-kernels: $(VENV)/.developers  ## Run all tests of the kernels, and compile them for every kind of GPU, in 15 minutes on a CPU
+	$(BIN)/pytest -m '' tests/unit/heads/test_kernels.py $(ARGS)
+
 $(VENV)/.bench: $(VENV)/.users
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	@touch $@
@@ -102,4 +105,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist site htmlcov .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo docs release-check reproduce-paper train test-fast test golden coverage format test-long test-faults bench bench-full bench-gpu check clean
+.PHONY: help install demo docs release-check reproduce-paper train test-fast test golden coverage format test-long test-kernels test-faults bench bench-full bench-gpu check clean

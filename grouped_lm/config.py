@@ -47,6 +47,10 @@ def check_choice(path: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{path} must be one of {', '.join(allowed)}, got {value!r}")
 
 
+KERNELS = ("auto", "on", "off")
+"""When the Triton kernels of heads are used."""
+
+
 def setting(
     default: Any,
     low: float | None = None,
@@ -287,6 +291,9 @@ class TrainConfig:
     train.grad_accum_steps=1 and a GPU."""
     device: str = free("auto", choices=("auto", "cpu", "cuda"))
     """`auto`, `cpu` or `cuda`."""
+    kernels: str = free("auto", choices=KERNELS, cost=True)
+    """Triton kernels of heads: `auto` uses them where they run, on a GPU of compute capability 7.5 or more; `on`
+    refuses to run without; `off` takes the lines of torch that they equal."""
     devices: int = free(1, 1, 1024, cost=True)
     """Processes that train together on this machine, one per GPU; each takes an equal part of every micro-batch.
     Neither this nor the four below change what is computed, but for rounding and dropout."""

@@ -14,8 +14,9 @@ from grouped_lm.grouping import Grouping
 from grouped_lm.heads.context import HeadContext
 from grouped_lm.heads.grouped import GroupedConfig
 from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
-from grouped_lm.heads.losses.functional import at_least_fp32, at_once
+from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, at_once
 from grouped_lm.heads.losses.in_group import in_group_loss
+from grouped_lm.heads.losses.kernel_loss import TokenIndex, head_loss, kernel_loss
 from grouped_lm.heads.losses.two_steps import TwoStepTargets, two_steps_nll
 from grouped_lm.heads.two_level import TwoLevelHead
 
@@ -60,6 +61,22 @@ class ClassFullHead(TwoLevelHead):
         """Return the (N, C) log p(token | group) of the C tokens of one group."""
         ids = self.group_members()[group][~self.padding[group]]
         return at_least_fp32(F.linear(states, self.weight[ids], self.bias[ids])).log_softmax(-1)
+
+    def build_token_index(self) -> TokenIndex | None:
+        """Return the index of the tokens."""
+        none = torch.zeros(0, device=self.token_to_group.device)
+        return TokenIndex(self.token_to_group, self.token_to_slot, self.n_group, None, none)
+
+    def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
+        """Return the negative log-likelihood of the targets; the parts are the two cross entropies."""
+        index = self.token_index()
+        if index is None or accuracy or self.adds_extra:
+            return super().loss(hidden, targets, reduction, accuracy)
+        states, flat = self.flatten(hidden, targets)
+        if not index.fits(states, self.weight):
+            return super().loss(hidden, targets, reduction, accuracy)
+        first = self.group.weight, self.group.bias
+        return head_loss(kernel_loss(states, (self.weight, self.bias), first, index, flat, reduction), targets)
 
     def summed(self, states: Tensor, groups: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Return the sums of both cross entropies. On a CPU the gradient of both comes with the second."""

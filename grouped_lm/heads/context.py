@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.config import GroupingConfig, check_choice, check_range
 from grouped_lm.errors import ConfigError
@@ -24,7 +25,9 @@ from grouped_lm.grouping import (
     group_members,
     order_by_frequency,
 )
+from grouped_lm.heads.losses import kernels
 from grouped_lm.heads.losses.functional import may_look
+from grouped_lm.heads.losses.kernel_loss import TokenIndex
 from grouped_lm.heads.unseen import MAX_SHARE, resolve_share
 
 
@@ -68,6 +71,7 @@ class GroupedTokens(nn.Module):
 
     outside: Tensor  # (K,) ids of the tokens outside the groups, by slot
     _padded: Tensor | None
+    _token_index: TokenIndex | None
 
     def assign_groups(
         self, token_to_group: Tensor, token_to_slot: Tensor, n_group: int, group_size: int, n_outside: int = 0
@@ -78,11 +82,12 @@ class GroupedTokens(nn.Module):
         for name in ("outside", "_padded"):
             self.register_buffer(name, None, persistent=False)
         self.n_group, self._width, self._n_outside = n_group, math.ceil(group_size / 8) * 8, n_outside
+        self._token_index = None
         self.sort_tokens()
 
     def sort_tokens(self) -> None:
         """Update what follows from the groups; also needed after those were loaded."""
-        self._padded, last = None, self.token_to_group.numel()
+        self._padded, self._token_index, last = None, None, self.token_to_group.numel()
         slots = self.token_to_slot.masked_fill(self.token_to_group >= 0, last)
         self.outside = slots.argsort()[: self._n_outside].clone()  # a view would keep all V ids in memory
 
@@ -96,6 +101,30 @@ class GroupedTokens(nn.Module):
             members = group_members(self.token_to_group, self.token_to_slot, self.n_group, self._width)
             self._padded = members.int()
         return self._padded
+
+    def token_index(self) -> TokenIndex | None:
+        """Return the index of the tokens for kernels; None where kernels do not run, or the head has none."""
+        device = self.token_to_group.device
+        if not kernels.runs_on(device):
+            return None
+        if torch.compiler.is_compiling():
+            return self._token_index
+        if is_fake(self.token_to_group):
+            return None
+        if self._token_index is None or self._token_index.ids.device != device:
+            self._token_index = self.build_token_index()
+        return self._token_index
+
+    def build_token_index(self) -> TokenIndex | None:
+        """Return the index of the tokens; None for a head without kernels."""
+        return None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """Convert or move the module, and build the index anew there, since code that is being compiled cannot."""
+        self._token_index = None
+        super()._apply(fn, recurse)
+        self.token_index()
+        return self
 
     def groups_and_slots(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the (N,) int64 groups and slots of (N,) ids."""

@@ -33,6 +33,7 @@ from grouped_lm.heads.decoding.best_first import BestFirstHead
 from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, at_once, classify, two_step_loss
 from grouped_lm.heads.losses.in_group import in_group_loss
+from grouped_lm.heads.losses.kernel_loss import TokenIndex, head_loss, kernel_loss
 from grouped_lm.heads.losses.two_steps import TableRows, TwoStepTargets, pick_rows, two_steps_nll
 
 
@@ -192,6 +193,14 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         if 2 * table_rows.ids.numel() <= self.vocab_size:
             self.table_rows = table_rows
 
+    def build_token_index(self) -> TokenIndex | None:
+        """Return the index of the tokens, if all weights are rows of the table."""
+        if self.directions is not None or self.shortlist_weight is not None or not self.n_learned:
+            return None
+        parts = self.parts.new_zeros(self.vocab_size, dtype=torch.float32)
+        parts = parts.index_copy(0, self.sharing, self.parts.float())
+        return TokenIndex(self.token_to_group, self.token_to_slot, self.n_group, parts, self.reserved)
+
     def gradient_rows(self) -> int:
         """Return the rows of the gradient of a tied table: those of `table_rows`, else V."""
         return super().gradient_rows() if self.table_rows is None else len(self.table_rows.ids)
@@ -256,6 +265,9 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         The parts are the first softmax, and the softmax inside the group (0 for targets in the shortlist).
         """
         states, flat = self.flatten(hidden, targets)
+        if not accuracy and not self.adds_extra and (index := self.token_index()) and index.fits(states, self.weight):
+            table, groups = (self.weight, self.bias), (None, self.group_bias.squeeze(1))
+            return head_loss(kernel_loss(states, table, groups, index, flat, reduction), targets)
         places = self._places_of(flat)
         if reduction == "none" or accuracy or self.adds_extra:
             return self._loss_per_token(states, places, targets, reduction, accuracy)

@@ -36,6 +36,7 @@ from grouped_lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, Dri
 from grouped_lm.evaluate.counts import counts_tokens
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
+from grouped_lm.heads.losses import kernels
 from grouped_lm.models.lm import check_head
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.system.console import PrepareDisplay
@@ -90,6 +91,7 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True, pr
         if config.train.nodes > 1 and processes == 1:
             rendezvous_endpoint(config.train)
         compile_mode(config.train, device)
+        kernels.set_mode(config.train.kernels, device)
     if counts_tokens(config) and all_processes > 1:
         raise ConfigError(f"head=kneser_ney counts in one process, got {all_processes}: set train.devices=1")
     check_head(config)

@@ -13,6 +13,7 @@ from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.distributed.process_group import ProcessGroup, join_process_group
 from grouped_lm.errors import DiskError, GvcError
 from grouped_lm.heads import GroupedTokens, Head
+from grouped_lm.heads.losses import kernels
 from grouped_lm.plan.memory_check import check_memory, explain_out_of_memory
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.system.files import write_json
@@ -74,6 +75,7 @@ def set_up_process(config: Config, process_group: ProcessGroup) -> torch.device:
     """Set threads, allocator and random seed, check that the model fits into memory, and return the device."""
     train = config.train
     device = process_group.device(resolve_device(train.device))
+    kernels.set_mode(train.kernels, device)
     set_threads(train.threads, process_group.local_size)
     keep_freed_memory()
     torch.manual_seed(config.seed)

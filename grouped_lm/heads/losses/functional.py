@@ -218,9 +218,18 @@ def scaled(saved: Sequence[Tensor], scale: Tensor) -> list[Tensor]:
     Raises:
         RuntimeError: a derivative of the gradients themselves is wanted. They have none.
     """
+    last = may_overwrite()
+    factors = [scale.to(gradient.dtype) for gradient in saved]
+    return [g.mul_(f) if last else g * f for g, f in zip(saved, factors, strict=True)]
+
+
+def may_overwrite() -> bool:
+    """Return whether a backward pass may overwrite saved gradients: its graph is about to be freed.
+
+    Raises:
+        RuntimeError: a derivative of the gradients themselves is wanted. They have none.
+    """
     if torch.is_grad_enabled() and get_proxy_mode() is None:
         raise RuntimeError("this loss has first derivatives alone; head.log_prob(hidden) has all of them")
     keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-    last = not keeps_graph() and get_proxy_mode() is None  # a graph that is being traced plans its own memory
-    factors = [scale.to(gradient.dtype) for gradient in saved]
-    return [g.mul_(f) if last else g * f for g, f in zip(saved, factors, strict=True)]
+    return not keeps_graph() and get_proxy_mode() is None  # a graph that is being traced plans its own memory

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grouped_lm.heads.losses.functional import at_least_fp32, exact_dtype, working_dtype
-from grouped_lm.heads.losses.kernels import chosen
+from grouped_lm.heads.losses.kernels import DTYPES, chosen
 
 PIECE_ROWS = 128, 256
 """Limits of the rows that a CPU takes at once, which are a sixteenth of all rows."""
@@ -153,10 +153,10 @@ def _device_passes(hidden: Tensor, members: Tensor, dtype: torch.dtype) -> tuple
 
     None means the loops of this module, on a CPU and for fp64. On a GPU the loops wait for the device at every group.
     """
-    if chosen(hidden.device, dtype, members.shape[1], repeats=True):
-        from grouped_lm.heads.losses.kernels import own_rows
+    if chosen(hidden.device, dtype, members.shape[0]) and hidden.dtype in DTYPES:
+        from grouped_lm.heads.losses.kernels import groups
 
-        return own_rows.forward, own_rows.backward
+        return groups.forward, groups.backward
     loops = hidden.device.type == "cpu" or dtype is torch.float64
     return None if loops else (forward_by_borders, backward_by_borders)
 

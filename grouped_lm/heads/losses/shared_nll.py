@@ -8,7 +8,7 @@ Letters: N tokens, D width, G groups, S slots per group.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,10 @@ from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.heads.losses.chunked import chunks, default_chunk_rows, softmax_loss
 from grouped_lm.heads.losses.functional import empty_gradients, exact_dtype, register_saved_gradients, working_dtype
-from grouped_lm.heads.losses.kernels import chosen
+from grouped_lm.heads.losses.kernels import DTYPES, MAX_SLOTS, chosen
+
+if TYPE_CHECKING:
+    from grouped_lm.heads.losses.kernels.route import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,18 @@ def _shapes(states: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 register_saved_gradients(_shared_nll, n_values=2, n_gradients=8)
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Some rows of the states and their targets."""
+
+    states: Tensor  # (n, D)
+    groups: Tensor  # (n,) in [0, G), any where ignored
+    slots: Tensor  # (n,)
+    counted: Tensor | None  # (n, 1) bool, None if all count
+    dtype: torch.dtype  # of the products
+    way: "Route | None"  # the rows sorted by group, where kernels run
+
+
 def _add_chunk(
     rows: slice,
     states: Tensor,
@@ -105,69 +120,96 @@ def _add_chunk(
 ) -> None:
     """Add the losses of some rows, and their gradients if those are kept; `whole` if all of the rows count."""
     total, group_total, d_states = outputs[:3]
-    w, d, keep = _Weights(*weights), _Weights(*outputs[3:]), d_states.shape == states.shape
-    part, own = states[rows], groups[rows].clamp_min(0)
+    w, d, n_group = _Weights(*weights), _Weights(*outputs[3:]), weights[1].shape[0]
+    to = (d_states[rows], d) if d_states.shape == states.shape else None
+    way = None
+    if len(states) and states.dtype in DTYPES and chosen(states.device, dtype, n_group):
+        way = _kernels().route_groups(groups[rows], n_group)
     counted = None if whole else (groups[rows] >= 0).unsqueeze(1)
-    if dtype == total.dtype:
-        logits = torch.addmm(w.group_bias, part, w.group_weight.T)
-    else:
-        logits = _product(part, w.group_weight.T, dtype).to(total.dtype).add_(w.group_bias)
-    value, error = _softmax(logits, own, counted)
+    part = _Rows(states[rows], groups[rows].clamp_min(0), slots[rows], counted, dtype, way)
+    value = _group_loss(part, w, to)
     total += value
     group_total += value
-    if keep:
-        d.group_bias.add_(error.sum(0))
-        _add_product(d_states[rows], error, w.group_weight, dtype)
-        _add_product(d.group_weight, error.T, part, dtype)
-    del logits, error
-    fits = w.outer.numel() and not w.scale.numel() and w.outer.dtype is torch.float32  # the kernel adds atomically
-    if fits and chosen(states.device, dtype, w.weight.shape[0], repeats=False):
-        from grouped_lm.heads.losses.kernels.slot_loss import SlotGradients, slot_loss
+    total += _slot_loss(part, w, to)
 
-        to = SlotGradients(d_states[rows], d.weight, d.outer, d.table) if keep else None
-        total += slot_loss(part, w.weight, w.outer, w.table, groups[rows], slots[rows], dtype, to).sum()
+
+def _kernels() -> Any:
+    from grouped_lm.heads.losses.kernels import shared  # imports triton
+
+    return shared
+
+
+def _group_loss(rows: _Rows, w: _Weights, to: tuple[Tensor, _Weights] | None) -> Tensor:
+    """Return the summed loss of the first step, and write its gradient of the states and add the others."""
+    states, dtype, exact = rows.states, rows.dtype, exact_dtype(rows.dtype)
+    if rows.way is not None:
+        gradients = None if to is None else (to[0], to[1].group_weight, to[1].group_bias)
+        value: Tensor = _kernels().group_loss(states, w.group_weight.to(dtype), w.group_bias, rows.way, gradients)
+        return value
+    if dtype == exact:
+        logits = torch.addmm(w.group_bias, states, w.group_weight.T)
     else:
-        total += _inside(part, w, own, slots[rows], counted, dtype, (d_states[rows], d) if keep else None)
+        logits = _product(states, w.group_weight.T, dtype).to(exact).add_(w.group_bias)
+    value, error = _softmax(logits, rows.groups, rows.counted)
+    if to is not None:
+        d_states, d = to
+        d.group_bias.add_(error.sum(0))
+        _add_product(d_states, error, w.group_weight, dtype)
+        _add_product(d.group_weight, error.T, states, dtype)
+    return value
 
 
-def _inside(
-    states: Tensor,
-    w: _Weights,
-    groups: Tensor,
-    slots: Tensor,
-    counted: Tensor | None,
-    dtype: torch.dtype,
-    to: tuple[Tensor, _Weights] | None,
-) -> Tensor:
-    """Return the summed loss of the second step for (n, D) states, and add its gradients to `to`."""
+def _slot_loss(rows: _Rows, w: _Weights, to: tuple[Tensor, _Weights] | None) -> Tensor:
+    """Return the summed loss of the second step, and add its gradients to `to`."""
+    states, groups, dtype, exact = rows.states, rows.groups, rows.dtype, exact_dtype(rows.dtype)
     film, scaled = w.scale.numel() > 0, w.outer.numel() > 0
-    exact = exact_dtype(dtype)
     inside, factor = states, w.outer
     if film:
         inside = torch.addcmul(w.shift.index_select(0, groups), w.scale.index_select(0, groups), states)
-    products, logits = _product(inside, w.weight.T, dtype).to(exact), w.table.index_select(0, groups)
-    if scaled:
-        factor = w.outer.index_select(0, groups)
-        logits.addcmul_(products, factor)
+    if scaled and not film and rows.way is not None and w.table.shape[1] <= MAX_SLOTS:
+        found = _kernels().slot_losses(
+            states, w.weight.to(dtype), w.outer, w.table, rows.way, rows.slots, to is not None
+        )
+        value, error, products, d_products = found
     else:
-        logits += products
-    value, error = _softmax(logits, slots, counted)
+        products, logits = _product(inside, w.weight.T, dtype).to(exact), w.table.index_select(0, groups)
+        if scaled:
+            factor = w.outer.index_select(0, groups)
+            logits.addcmul_(products, factor)
+        else:
+            logits += products
+        value, error = _softmax(logits, rows.slots, rows.counted)
+        d_products = error
     if to is None:
         return value
     d_states, d = to
-    d.table.index_add_(0, groups, error.to(d.table.dtype))
     if scaled:
-        d.outer.index_add_(0, groups, products.mul_(error).to(d.outer.dtype))
-        error.mul_(factor)
-    _add_product(d.weight, error.T, inside, dtype)
+        _add_by_group(rows, error, products, d.table, d.outer)
+        d_products = error.mul_(factor) if d_products is error else d_products
+    else:
+        _add_by_group(rows, error, None, d.table, None)
+    _add_product(d.weight, d_products.T, inside, dtype)
     if film:
-        d_inside = _product(error, w.weight, dtype).to(d_states.dtype)
-        d.shift.index_add_(0, groups, d_inside.to(d.shift.dtype))
-        d.scale.index_add_(0, groups, (d_inside * states).to(d.scale.dtype))
+        d_inside = _product(d_products, w.weight, dtype).to(d_states.dtype)
+        _add_by_group(rows, d_inside, states, d.shift, d.scale)
         d_states.addcmul_(d_inside, w.scale.index_select(0, groups))
     else:
-        _add_product(d_states, error, w.weight, dtype)
+        _add_product(d_states, d_products, w.weight, dtype)
     return value
+
+
+def _add_by_group(rows: _Rows, values: Tensor, factors: Tensor | None, to: Tensor, products: Tensor | None) -> None:
+    """Add the (n, X) values of each group's rows to its row of `to`, and values times factors to that of `products`.
+
+    A GPU would do it by atomic additions, whose order differs from run to run.
+    """
+    if rows.way is not None:
+        _kernels().add_by_group(values, factors, rows.way, to, products)
+        return
+    to.index_add_(0, rows.groups, values.to(to.dtype))
+    if factors is not None and products is not None:
+        more = values * factors if factors is rows.states else factors.mul_(values)
+        products.index_add_(0, rows.groups, more.to(products.dtype))
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,85 +1,90 @@
-"""Sizes of tiles, rows cut into tiles of one group each, and the matrix product that all kernels use.
+"""Sizes of tiles by architecture and width, the one place that launches kernels, and their matrix product.
 
-The number of tiles is known on the device alone. So as many programs start as there can be tiles, and those without a
-tile end at once.
+Sizes come from tables and not from measuring on the spot, so a run that is resumed makes the same sums in the same
+order.
 
-Letters: N tokens, G groups, S slots per group, T tiles.
+Letters: N tokens, D width, C columns of the first softmax, S slots per group.
 """
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from grouped_lm.heads.losses.in_group import sort_by_group
+from grouped_lm.heads.losses.kernels import TABLE_TOKENS
 
 LEAST = 16
 """Smallest size that `tl.dot` takes, on every side."""
+TILE_ROWS = 16
+"""Rows of one group in a program."""
+KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @dataclass(frozen=True, slots=True)
-class RowTile:
-    """The part of the logits that one program holds: all those of some rows."""
+class FirstTile:
+    """The part of the first softmax that one program holds: some rows, some columns at a time, all of D."""
 
     rows: int
-    slots: int  # A power of 2, S or more
-    width: int
-    """Columns of the states at once: fewer beside many slots, for the shared memory of the smallest GPU (99 KiB)."""
+    columns: int
     warps: int
 
-    @property
-    def options(self) -> dict[str, int]:
-        """Return the sizes as arguments of a kernel's launch."""
-        sizes = {"ROWS": self.rows, "SLOTS": self.slots, "WIDTH": self.width}
-        return sizes | {"num_warps": self.warps, "num_stages": 2}
+
+FIRST_TILES = {
+    # padded width: (bytes of a number: tile); on GPUs with 99 KiB of shared memory a program, then on larger ones
+    64: {2: (FirstTile(32, 64, 4), FirstTile(64, 64, 4)), 4: (FirstTile(32, 64, 4), FirstTile(32, 64, 4))},
+    128: {2: (FirstTile(32, 64, 4), FirstTile(32, 64, 4)), 4: (FirstTile(32, 32, 8), FirstTile(32, 32, 8))},
+    256: {2: (FirstTile(32, 64, 8), FirstTile(32, 64, 8))},
+}
+SMALL = {(8, 6), (8, 7), (8, 9), (12, 0), (12, 1)}
+"""Compute capabilities with 99 KiB (NVIDIA CUDA C++ Programming Guide, "Technical Specifications")."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Rows sorted by group, in tiles of at most `rows` of one group."""
-
-    place: Tensor  # (N,) int64, the order of the rows by group, those of no group last
-    starts: Tensor  # (G,) int32, the first sorted row of each group
-    ends: Tensor  # (G,) int32, the one after its last
-    group: Tensor  # (T,) int64, the group of each tile, G for those that are none
-    first: Tensor  # (T,) int32, its first sorted row
+def padded(size: int) -> int:
+    """Return the power of 2 that holds `size` numbers, at least `LEAST`."""
+    return max(LEAST, triton.next_power_of_2(size))
 
 
-def cut_into_tiles(groups: Tensor, n_group: int, rows: int) -> Tiles:
-    """Sort (N,) groups in [0, G), or -1, and cut them into tiles; the host waits for nothing.
+def first_tile(width: int, dtype: torch.dtype, capability: tuple[int, int]) -> FirstTile | None:
+    """Return the tile of the first softmax; None where its products are left to cuBLAS.
 
-    There are at most N / rows full tiles, and for each group one that is not.
+    That is above width 256 in half precision and 128 in fp32, as a program holds the gradient of its rows; and below
+    capability 8.0, for which triton uses no tensor cores.
     """
-    place, _, _, ends = sort_by_group(groups, n_group)
-    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    tile_ends = ((ends - starts + rows - 1) // rows).cumsum(0, dtype=torch.int32)
-    tile = torch.arange(groups.shape[0] // rows + n_group, device=groups.device, dtype=torch.int32)
-    group = torch.searchsorted(tile_ends, tile, right=True)
-    known = group.clamp_max(n_group - 1)
-    before = torch.cat([tile_ends.new_zeros(1), tile_ends[:-1]])[known]
-    return Tiles(place, starts, ends, group, starts[known] + (tile - before) * rows)
+    tiles = FIRST_TILES.get(max(64, padded(width)), {}).get(dtype.itemsize)
+    return None if tiles is None or capability < (8, 0) else tiles[capability not in SMALL]
 
 
-def row_tile(n_slot: int, numbers: int) -> RowTile:
-    """Return the tile for S slots that holds about `numbers` logits."""
-    slots = max(LEAST, triton.next_power_of_2(n_slot))
-    rows = max(LEAST, min(64, numbers // slots))
-    return RowTile(rows, slots, 32 if slots <= 512 else 16, 8 if rows * slots >= 8192 else 4)
+def slot_step(width: int) -> dict[str, int]:
+    """Return the sizes of kernels inside groups, by names of their arguments."""
+    return {"ROWS": TILE_ROWS, "SLOTS": TABLE_TOKENS, "WIDTH": min(64, padded(width))}
 
 
-def product_options(dtype: torch.dtype) -> dict[str, object]:
+def product_options(dtype: torch.dtype) -> dict[str, Any]:
     """Return the constants of `dot`: fp32 is exact, as in torch, and TF32 only where torch is set to it."""
     exact = torch.get_float32_matmul_precision() == "highest"
     interpreted = triton.knobs.runtime.interpret and dtype is torch.bfloat16  # its arrays have no bf16
-    return {"PRECISION": "ieee" if exact else "tf32", "WIDEN": bool(interpreted)}
+    return {"KIND": KINDS[dtype], "PRECISION": "ieee" if exact else "tf32", "WIDEN": bool(interpreted)}
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right in fp32, from factors of one type, by cuBLAS."""
+    if left.is_cuda and left.dtype is not torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[object]:
     """Return the context of launches for tensors on `device`: triton launches on the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Launch a kernel. Products and sums are fused where triton's default differs from version to version."""
+    kernel[grid](*arguments, enable_fp_fusion=True, **options)
 
 
 @triton.jit
