@@ -2,11 +2,14 @@
 
 import sys
 import textwrap
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import ConfigDir, Overrides, complete_preset
+
+if TYPE_CHECKING:
+    from .compose.contests import Contest
 
 
 def sweep(
@@ -36,6 +39,7 @@ def sweep(
     from grouped_lm.system.console import terminal_width
 
     from .compose.compose import HydraFlags
+    from .compose.contests import contest_of
     from .compose.sweep_plan import describe_presets, drive, plan_sweep, report_states
 
     flags = HydraFlags(multirun=True, config_dir=config_dir)
@@ -47,6 +51,9 @@ def sweep(
     check_processes(None)
     if name is None:
         raise ConfigError("name a preset: `gvc sweep --list` shows them")
+    if (contest := contest_of(name, overrides or [], flags)) is not None:
+        _run_contest(contest, dry_run, max_jobs, fail_fast, only_failed)
+        return
     plan = plan_sweep(name, overrides or [], flags)
     if dry_run:
         print("\n".join(plan.describe()))
@@ -63,3 +70,22 @@ def sweep(
         log_sweep(plan.jobs[0][0].tracking, plan.folder, runs_csv(rows))
     print(plan.folder, flush=True)
     report_states(plan.find_jobs(), may_stop_early=max_jobs is not None or only_failed)
+
+
+def _run_contest(contest: "Contest", dry_run: bool, max_jobs: int | None, fail_fast: bool, only_failed: bool) -> None:
+    """Run a contest, or list its jobs that are known now."""
+    from grouped_lm.report.tables import write_results
+
+    from .compose.contests import run_contest
+    from .compose.sweep_plan import report_states
+
+    if dry_run:
+        for stage in contest.stages():
+            print("\n".join(stage.plan.describe()))
+        print("further jobs follow from the results of these")
+        return
+    plans = run_contest(contest, max_jobs, fail_fast, only_failed)
+    folder = plans[0].folder
+    write_results(folder)
+    print(folder, flush=True)
+    report_states([job for plan in plans for job in plan.jobs], may_stop_early=max_jobs is not None or only_failed)

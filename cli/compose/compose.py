@@ -34,9 +34,13 @@ NO_GROUPS = ("__pycache__", "hydra", "reproduction")
 
 @dataclass(kw_only=True, slots=True)
 class ComposedConfig(Config):
-    """What Hydra composes: the config of a run, and the variant's label and description, which runs do not keep."""
+    """What Hydra composes: the config of a run, and two parts that runs do not keep.
+
+    They are the label and description of a variant, and the settings of a contest.
+    """
 
     variant: Any = None
+    contest: Any = None
     optim: Any = None  # the group optim fills it, as it fills head
 
 
@@ -148,6 +152,7 @@ def to_config(composed: DictConfig) -> Config:
     variant = next((v for v in load_variants().values() if v.label == label), None) if label else None
     if variant and variant.head["name"] != plain["head"]["name"]:
         raise ConfigError(two_heads(variant.name, plain["head"]["name"]))
+    plain.pop("contest", None)
     parts = {part: parse_part(plain.pop(part, None)) for part, parse_part in PARSERS.items()}
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     assert isinstance(config, Config)

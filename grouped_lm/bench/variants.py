@@ -18,7 +18,7 @@ class Variant:
         name: The file's name, as in `variant=NAME`.
         label: The name in tables and plots.
         description: One or two sentences.
-        head: The head's name and the settings that differ from its defaults, for `parse_head_config`.
+        head: The head's name and the settings that differ from its defaults, for `parse_head`.
         grouping: How tokens are put into groups, for heads with groups.
         tokenizer: The tokenizer's name and settings; None for the run's own tokenizer.
     """
@@ -32,9 +32,9 @@ class Variant:
 
     def head_config(self, **settings: Any) -> Any:
         """Return the head's config, with other settings on top."""
-        from grouped_lm.heads import parse_head_config  # imports torch
+        from grouped_lm.runs.load import parse_head  # imports torch
 
-        return parse_head_config(self.head | settings)
+        return parse_head(self.head | settings)
 
 
 @cache

@@ -1,0 +1,214 @@
+"""The presets `equal-tokens` and `equal-time` of `gvc sweep`: sweeps whose later jobs follow from earlier ones.
+
+A contest is a sequence of sweeps in one folder. Each chooses something with the first seed (the learning rate, or the
+body), and repeats the choice with the other seeds. The choice is by the validation text of the runs, in bits per byte.
+"""
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+
+from grouped_lm.config import Config, check_range
+from grouped_lm.errors import ConfigError
+from grouped_lm.jobs.sweep import job_state
+from grouped_lm.report.contest import note_jobs
+from grouped_lm.runs.folder import COMPLETE, RunFolder
+
+from .compose import HydraFlags, composing, config_groups, parse
+from .explain import explained
+from .sweep_plan import SweepPlan, drive, folder_name, plan_sweep
+
+SCORE, SPEED = "val/bits_per_byte", "throughput/tokens_per_sec"
+PATHS = ("data.train", "data.valid", "tokenizer.file")
+"""Keys whose values are paths. A row of the leaderboard has the names of the files alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A time on some CPU cores."""
+
+    minutes: float
+    threads: int
+
+    @classmethod
+    def of(cls, text: str) -> "Budget":
+        """Return the budget that a text such as 10x1 names."""
+        minutes, _, threads = str(text).partition("x")
+        try:
+            budget = cls(float(minutes), int(threads))
+        except ValueError:
+            raise ConfigError(f"contest.budgets must be MINUTESxCORES such as 10x1, got {text}") from None
+        check_range("contest.budgets: minutes", budget.minutes, 0, 1e6, open_low=True)
+        check_range("contest.budgets: cores", budget.threads, 1, 4096)
+        return budget
+
+    @property
+    def label(self) -> str:
+        """Part of the folder names of its jobs."""
+        return f"minutes={self.minutes:g},threads={self.threads},"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One sweep of a contest, and the swept values of each of its jobs."""
+
+    plan: SweepPlan
+    values: list[dict[str, str]]
+    notes: dict[str, dict[str, Any]]
+    """What each job belongs to, by the name of its folder."""
+
+    def scores(self) -> list[float | None]:
+        """Return the bits per byte of each job on its validation text, None where it is not complete."""
+        return [_result(config, path).get(SCORE) for config, path in self.plan.jobs]
+
+
+class Contest:
+    """The stages of a contest. `settings` are those of the preset's key `contest`."""
+
+    def __init__(self, name: str, overrides: list[str], flags: HydraFlags, settings: dict[str, Any]) -> None:
+        self.name, self.flags, self.settings = name, flags, settings
+        with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with:
+            base = compose_with([f"sweep={name}"], return_hydra_config=True)
+            params = parse([f"{key}={value}" for key, value in base.hydra.sweeper.params.items()])
+            given = parse(overrides)
+        keys = [override.key_or_group for override in params]
+        self.others = [override.input_line or "" for override in given if override.key_or_group not in keys]
+        self.values = {o.key_or_group: _values(o) for o in (*params, *given) if o.key_or_group in keys}
+
+    def stages(self) -> Iterator[Stage]:
+        """Yield the sweeps in turn. A choice among jobs of which none is complete is left out."""
+        return self._time_stages() if self.settings["kind"] == "time" else self._token_stages()
+
+    def _stage(self, chosen: dict[str, list[str]], words: Sequence[str] = (), label: str = "", **notes: Any) -> Stage:
+        """Plan one sweep."""
+        values = self.values | chosen
+        names = f'hydra.sweep.subdir="{label}{folder_name(sorted(values))}"'
+        swept = [f"{key}={','.join(own)}" for key, own in values.items()]
+        plan = plan_sweep(self.name, [*swept, *self.others, *words, names], self.flags)
+        jobs = [dict(zip(values, own, strict=True)) for own in itertools.product(*values.values())]
+        shown = [_without_folder(word) for word in self.others if not word.startswith("hydra.")]
+        if "minutes" in notes:
+            shown.append(f"contest.budgets=[{notes['minutes']:g}x{notes['threads']}]")
+        notes_by_job = {}
+        for (_, path), own in zip(plan.jobs, jobs, strict=True):
+            command = ["gvc sweep", self.name, *(f"{key}={value}" for key, value in own.items()), *shown]
+            notes_by_job[path.name] = {"contest": self.name, "command": " ".join(command), **notes}
+        return Stage(plan, jobs, notes_by_job)
+
+    def _token_stages(self) -> Iterator[Stage]:
+        first, *others = self.values["seed"]
+        stage = self._stage({"seed": [first]})
+        yield stage
+        best: dict[tuple[str, str], tuple[float, str]] = {}
+        for own, score in zip(stage.values, stage.scores(), strict=True):
+            place = own["model"], own["variant"]
+            if score is not None and (place not in best or score < best[place][0]):
+                best[place] = score, own["optim.lr"]
+        alike = defaultdict(list)
+        for (model, variant), (_, lr) in best.items():
+            alike[model, lr].append(variant)
+        for (model, lr), variants in alike.items() if others else ():
+            yield self._stage({"variant": variants, "model": [model], "optim.lr": [lr], "seed": others})
+
+    def _time_stages(self) -> Iterator[Stage]:
+        budgets = sorted(map(Budget.of, self.settings["budgets"]), key=lambda budget: (budget.threads, budget.minutes))
+        winners: dict[tuple[str, int], str] = {}
+        for budget, variant in itertools.product(budgets, self.values["variant"]):
+            models, place = self.values["model"], (variant, budget.threads)
+            if place in winners:
+                models = models[models.index(winners[place]) :][: self.settings["bodies"]]
+            yield from self._bodies(variant, models, budget, winners)
+
+    def _bodies(
+        self, variant: str, models: list[str], budget: Budget, winners: dict[tuple[str, int], str]
+    ) -> Iterator[Stage]:
+        """Run each body with the first seed and the best one with the others; put it into `winners`."""
+        first, *others = self.values["seed"]
+        scores, timed = {}, {}
+        for model in models:
+            own = {"variant": [variant], "model": [model], "seed": [first]}
+            steps = yield from self._steps(own, budget)
+            if steps is None:
+                continue
+            words = [f"train.threads={budget.threads}", f"train.max_steps={steps}"]
+            words.append(f"train.eval_every_steps={max(1, steps // 10)}")
+            timed[model] = own, words
+            stage = self._stage(own, words, budget.label, minutes=budget.minutes, threads=budget.threads)
+            yield stage
+            if (score := stage.scores()[0]) is not None:
+                scores[model] = score
+        if not scores:
+            return
+        winner = winners[variant, budget.threads] = min(scores, key=lambda model: scores[model])
+        own, words = timed[winner]
+        if others:
+            notes = {"minutes": budget.minutes, "threads": budget.threads}
+            yield self._stage(own | {"seed": others}, words, budget.label, **notes)
+
+    def _steps(self, own: dict[str, list[str]], budget: Budget) -> Generator[Stage, None, int | None]:
+        """Yield the run that measures the speed; return the steps that the budget allows, None if it is not known."""
+        words = [f"train.threads={budget.threads}", f"train.max_steps={self.settings['speed_steps']}"]
+        words.append("train.eval_every_steps=null")
+        stage = self._stage(own, words, f"speed,threads={budget.threads},", measures_speed=True)
+        yield stage
+        ((config, path),) = stage.plan.jobs
+        if not (result := _result(config, path)):
+            return None
+        if (speed := result.get(SPEED)) is None:
+            raise ConfigError(f"{path} has too few steps to measure its speed: raise contest.speed_steps")
+        batch = config.train.micro_batch_size * config.train.grad_accum_steps * config.model.block_size
+        return max(1, math.floor(speed * 60 * budget.minutes / batch))
+
+
+def contest_of(name: str, overrides: list[str], flags: HydraFlags) -> Contest | None:
+    """Return the contest that a preset describes in its key `contest`; None for a preset without one."""
+    with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with:
+        if name not in config_groups(flags.config_dir)["sweep"]:
+            return None  # `plan_sweep` says so
+        words = [o.input_line or "" for o in parse(overrides) if o.key_or_group.startswith("contest.")]
+        settings = compose_with([f"sweep={name}", *words]).get("contest")
+    return Contest(name, overrides, flags, OmegaConf.to_container(settings)) if settings else None  # type: ignore[arg-type]
+
+
+def run_contest(contest: Contest, max_jobs: int | None, fail_fast: bool, only_failed: bool) -> list[SweepPlan]:
+    """Run the stages in turn, and return their plans."""
+    plans = []
+    for stage in contest.stages():
+        before = _complete(stage.plan)
+        plans.append(stage.plan)
+        if max_jobs == 0:
+            break
+        note_jobs(stage.plan.folder, stage.notes)
+        drive(stage.plan, contest.flags, max_jobs, fail_fast, only_failed)
+        if max_jobs is not None:
+            max_jobs = max(0, max_jobs - _complete(stage.plan) + before)
+    return plans
+
+
+def _complete(plan: SweepPlan) -> int:
+    return sum(job_state(config, path) == COMPLETE for config, path in plan.jobs)
+
+
+def _result(config: Config, path: Path) -> dict[str, Any]:
+    """Return the result of a job; empty where it is not complete, or the folder holds another job."""
+    return (RunFolder(path).read_result() or {}) if job_state(config, path) == COMPLETE else {}
+
+
+def _values(override: Override) -> list[str]:
+    """Return the values of an override, one or several."""
+    if override.is_sweep_override():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [override.get_value_element_as_str()]
+
+
+def _without_folder(word: str) -> str:
+    """Return an override with the file's name in place of its path."""
+    key, _, value = word.partition("=")
+    return f"{key}={Path(value.strip(chr(39))).name}" if key in PATHS else word

@@ -1,0 +1,72 @@
+"""The contests of `gvc sweep`: stages that follow from results, and budgets in steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from grouped_lm.report.contest import notes_of
+from grouped_lm.runs.load import load_config
+
+
+def results(folder: str) -> dict[str, dict]:
+    """The result of every job, by the name of its folder."""
+    paths = Path("runs", folder).glob("*/result.json")
+    return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def test_equal_tokens_repeats_the_best_rate_with_other_seeds(gvc, tiny):
+    words = ["sweep", "equal-tokens", *tiny, "variant=trim-bias", "optim.lr=1e-5,1e-2", "seed=0,1"]
+    words += ["train.max_steps=6", "train.eval_every_steps=3", "tracking=none"]
+    assert "further jobs follow" in gvc(*words, "model=debug", "--dry-run").out
+    assert not Path("runs").exists()
+    assert gvc(*words, "model=debug", "--max-jobs", "1").code == 0
+    assert len(results("equal-tokens")) == 1
+    run = gvc(*words, "model=debug")
+    assert run.code == 0, run.err
+    found = results("equal-tokens")
+    assert {result["state"] for result in found.values()} == {"complete"}
+    first = {name: result["val/bits_per_byte"] for name, result in found.items() if "seed=0" in name}
+    best = min(first, key=first.get)
+    assert set(found) == {*first, best.replace("seed=0", "seed=1")}
+    config = load_config(Path("runs/equal-tokens", best))
+    assert (config.optim.eps, config.optim.beta2, config.train.max_steps) == (1e-6, 0.99, 6)
+    notes = notes_of(Path("runs/equal-tokens", best))
+    assert notes["contest"] == "equal-tokens"
+    assert notes["command"].startswith("gvc sweep equal-tokens variant=trim-bias model=debug optim.lr=0.01 seed=0 ")
+    assert "/" not in notes["command"]  # of a text its name alone
+    times = [path.stat().st_mtime_ns for path in sorted(Path("runs").glob("*/*/result.json"))]
+    assert gvc(*words, "model=debug").code == 0
+    assert [path.stat().st_mtime_ns for path in sorted(Path("runs").glob("*/*/result.json"))] == times
+
+
+def test_equal_time_fixes_the_steps_before_the_run(gvc, tiny):
+    words = ["sweep", "equal-time", *tiny, "variant=trim-bias", "model=debug,gpt2-1m", "seed=0", "tracking=none"]
+    run = gvc(*words, "contest.budgets=[0.004x1,0.008x1]", "contest.speed_steps=12", "contest.bodies=1")
+    assert run.code == 0, run.err
+    found = results("equal-time")
+    speeds = {name: result for name, result in found.items() if name.startswith("speed")}
+    assert len(speeds) == 2
+    timed = {name: result for name, result in found.items() if name.startswith("minutes")}
+    for minutes, bodies in ((0.004, 2), (0.008, 1)):
+        own = {name: result for name, result in timed.items() if name.startswith(f"minutes={minutes},")}
+        first = {name: result["val/bits_per_byte"] for name, result in own.items() if "seed=0" in name}
+        assert len(first) == bodies
+        assert set(own) == set(first)
+        for name, result in own.items():
+            config = load_config(Path("runs/equal-time", name))
+            speed = next(r for n, r in speeds.items() if f"model={config.model.name}," in n)
+            batch = config.train.micro_batch_size * config.model.block_size
+            steps = max(1, int(speed["throughput/tokens_per_sec"] * 60 * minutes / batch))
+            assert (config.train.max_steps, result["trainer/step"], config.train.threads) == (steps, steps, 1)
+            notes = notes_of(Path("runs/equal-time", name))
+            assert (notes["minutes"], notes["threads"]) == (minutes, 1)
+            assert f"contest.budgets=[{minutes:g}x1]" in notes["command"]
+    assert notes_of(Path("runs/equal-time", next(iter(speeds))))["measures_speed"]
+
+
+@pytest.mark.parametrize("budget", ["10", "x1", "0x1", "10x0", "ax1"])
+def test_wrong_budgets_are_named(gvc, tiny, budget):
+    run = gvc("sweep", "equal-time", *tiny, f"contest.budgets=[{budget}]", "variant=trim-bias")
+    assert run.code == 2
+    assert "contest.budgets" in run.err
