@@ -69,7 +69,8 @@ def assembled(ptx: str, capability: int) -> dict:
 def kernels_of(capability: int, width: int, dtype: torch.dtype) -> list:
     """Each kernel with its constants, warps and stages, as a training step of the default and of `grouped` has them."""
     kind = {"KIND": KINDS[dtype], "PRECISION": "ieee", "WIDEN": False}
-    step, bins = slot_step(width), {"BINS": 512}
+    step, bins = slot_step(width, divmod(capability, 10)), {"BINS": 512}
+    warps = step.pop("num_warps")
     block = bins | {"ROWS": route.BLOCK_ROWS}
     scan = bins | {"AT_ONCE": 64, "BLOCKS": route.SCAN_NUMBERS // 64, "TILE": 16}
     flags = {"FIXED": True, "WEIGHTED": False, "KEEP": True}
@@ -79,16 +80,16 @@ def kernels_of(capability: int, width: int, dtype: torch.dtype) -> list:
         (route.scan_counts, scan, 4, 3),
         (route.place_rows, block, 4, 3),
         (first.class_columns, {"WIDTH": min(128, padded(width)), "MEMBERS": 16}, 4, 3),
-        (inside.inside_rows, parts | bins | {"HITS": False, "KEEP": True, "WEIGHTED": False}, 4, 2),
-        (inside.table_rows, parts | {"WEIGHTED": False, "SCALED": True, "SPLITS": 8}, 4, 2),
+        (inside.inside_rows, parts | bins | {"HITS": False, "KEEP": True, "WEIGHTED": False}, warps, 2),
+        (inside.table_rows, parts | {"WEIGHTED": False, "SCALED": True, "SPLITS": 8}, warps, 2),
         (two_steps.sum_losses, {"MEAN": True, "ROWS": two_steps.SUM_ROWS}, 8, 3),
         (two_steps.scale_states, {"BLOCK": 1024}, 4, 3),
         (two_steps.sum_splits, {"SCALED": True, "SPLITS": 8, "WIDTH": 256}, 4, 3),
         (shared.group_sums, {"PRODUCTS": True, "ROWS": 16, "NUMBERS": 128}, 4, 3),
     ]
     slots = shared.slot_tile(224)
-    warps = slots.pop("num_warps")
-    found.append((shared.slot_rows, slots | kind | {"KEEP": True}, warps, 2))
+    slot_warps = slots.pop("num_warps")
+    found.append((shared.slot_rows, slots | kind | {"KEEP": True}, slot_warps, 2))
     tile = first_tile(width, dtype, divmod(capability, 10))
     if tile is None:
         return [*found, (first.first_errors, flags | {"COLUMNS": 512}, 4, 3)]

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from grouped_lm.heads.losses.kernels import capability
 from grouped_lm.heads.losses.kernels.first import FirstGradients
 from grouped_lm.heads.losses.kernels.route import Route, group_of_tile
 from grouped_lm.heads.losses.kernels.tiles import TILE_ROWS, dot, launch, product_options, slot_step
@@ -62,6 +63,7 @@ def inside_losses(
         `d_states`.
     """
     states, width = groups.states, groups.states.shape[1]
+    step = slot_step(width, capability(states.device))
     log_mass = torch.empty_like(nll)
     given = (
         states,
@@ -89,7 +91,7 @@ def inside_losses(
         WEIGHTED=weights is not None,
         BINS=route.tiles.shape[0],
         num_stages=2,
-        **slot_step(width),
+        **step,
         **product_options(groups.dtype),
     )
     return log_mass
@@ -112,6 +114,7 @@ def table_gradient(
     it there are neither, and the biases of groups are not written.
     """
     width, nothing = groups.states.shape[1], log_mass
+    step = slot_step(width, capability(groups.states.device))
     columns, shift, parts, n_column, splits = nothing, nothing, nothing, 0, 0
     if first is not None:
         columns, shift, parts = first[0].columns, first[0].shift, first[1]
@@ -121,7 +124,7 @@ def table_gradient(
     factors = [nothing if t is None else t for t in (scale.weights, scale.whole, scale.divisor)]
     launch(
         table_rows,
-        (work.shape[0], triton.cdiv(width, slot_step(width)["WIDTH"])),
+        (work.shape[0], triton.cdiv(width, step["WIDTH"])),
         *given,
         *sorted_rows,
         work,
@@ -137,7 +140,7 @@ def table_gradient(
         SCALED=scale.whole is not None,
         SPLITS=splits,
         num_stages=2,
-        **slot_step(width),
+        **step,
         **product_options(groups.dtype),
     )
 

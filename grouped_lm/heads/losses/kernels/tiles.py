@@ -58,9 +58,13 @@ def first_tile(width: int, dtype: torch.dtype, capability: tuple[int, int]) -> F
     return None if tiles is None or capability < (8, 0) else tiles[capability not in SMALL]
 
 
-def slot_step(width: int) -> dict[str, int]:
-    """Return the sizes of kernels inside groups, by names of their arguments."""
-    return {"ROWS": TILE_ROWS, "SLOTS": TABLE_TOKENS, "WIDTH": min(64, padded(width))}
+def slot_step(width: int, capability: tuple[int, int]) -> dict[str, int]:
+    """Return the sizes of kernels inside groups, by names of their arguments.
+
+    Below capability 8.0 there are 8 warps: without tensor cores a thread holds more numbers than it has registers.
+    """
+    sizes = {"ROWS": TILE_ROWS, "SLOTS": TABLE_TOKENS, "WIDTH": min(64, padded(width))}
+    return sizes | {"num_warps": 4 if capability >= (8, 0) else 8}
 
 
 def product_options(dtype: torch.dtype) -> dict[str, Any]:
