@@ -277,8 +277,9 @@ class TrainConfig:
     """Windows of block_size tokens per forward pass of all processes together."""
     grad_accum_steps: int = setting(1, 1, 10**6)
     """Forward passes per optimizer step."""
-    dtype: str = setting("float32", choices=("float32", "bfloat16"))
-    """`float32`, or `bfloat16` for autocast with fp32 weights and losses."""
+    dtype: str = setting("float32", choices=("float32", "bfloat16", "float16"))
+    """Of matrix products. `bfloat16` and `float16` are autocast with fp32 weights and losses. `float16` scales the loss
+    so that small gradients are not rounded to 0; it is for GPUs without bfloat16."""
     label_smoothing: float = setting(0.0, 0, 0.99)
     """Share of the target's probability that all classes of the head's first softmax get; that softmax is over groups
     in heads that have them. Reported losses stay true likelihoods."""
@@ -340,6 +341,10 @@ class TrainConfig:
                 "train.vocab_parallel=true needs train.strategy=ddp (fsdp2 has the table in shards already) and "
                 f"train.compile=false, got {self.strategy} and {str(self.compile).lower()}"
             )
+        if self.vocab_parallel and self.dtype == "float16":
+            raise ConfigError(
+                "train.dtype=float16 cannot scale the loss with train.vocab_parallel=true: take bfloat16 or float32"
+            )
         if self.cuda_graphs and (not self.compile or self.grad_accum_steps > 1 or self.processes > 1):
             raise ConfigError(
                 "train.cuda_graphs=true needs train.compile=true, train.grad_accum_steps=1 and one process, "
@@ -369,8 +374,10 @@ class TrainConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrackingConfig:
-    """Weights & Biases. `metrics.jsonl` and `result.json` are always written."""
+    """Weights & Biases or TensorBoard. `metrics.jsonl` and `result.json` are always written."""
 
+    backend: str = setting("wandb", choices=("wandb", "tensorboard"))
+    """`wandb`, or `tensorboard` for event files in the run folder; all keys below but `mode=disabled` are W&B's."""
     mode: str = setting("offline", choices=("online", "offline", "disabled"))
     """`online`, `offline` (in the run folder, `wandb sync` sends it later) or `disabled`."""
     project: str = "gvc"

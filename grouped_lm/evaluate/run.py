@@ -23,7 +23,7 @@ from grouped_lm.heads import GroupedTokens
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.identity import config_identity
 from grouped_lm.runs.load import load_config, load_model, own_tokenizer
-from grouped_lm.runs.tracking import WandbRun
+from grouped_lm.runs.tracking import start_tracking
 from grouped_lm.system.console import EvalDisplay
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import resolve_device, set_threads
@@ -188,7 +188,7 @@ def measure_samples(model: LanguageModel, tokenizer: Tokenizer, samples: int, ma
 
 
 def save_evaluation(evaluation: RunEvaluation, comparisons: dict[str, Any], name: str = "eval") -> None:
-    """Write `NAME.json` into the run folder, and the numbers into W&B's summary as `NAME/...`.
+    """Write `NAME.json` into the run folder, and the numbers into the summary of W&B or TensorBoard as `NAME/...`.
 
     The name `eval` is for the run's own validation text; `gvc ls` and reports read eval.json. `comparisons` is the
     result of `compare_runs`, or {}.
@@ -197,7 +197,8 @@ def save_evaluation(evaluation: RunEvaluation, comparisons: dict[str, Any], name
     trained = load_config(evaluation.run)
     tracked = replace(trained, tracking=evaluation.config.tracking)
     numbers = {key: value for key, value in evaluation.metrics.items() if isinstance(value, int | float)}
-    WandbRun(tracked, evaluation.run).finish({f"{name}/{key.removeprefix('val/')}": v for key, v in numbers.items()})
+    summary = {f"{name}/{key.removeprefix('val/')}": value for key, value in numbers.items()}
+    start_tracking(tracked, evaluation.run).finish(summary, name=name)
 
 
 def compare_runs(evaluations: list[RunEvaluation]) -> dict[str, Any]:

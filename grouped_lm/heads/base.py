@@ -161,6 +161,10 @@ class Head(nn.Module, ABC):
         """Return the rows of the gradient of a tied (V, D) table, as `loss` on a CPU gives it: V unless sparse."""
         return self.vocab_size
 
+    def trained_ids(self) -> Tensor | None:
+        """Return the ids, each once, of the rows of a tied table that `loss` can train; None if those are all."""
+        return None
+
     def extra_repr(self) -> str:
         """Return the sizes for `print`: V, D, and K (shortlist), G (groups), S (slots) where the head has them."""
         sizes: dict[str, Any] = {"V": self.vocab_size, "D": self.n_embd}

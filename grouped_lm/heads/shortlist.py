@@ -205,6 +205,10 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         """Return the rows of the gradient of a tied table: those of `table_rows`, else V."""
         return super().gradient_rows() if self.table_rows is None else len(self.table_rows.ids)
 
+    def trained_ids(self) -> Tensor:
+        """Return the ids outside the reserved groups: no target of the training text is in one of those."""
+        return (self.token_to_group < self.n_learned).nonzero().squeeze(1)
+
     def class_row_ids(self) -> Tensor:
         """Return the ids whose rows of the table `class_layer` needs: of the shortlist, and those with shared rows."""
         own = self.outside if self.shortlist_weight is None else self.outside[:0]

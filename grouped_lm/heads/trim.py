@@ -86,9 +86,14 @@ class TrimHead(RegularisedHead):
         self.seen = torch.argsort(self.token_to_class, stable=True)[:n_seen]
         self.n_rest = self.vocab_size - n_seen
 
+    def trained_ids(self) -> Tensor:
+        """Return the ids of the seen tokens."""
+        return self.seen
+
     def rows(self) -> Tensor:
         """Return the (classes, D) rows of the softmax."""
-        own = F.embedding(self.seen, self.weight) if self.tied else self.weight
+        sparse = not self.weight.is_leaf  # where the optimizer has rows of the table; else it needs dense gradients
+        own = F.embedding(self.seen, self.weight, sparse=sparse) if self.tied else self.weight
         return torch.cat([own, self.rest])
 
     def log_share(self, classes: Tensor, dtype: torch.dtype) -> Tensor:

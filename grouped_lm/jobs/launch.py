@@ -39,6 +39,7 @@ from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.losses import kernels
 from grouped_lm.models.lm import check_head
 from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.runs.tensorboard import check_package
 from grouped_lm.system.console import PrepareDisplay
 from grouped_lm.system.files import read_json_dict, write_json
 from grouped_lm.system.runtime import compile_mode, resolve_device
@@ -94,6 +95,7 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True, pr
         kernels.set_mode(config.train.kernels, device)
     if counts_tokens(config) and all_processes > 1:
         raise ConfigError(f"head=kneser_ney counts in one process, got {all_processes}: set train.devices=1")
+    check_package(config.tracking)
     check_head(config)
     if config.train.vocab_parallel:
         VocabShard.of(vocab_size_of(config.tokenizer), ProcessGroup(size=all_processes))

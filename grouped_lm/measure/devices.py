@@ -34,10 +34,13 @@ class Device:
     """Bandwidth of its memory."""
     memory_bytes: int
     source: str
+    fp16_flops_per_sec: float | None = None
+    """None if it is that of bf16."""
 
     def flops_per_sec(self, dtype: str) -> float:
-        """Return the peak for matrix products in `float32` or `bfloat16`."""
-        return self.bf16_flops_per_sec if dtype == "bfloat16" else self.fp32_flops_per_sec
+        """Return the peak for matrix products in `float32`, `bfloat16` or `float16`."""
+        half = {"bfloat16": self.bf16_flops_per_sec, "float16": self.fp16_flops_per_sec or self.bf16_flops_per_sec}
+        return half.get(dtype, self.fp32_flops_per_sec)
 
     def shared_by(self, processes: int) -> "Device":
         """Return the device as one of several processes on it sees it, with an equal part of everything."""
@@ -45,6 +48,7 @@ class Device:
             self,
             fp32_flops_per_sec=self.fp32_flops_per_sec / processes,
             bf16_flops_per_sec=self.bf16_flops_per_sec / processes,
+            fp16_flops_per_sec=self.fp16_flops_per_sec and self.fp16_flops_per_sec / processes,
             bytes_per_sec=self.bytes_per_sec / processes,
             memory_bytes=self.memory_bytes // processes,
             source=f"{self.source}, shared by {processes} processes",

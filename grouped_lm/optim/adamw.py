@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from grouped_lm.config import AdamWConfig
 from grouped_lm.distributed.process_group import is_sharded, local_tensor
 from grouped_lm.heads.base import Head
+from grouped_lm.optim.used_rows import used_rows
 
 
 class SparseRowsAdamW(torch.optim.AdamW):
@@ -71,7 +72,8 @@ class SparseRowsAdamW(torch.optim.AdamW):
 def token_tables(model: nn.Module) -> list[nn.Parameter]:
     """Return the matrices that have a row per token: the input embedding, and those of untied heads."""
     sizes = {module.vocab_size for module in model.modules() if isinstance(module, Head)}
-    return [p for p in model.parameters() if p.ndim == 2 and p.shape[0] in sizes]
+    in_part = used_rows(model)
+    return [p for p in model.parameters() if p.ndim == 2 and (p.shape[0] in sizes or p in in_part)]
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

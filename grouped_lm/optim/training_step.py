@@ -17,6 +17,8 @@ from grouped_lm.distributed.parallel import ParallelModel, clip_gradients, count
 from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.system.runtime import autocast
 
+MIN_LOSS_SCALE = 1e-4
+"""A step of `train.dtype=float16` that overflows at a smaller scale ends the run. It is fairseq's limit."""
 PARTS = (("train/loss", "nll"), ("train/loss_group", "group_nll"), ("train/loss_token", "token_nll"))
 
 
@@ -31,11 +33,18 @@ class StepMetrics:
     """Means over micro-steps in nats, by their keys in metrics.jsonl."""
     grad_norm: float
     """Norm of the whole gradient before clipping."""
+    loss_scale: float | None = None
+    """Factor of the loss in the backward pass of `train.dtype=float16`."""
 
     @property
     def finite(self) -> bool:
         """Whether loss and gradient are finite, and so whether the weights were updated."""
         return math.isfinite(self.losses["train/loss"]) and math.isfinite(self.grad_norm)
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the scale was too large: the loss is finite, and its scaled gradient is not."""
+        return self.loss_scale is not None and math.isfinite(self.losses["train/loss"]) and not self.finite
 
     @property
     def problem(self) -> str:
@@ -63,7 +72,13 @@ class StepMetricsBuffer:
         self._steps: list[tuple[int, float, list[str], Tensor]] = []
 
     def add(
-        self, optimizer: torch.optim.Optimizer, losses: list[HeadLoss], grad_norm: Tensor, step: int, lr: float
+        self,
+        optimizer: torch.optim.Optimizer,
+        losses: list[HeadLoss],
+        grad_norm: Tensor,
+        step: int,
+        lr: float,
+        loss_scale: Tensor | None = None,
     ) -> None:
         """Store the metrics of a step before its update, and let the optimizer skip it unless they are finite."""
         parts = {key: [getattr(loss, part) for loss in losses] for key, part in PARTS}
@@ -71,6 +86,8 @@ class StepMetricsBuffer:
         means = [torch.stack([value.detach() for value in values]).double().mean() for values in parts.values()]
         metrics = torch.stack([*means, grad_norm.detach().double()])
         optimizer.found_inf = 1.0 - metrics.isfinite().all().float()  # type: ignore[attr-defined]
+        if loss_scale is not None:
+            metrics = torch.cat([metrics, loss_scale.double()])
         self._steps.append((step, lr, list(parts), metrics))
 
     def read(self) -> list[StepMetrics]:
@@ -78,7 +95,7 @@ class StepMetricsBuffer:
         steps, self._steps = self._steps, []
         rows = torch.stack([metrics for *_, metrics in steps]).tolist() if steps else []
         return [
-            StepMetrics(step, lr, dict(zip(keys, row, strict=False)), row[-1])
+            StepMetrics(step, lr, dict(zip(keys, row, strict=False)), *row[len(keys) :])
             for (step, lr, keys, _), row in zip(steps, rows, strict=True)
         ]
 
@@ -93,6 +110,7 @@ class TrainingStep:
         self, config: Config, model: ParallelModel, optimizer: torch.optim.Optimizer, device: torch.device
     ) -> None:
         self.config, self.model, self.optimizer, self.device = config, model, optimizer, device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.dtype == "float16")
         self.metrics = StepMetricsBuffer(device)
 
     def forward_backward(self, input_ids: Tensor, targets: Tensor, is_last: bool) -> HeadLoss:
@@ -105,13 +123,19 @@ class TrainingStep:
         with self.model.micro_step(is_last):
             with autocast(self.device, train.dtype):
                 loss = self.model.mean_loss(input_ids, targets, counted)
-            (loss.objective() / train.grad_accum_steps).backward()
+            self.scaler.scale(loss.objective() / train.grad_accum_steps).backward()
         return loss
 
     def update(self, losses: list[HeadLoss], step: int, lr: float) -> None:
-        """Clip the gradient and update the weights. The optimizer has `lr` already. It skips steps that diverged."""
+        """Clip the gradient and update the weights. The optimizer has `lr` already. It skips steps that diverged.
+
+        With `train.dtype=float16` the gradient is divided by the scale of the loss before that.
+        """
         losses = self.model.add_up(losses)
+        loss_scale = self.scaler.scale(torch.ones(1, device=self.device)) if self.scaler.is_enabled() else None
+        self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model.model, self.config.optim.grad_clip)
-        self.metrics.add(self.optimizer, losses, grad_norm, step, lr)
-        self.optimizer.step()
+        self.metrics.add(self.optimizer, losses, grad_norm, step, lr, loss_scale)
+        self.optimizer.step()  # not the scaler's: on most optimizers it waits for the device
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,7 @@
-"""Metrics of a run: metrics.jsonl is the record, and W&B gets a copy. W&B can neither stop nor change a run."""
+"""Metrics of a run: metrics.jsonl is the record, and W&B or TensorBoard gets a copy.
+
+Neither can stop or change a run.
+"""
 
 import contextlib
 import csv
@@ -18,6 +21,7 @@ from typing import Any
 
 from grouped_lm.config import Config, TrackingConfig, config_to_dict
 from grouped_lm.runs.identity import config_hash
+from grouped_lm.runs.tensorboard import TensorBoardRun
 
 STEP_AXIS = "trainer/step"
 METRIC_FAMILIES = ("train", "val", "throughput", "time", "memory")
@@ -51,6 +55,10 @@ class MetricsLog:
         if self.size() < len(content):
             self._path.write_bytes(content)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the rows so far."""
+        return [json.loads(line) for line in self.read().splitlines()]
+
     def append(self, row: dict[str, Any]) -> None:
         """Add one row."""
         with self._path.open("a", encoding="utf-8") as file:
@@ -66,7 +74,7 @@ class WandbRun:
 
     def __init__(self, config: Config, run_dir: Path, quiet: bool = False) -> None:
         self._run: Any = None
-        self._over = quiet or config.tracking.mode == "disabled"
+        self._over = quiet
         self._quiet_s = FINISH_S if config.tracking.mode == "offline" else QUIET_S
         self._done = 0
         self._actions: queue.SimpleQueue[tuple[str, Callable[[], object]] | None] = queue.SimpleQueue()
@@ -98,14 +106,17 @@ class WandbRun:
             print(f"gvc: warning: {reason}; continuing without it", file=sys.stderr)
             _end_service()
 
+    def rewind(self, rows: list[dict[str, Any]]) -> None:
+        """Do nothing: W&B draws the curves along `trainer/step`, however often a step is done."""
+
     def log(self, row: dict[str, Any]) -> None:
         """Copy the values of a row that are not None. Its step is `trainer/step`: W&B drops steps that are repeated."""
         values = {key: value for key, value in row.items() if value is not None}
         if not self._over:
             self._actions.put(("log", lambda: self._run.log(values)))
 
-    def finish(self, result: dict[str, Any], exit_code: int = 0) -> None:
-        """Write the result into W&B's summary, and close the run."""
+    def finish(self, result: dict[str, Any], exit_code: int = 0, name: str = "result") -> None:
+        """Write the result into W&B's summary, and close the run. TensorBoard alone uses the `name`."""
         if self._over:
             return
         flat = {key: value for key, value in result.items() if not isinstance(value, dict | list | None)}
@@ -118,6 +129,12 @@ class WandbRun:
             self._thread.join(self._quiet_s)
         if self._thread.is_alive():
             self._give_up("W&B does not answer; `wandb sync` can send the files in the run folder later")
+
+
+def start_tracking(config: Config, run_dir: Path, quiet: bool = False) -> WandbRun | TensorBoardRun:
+    """Return what gets a copy of the metrics of a run, by `tracking.backend`. With `quiet` it gets nothing."""
+    kind = TensorBoardRun if config.tracking.backend == "tensorboard" else WandbRun
+    return kind(config, run_dir, quiet or config.tracking.mode == "disabled")
 
 
 def _first_line(error: Exception) -> str:
@@ -174,7 +191,7 @@ def log_sweep(tracking: TrackingConfig, folder: Path, table: str) -> None:
 
     A failure is a warning.
     """
-    if tracking.mode == "disabled":
+    if tracking.mode == "disabled" or tracking.backend != "wandb":
         return
     try:
         import wandb

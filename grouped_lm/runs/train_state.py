@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup, full_tensor, is_sharded, local_tensor
 from grouped_lm.errors import CheckpointError
 from grouped_lm.heads import Head
+from grouped_lm.optim.used_rows import used_rows
 
 TENSORS, STATE = "state.safetensors", "state.json"
 
@@ -40,10 +41,11 @@ def pack(
     The model is not compiled, and the optimizer has per-parameter tensors. `state` is written into `state.json`.
     """
     tensors = {f"model/{name}": tensor.detach() for name, tensor in named_state(model).items()}
+    in_rows = used_rows(model)
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"optim/{name}/{key}"] = value
+                tensors[f"optim/{name}/{key}"] = in_rows[parameter].spread(value) if parameter in in_rows else value
     gathered = {}
     for name, tensor in tensors.items():  # one at a time, so that no device holds more than one in full
         full = full_tensor(tensor)
@@ -139,6 +141,9 @@ def unpack(
                 for key, form in forms.items()
                 if key.startswith(prefix)
             }
+        for parameter, rows in used_rows(model).items():
+            rows.after_load()
+            optimizer.state[parameter] = {key: rows.pick(value) for key, value in optimizer.state[parameter].items()}
     if process_group.size > 1:
         process_group.seed_generator(seed, state["progress"]["step"])
     _restore_random_states(random_states, process_group.rank)

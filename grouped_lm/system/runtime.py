@@ -28,7 +28,7 @@ def resolve_device(name: str, key: str = "train.device") -> torch.device:
 
 def autocast(device: torch.device, dtype: str) -> contextlib.AbstractContextManager[None]:
     """Return the context that runs matrix products in `dtype`; weights and losses stay in fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+    return torch.autocast(device.type, getattr(torch, dtype)) if dtype != "float32" else contextlib.nullcontext()
 
 
 def set_threads(threads: int | None, side_by_side: int = 1) -> int:

@@ -5,13 +5,11 @@ import time
 from dataclasses import fields
 from typing import Any
 
-import torch
-from torch import nn
-
 from grouped_lm.config import Config
 from grouped_lm.data import Corpus
 from grouped_lm.distributed.process_group import ProcessGroup
 from grouped_lm.errors import CheckpointError, DiskError, DivergedError, DriftError
+from grouped_lm.optim.training_step import TrainingStep
 from grouped_lm.runs.checkpoint import list_checkpoints, load_latest, write_checkpoint
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.identity import changed_fields, config_hash, config_identity
@@ -48,13 +46,13 @@ class Checkpoints:
         self,
         folder: RunFolder,
         config: Config,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        training_step: TrainingStep,
         log: MetricsLog,
         origin: dict[str, dict[str, Any]],
         process_group: ProcessGroup,
     ) -> None:
-        self.folder, self.config, self.model, self.optimizer = folder, config, model, optimizer
+        self.folder, self.config, self.scaler = folder, config, training_step.scaler
+        self.model, self.optimizer = training_step.model.model, training_step.optimizer
         self.log, self.origin, self.process_group = log, origin, process_group
         self.mirror = folder.mirror(config, origin["identity"])
         self.commits: list[str | None] = [origin["environment"].get("commit")]
@@ -77,9 +75,10 @@ class Checkpoints:
         path, commit = self.folder.path, self.commits[-1]
         try:
             state = unpack(files, self.model, self.optimizer, self._refuse_drift, self.process_group, self.config.seed)
-            counters = dict(state["progress"])
+            counters = {"overflow_steps": 0} | state["progress"]  # 0.2.0 had no float16
             history = History(**{f.name: counters.pop(f.name) for f in fields(History) if f.name != "started"})
             progress = Progress(**counters)
+            self.scaler.load_state_dict(state.get("loss_scale", {}))
             self.process_group.on_first(self.log.cut, state["metrics_bytes"])
             self.commits = [*(earlier for earlier in state["commits"] if earlier != commit), commit]
         except (KeyError, TypeError, AttributeError) as error:
@@ -114,8 +113,8 @@ class Checkpoints:
         if self.process_group.any(not finite_weights(self.model))[0]:
             raise DivergedError(f"diverged at step {step}: weights are not finite numbers; nothing was saved")
         counters = {"progress": vars(progress) | history.saved(), "metrics_bytes": self.log.size()}
-        files = pack(self.model, self.optimizer, self.origin | counters | {"commits": self.commits}, self.process_group)
-
+        state = self.origin | counters | {"commits": self.commits, "loss_scale": self.scaler.state_dict()}
+        files = pack(self.model, self.optimizer, state, self.process_group)
         self.process_group.on_first(self._write, step, files)
         self.saved_at, self.saved_step = time.monotonic(), step
         history.checkpoint_seconds += self.saved_at - started

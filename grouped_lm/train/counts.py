@@ -11,7 +11,7 @@ from grouped_lm.evaluate.counts import count_text, validate_counts
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.identity import config_hash
 from grouped_lm.runs.inputs import describe_inputs
-from grouped_lm.runs.tracking import MetricsLog, WandbRun
+from grouped_lm.runs.tracking import MetricsLog, start_tracking
 from grouped_lm.system.console import TrainDisplay
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import describe_environment
@@ -27,8 +27,9 @@ def count_steps(config: Config, folder: RunFolder) -> dict[str, Any]:
     corpus = prepare_data(config.data, config.tokenizer)
     environment = describe_environment(torch.device("cpu"))
     folder.write_start(config, environment, describe_inputs(config, corpus))
-    metrics_log, wandb = MetricsLog(folder.metrics), WandbRun(config, folder.path)
+    metrics_log, tracker = MetricsLog(folder.metrics), start_tracking(config, folder.path)
     metrics_log.cut(0)
+    tracker.rewind([])
     started, row = time.monotonic(), {}
     every = train.eval_every_steps or train.max_steps
     with TrainDisplay(f"{config.head.order}-grams", train.max_steps, 0, False) as display:
@@ -38,7 +39,7 @@ def count_steps(config: Config, folder: RunFolder) -> dict[str, Any]:
             seconds = time.monotonic() - begun
             row = {"trainer/step": step, "trainer/tokens": n_tokens, "throughput/tokens_per_sec": n_tokens / seconds}
             row |= validate_counts(model, corpus.valid)
-            for log in (metrics_log.append, wandb.log):
+            for log in (metrics_log.append, tracker.log):
                 log(row)
             display.step(step)
             display.row(step, row)
@@ -58,5 +59,5 @@ def count_steps(config: Config, folder: RunFolder) -> dict[str, Any]:
         "time/total_s": time.monotonic() - started,
     }
     write_json(folder.result, result)
-    wandb.finish(result)
+    tracker.finish(result)
     return result

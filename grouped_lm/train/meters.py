@@ -42,11 +42,9 @@ def sent_bytes() -> int | None:
 
 
 class Meters:
-    """The meters of one run. `step` is the number of steps done before the first measured one."""
+    """The meters of one run. Call `start` before the first step."""
 
-    def __init__(
-        self, config: Config, model: ParallelModel, optimizer: torch.optim.Optimizer, device: torch.device, step: int
-    ) -> None:
+    def __init__(self, config: Config, model: ParallelModel, device: torch.device) -> None:
         train, block_size, processes = config.train, config.model.block_size, model.process_group.size
         head = model.model.head
         self.step_tokens = train.micro_batch_size * train.grad_accum_steps * block_size
@@ -57,11 +55,15 @@ class Meters:
         if not model.shards:
             n_tokens = train.share(processes) * block_size
             self.head_peak_gib = measure_head_peak_gib(head, n_tokens, config.model.n_embd, head.vocab_size, device)
-        self.memory = StepMemory(device, model.model, optimizer, held_bytes=model.held_bytes())
         self._throughput = Throughput()
         self.sent_bytes: int | None = None
         """Bytes that one step sends over the network. None before it is measured, and where Linux does not count."""
-        self._device, self._first_step = device, step
+        self._device, self._model = device, model
+
+    def start(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Measure the steps after the first `step` ones."""
+        self.memory = StepMemory(self._device, self._model.model, optimizer, held_bytes=self._model.held_bytes())
+        self._first_step = step
 
     @contextlib.contextmanager
     def watch(self, step: int) -> Iterator[None]:

@@ -39,6 +39,8 @@ class History:
 
     nonfinite: int = 0
     """Steps whose loss or gradient was not finite."""
+    overflow_steps: int = 0
+    """Steps of `train.dtype=float16` that were left out because their scaled gradient overflowed."""
     skipped_steps: int = 0
     """Steps' worth of text that rollbacks skipped. It is not read again."""
     seconds: float = 0.0

@@ -16,10 +16,11 @@ from grouped_lm.evaluate.validation import validate
 from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.models.lm import LanguageModel, count_params
 from grouped_lm.optim import build_optimizer, set_learning_rate
-from grouped_lm.optim.training_step import StepMetrics, TrainingStep
+from grouped_lm.optim.training_step import MIN_LOSS_SCALE, StepMetrics, TrainingStep
+from grouped_lm.optim.used_rows import leave_out_unused_rows
 from grouped_lm.runs.folder import COMPLETE, INTERRUPTED, RunFolder
 from grouped_lm.runs.inputs import describe_inputs
-from grouped_lm.runs.tracking import MetricsLog, WandbRun
+from grouped_lm.runs.tracking import MetricsLog, start_tracking
 from grouped_lm.system.console import TrainDisplay
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import describe_environment
@@ -60,7 +61,13 @@ class TrainingRun:
         self.windows = ValidWindows(corpus.valid.tokens(), block_size, train.eval_batch_size or train.share(group.size))
         self.valid_bytes = corpus.valid.text_bytes
         parallel = parallelize(model, train, group, device)
+        self.n_params, self.n_head_params = count_params(model)
+        self.meters = Meters(config, parallel, device)
+        whole = group.size > 1 or train.compile
+        rows = None if whole else leave_out_unused_rows(config, model, corpus.train.counts)
         optimizer = build_optimizer(config.optim, model)
+        if rows is not None:
+            rows.follow(optimizer)
         self.training_step = TrainingStep(config, parallel, optimizer, device)
 
         self.environment = group.on_first(describe_environment, device)
@@ -68,14 +75,15 @@ class TrainingRun:
             self.environment["processes"] = group.size
         self.metrics_log = MetricsLog(folder.metrics)
         self.origin = describe_origin(config, corpus, self.environment)
-        self.checkpoints = Checkpoints(folder, config, model, optimizer, self.metrics_log, self.origin, group)
+        self.checkpoints = Checkpoints(folder, config, self.training_step, self.metrics_log, self.origin, group)
         self.progress, self.history = self.checkpoints.resume()
         environment = self.environment | {"commits": self.checkpoints.commits}
         group.on_first(folder.write_start, config, environment, describe_inputs(config, corpus))
         group.on_first(write_tokens, folder, config, model.head)
 
-        self.wandb = WandbRun(config, folder.path, quiet)
-        self.meters = Meters(config, parallel, optimizer, device, self.progress.step)
+        self.tracker = start_tracking(config, folder.path, quiet)
+        self.tracker.rewind(self.metrics_log.rows())
+        self.meters.start(self.progress.step, optimizer)
         self.history.start()
         self.signals, self._contexts = StopSignals(), ExitStack()
         # a method of the folder, not of this run: a cycle would outlive the run
@@ -151,7 +159,9 @@ class TrainingRun:
             return None
         for metrics in buffer.read():
             self.last_metrics = metrics
-            if metrics.finite:
+            if metrics.overflowed:
+                self._count_overflow(metrics)
+            if metrics.finite or metrics.overflowed:
                 self.progress.add(metrics.losses)
                 continue
             self.display.say(f"{metrics.problem} (train.on_nonfinite={train.on_nonfinite})")
@@ -162,12 +172,27 @@ class TrainingRun:
                 return metrics
         return None
 
+    def _count_overflow(self, metrics: StepMetrics) -> None:
+        """Count a step that a smaller scale of the loss replaces. Raise a DivergedError if no scale is small enough."""
+        history, step, scale = self.history, metrics.step, metrics.loss_scale or 0.0
+        history.overflow_steps += 1
+        if scale < MIN_LOSS_SCALE:
+            raise DivergedError(
+                f"train.dtype=float16: gradients overflow at step {step} even with a loss scale of {scale:g} "
+                f"({history.overflow_steps} steps left out so far); take train.dtype=bfloat16 or float32, "
+                "or a lower optim.lr"
+            )
+        self.display.say(
+            f"step {step} left out: its float16 gradient overflowed; loss scale {scale:g} to {scale / 2:g}"
+        )
+
     def roll_back(self, failed_step: StepMetrics) -> None:
         """Return to the last checkpoint, and continue with the text after the failed step."""
         next_text = failed_step.step + self.history.skipped_steps + 1
         self.progress = self.checkpoints.roll_back()
         self.history.skipped_steps = next_text - self.progress.step
         self.meters.restart(self.progress.step)
+        self.tracker.rewind(self.metrics_log.rows())
 
     def measure_speed(self, due: Due) -> None:
         """End the running measurement of speed and memory before other work than training steps."""
@@ -189,12 +214,17 @@ class TrainingRun:
         }
         if self.history.nonfinite:
             progress.row["train/nonfinite_steps"] = self.history.nonfinite
+        if self.training_step.scaler.is_enabled():
+            progress.row |= {
+                "train/loss_scale": self.last_metrics.loss_scale,
+                "train/overflow_steps": self.history.overflow_steps,
+            }
         self.process_group.on_first(self._write_row, progress.row | self.speed)
         self.display.row(progress.step, progress.row | self.speed)
 
     def _write_row(self, row: dict[str, Any]) -> None:
         self.metrics_log.append(row)
-        self.wandb.log(row)
+        self.tracker.log(row)
 
     def _until_signal(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Yield the batches, with a beat of the watchdog for each. Raise `StopRequested` after a signal."""
@@ -231,13 +261,13 @@ class TrainingRun:
         step = self.progress.step
         self.display.say(f"stopped at step {step} and saved; the same command with this folder continues")
         self.process_group.on_first(write_json, self.folder.result, {"state": INTERRUPTED, "trainer/step": step})
-        self.wandb.finish({"state": INTERRUPTED}, exit_code=1)
+        self.tracker.finish({"state": INTERRUPTED}, exit_code=1)
         self.signals.leave()
 
     def finish(self) -> dict[str, Any]:
         """Validate once more, write result.json, and return the result."""
         config, group, meters = self.config, self.process_group, self.meters
-        final, head, (n_params, n_head_params) = self.validate(), self.model.head, count_params(self.model)
+        final, head = self.validate(), self.model.head
         result = {
             "state": COMPLETE,
             "config_hash": self.origin["identity"]["config"],
@@ -250,8 +280,8 @@ class TrainingRun:
             "n_group": getattr(head, "n_group", None),
             "data": config.data.name,
             "tokenizer": config.tokenizer.label,
-            "params/total": n_params,
-            "params/head": n_head_params,
+            "params/total": self.n_params,
+            "params/head": self.n_head_params,
             **meters.speed(None),
             **self.progress.row,
             **final,
@@ -263,6 +293,6 @@ class TrainingRun:
         if group.size > 1:
             result |= {"processes": group.size, "network/sent_bytes_per_step": meters.sent_bytes}
         group.on_first(write_json, self.folder.result, result)
-        self.wandb.finish(result)
+        self.tracker.finish(result)
         self.display.close(result)
         return group.on_first(lambda: result)

@@ -1,6 +1,7 @@
 """Stopped and gone on equals never stopped: losses, learning rates, weights, moments, random state, samples."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import signal
@@ -9,9 +10,12 @@ from pathlib import Path
 import pytest
 from fault_tools import assert_same, final_state, fork_train, nothing_measured, train_to_end, wait
 
+from grouped_lm.config import TokenizerConfig
 from grouped_lm.errors import CheckpointError, DriftError, SchemaError
 from grouped_lm.generate import generate_texts
+from grouped_lm.grouping import parse_grouping
 from grouped_lm.runs.checkpoint import SCHEMA_VERSION, list_checkpoints, load_latest, write_checkpoint
+from grouped_lm.train import session
 from grouped_lm.train.loop import train
 
 HEADS = ("dense", "grouped")
@@ -87,6 +91,23 @@ def test_resume_in_two_cells(config, tmp_path):
     assert 4 <= windows_per_epoch(config()) // 4 < 7
     resume_cell(config, "grouped", "at the edge of an epoch", 0.1, tmp_path / "a")
     resume_cell(config, "dense", "inside an accumulation", 0.1, tmp_path / "b")
+
+
+def test_rows_that_are_left_out_change_no_bit_of_a_run_and_none_of_its_resume(config, tmp_path, monkeypatch):
+    """GPT-2's vocabulary, of which this text has some thirty tokens."""
+    made = config("shortlist", dropout=0.1, checkpoint_every_steps=2, max_steps=6, eval_every_steps=3)
+    made = dataclasses.replace(made, tokenizer=TokenizerConfig(name="gpt2"), grouping=parse_grouping("frequency"))
+    train_to_end(made, tmp_path / "rows")
+    code = wait(fork_train(made, tmp_path / "cut", lambda: die_in_step(4, 1)))
+    assert code == -9, (tmp_path / "cut.log").read_text()[-2000:]
+    train_to_end(made, tmp_path / "cut")
+    assert_same(tmp_path / "cut", tmp_path / "rows", "rows", 0)
+    left_out = []
+    monkeypatch.setattr(session, "leave_out_unused_rows", lambda *_: left_out.append(0))
+    with nothing_measured():
+        train(made, tmp_path / "whole")
+    assert left_out
+    assert_same(tmp_path / "rows", tmp_path / "whole", "rows", 0)
 
 
 @pytest.mark.faults

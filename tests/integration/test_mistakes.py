@@ -36,7 +36,8 @@ MISTAKES = [
     ("optim.lr=nan", "optim.lr must be in (0"),
     ("optim.lr=inf", "optim.lr must be in (0"),
     ("optim.lr=-1", "optim.lr must be in (0"),
-    ("train.dtype=float8", "train.dtype must be one of float32, bfloat16"),
+    ("train.dtype=float8", "train.dtype must be one of float32, bfloat16, float16"),
+    ("train.dtype=float16 train.vocab_parallel=true", "train.dtype=float16 cannot scale the loss with train.vocab_"),
     ("train.device=tpu", "train.device must be one of auto, cpu, cuda"),
     (
         "train.cuda_graphs=true",

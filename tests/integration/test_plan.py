@@ -24,6 +24,7 @@ from grouped_lm.plan.heads import (
     peak_function,
     plan_heads,
 )
+from grouped_lm.train import session
 from grouped_lm.train.loop import train
 
 BODIES = {
@@ -41,8 +42,12 @@ def peak_bytes(config):
     return int(fake_step(config).live.sum(1).max())
 
 
-def trained_peak_bytes(config, folder):
-    return train(config, folder)["memory/peak_tensor_gib"] * GIB
+def trained_peak_bytes(config, folder, leave_out=False):
+    """The peak of the loop. A plan is for a text of all tokens, which leaves no row of the table out."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not leave_out:
+            patch.setattr(session, "leave_out_unused_rows", lambda *_: None)
+        return train(config, folder)["memory/peak_tensor_gib"] * GIB
 
 
 @pytest.mark.parametrize("batch", [2, 6])
@@ -68,6 +73,7 @@ def test_predicted_peak_is_that_of_the_loop(body, head, batch, tiny, workdir):
         ["head=dense", "head.chunk_rows=64", "tokenizer=gpt2"],
         ["head=grouped", "model.dropout=0.1"],
         ["head=grouped", "train.dtype=bfloat16"],
+        ["head=grouped", "train.dtype=float16"],
         ["head=grouped", "model.activation_checkpointing=true", "model.n_layer=4", "model.dropout=0.1"],
         ["head=grouped", "model.attention=unfused"],
         ["head=grouped", "model.attention=unfused", "model.body=gpt_neo", "model.window_size=16"],
@@ -85,6 +91,7 @@ def test_the_default_head_is_planned_for_a_text_of_all_tokens(tiny, workdir, mon
     monkeypatch.setattr(shortlist, "at_once", lambda *_: False)
     assert planned == pytest.approx(trained_peak_bytes(config, workdir / "all"), rel=0.05)
     assert few < planned
+    assert trained_peak_bytes(config, workdir / "rows", leave_out=True) < 0.7 * few
 
 
 def test_chunked_operator_shows_what_it_makes_inside():
