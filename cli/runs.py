@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -62,49 +62,72 @@ def leaderboard(
     report: Annotated[Path | None, typer.Option(metavar="TEXT", help="A held-out text to evaluate on.")] = None,
     data: Annotated[str | None, typer.Option(metavar="NAME", help="Name of the runs' text in the CSV.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Keep the rows here, and show all of them.")] = None,
-    reference: Annotated[str, typer.Option(metavar="HEAD", help="The head to compare with.")] = "dense",
-    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Plot the differences along training here.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="HEAD", help="The heads to compare with; default: dense, in contests dense,trim."),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Plot the losses along training here.")] = None,
 ) -> None:
     """Rank the heads of complete runs by their distance to the best dense head.
 
-    Without runs, the rows of --csv are shown, by default runs/results/leaderboard.csv. Each head counts at the learning
-    rate with the most seeds, and of several such rates at the one with the lowest validation loss.
+    Without runs, the rows of --csv are shown, by default those of runs/results: the first leaderboard, and the contests
+    at equal tokens and at equal time. Each head counts at the learning rate with the most seeds, and of several such
+    rates at the one with the lowest validation loss. At equal time the body is chosen in the same way.
 
     Example: gvc leaderboard runs/leaderboard-screen --report other.txt
     """
-    from grouped_lm.errors import ConfigError, disk_errors
+    from grouped_lm.errors import ConfigError
     from grouped_lm.report import leaderboard as board
-    from grouped_lm.report.leaderboard_plot import write_leaderboard_plot
-    from grouped_lm.system.console import print_table
-    from grouped_lm.system.tables import group_rows
+    from grouped_lm.report.documents import merge_documents, read_documents
 
     if folders:
-        new = board.leaderboard_rows(folders, report, data)
-        rows = board.merge_rows(csv, new) if csv else [board.text_row(row) for row in new]
+        new, losses = board.leaderboard_rows(folders, report, data)
+        if csv:
+            merge_documents(csv, losses)
+            boards = [(board.merge_rows(csv, new), read_documents(csv))]
+        else:
+            boards = [([board.text_row(row) for row in new], losses)]
     else:
-        csv = csv or Path("runs/results/leaderboard.csv")
-        if not csv.is_file():
-            raise ConfigError(f"--csv: there is no file {csv}, and no run folder is named")
+        results = Path("runs/results")
+        files = [csv] if csv else [results / "leaderboard.csv", *sorted((results / "leaderboard").glob("equal-*.csv"))]
+        if not files[0].is_file():
+            raise ConfigError(f"--csv: there is no file {files[0]}, and no run folder is named")
         if report is not None or data is not None:
             raise ConfigError("--report and --data are for runs: name their folders")
-        rows = board.read_rows(csv)
-    heads = sorted({row["head"] for row in rows})
-    if reference not in ("dense", *heads):  # without a dense head there are no differences
-        raise ConfigError(f"--reference: no run has the head {reference}; there are {', '.join(heads)}")
-    ordered = sorted(rows, key=lambda row: [row[key] for key in board.SETTING])
-    for place, own in group_rows(ordered, board.SETTING).items():
-        title = "{}, {} of width {}, {} layers, {} steps, {} tokens".format(*place)
-        found = board.standings(own, reference)
-        print_table(board.standings_table(title, found, reference).terminal())
-        if plots is not None:
-            name = "leaderboard-{}-{}-{}x{}-{}-{}".format(*place).replace("/", "-")
-            with disk_errors(plots):
-                drawn = write_leaderboard_plot(title, found, reference, plots / name)
-            if not drawn:
-                print(f"no picture: no head was evaluated at two steps or more that {reference} has too")
-            print(*drawn, sep="\n", end="\n" if drawn else "")
+        boards = [(board.read_rows(file), read_documents(file)) for file in files]
+    heads = sorted({row["head"] for rows, _ in boards for row in rows})
+    unknown = [head for head in (reference or "dense").split(",") if head not in ("dense", *heads)]
+    if unknown:  # without a dense head there are no differences
+        raise ConfigError(f"--reference: no run has the head {unknown[0]}; there are {', '.join(heads)}")
+    for rows, losses in boards:
+        _show_board(rows, losses, reference, plots)
     if folders and csv:
         print(csv)
+
+
+def _show_board(rows: list[dict[str, Any]], losses: dict[Any, Any], reference: str | None, plots: Path | None) -> None:
+    """Print a table for each place of a leaderboard, and draw its pictures."""
+    from grouped_lm.errors import disk_errors
+    from grouped_lm.report import leaderboard as board
+    from grouped_lm.report import leaderboard_plot as pictures
+    from grouped_lm.report.contest import places
+    from grouped_lm.system.console import print_table
+
+    timed = []
+    for place in places(rows):
+        names = reference or place.reference
+        found = board.standings(place.rows, names, place.choice, losses, place.timed)
+        print_table(board.standings_table(place, found, names).terminal())
+        timed += [(place, found)] if place.timed else []
+        if plots is not None and not place.timed:
+            with disk_errors(plots):
+                drawn = pictures.write_place_plots(place, found, names, plots)
+            if not drawn:
+                print(f"no picture: no head was evaluated at two steps or more that {names} has too")
+            print(*drawn, sep="\n", end="\n" if drawn else "")
+    if plots is not None and timed:
+        with disk_errors(plots):
+            print(*pictures.write_minutes_plots(timed, plots), sep="\n")
 
 
 def dashboard(

@@ -19,12 +19,16 @@ import numpy as np
 import yaml
 from filelock import FileLock
 
-from grouped_lm.errors import DataError, RunFolderError, disk_errors
+from grouped_lm.config import Config
+from grouped_lm.data import prepare_split
+from grouped_lm.errors import DataError, GvcError, RunFolderError, disk_errors
 from grouped_lm.evaluate.counts import counts_tokens
-from grouped_lm.evaluate.documents import document_losses
-from grouped_lm.evaluate.significance import paired_interval
+from grouped_lm.evaluate.documents import DocumentLosses, document_losses
+from grouped_lm.evaluate.significance import NOT_SHOWN, compare_paired, paired_interval
+from grouped_lm.report.contest import SETTING, Place, notes_of
+from grouped_lm.report.documents import Key, document_interval
 from grouped_lm.runs.folder import COMPLETE, RunFolder
-from grouped_lm.runs.load import load_config
+from grouped_lm.runs.load import load_config, own_tokenizer
 from grouped_lm.runs.query import Row
 from grouped_lm.runs.table import collect_runs, whole_rows
 from grouped_lm.system.console import peak_memory_gib
@@ -33,17 +37,24 @@ from grouped_lm.system.tables import Table, columns, csv_text, group_rows
 
 LISTS = yaml.safe_load(files("grouped_lm.report").joinpath("columns.yaml").read_text(encoding="utf-8"))
 COLUMNS = [*chain(*LISTS["leaderboard"])]
-SETTING = ("data", "body", "n_embd", "n_layer", "steps", "tokens")
-"""Columns in which heads must be equal to be compared."""
-KEY = (*SETTING, "head", "options", "grouping", "group_size", "seed", "lr")
+KEY = (*SETTING, "head", "options", "grouping", "group_size", "seed", "lr", "contest", "minutes", "threads")
 """Columns that identify a run. A second run with the same values replaces the first."""
 REPORT = ("report_loss_nats", "report_bits_per_byte")
 CONFIDENCE = 0.95
-SHOWN = "head; lr; seeds; nats; bits/byte = bits; minus best {} = gap; 95 % = interval; along training = along"
+SHOWN = "head; lr; seeds; nats; bits/byte = bits; minus best {} = gap; 95 % = interval"
+SHOWN_TIMED = (
+    "head; body; lr; seeds; M tokens = tokens; times seen = seen; bits/byte = bits; minus best {} = gap; "
+    "95 % = interval"
+)
+SHOWN_DOCUMENTS = "; 95 % over documents = documents; within 0.01 = verdict"
 
 
-def leaderboard_rows(folders: list[Path], report: Path | None, data: str | None = None) -> list[Row]:
-    """Return one row per complete run below `folders`. Of runs that are equal in `KEY` the last one counts.
+def leaderboard_rows(
+    folders: list[Path], report: Path | None, data: str | None = None
+) -> tuple[list[Row], dict[Key, DocumentLosses]]:
+    """Return one row per complete run below `folders`, and its losses on the documents of the report text.
+
+    Of runs that are equal in `KEY` the last one counts. Runs that measured the speed for a contest have no row.
 
     Args:
         folders: of runs.
@@ -55,18 +66,27 @@ def leaderboard_rows(folders: list[Path], report: Path | None, data: str | None 
         CheckpointError: a run has no checkpoint.
         DataError: there is no such text.
     """
-    complete = [row for row in collect_runs(folders) if row["state"] == COMPLETE]
+    complete = [
+        row
+        for row in collect_runs(folders)
+        if row["state"] == COMPLETE and not notes_of(Path(row["run"])).get("measures_speed")
+    ]
     if not complete:
         raise RunFolderError(f"no complete run in {', '.join(map(str, folders))}: `gvc ls` shows their states")
-    rows = [_row_of(row, report, data) for row in complete]
-    return list({_key(row): row for row in rows}.values())  # a repeated run is no second seed
+    rows, documents = {}, {}
+    for run in complete:
+        losses = document_losses(Path(run["run"]), report, run["trainer/step"]) if report else None
+        row = _row_of(run, losses, data) | {"report_text": report and report.name}
+        rows[_key(row)] = row  # a repeated run is no second seed
+        if losses is not None:
+            documents[_key(row)] = losses
+    return list(rows.values()), documents
 
 
-def _row_of(row: Row, report: Path | None, data: str | None) -> Row:
+def _row_of(row: Row, reported: DocumentLosses | None, data: str | None) -> Row:
     """Return the leaderboard's row of one run."""
     run = Path(row["run"])
-    config = load_config(run)
-    reported = document_losses(run, report, row["trainer/step"]) if report else None
+    config, environment, notes = load_config(run), RunFolder(run).read_environment(), notes_of(run)
     values = {column: row.get(key) for column, key in LISTS["from_run"].items()}
     values |= {key: getattr(config.model, key) for key in ("body", "n_embd", "n_layer")}
     tokenizer = config.tokenizer.name
@@ -81,9 +101,19 @@ def _row_of(row: Row, report: Path | None, data: str | None) -> Row:
         "report_bits_per_byte": reported and reported.bits_per_byte,
         "peak_tensor_gib": peak_memory_gib(row),
         "commit": str(row.get("commit") or "")[:7],
-        "device": RunFolder(run).read_environment().get("gpu") or "cpu",
+        "device": environment.get("gpu") or "cpu",
+        "machine": environment.get("gpu") or f"{environment.get('cpu')}, {environment.get('cpu_count')} cores",
         "curve": _curve(run),
+        "epochs": _epochs(run, config, row["trainer/tokens"]) if notes else None,
+        **{key: notes.get(key) for key in ("contest", "minutes", "threads", "command")},
     }
+
+
+def _epochs(run: Path, config: Config, tokens: int) -> float | None:
+    """Return how often a run has seen its training text; None where that text is not there any more."""
+    with contextlib.suppress(GvcError):
+        return tokens / prepare_split(config.data, own_tokenizer(run, config.tokenizer), "train").target_tokens
+    return None
 
 
 def _vocabulary_in(row: Row) -> str:
@@ -143,13 +173,13 @@ def read_rows(path: Path) -> list[Row]:
             for key in ("val_bits_per_byte", *REPORT):
                 float(row[key] or 0)
             int(row["tokens"] or 0)
-            _points(row)
+            curve_points(row)
         except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}, row {number} is damaged: {error}") from error
     return rows
 
 
-def _points(row: Row) -> dict[int, float]:
+def curve_points(row: Row) -> dict[int, float]:
     """Return step -> nats of a row's curve."""
     pairs = (point.split(":") for point in row["curve"].split())
     return {int(step): float(nats) for step, nats in pairs}
@@ -161,7 +191,7 @@ def text_row(row: Row, keys: Sequence[str] = COLUMNS) -> Row:
     return {k: "" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for k, v in known.items()}
 
 
-def _key(row: Row) -> tuple[str, ...]:
+def _key(row: Row) -> Key:
     return tuple(text_row(row, KEY).values())
 
 
@@ -196,30 +226,47 @@ class Standing:
     low: float | None
     """95 % interval (paired t test over seeds); None with one seed."""
     high: float | None
+    documents: tuple[float, float] | None
+    """95 % interval (bootstrap over the documents of the report text); None if their losses are not known."""
+    verdict: str
+    """`on par` within 0.01 nats, `not on par`, or `not shown` (two one-sided t tests over seeds)."""
     trend: list[tuple[float, float]]
     """(share of the run, mean difference in nats on the validation text)."""
     tokens: int
     """Tokens of the whole run."""
+    rows: list[Row]
+    """The runs, one for each seed."""
 
 
-def standings(rows: list[Row], reference: str = "dense") -> list[Standing]:
-    """Return the heads of one body, text and length, best first, each at its `best_lr`.
+def standings(
+    rows: list[Row],
+    reference: str = "dense",
+    choice: Sequence[str] = ("lr",),
+    losses: dict[Key, DocumentLosses] | None = None,
+    timed: bool = False,
+) -> list[Standing]:
+    """Return the heads of one `Place`, best first, each with its `best_choice`.
 
     Args:
-        rows: as `merge_rows` returns them, all of one `SETTING`.
-        reference: the head that others are compared with, in the variant with the best loss; one with GPT-2's
-            vocabulary and figures of the report text goes first.
+        rows: as `merge_rows` returns them, all of one place.
+        reference: the head that others are compared with, in the variant with the best loss; several with commas. One
+            with GPT-2's vocabulary and figures of the report text goes first.
+        choice: columns that were chosen for each head.
+        losses: those of `read_documents`, by the rows' keys.
+        timed: whether bits per byte are compared, as bodies and vocabularies differ.
     """
     variants = group_rows(rows, ("head", "options", "grouping", "group_size"))
-    chosen = {" ".join(filter(None, variant)): best_lr(own) for variant, own in variants.items()}
+    chosen = {" ".join(filter(None, variant)): best_choice(own, choice) for variant, own in variants.items()}
 
     def rank(name: str) -> tuple[str, bool, float]:
         own = chosen[name]
         known = _have_report(own)
         return _vocabulary_in(own[0]), not known, float(_figures(own, "loss_nats", known).mean())
 
-    base = min((name for name, own in chosen.items() if own[0]["head"] == reference), key=rank, default=None)
-    entries = [_standing(name, own, chosen[base] if base else []) for name, own in chosen.items()]
+    exact = reference.split(",")
+    base = min((name for name, own in chosen.items() if own[0]["head"] in exact), key=rank, default=None)
+    others = chosen[base] if base else []
+    entries = [_standing(name, own, others, losses or {}, timed) for name, own in chosen.items()]
     return sorted(entries, key=lambda entry: (math.isnan(entry.bits_per_byte), entry.bits_per_byte, entry.loss))
 
 
@@ -245,9 +292,9 @@ def _settings(row: Row) -> dict[str, str]:
     return {"name": row["head"]} | options | groups
 
 
-def best_lr(rows: list[Row]) -> list[Row]:
-    """Return the rows of the learning rate with most seeds; of several, the one with the best mean validation loss."""
-    rates = group_rows(rows, ("lr",)).values()
+def best_choice(rows: list[Row], choice: Sequence[str]) -> list[Row]:
+    """Return the rows of the choice with most seeds; of several, the one with the best mean validation loss."""
+    rates = group_rows(rows, tuple(choice)).values()
     return min(rates, key=lambda own: (-len(own), np.mean([float(row["val_loss_nats"]) for row in own])))
 
 
@@ -261,14 +308,15 @@ def _figures(rows: Sequence[Row], unit: str, on_report: bool) -> np.ndarray:
     return np.array([float(row[f"{'report' if on_report else 'val'}_{unit}"] or math.nan) for row in rows])
 
 
-def _standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
+def _standing(name: str, rows: list[Row], base: list[Row], losses: dict[Key, DocumentLosses], timed: bool) -> Standing:
     """Return the place of one head against the reference's rows, on a text for which all of them have figures."""
     base_by_seed = {row["seed"]: row for row in base}
     pairs = [(row, base_by_seed[row["seed"]]) for row in rows if row["seed"] in base_by_seed]
     own, others = [row for row, _ in pairs], [other for _, other in pairs]
     on_report = _have_report([*rows, *others])
     same_vocabulary = not base or _vocabulary_in(rows[0]) == _vocabulary_in(base[0])
-    unit = "loss_nats" if same_vocabulary else "bits_per_byte"
+    unit = "loss_nats" if same_vocabulary and not timed else "bits_per_byte"
+    known = [[losses[_key(row)] for row in side if _key(row) in losses] for side in (others, own)]
     gaps = (_figures(own, unit, on_report) - _figures(others, unit, on_report)).tolist()
     low, high = paired_interval(gaps, CONFIDENCE) or (None, None)
     return Standing(
@@ -283,34 +331,50 @@ def _standing(name: str, rows: list[Row], base: list[Row]) -> Standing:
         unit=unit,
         low=low,
         high=high,
-        trend=_trend(pairs) if same_vocabulary else [],
+        documents=document_interval(known[0], known[1], unit) if on_report and rows is not base else None,
+        verdict=compare_paired(gaps).verdict if gaps and unit == "loss_nats" and rows is not base else NOT_SHOWN,
+        trend=_trend(pairs) if same_vocabulary and not timed else [],
         tokens=int(rows[0]["tokens"] or 0),
+        rows=rows,
     )
 
 
 def _trend(pairs: list[tuple[Row, Row]]) -> list[tuple[float, float]]:
     """Return (share of the run, mean difference in nats) at the steps that all curves have."""
-    curves = [(_points(own), _points(other)) for own, other in pairs]
+    curves = [(curve_points(own), curve_points(other)) for own, other in pairs]
     steps = sorted(set.intersection(*(set(points) for pair in curves for points in pair))) if curves else []
     return [(step / max(steps), float(np.mean([own[step] - other[step] for own, other in curves]))) for step in steps]
 
 
-def standings_table(title: str, entries: Sequence[Standing], reference: str) -> Table:
-    """Return the leaderboard as a table for a terminal."""
+def standings_table(place: Place, entries: Sequence[Standing], reference: str) -> Table:
+    """Return the leaderboard of one place as a table for a terminal."""
     partly = len({entry.on_report for entry in entries}) == 2
     notes = ["loss on the --report text if there is one", "b: bits per byte"]
     notes += ["*: of the runs' own validation text"] if partly else []
     names, rows = short_names(entries), []
     for entry in entries:
-        unit = "" if entry.unit == "loss_nats" else " b"
-        row: Row = {"head": names[entry.head], "lr": entry.lr, "seeds": entry.seeds}
-        row["nats"] = f"{entry.loss:.4f}" + ("*" if partly and not entry.on_report else "")
-        row["bits"] = None if math.isnan(entry.bits_per_byte) else f"{entry.bits_per_byte:.4f}"
-        row["gap"] = None if entry.difference is None else f"{entry.difference:+.3f}{unit}"
-        if entry.low is not None:
-            row["interval"] = f"{entry.low:+.3f} to {entry.high:+.3f}{unit}"
-        points = entry.trend[:: -max(1, len(entry.trend) // 4)][::-1]  # the last one is always shown
-        row["along"] = " ".join(f"{gap:+.3f}" for _, gap in points)
+        row = _table_row(entry, "*" if partly and not entry.on_report else "") | {"head": names[entry.head]}
         rows.append(row)
-    note = "; ".join([*notes, "along training: of the runs' validation text"])
-    return Table(columns=columns(SHOWN.format(reference)), rows=rows, title=title, note=note, missing="")
+    shown = (SHOWN_TIMED if place.timed else SHOWN).format(reference.replace(",", " or "))
+    if any(entry.documents for entry in entries):
+        shown += SHOWN_DOCUMENTS
+    if not place.timed:
+        shown += "; along training = along"
+        notes.append("along training: of the runs' validation text")
+    return Table(columns=columns(shown), rows=rows, title=place.title, note="; ".join(notes), missing="")
+
+
+def _table_row(entry: Standing, mark: str) -> Row:
+    unit, first = "" if entry.unit == "loss_nats" else " b", entry.rows[0]
+    row: Row = {"lr": entry.lr, "seeds": entry.seeds, "nats": f"{entry.loss:.4f}{mark}"}
+    row["body"], row["tokens"] = f"{first.get('n_embd')}x{first.get('n_layer')}", f"{entry.tokens / 1e6:.2f}"
+    row["seen"] = f"{float(first['epochs']):.2g}" if first.get("epochs") else None
+    row["bits"] = None if math.isnan(entry.bits_per_byte) else f"{entry.bits_per_byte:.4f}"
+    row["gap"] = None if entry.difference is None else f"{entry.difference:+.3f}{unit}"
+    if entry.low is not None:
+        row["interval"] = f"{entry.low:+.3f} to {entry.high:+.3f}{unit}"
+    if entry.documents is not None:
+        row["documents"] = "{:+.3f} to {:+.3f}".format(*entry.documents) + unit
+        row["verdict"] = entry.verdict if entry.unit == "loss_nats" else None
+    points = entry.trend[:: -max(1, len(entry.trend) // 4)][::-1]  # the last one is always shown
+    return row | {"along": " ".join(f"{gap:+.3f}" for _, gap in points)}

@@ -1,4 +1,4 @@
-"""The leaderboard as a figure: the distance of heads to the best dense one during training."""
+"""The leaderboard as figures: the distance of heads to the best dense one, losses against tokens and against time."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,15 +6,105 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from grouped_lm.report.leaderboard import Standing, short_names
-from grouped_lm.report.style import Line, draw_lines, finish, save_figure, styles_by_head
+from grouped_lm.report.contest import Place
+from grouped_lm.report.leaderboard import Standing, curve_points, short_names
+from grouped_lm.report.style import Line, draw_lines, finish, save_figure, set_log_scale, styles_by_head
 
+TIMED = ("data", "threads")
+"""Columns in which runs at equal time are alike in one figure."""
 MAX_GAP = 0.4
 """Nats at the end of training. Heads beyond are named in the subtitle instead of drawn, if they are the minority."""
 MAX_LETTERS = 40
 """Letters of a name beside its line."""
 MAX_LINES = 14
 """With more heads, each kind of head keeps its best ones."""
+
+
+def write_place_plots(place: Place, standings: Sequence[Standing], reference: str, folder: Path) -> list[Path]:
+    """Draw the differences along training, and for a contest the losses too; return the files."""
+    stem = folder / place.name.replace("/", "-")
+    drawn = write_leaderboard_plot(place.title, standings, reference.replace(",", " or "), stem)
+    if any(row["contest"] for row in place.rows):
+        drawn += write_tokens_plot(place.title, standings, stem.with_name(f"tokens-{stem.name}"))
+    return drawn
+
+
+def write_tokens_plot(where: str, standings: Sequence[Standing], stem: Path) -> list[Path]:
+    """Draw the validation loss against tokens; return the files, none if no head has two points.
+
+    Own vocabularies are converted: nats per token of GPT-2's vocabulary, with as many bits per byte.
+    """
+    shown = best_of_each([entry for entry in standings if len(mean_curve(entry.rows)) > 1])
+    per_byte = [1 / bits_per_nat(entry) for entry in shown if entry.unit == "loss_nats"]
+
+    def draw(axes: Any) -> None:
+        points = {}
+        for entry in shown:
+            curve = mean_curve(entry.rows)
+            scale = 1.0 if entry.unit == "loss_nats" or not per_byte else bits_per_nat(entry) * per_byte[0]
+            points[entry.head] = [share * entry.tokens / 1e6 for share, _ in curve], [scale * y for _, y in curve]
+        lines = _named_lines(shown, points)
+        draw_lines(axes, lines)
+        axes.set_xlabel("million tokens of training")
+        axes.set_ylabel("validation loss, nats per token")
+        finish(axes, "Validation loss against tokens", where, lines)
+
+    return save_figure(stem, draw, (11.0, 5.0)) if shown else []
+
+
+def write_minutes_plots(timed: Sequence[tuple[Place, Sequence[Standing]]], folder: Path) -> list[Path]:
+    """Draw bits per byte against minutes, one figure for each text and number of cores; return the files."""
+    drawn = []
+    alike: dict[tuple[str, ...], list[tuple[Place, Sequence[Standing]]]] = {}
+    for place, found in timed:
+        alike.setdefault(tuple(place.rows[0][key] for key in TIMED), []).append((place, found))
+    for (data, threads), own in alike.items():
+        cores = "one core" if threads == "1" else f"{threads} cores"
+        stem = folder / f"minutes-{data}-{threads}".replace("/", "-")
+        drawn += save_figure(stem, partial(draw_minutes, timed=own, where=f"{data}, {cores}"), (11.0, 5.0))
+    return drawn
+
+
+def draw_minutes(axes: Any, timed: Sequence[tuple[Place, Sequence[Standing]]], where: str) -> None:
+    """Draw a line for each head: along training under its longest budget, with its best body there."""
+    longest: dict[str, tuple[float, Standing]] = {}
+    for place, found in timed:
+        for entry in found:
+            minutes = float(place.rows[0]["minutes"])
+            longest[entry.head] = max(longest.get(entry.head, (0.0, entry)), (minutes, entry), key=lambda pair: pair[0])
+    shown = best_of_each(sorted((entry for _, entry in longest.values()), key=lambda entry: entry.bits_per_byte))
+    points = {}
+    for entry in shown:
+        curve = mean_curve(entry.rows) or [(1.0, float(entry.rows[0]["val_loss_nats"]))]
+        minutes, bits = longest[entry.head][0], bits_per_nat(entry)
+        points[entry.head] = [minutes * share for share, _ in curve], [bits * nats for _, nats in curve]
+    lines = _named_lines(shown, points)
+    draw_lines(axes, lines)
+    set_log_scale(axes.xaxis)
+    axes.set_xlabel("minutes of training steps (log scale)")
+    axes.set_ylabel("bits per byte, validation text")
+    finish(axes, "Bits per byte against time", where, lines)
+
+
+def bits_per_nat(entry: Standing) -> float:
+    """Return the bits per byte of one nat per token, on the validation text."""
+    return float(entry.rows[0]["val_bits_per_byte"]) / float(entry.rows[0]["val_loss_nats"])
+
+
+def mean_curve(rows: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """Return (share of the run, mean nats over seeds) at the steps that all rows have."""
+    curves = [curve_points(row) for row in rows]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    return [(step / max(steps), sum(curve[step] for curve in curves) / len(curves)) for step in steps]
+
+
+def _named_lines(shown: Sequence[Standing], points: dict[str, tuple[list[float], list[float]]]) -> list[Line]:
+    names = short_names(shown)
+    styles = styles_by_head(list(names.values()))
+    return [
+        Line(shorten(names[e.head], MAX_LETTERS, placeholder=" ..."), *points[e.head], styles[names[e.head]])
+        for e in shown
+    ]
 
 
 def write_leaderboard_plot(where: str, standings: Sequence[Standing], reference: str, stem: Path) -> list[Path]:

@@ -1,19 +1,24 @@
 """The leaderboard: rows of runs, judged on another text, and differences to the best dense."""
 
 import csv
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from grouped_lm.errors import DataError
+from grouped_lm.evaluate.documents import DocumentLosses
 from grouped_lm.report import leaderboard
+from grouped_lm.report.contest import places
+from grouped_lm.report.documents import merge_documents, read_documents
 from grouped_lm.report.leaderboard import KEY, merge_rows, short_names, standings
-from grouped_lm.report.leaderboard_plot import write_leaderboard_plot
+from grouped_lm.report.leaderboard_plot import write_leaderboard_plot, write_minutes_plots, write_place_plots
 
 
 def row(head, loss, *, seed=0, lr="0.001", options="", report=None, curve="", bits=1.0):
     own = {"head": head, "options": options, "seed": str(seed), "lr": lr, "grouping": "", "group_size": ""}
-    own["tokens"] = "2048"
+    own |= {"tokens": "2048"} | dict.fromkeys(("contest", "minutes", "threads"), "")
     figures = {"val_loss_nats": str(loss), "val_bits_per_byte": str(bits), "curve": curve, "report_bits_per_byte": ""}
     return own | figures | {"report_loss_nats": "" if report is None else str(report)}
 
@@ -159,9 +164,11 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
 
 def test_a_run_that_was_repeated_is_no_second_seed(monkeypatch):
     runs = [row("dense", 3.0), row("dense", 3.1), row("dense", 2.9, seed=1)]
-    monkeypatch.setattr(leaderboard, "collect_runs", lambda folders: [own | {"state": "complete"} for own in runs])
-    monkeypatch.setattr(leaderboard, "_row_of", lambda own, report, data: own)
-    assert [own["val_loss_nats"] for own in leaderboard.leaderboard_rows([], None)] == ["3.1", "2.9"]
+    monkeypatch.setattr(
+        leaderboard, "collect_runs", lambda folders: [own | {"state": "complete", "run": "x"} for own in runs]
+    )
+    monkeypatch.setattr(leaderboard, "_row_of", lambda own, losses, data: own)
+    assert [own["val_loss_nats"] for own in leaderboard.leaderboard_rows([], None)[0]] == ["3.1", "2.9"]
 
 
 def test_a_file_of_fewer_columns_is_read(gvc, tmp_path):
@@ -212,3 +219,77 @@ def test_a_run_keeps_what_it_was_judged_by(tmp_path):
     merge_rows(path, [row("dense", 3.5, report=3.7)])
     assert merge_rows(path, [row("dense", 3.5)])[0]["report_loss_nats"] == "3.7"
     assert merge_rows(path, [row("dense", 3.4)])[0]["report_loss_nats"] == ""  # trained anew
+
+
+def contest_rows() -> list[dict]:
+    """Rows of two budgets: dense and shortlist with two bodies each, and an own vocabulary."""
+    rows = []
+    for minutes in ("10", "60"):
+        base = {"data": "stories", "body": "gpt2", "steps": "7", "contest": "equal-time", "minutes": minutes}
+        base |= {"threads": "1", "epochs": "0.5", "curve": "4:3.5 7:3.0", "command": "gvc sweep equal-time"}
+        for head, width, loss, bits in (
+            ("dense", "128", 3.0, 1.0),
+            ("dense", "256", 3.2, 1.1),
+            ("trim", "128", 2.95, 0.98),
+            ("shortlist", "256", 2.7, 0.9),
+        ):
+            rows.append(row(head, loss, bits=bits) | base | {"n_embd": width, "n_layer": "3"})
+    return rows
+
+
+def test_at_equal_time_each_head_has_its_best_body_and_the_reference_is_the_best_full_softmax(tmp_path):
+    rows = merge_rows(tmp_path / "equal-time.csv", contest_rows())
+    ten, sixty = places(rows)
+    assert ten.title == "stories, 10 minutes on 1 core, each head with its best body"
+    assert (sixty.timed, sixty.reference) == (True, "dense,trim")
+    found = {entry.head: entry for entry in standings(ten.rows, ten.reference, ten.choice, {}, ten.timed)}
+    assert [entry.rows[0]["n_embd"] for entry in found.values()] == ["256", "128", "128"]
+    gaps = {head: (entry.difference, entry.unit) for head, entry in found.items()}
+    assert gaps["shortlist"] == (pytest.approx(0.9 - 0.98), "bits_per_byte")
+    assert gaps["trim"] == (0.0, "bits_per_byte")
+    drawn = write_minutes_plots([(place, list(found.values())) for place in (ten, sixty)], tmp_path)
+    assert [path.name for path in drawn] == ["minutes-stories-1.svg", "minutes-stories-1.png"]
+    assert "minutes of training steps" in drawn[0].read_text()
+
+
+def test_intervals_over_documents_are_computed_from_the_file_beside_the_csv(tmp_path):
+    path, random = tmp_path / "equal-tokens.csv", np.random.default_rng(0)
+    tokens, size = random.integers(50, 300, 200), random.integers(200, 900, 200)
+    gaps = random.normal(0.05, 0.1, 200)
+    rows = [row(head, 3.0, seed=seed, report=3.0) for head in ("dense", "film") for seed in (0, 1)]
+    losses = {}
+    for own in rows:
+        nats = 3.0 * tokens + (gaps * tokens if own["head"] == "film" else 0)
+        key = tuple(leaderboard.text_row(own, KEY).values())
+        losses[key] = DocumentLosses(nats, tokens, size)
+    merge_documents(path, losses)
+    merge_documents(path, losses)  # again, and nothing is twice
+    values = json.loads(path.with_name("equal-tokens-documents.json").read_text())
+    assert (len(values["texts"]), len(values["rows"])) == (1, 4)
+    found = {entry.head: entry for entry in standings(rows, losses=read_documents(path))}
+    low, high = found["film"].documents
+    weighted = (gaps * tokens).sum() / tokens.sum()
+    error = np.sqrt((((gaps - weighted) * tokens) ** 2).sum()) / tokens.sum()
+    assert (low, high) == pytest.approx((weighted - 1.96 * error, weighted + 1.96 * error), abs=2e-3)
+    assert found["dense"].documents is None
+    path.with_name("equal-tokens-documents.json").write_text('{"rows": {"a": 1}}')
+    with pytest.raises(DataError, match="is damaged"):
+        read_documents(path)
+
+
+def test_on_par_is_a_verdict_over_seeds():
+    rows = [row("dense", 3.0, seed=seed) for seed in range(3)]
+    rows += [row("film", 3.0 + gap, seed=seed) for seed, gap in enumerate((0.001, 0.002, 0.003))]
+    rows += [row("trim", 3.0 + gap, seed=seed) for seed, gap in enumerate((0.101, 0.102, 0.103))]
+    verdicts = {entry.head: entry.verdict for entry in standings(rows)}
+    assert verdicts == {"dense": "not shown", "film": "on par", "trim": "not on par"}
+
+
+def test_the_losses_of_a_contest_are_drawn_against_tokens(tmp_path):
+    rows = [row("dense", 3, curve="100:4.0 200:3.0"), row("film", 3.1, curve="100:4.1 200:3.1")]
+    rows.append(row("dense", 1.5, curve="100:2.0 200:1.5", options="bpe=512"))
+    rows = [own | dict.fromkeys(("data", "body", "n_embd", "n_layer", "steps"), "1") for own in rows]
+    (place,) = places([own | {"contest": "equal-tokens"} for own in rows])
+    found = standings(place.rows, place.reference, place.choice)
+    drawn = write_place_plots(place, found, place.reference, tmp_path)
+    assert {path.stem.split("-")[0] for path in drawn} == {"leaderboard", "tokens"}
