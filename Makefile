@@ -58,9 +58,17 @@ SUITES := heads steps memory decode vocab
 bench: $(VENV)/.bench  ## Measure all heads on the quick grid into runs/results
 	@for suite in $(SUITES); do $(BIN)/gvc bench $$suite --grid quick --out runs/results $(ARGS); done
 
-bench-gpu: $(VENV)/.users  ## Check and time all heads, kernels and peers on a CUDA device, in bf16, into runs/results
-	@$(BIN)/gvc doctor --gpu
+$(VENV)/.gpu: $(VENV)/.developers
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[gpu]'
+	@touch $@
+
+check-gpu: $(VENV)/.developers  ## On a CUDA device, in two minutes: tests of the kernels, runs beside the CPU's, captured steps
+	@$(BIN)/gvc doctor --gpu
+	$(BIN)/pytest tests/unit/heads/test_kernels.py tests/integration/test_gpu.py $(ARGS)
+
+bench-gpu: $(VENV)/.users  ## Check and time heads, kernels and peers on a CUDA device, in bf16, into runs/results, in 8 minutes
+	@$(BIN)/gvc doctor --gpu
+	@$(MAKE) --no-print-directory $(VENV)/.gpu
 	@for suite in heads steps; do $(BIN)/gvc bench $$suite --grid gpu --out runs/results $(ARGS); done
 
 bench-full: $(VENV)/.bench  ## The same on the full grid; after a stop, the same command continues
@@ -105,4 +113,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist site htmlcov .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo docs release-check reproduce-paper train test-fast test golden coverage format test-long test-kernels test-faults bench bench-full bench-gpu check clean
+.PHONY: help install demo docs release-check reproduce-paper train test-fast test golden coverage format test-long test-kernels test-faults bench bench-full bench-gpu check-gpu check clean

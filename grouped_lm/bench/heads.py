@@ -3,6 +3,7 @@
 Letters: N tokens, D width, V vocabulary, e bytes per number.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from grouped_lm.bench.checks import check_columns
 from grouped_lm.bench.implementations import BASELINE, Implementation, Option, forget_compiled, tune
 from grouped_lm.bench.results import Cell, Row
-from grouped_lm.bench.timing import Place, Sampler
-from grouped_lm.bench.workload import Workload, draw_ids
+from grouped_lm.bench.timing import Place, Sampler, first_line
+from grouped_lm.bench.workload import Workload, draw_ids, say, zipf_counts
 from grouped_lm.heads import Head
 from grouped_lm.measure.memory import GIB, measure_head_peak_gib
 
@@ -23,27 +24,36 @@ CHUNK = 256
 
 
 def heads_cells(work: Workload) -> list[Cell]:
-    """Return a cell per N and D. All implementations take turns in it."""
+    """Return a cell per N and D, then one per further shape. All implementations take turns in it."""
     grid = work.settings.heads
+    first = [(n, d, work.vocab_size) for d in grid.n_embd for n in grid.n_tokens]
+    further = [(n, d, v) for n, d, v in grid.shapes if (n, d, v) not in first]
     return [
-        ({"n_tokens": n, "n_embd": d, "vocab_size": work.vocab_size}, partial(measure_cell, work, n, d))
-        for d in grid.n_embd
-        for n in grid.n_tokens
+        ({"n_tokens": n, "n_embd": d, "vocab_size": v}, partial(measure_cell, work, (n, d, v), (n, d, v) in first))
+        for n, d, v in first + further
     ]
 
 
-def measure_cell(work: Workload, n_tokens: int, n_embd: int) -> list[Row]:
-    """Return a row per implementation: choose options, time all in turn, then check and measure memory one by one."""
+def measure_cell(work: Workload, shape: tuple[int, int, int], compiles: bool) -> Iterator[Row]:
+    """Give a row per implementation: choose options, time all in turn, then check and measure memory one by one.
+
+    `shape` is N, D and V. A V that is not the tokenizer's has no text: the counts of its tokens follow Zipf's law.
+    Unless it `compiles`, implementations that do are left out: compiling takes a quarter of a minute for each.
+    """
+    n_tokens, n_embd, vocab_size = shape
     torch.manual_seed(work.settings.seed)
-    forget_compiled(work.implementations)
+    chosen = list(fitting(work.implementations, n_tokens, compiles))
+    forget_compiled(chosen)
+    own = vocab_size == work.vocab_size
+    counts, tokens = (work.counts, work.train_file.tokens) if own else (zipf_counts(vocab_size), None)
     place, device = work.place, work.place.device
     hidden = torch.randn(n_tokens, n_embd).to(device).requires_grad_()
-    targets = draw_ids(work.counts, n_tokens, work.settings.seed).to(device)
-    wte = nn.Parameter(0.02 * torch.randn(work.vocab_size, n_embd).to(device))
+    targets = draw_ids(counts, n_tokens, work.settings.seed).to(device)
+    wte = nn.Parameter(0.02 * torch.randn(vocab_size, n_embd).to(device))
 
     def tuned(implementation: Implementation) -> tuple[Implementation, Head, Row]:
         def head_with(option: Option) -> Head:
-            return implementation.build(option, work.counts, wte, work.train_file.tokens)
+            return implementation.build(option, counts, wte, tokens)
 
         def sampler_with(option: Option) -> Sampler:
             head = head_with(option)
@@ -52,20 +62,38 @@ def measure_cell(work: Workload, n_tokens: int, n_embd: int) -> list[Row]:
         option, tried = tune(implementation.options_on(device.type), sampler_with, 2)
         return implementation, head_with(option), {"head": implementation.name, **tried}
 
-    chosen = {i.name: tuned(i) for i in work.implementations}
-    samplers = {n: sampler(i, head, i.forward(head), hidden, targets, place) for n, (i, head, _) in chosen.items()}
+    heads = {i.name: tuned(i) for i in chosen}
+    samplers = {n: sampler(i, head, i.forward(head), hidden, targets, place) for n, (i, head, _) in heads.items()}
     session = work.interleave(samplers)
     hidden.grad = wte.grad = None
-    rows = []
+    dense: Row | None = None
     for name, timing in session.timings.items():
-        implementation, head, row = chosen[name]
-        with implementation.running(), place.autocast():
-            memory = memory_columns(head, targets, wte, implementation.forward(head))
+        implementation, head, row = heads[name]
         row |= timing.columns("forward_ms") | timing.columns("ms")
         flops = 3.0 * head.flops_per_token() * n_tokens  # by formula, and as a share of the speed of a matrix product
         row |= {"flops": flops, "gemm_share": flops / (row["ms"] / 1000) / session.gemm_flops_per_sec()}
-        rows.append(row | session.columns(name) | memory | check_columns(implementation, head, targets, place))
-    return with_ratios(rows)
+        row |= session.columns(name)
+        row["option"] = implementation.padding(vocab_size) or row["option"]
+        try:
+            with implementation.running(), place.autocast():
+                row |= memory_columns(head, targets, wte, implementation.forward(head))
+            row |= check_columns(implementation, head, targets, place)
+        except Exception as error:
+            if not implementation.gpu_only:
+                raise
+            say(f"{name} was timed, but not checked: {first_line(error)}")
+        dense = row if name == BASELINE else dense
+        yield with_ratios(row, dense)
+
+
+def fitting(implementations: Sequence[Implementation], n_tokens: int, compiles: bool) -> Iterator[Implementation]:
+    """Give the implementations that take N tokens, and print why others are left out."""
+    for implementation in implementations:
+        if n_tokens % implementation.tokens_multiple:
+            needed = f"a multiple of {implementation.tokens_multiple}"
+            say(f"{implementation.name} is left out: N must be {needed}, got {n_tokens}")
+        elif compiles or not implementation.compiled:
+            yield implementation
 
 
 def sampler(
@@ -134,12 +162,10 @@ def floor_bytes(n_tokens: int, n_embd: int, own_params: int, logits_per_token: f
     return round(FLOAT_BYTES * (2 * n_tokens * n_embd + 2 * own_params + chunk))
 
 
-def with_ratios(rows: list[Row]) -> list[Row]:
-    """Add the speedup and the memory ratio over the plain dense head to each row."""
-    dense = next((row for row in rows if row["head"] == BASELINE), None)
-    if dense:
-        for row in rows:
-            row["speedup_forward"] = dense["forward_ms"] / row["forward_ms"]
-            row["speedup"] = dense["ms"] / row["ms"]
-            row["memory_ratio"] = dense["peak_bytes"] / row["peak_bytes"]
-    return rows
+def with_ratios(row: Row, dense: Row | None) -> Row:
+    """Add the speedup and the memory ratio over the plain dense head, the first row of a cell."""
+    if dense is not None:
+        row["speedup_forward"] = dense["forward_ms"] / row["forward_ms"]
+        row["speedup"] = dense["ms"] / row["ms"]
+        row["memory_ratio"] = dense["peak_bytes"] / row["peak_bytes"] if "peak_bytes" in row else None
+    return row

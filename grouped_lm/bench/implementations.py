@@ -78,10 +78,94 @@ class LigerHead(PeerHead):
         return loss(weight, states, targets)
 
 
+class PaddedPeerHead(PeerHead):
+    """A peer that takes a vocabulary of a multiple of `multiple` alone, and no bias that could mask the padding.
+
+    States get 8 more numbers, 1 and zeros, and weights 8 more columns. The first of those is -30,000 for padding
+    tokens, whose probability is then exactly 0.
+    """
+
+    multiple: ClassVar[int]
+    more: ClassVar[int] = 8
+
+    def mean_nll(self, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats."""
+        missing = -weight.shape[0] % self.multiple
+        if missing:
+            mask = weight.new_zeros(weight.shape[0] + missing, self.more)
+            mask[weight.shape[0] :, 0] = -30_000
+            weight = torch.cat([F.pad(weight, (0, 0, 0, missing)), mask], 1)
+            states = F.pad(F.pad(states, (0, 1), value=1.0), (0, self.more - 1))
+        return self.padded_nll(states, weight, targets)
+
+    def padded_nll(self, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats of a V that is a multiple of `multiple`."""
+        raise NotImplementedError
+
+    @classmethod
+    def padding(cls, vocab_size: int) -> str:
+        """Return what was padded, for the rows; "" for nothing."""
+        missing = -vocab_size % cls.multiple
+        return f"V + {missing}, D + {cls.more}" if missing else ""
+
+
+class QuackHead(PaddedPeerHead):
+    """QuACK's chunked linear cross entropy, in CuTe DSL; its fastest pipeline needs V % 128 = 0."""
+
+    multiple = 128
+
+    def padded_nll(self, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats."""
+        from quack.linear_cross_entropy import chunked_linear_cross_entropy
+
+        return chunked_linear_cross_entropy(states, weight, targets, ignore_index=IGNORE_INDEX)
+
+
+class LigerHopperHead(PaddedPeerHead):
+    """Liger's fused linear cross entropy for Hopper, in CuTe DSL; it needs V % 256 = 0 and N % 128 = 0."""
+
+    multiple = 256
+
+    def padded_nll(self, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss in nats."""
+        from liger_kernel.ops.cutedsl.ops.fused_linear_cross_entropy_sm90 import liger_fused_linear_cross_entropy_sm90
+
+        return liger_fused_linear_cross_entropy_sm90(states, weight, targets, IGNORE_INDEX, "mean")
+
+
 class TorchAdaptiveHead(AdaptiveHead):
     """Adaptive softmax as torch's module computes it, all logits kept."""
 
     in_chunks: ClassVar[bool] = False
+
+
+class CapturedHead:
+    """A head whose forward and backward pass are CUDA graphs, captured at the first call; later shapes are the same."""
+
+    def __init__(self, head: nn.Module) -> None:
+        self.head = head
+        self.graph: Any = None
+
+    def __call__(self, hidden: Tensor, targets: Tensor) -> HeadLoss:
+        """Return the loss; the graph is captured under the autocast of the first call."""
+        if not torch.is_grad_enabled():
+            return self.head(hidden, targets)
+        if self.graph is None:
+            sample = hidden.detach().clone().requires_grad_(), targets.clone()
+            dtype, on = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+            with torch.autocast("cuda", dtype, enabled=on, cache_enabled=False):
+                self.graph = torch.cuda.make_graphed_callables(_Nll(self.head), sample, allow_unused_input=True)
+        return HeadLoss(nll=self.graph(hidden, targets))
+
+
+class _Nll(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss alone, since graphs return tensors."""
+        return self.head(hidden, targets).nll
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +181,14 @@ class Implementation:
         gpu_options: The options on a GPU, where these differ.
         head_class: A class that replaces the head's own, such as one with another library's kernel.
         compiled: Run under `torch.compile`.
-        graphs: Record the passes as CUDA graphs.
+        graphs: Record the compiled passes as CUDA graphs.
+        captured: Capture the passes of the eager head as CUDA graphs.
         kernels: Use this package's Triton kernels.
         gpu_only: Measured on a GPU alone.
         package: A package that must be installed.
+        capabilities: Compute capabilities of the GPUs that it runs on, such as 9.0; None means all.
+        bf16_only: Whether it takes matrix products in bf16 alone.
+        tokens_multiple: N must be a multiple of this number.
         needs_torch: A function of `torch.nn.functional` that older versions of torch lack.
     """
 
@@ -113,9 +201,13 @@ class Implementation:
     head_class: type[Head] | None = None
     compiled: bool = False
     graphs: bool = False
+    captured: bool = False
     kernels: bool = True
     gpu_only: bool = False
     package: str | None = None
+    capabilities: tuple[float, ...] | None = None
+    bf16_only: bool = False
+    tokens_multiple: int = 1
     needs_torch: str | None = None
 
     @property
@@ -126,7 +218,13 @@ class Implementation:
     @property
     def is_plain(self) -> bool:
         """Whether a run with the same config computes the same: no tuning, compiling, or foreign code."""
-        return self.options == ({},) and not self.compiled and self.head_class is None and self.kernels
+        return (
+            self.options == ({},)
+            and not self.compiled
+            and self.head_class is None
+            and self.kernels
+            and not self.captured
+        )
 
     def grouping_config(self, has_text: bool) -> GroupingConfig:
         """Return the grouping. Brown and k-means need a text; without one, tokens are grouped by frequency."""
@@ -143,17 +241,29 @@ class Implementation:
 
     def forward(self, module: nn.Module) -> Any:
         """Return the function that is called in place of `module`."""
+        if self.captured:
+            return CapturedHead(module)
         return torch.compile(module, mode="reduce-overhead" if self.graphs else None) if self.compiled else module
 
-    @property
-    def why_missing(self) -> str | None:
-        """The reason why it cannot run here: a package or a function of torch that is missing; None if it can."""
+    def why_left_out(self, device: str = "cpu", dtype: str = "float32") -> str | None:
+        """Return what is missing here: a package, a function of torch, or a kind of GPU; None if it can run."""
+        if self.capabilities is not None and device == "cuda":
+            has = float("{}.{}".format(*torch.cuda.get_device_capability()))
+            if has not in self.capabilities:
+                return f"it needs compute capability {' or '.join(map(str, self.capabilities))}, this GPU has {has}"
+        if self.bf16_only and dtype != "bfloat16":
+            return f"it needs dtype=bfloat16, got {dtype}"
         if self.needs_torch is not None and not hasattr(F, self.needs_torch):
             return f"torch {torch.__version__} has no {self.needs_torch}"
         if self.package is None or find_spec(self.package) is not None:
             return None
         extra = "gpu" if self.gpu_only else "bench"
         return f"{self.package.replace('_', '-')} is not installed (pip install 'grouped-lm[{extra}]')"
+
+    def padding(self, vocab_size: int) -> str:
+        """Return what a peer's V and D are padded by, "" for nothing."""
+        peer = self.head_class
+        return peer.padding(vocab_size) if peer is not None and issubclass(peer, PaddedPeerHead) else ""
 
     def config(self, option: Option | None = None) -> Any:
         """Return the head's config with an option on top."""
@@ -172,7 +282,10 @@ class Implementation:
         return LanguageModel(body, self.build(option, counts, wte, tokens))
 
 
-FOREIGN_HEADS = {c.__name__: c for c in (AutoChunkedHead, CutCrossEntropyHead, LigerHead, TorchAdaptiveHead)}
+FOREIGN_HEADS = {
+    c.__name__: c
+    for c in (AutoChunkedHead, CutCrossEntropyHead, LigerHead, LigerHopperHead, QuackHead, TorchAdaptiveHead)
+}
 
 
 def _parse(entry: dict[str, Any]) -> Implementation:
@@ -180,6 +293,8 @@ def _parse(entry: dict[str, Any]) -> Implementation:
     values = entry | {"variant": load_variant(entry["variant"])}
     if "head_class" in entry:
         values["head_class"] = FOREIGN_HEADS[entry["head_class"]]
+    if "capabilities" in entry:
+        values["capabilities"] = tuple(entry["capabilities"])
     for name in ("options", "gpu_options"):
         if name in entry:
             values[name] = tuple({key: value} for key, tried in entry[name].items() for value in tried)
@@ -206,7 +321,9 @@ def plain_implementation(path: str, variant: str) -> Implementation:
     return known[variant]
 
 
-def choose(names: list[str], say: Callable[[str], None], device: str = "cpu") -> list[Implementation]:
+def choose(
+    names: list[str], say: Callable[[str], None], device: str = "cpu", dtype: str = "float32"
+) -> list[Implementation]:
     """Return the plain dense head and the implementations that `names` selects; all if `names` is empty.
 
     Names are variants or beginnings of the names in rows. Each must select something. `say` is called with one line
@@ -222,10 +339,11 @@ def choose(names: list[str], say: Callable[[str], None], device: str = "cpu") ->
             rows = ", ".join(i.name for i in known)
             raise ConfigError(f"competitors must be variants or begin like one of {rows}, got {name!r}")
     chosen = [i for i in known if i.name == BASELINE or not names or selected(i, names)]
-    for implementation in chosen:
-        if implementation.why_missing:
-            say(f"{implementation.name} is left out: {implementation.why_missing}")
-    return [i for i in chosen if not i.why_missing]
+    reasons = {i.name: i.why_left_out(device, dtype) for i in chosen}
+    for name, reason in reasons.items():
+        if reason:
+            say(f"{name} is left out: {reason}")
+    return [i for i in chosen if not reasons[i.name]]
 
 
 def tune(

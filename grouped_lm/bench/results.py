@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -16,11 +17,11 @@ from grouped_lm.system.files import write_text
 from grouped_lm.system.runtime import cpu_model, git_commit, library_versions
 from grouped_lm.system.tables import Row, csv_text
 
-Cell = tuple[Row, Callable[[], list[Row]]]
+Cell = tuple[Row, Callable[[], Iterable[Row]]]
 """What tells a cell from the others, and the function that measures its rows."""
 LAST = ("device", "dtype", "threads", "machine", "torch", "commit", "command")
 """The last columns of a suite's CSV."""
-GPU_PACKAGES = ("triton", "cut-cross-entropy", "liger_kernel", "liger-kernel")
+GPU_PACKAGES = ("triton", "cut-cross-entropy", "liger_kernel", "liger-kernel", "quack-kernels", "nvidia-cutlass-dsl")
 
 
 def cell_key(suite: str, cell: Row, identity: Row) -> str:
@@ -47,16 +48,24 @@ def environment_columns(command: str, place: Place) -> Row:
     }
 
 
-def run_cells(folder: Path, cells: Sequence[Cell], suite: str, identity: Row, environment: Row) -> list[Row]:
+def run_cells(
+    folder: Path,
+    cells: Sequence[Cell],
+    suite: str,
+    identity: Row,
+    environment: Row,
+    limit_s: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Row]:
     """Measure every cell that the folder does not hold, and return the rows of all cells.
 
-    `bench.csv` is written after each cell. `identity` is what the figures depend on besides the cell, and `environment`
-    holds columns that every row gets.
+    `bench.csv` is written after each row. `identity` is what the figures depend on besides the cell, and `environment`
+    holds columns that every row gets. After `limit_s` seconds no further cell is begun.
 
     Raises:
         BusyError: Another process measures into this folder.
     """
-    store, rows = JobStore(folder, "cells"), list[Row]()
+    store, rows, started = JobStore(folder, "cells"), list[Row](), clock()
     with store.lock(f"another gvc bench writes into {folder}: wait for it, or give another --dir"):
         keys = [cell_key(suite, cell, identity) for cell, _ in cells]
         known = {key: record["rows"] for key in keys if (record := store.read(key)) and "rows" in record}
@@ -66,7 +75,17 @@ def run_cells(folder: Path, cells: Sequence[Cell], suite: str, identity: Row, en
             if key not in known:
                 label = ", ".join(f"{name} {value}" for name, value in cell.items())
                 print(f"{suite}, cell {number} of {len(cells)}: {label}", file=sys.stderr, flush=True)
-                known[key] = [{"suite": suite, **cell, **row, **environment} for row in measure()]
+                if limit_s is not None and clock() - started > limit_s:
+                    left = sum(other not in known for other in keys)
+                    print(
+                        f"{suite}: limit_s={limit_s:g} is over, {left} cells are left; the same command continues",
+                        file=sys.stderr,
+                    )
+                    break
+                known[key] = []
+                for row in measure():  # a cell is known when all of its rows are
+                    known[key].append({"suite": suite, **cell, **row, **environment})
+                    write_text(folder / "bench.csv", to_csv(rows + known[key]))
                 store.write(key, {"rows": known[key]})
             rows += known[key]
             write_text(folder / "bench.csv", to_csv(rows))

@@ -68,7 +68,8 @@ def run_suite(
     keep_freed_memory()
     work = Workload(settings, models)
     environment = environment_columns(command, work.place)
-    rows = run_cells(folder, SUITE_CELLS[suite](work), suite, identity(suite, work), environment)
+    cells = SUITE_CELLS[suite](work)
+    rows = run_cells(folder, cells, suite, identity(suite, work), environment, settings.limit_s)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / f"bench-{suite}{suffix}.csv", to_csv(rows))

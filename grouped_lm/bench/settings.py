@@ -51,6 +51,9 @@ class HeadsGrid:
     """States N of one pass."""
     n_embd: list[int] = ranged([128])
     """Widths D."""
+    shapes: list[list[int]] = field(default_factory=list)
+    """Further cells after those, as [N, D, V]. Where V is not the tokenizer's, token t has a share of 1 / (t + 1), and
+    there is no text to group tokens by. Implementations that compile are left out, since each compiles every shape."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -140,6 +143,8 @@ class BenchConfig:
     threads: int | None = ranged(1, 1, 4096)
     """CPU threads; null is torch's choice. One thread varies least, since two wait for the slower core."""
     seed: int = ranged(0, 0, 2**63 - 1)
+    limit_s: float | None = None
+    """Seconds after which no further cell is begun, > 0; null means no limit. The same command continues."""
     competitors: list[str] = field(default_factory=list)
     """Variants, or beginnings of names in the rows, to measure besides the plain dense head; empty means all."""
     meter: MeterConfig = field(default_factory=MeterConfig)
@@ -157,6 +162,13 @@ class BenchConfig:
         check_ranges(self, "")
         for part in ("meter", *SUITES):
             check_ranges(getattr(self, part), f"{part}.")
+        if self.limit_s is not None:
+            check_range("limit_s", self.limit_s, 0, 10**9, open_low=True)
+        for shape in self.heads.shapes:
+            if len(shape) != 3:
+                raise ConfigError(f"heads.shapes must have [N, D, V] in each place, got {shape}")
+            for number in shape:
+                check_range("heads.shapes", number, 1, 10**9)
         check_range("meter.max_rounds", self.meter.max_rounds, self.meter.min_rounds)
         for language in self.vocab.excess_languages:
             check_choice("vocab.excess_languages", language, ("zipf", "markov"))

@@ -8,7 +8,7 @@ bounded. Each row has the drift of the rounds that were kept (`kept_drift`).
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,8 +91,8 @@ class Session:
 
     timings: dict[str, Timing] = field(default_factory=dict)
     """Implementations that fit into the memory of the device."""
-    too_large: list[str] = field(default_factory=list)
-    """Implementations that do not."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Implementations that do not, or that fail and may, and why."""
     calibrations: list[Calibration] = field(default_factory=list)
     dropped: int = 0
     """The number of dropped rounds."""
@@ -117,20 +117,26 @@ def interleave(
     config: MeterConfig,
     calibrate: Callable[[], Calibration],
     clock: Callable[[], float] = time.perf_counter,
+    may_fail: Collection[str] = (),
 ) -> Session:
     """Sample every implementation in rounds, forwards and then backwards, each round between two calibrations.
 
     An implementation leaves once it has had `min_rounds` and spent its budget. A round is dropped and repeated if its
     calibrations differ from each other, or from the first kept one, by more than `max_drift`. Rounds are dropped only
     while the dropped ones together took less time than all budgets: if a round takes minutes, one round is repeated.
-    The first sample of each implementation is a warm-up. One that runs out of the device's memory there is left out.
+    The first sample of each implementation is a warm-up. One that runs out of the device's memory there is left out,
+    and so is one of `may_fail` that raises anything.
     """
     session = Session()
     for name, sample in samplers.items():
         try:
             sample()
         except torch.OutOfMemoryError:
-            session.too_large.append(name)
+            session.left_out[name] = "it does not fit into the memory of the device"
+        except Exception as error:
+            if name not in may_fail:
+                raise
+            session.left_out[name] = first_line(error)
         else:
             session.timings[name] = Timing()
     samplers = {name: samplers[name] for name in session.timings}
@@ -163,6 +169,11 @@ def interleave(
             done[name] += 1
             session.timings[name].samples += samples[name]
             session.timings[name].drift = max(session.timings[name].drift, drift)
+
+
+def first_line(error: Exception) -> str:
+    """Return the kind and the first line of an error, at most 200 characters."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"[:200]
 
 
 def timed(action: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:

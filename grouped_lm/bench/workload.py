@@ -53,17 +53,18 @@ class Workload:
     @cached_property
     def implementations(self) -> list[Implementation]:
         """The implementations to measure."""
-        return choose(self.settings.competitors, say, self.settings.device)
+        return choose(self.settings.competitors, say, self.settings.device, self.settings.dtype)
 
     def batches(self, batch_size: int, block_size: int) -> TrainBatches:
         """Return windows of the training text."""
         return TrainBatches(self.train_file.tokens(), block_size, batch_size, self.settings.seed)
 
     def interleave(self, samplers: dict[str, Sampler]) -> Session:
-        """Time the samplers in turn, and print the names of those that do not fit into the device's memory."""
-        session = interleave(samplers, self.settings.meter, self.place.calibrate)
-        for name in session.too_large:
-            say(f"{name} is left out: it does not fit into the memory of the device")
+        """Time the samplers in turn, and print which are left out and why. Those of a GPU alone may fail."""
+        may_fail = {i.name for i in self.implementations if i.gpu_only}
+        session = interleave(samplers, self.settings.meter, self.place.calibrate, may_fail=may_fail)
+        for name, reason in session.left_out.items():
+            say(f"{name} is left out: {reason}")
         return session
 
 

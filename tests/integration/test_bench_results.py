@@ -31,6 +31,24 @@ def test_a_finished_cell_is_not_measured_again(tmp_path):
     assert log == [1, 2, 3, 1]
 
 
+def test_a_row_is_written_when_it_is_measured(tmp_path):
+    def measure():
+        yield {"ms": 1.0}
+        assert (tmp_path / "bench.csv").read_text().splitlines()[1:] == ["s,1,1.0"]
+        yield {"ms": 2.0}
+
+    assert len(run_cells(tmp_path, [({"n": 1}, measure)], "s", {}, {})) == 2
+
+
+def test_no_cell_is_begun_after_the_limit_and_the_rest_follow_later(tmp_path, capfd):
+    log, times = [], iter([0.0, 0.0, 5.0, 11.0])
+    rows = run_cells(tmp_path, cells(log, [1, 2, 3, 4]), "s", {}, {}, 10, lambda: next(times))
+    assert [row["n"] for row in rows] == log == [1, 2]
+    assert capfd.readouterr().err.endswith("s: limit_s=10 is over, 2 cells are left; the same command continues\n")
+    assert len(run_cells(tmp_path, cells(log, [1, 2, 3, 4]), "s", {}, {})) == 4
+    assert log == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("content", [b'{"rows": [{"ms"', b"[]", b"\xff\xfe\x00", b'{"a": 1}', b""])
 def test_a_damaged_cell_is_measured_again(tmp_path, content):
     log = []

@@ -32,9 +32,9 @@ def rows_of(outcome):
 
 
 def test_heads_with_csv_and_plots(bench):
-    rows = rows_of(
-        bench("heads", "heads.n_tokens=[32]", "heads.n_embd=[8]", "competitors=[class,short]", "--out", "results")
-    )
+    words = ["heads.n_tokens=[32]", "heads.n_embd=[8]", "heads.shapes=[[16,8,300]]", "competitors=[class,short]"]
+    rows = rows_of(bench("heads", *words, "--out", "results"))
+    assert {(row["n_tokens"], row["vocab_size"]) for row in rows} == {(32, 257), (16, 300)}
     assert {"dense", "class_full", "shortlist, mean rows"} <= {row["head"] for row in rows}
     assert rows[0]["speedup"] == rows[0]["memory_ratio"] == 1
     assert all(row["commit"] and row["machine"] and row["threads"] == 1 for row in rows)
@@ -59,6 +59,7 @@ def test_steps_beside_the_cap(bench):
     [
         ("bench heads --grid gpu", "device=cuda, but torch sees no CUDA device here: device=cpu will run"),
         ("bench steps device=cuda", "device=cuda, but torch sees no CUDA device here: device=cpu will run"),
+        ("bench heads heads.shapes=[[1,2]]", "heads.shapes must have [N, D, V] in each place, got [1, 2]"),
         ("doctor --gpu", "torch sees no CUDA device here: `gvc doctor` says what this machine has"),
     ],
 )

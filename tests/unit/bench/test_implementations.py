@@ -8,10 +8,11 @@ from torch import nn
 
 from grouped_lm.bench import implementations
 from grouped_lm.bench.checks import check_columns, error_of, refuse_inexact
-from grouped_lm.bench.heads import floor_bytes, memory_columns
+from grouped_lm.bench.heads import fitting, floor_bytes, memory_columns
 from grouped_lm.bench.implementations import (
     IMPLEMENTATIONS,
     Implementation,
+    PaddedPeerHead,
     all_implementations,
     choose,
     plain_implementation,
@@ -68,9 +69,48 @@ def test_a_package_that_is_missing_is_said_in_one_line(monkeypatch):
     assert said == ["dense, absent is left out: no-such-package is not installed (pip install 'grouped-lm[bench]')"]
 
 
+@pytest.mark.parametrize("vocab_size", [700, 768])
+def test_padding_of_a_peer_changes_neither_loss_nor_gradients(vocab_size):
+    class Peer(PaddedPeerHead):
+        multiple = 256
+
+        def padded_nll(self, states, weight, targets):
+            assert len(weight) == 768
+            return nn.functional.cross_entropy(states @ weight.T, targets, ignore_index=-100)
+
+    torch.manual_seed(0)
+    wte = nn.Parameter(0.1 * torch.randn(vocab_size, D))
+    hidden, targets = torch.randn(N, D, requires_grad=True), draw_ids(zipf_counts(vocab_size), N, 0)
+    targets[::5] = -100
+    peer = Implementation(variant=load_variant("dense"), head_class=Peer)
+    loss = peer.build({}, zipf_counts(vocab_size), wte)(hidden, targets).nll
+    exact = nn.functional.cross_entropy(hidden @ wte.T, targets, ignore_index=-100)
+    torch.testing.assert_close(loss, exact)
+    for mine, other in zip(*(torch.autograd.grad(x, [hidden, wte]) for x in (loss, exact)), strict=True):
+        torch.testing.assert_close(mine, other)
+    assert peer.padding(vocab_size) == ("V + 68, D + 8" if vocab_size == 700 else "")
+
+
+def test_what_a_gpu_cannot_run_is_left_out_with_the_reason(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 9))
+    said: list[str] = []
+    choose(["dense, QuACK", "dense, Liger SM90"], said.append, "cuda", "bfloat16")
+    assert said == [
+        "dense, Liger SM90 is left out: it needs compute capability 9.0, this GPU has 8.9",
+        "dense, QuACK is left out: it needs compute capability 9.0 or 10.0 or 10.3, this GPU has 8.9",
+    ]
+    quack = next(i for i in IMPLEMENTATIONS if i.name == "dense, QuACK")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    assert quack.why_left_out("cuda", "float32") == "it needs dtype=bfloat16, got float32"
+    hopper = next(i for i in IMPLEMENTATIONS if i.name == "dense, Liger SM90")
+    heads = [i for i in all_implementations() if i.name in ("dense", "dense, compiled")]
+    assert list(fitting([*heads, hopper], 4096, True)) == [*heads, hopper]
+    assert list(fitting([*heads, hopper], 1000, False)) == heads[:1]
+
+
 @pytest.mark.parametrize("implementation", [i for i in IMPLEMENTATIONS if not i.compiled], ids=lambda i: i.name)
 def test_every_option_builds_and_dense_ones_are_exact(implementation):
-    if implementation.package:
+    if implementation.package or implementation.captured:
         pytest.skip("compiles for ten seconds; `gvc bench` runs it")
     torch.manual_seed(0)
     wte = nn.Parameter(0.1 * torch.randn(V, D))
@@ -85,7 +125,8 @@ def test_every_option_builds_and_dense_ones_are_exact(implementation):
             assert 0 < loss < 30
 
 
-def test_some_take_part_on_a_gpu_alone():
+def test_some_take_part_on_a_gpu_alone(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     everywhere, there = ({c.name for c in choose(["grouped", "dense, chunked, t"], print, d)} for d in ("cpu", "cuda"))
     assert there - everywhere == {"grouped, no kernel", "grouped, compiled", "grouped, compiled, CUDA graphs"}
     tuned = next(c for c in IMPLEMENTATIONS if c.name == "dense, chunked, tuned")

@@ -63,7 +63,7 @@ def test_who_does_not_fit_into_memory_takes_no_part():
 
     samplers = {"a": machine.competitor("a", 1.0), "large": too_large}
     session = interleave(samplers, meter(), lambda: STEADY, machine.clock)
-    assert session.too_large == ["large"]
+    assert session.left_out == {"large": "it does not fit into the memory of the device"}
     assert list(session.timings) == ["a"]
 
 
@@ -153,3 +153,17 @@ def test_tuning_warms_up_takes_the_least_and_tries_slow_ones_once():
     assert quickest(samplers, 2) == ("a", {"a": 4.0, "b": 5.5, "c": SLOW_MS})
     nothing = {"option": "", "tried": ""}
     assert tune([{}], lambda option: pytest.fail("run for nothing"), 2) == ({}, nothing)
+
+
+def test_what_may_fail_is_left_out_with_its_reason_and_nothing_else_is():
+    machine = FakeMachine()
+
+    def broken():
+        raise RuntimeError("no such kernel\nand a long explanation")
+
+    samplers = {"a": machine.competitor("a", 1.0), "peer": broken}
+    session = interleave(samplers, meter(), lambda: STEADY, machine.clock, may_fail={"peer"})
+    assert session.left_out == {"peer": "RuntimeError: no such kernel"}
+    assert list(session.timings) == ["a"]
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        interleave(samplers, meter(), lambda: STEADY, machine.clock)
