@@ -3,13 +3,13 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from grouped_lm.config import Config, TrackingConfig, config_to_dict
 from grouped_lm.errors import ConfigError
-from grouped_lm.runs.identity import config_hash
+from grouped_lm.runs.identity import config_hash, config_identity
 
 STEP = "trainer/step"
 FOLDER = "tensorboard"
@@ -86,15 +86,8 @@ class TensorBoardRun:
         from torch.utils.tensorboard.summary import hparams
 
         values = config_to_dict(self._config) | {"config_hash": config_hash(self._config)}
+        settings = config_identity(self._config) | {"data.name": self._config.data.name}
+        simple = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in settings.items()}
         self._writer.add_text("config", f"```json\n{json.dumps(values, indent=2)}\n```")
-        for summary in hparams(dict(_flat(values)), dict.fromkeys(COMPARED, 0.0)):
+        for summary in hparams(simple, dict.fromkeys(COMPARED, 0.0)):
             self._writer.file_writer.add_summary(summary)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """Yield the leaves of nested settings by their dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value if isinstance(value, bool | int | float | str) else json.dumps(value)

@@ -29,6 +29,7 @@ CLOSING_ROWS = columns("""
     peak tensor memory, GiB = memory/peak_tensor_gib {:.3f}
     peak memory of the head alone, GiB = memory/peak_head_gib {:.3f}
     peak resident memory, GiB = memory/peak_rss_gib {:.3f}
+    steps left out in float16 = train/overflow_steps {:,}
     parameters = params/total {:,}; parameters of the head alone = params/head {:,}
 """)
 

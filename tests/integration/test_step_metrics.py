@@ -82,8 +82,9 @@ def left_by(folder):
         (["train.log_every_steps=3", "train.on_nonfinite=skip"], (4, 6)),
         (["train.log_every_steps=3", "train.on_nonfinite=rollback"], (4, 9)),
         (["train.log_every_steps=5", "train.on_nonfinite=skip", "optim.sparse_rows=true"], (0, 7)),
+        (["train.log_every_steps=4", "train.on_nonfinite=skip", "train.dtype=float16", "head=grouped"], (7,)),
     ],
-    ids=["finite", "skip", "rollback", "sparse rows"],
+    ids=["finite", "skip", "rollback", "sparse rows", "float16"],
 )
 def test_figures_read_late_change_nothing(words, places, make_config, late, workdir):
     config = make_config(*words)
