@@ -242,6 +242,8 @@ class OptimConfig:
     """Learning rate at the last step, as a share of `lr`."""
     grad_clip: float = setting(1.0, 0, 1e9)
     """Largest norm of the whole gradient. With 0 the gradient is not clipped."""
+    ema: float = setting(0.0, 0, 0.999999)
+    """Decay of an average of the weights, such as 0.99; 0 is none. Validation, evaluation and export use it."""
 
     def __post_init__(self) -> None:
         check_fields(self, "optim")

@@ -27,6 +27,7 @@ from grouped_lm.heads.low_rank import LowRankConfig, LowRankHead
 from grouped_lm.heads.regularised import RegularisedHead
 from grouped_lm.heads.reserve import ReserveMixin, with_reserve
 from grouped_lm.heads.sampled import SampledConfig, SampledHead
+from grouped_lm.heads.scaled import ScaledHead
 from grouped_lm.heads.shortlist import ShortlistConfig, ShortlistHead
 from grouped_lm.heads.trim import TrimConfig, TrimHead
 from grouped_lm.heads.two_level import TwoLevelHead
@@ -117,6 +118,8 @@ def build_head(
     grouping = parse_grouping(grouping)
     if known is None and text is not None and needs_counts(config, grouping):
         known = torch.from_numpy(np.bincount(text(), minlength=vocab_size))
+    if getattr(config, "inner_scale", False) or getattr(config, "second_order", False):
+        kind = ScaledHead
     reserve = False if kind.has_reserve else getattr(config, "reserve", False)
     kind = with_reserve(kind) if reserve else kind
     built = kind.build(config, HeadContext(n_embd, vocab_size, grouping, known, wte, text, saved or {}))
@@ -214,6 +217,7 @@ __all__ = [
     "RegularisedHead",
     "SampledConfig",
     "SampledHead",
+    "ScaledHead",
     "ShortlistConfig",
     "ShortlistHead",
     "TrimConfig",

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +57,11 @@ class ShortlistConfig(HeadOptions):
     """Number M >= 0 of most frequent tokens in groups whose rows are shared with the directions. The mean row of a
     group's tokens, weighted by frequency, is added to all of its directions: the first-order term of its true logit.
     As many as the text has types are enough. A group without such a token has the mean row 0."""
+    inner_scale: bool = False
+    """Scale and shift the states before the softmax inside a group: h (1 + P[g]) + Q[g], from 0."""
+    second_order: bool = False
+    """Add the second-order term of the group's log-sum-exp to its logit: half the variance of its tokens' logits, each
+    dimension alone, times a factor per group that starts at 0. Needs head.directions of 0 or 1."""
     reserve: bool | float = True
     start: str = "counts"
 
@@ -65,6 +71,8 @@ class ShortlistConfig(HeadOptions):
         check_range("head.group_size", self.group_size, 1, 10**9)
         check_range("head.directions", self.directions, 0, 10**6)
         check_range("head.shared_rows", self.shared_rows, 0, 10**9)
+        if self.second_order and self.directions > 1:
+            raise ConfigError(f"head.second_order=true needs head.directions of 0 or 1, got {self.directions}")
         if not self.directions and not self.shared_rows:
             raise ConfigError("head.directions=0 leaves groups nothing but rows they share: give head.shared_rows too")
 
@@ -94,7 +102,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
     a group's tokens is added to all of its directions, so every state trains it.
     """
 
-    no_weight_decay = ("group_bias",)
+    no_weight_decay: ClassVar[tuple[str, ...]] = ("group_bias",)
     needs_counts = True
     has_reserve = True
     preferred_groupings = ("brown", "frequency", "merge_rank")
@@ -140,6 +148,25 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         else:  # FSDP2 takes no parameter without elements
             self.register_buffer("group_bias", group_bias, persistent=False)
 
+    # `grouped_lm.heads.scaled` changes the states of both steps.
+
+    @property
+    def plain(self) -> bool:
+        """Whether both steps take the states as they are, so that the fast paths may be used."""
+        return True
+
+    def inner_states(self, states: Tensor, groups: Tensor) -> Tensor:
+        """Return the (N, D) states inside the (N,) groups."""
+        return states
+
+    def inner_table(self) -> tuple[Tensor, Tensor]:
+        """Return (V, D) rows and (V,) biases that give the logits inside groups from the states themselves."""
+        return self.weight, self.bias
+
+    def class_states(self, states: Tensor) -> Tensor:
+        """Return the inputs of the first softmax."""
+        return states
+
     @property
     def n_learned(self) -> int:
         """G - H, the number of groups that are not reserved."""
@@ -184,7 +211,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         An optimizer of dense gradients takes their sum, and refuses the sparse one alone.
         """
         self.table_rows = None
-        rows_alone = self.directions is None and self.shortlist_weight is None
+        rows_alone = self.directions is None and self.shortlist_weight is None and self.plain
         if not rows_alone or self.weight.device.type != "cpu" or is_fake(self.weight) or not self.n_learned:
             return
         parts = torch.zeros(self.vocab_size).index_add_(0, self.sharing, self.parts.float())
@@ -195,7 +222,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
 
     def build_token_index(self) -> TokenIndex | None:
         """Return the index of the tokens, if all weights are rows of the table."""
-        if self.directions is not None or self.shortlist_weight is not None or not self.n_learned:
+        if self.directions is not None or self.shortlist_weight is not None or not self.n_learned or not self.plain:
             return None
         parts = self.parts.new_zeros(self.vocab_size, dtype=torch.float32)
         parts = parts.index_copy(0, self.sharing, self.parts.float())
@@ -257,7 +284,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
 
     def class_logits(self, states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return the (N, K + G - H) logits of the first softmax; the slow line that `class_nll` equals."""
-        logits = at_least_fp32(F.linear(states, weight, bias))
+        logits = at_least_fp32(F.linear(self.class_states(states), weight, bias))
         own, groups = logits.tensor_split((self.shortlist_size,), dim=1)
         if self.group_bias.shape[1] > 1:
             groups = groups.unflatten(1, self.group_bias.shape).logsumexp(-1)
@@ -275,7 +302,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         places = self._places_of(flat)
         if reduction == "none" or accuracy or self.adds_extra:
             return self._loss_per_token(states, places, targets, reduction, accuracy)
-        if (self.table_rows is not None or self.tied) and at_once(states, self.weight):
+        if self.plain and (self.table_rows is not None or self.tied) and at_once(states, self.weight):
             first, inside = self._sums_in_one_node(states, places)
         else:
             first, inside = self._sums_in_two_nodes(states, places)
@@ -298,7 +325,8 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
     ) -> HeadLoss:
         """Return the loss with (N,) parts, hits and extra; the (N, K + G) logits of the first softmax are kept."""
         where, picked = (self.padded_members(), places.groups, places.slots), self.class_row_ids()
-        nll, hits, rows = in_group_loss(states, self.weight, self.bias, where, picked, accuracy)
+        inner = self.inner_states(states, places.groups)
+        nll, hits, rows = in_group_loss(inner, self.weight, self.bias, where, picked, accuracy)
         logits = self.class_logits(states, *self.class_layer(rows))
         first, right = classify(logits, places.classes, places.learned, accuracy)
         extra = self.logits_extra(logits, places.classes, first, places.learned)
@@ -309,10 +337,11 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
     def _sums_in_two_nodes(self, states: Tensor, places: _Targets) -> tuple[Tensor, Tensor]:
         """Return the sums of both steps, from one operator each."""
         where, picked = (self.padded_members(), places.groups, places.slots), self.class_row_ids()
-        nll, _, rows = in_group_loss(states, self.weight, self.bias, where, picked, accuracy=False)
+        inner = self.inner_states(states, places.groups)
+        nll, _, rows = in_group_loss(inner, self.weight, self.bias, where, picked, accuracy=False)
         layout = self.shortlist_size, self.group_bias.shape[1]
         chunk_rows = default_chunk_rows(states.device)
-        first = class_nll(states, *self.class_layer(rows), places.classes, *layout, chunk_rows)
+        first = class_nll(self.class_states(states), *self.class_layer(rows), places.classes, *layout, chunk_rows)
         return first + places.fixed.sum(), nll.sum()
 
     def _sums_in_one_node(self, states: Tensor, places: _Targets) -> tuple[Tensor, Tensor]:
@@ -360,6 +389,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         """Return the (N, S) log p(token | group) for one group per row."""
         ids = self.group_members()[groups]
         rows = ids.clamp_min(0)
+        states = self.inner_states(states, groups)
         logits = at_least_fp32((self.weight[rows] @ states.unsqueeze(-1)).squeeze(-1) + self.bias[rows])
         return logits.masked_fill(ids < 0, -torch.inf).log_softmax(-1)
 
@@ -373,7 +403,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         """Return the (..., V) log-probabilities of every token, from all V logits; the slow line that `loss` equals."""
         states = hidden.reshape(-1, self.n_embd)
         first = self.class_log_prob(states)
-        logits = at_least_fp32(F.linear(states, self.weight, self.bias))
+        logits = at_least_fp32(F.linear(states, *self.inner_table()))
         members = self.group_members()
         inside = logits[:, members.clamp_min(0)].masked_fill(members < 0, -torch.inf).log_softmax(-1)
         inside = inside + first[:, self.shortlist_size :, None]

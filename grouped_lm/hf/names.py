@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from grouped_lm.config import ModelConfig
 from grouped_lm.errors import ConfigError, DataError
-from grouped_lm.heads import HEADS, AdaptiveHead, DenseHead, Head, LowRankHead, SampledHead, ShortlistHead, TrimHead
+from grouped_lm.heads import (
+    HEADS,
+    AdaptiveHead,
+    DenseHead,
+    Head,
+    LowRankHead,
+    SampledHead,
+    ScaledHead,
+    ShortlistHead,
+    TrimHead,
+)
 from grouped_lm.heads.reserve import ReserveMixin
 from grouped_lm.heads.two_level import TwoLevelHead
 from grouped_lm.models.gpt2 import LAYER_NORM_EPS
@@ -126,11 +136,17 @@ def head_to_hf(head: Head, table: Tensor | None) -> tuple[dict[str, Any], dict[s
     state = {name: tensor for name, tensor in named_state(head).items() if name not in TRAINING_ONLY}
     if tied:
         del state["weight"]
+    if isinstance(head, ScaledHead) and head.variance_scale is not None:
+        raise ConfigError("a head with head.second_order=true cannot be exported: train it without that")
     if isinstance(head, ShortlistHead):
         rows, _ = head.class_layer(head.weight[head.class_row_ids()])
         directions = rows[head.shortlist_size :].view(*head.group_bias.shape, head.n_embd)
         # (G - H, R, D), the mean rows of their groups added
         state |= {"directions": directions, "group_bias": head.group_bias}
+    if isinstance(head, ScaledHead):
+        state = {name: tensor for name, tensor in state.items() if name not in ("scale", "shift")}
+        state["weight"], state["bias"] = head.inner_table()
+        sizes["tied"] = False
     if isinstance(head, TrimHead):
         state["seen"] = head.seen
         if not head.n_rest:

@@ -15,6 +15,7 @@ from torch import Tensor
 from grouped_lm.config import Config
 from grouped_lm.distributed.parallel import ParallelModel, clip_gradients, count_targets
 from grouped_lm.heads.losses.functional import HeadLoss
+from grouped_lm.optim.ema import update_average
 from grouped_lm.system.runtime import autocast
 
 MIN_LOSS_SCALE = 1e-4
@@ -137,5 +138,7 @@ class TrainingStep:
         grad_norm = clip_gradients(self.model.model, self.config.optim.grad_clip)
         self.metrics.add(self.optimizer, losses, grad_norm, step, lr, loss_scale)
         self.optimizer.step()  # not the scaler's: on most optimizers it waits for the device
+        if self.config.optim.ema:
+            update_average(self.optimizer, self.config.optim.ema, step)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

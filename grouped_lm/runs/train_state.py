@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup, full_tensor, is_sharded, local_tensor
 from grouped_lm.errors import CheckpointError
 from grouped_lm.heads import Head
+from grouped_lm.optim.ema import EMA
 from grouped_lm.optim.used_rows import used_rows
 
 TENSORS, STATE = "state.safetensors", "state.json"
@@ -81,13 +82,13 @@ def finite_weights(model: nn.Module) -> bool:
 
 
 def unpack_model(files: dict[str, bytes], model: nn.Module) -> dict[str, Any]:
-    """Load weights and grouping of a checkpoint into `model`, for evaluation, and return its `state.json`."""
+    """Load weights, or their average, and grouping of a checkpoint for evaluation, and return its `state.json`."""
     tensors, state = _read(files)
     expected = named_state(model)
     _check_weights(tensors, expected)
     with torch.no_grad():
         for name, target in expected.items():
-            target.copy_(tensors[f"model/{name}"])
+            target.copy_(tensors.get(f"optim/{name}/{EMA}", tensors[f"model/{name}"]))
     for module in model.modules():
         if isinstance(module, Head):
             module.after_load()

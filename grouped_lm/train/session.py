@@ -16,6 +16,7 @@ from grouped_lm.evaluate.validation import validate
 from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.models.lm import LanguageModel, count_params
 from grouped_lm.optim import build_optimizer, set_learning_rate
+from grouped_lm.optim.ema import averaged_weights
 from grouped_lm.optim.training_step import MIN_LOSS_SCALE, StepMetrics, TrainingStep
 from grouped_lm.optim.used_rows import leave_out_unused_rows
 from grouped_lm.runs.folder import COMPLETE, INTERRUPTED, RunFolder
@@ -63,7 +64,7 @@ class TrainingRun:
         parallel = parallelize(model, train, group, device)
         self.n_params, self.n_head_params = count_params(model)
         self.meters = Meters(config, parallel, device)
-        whole = group.size > 1 or train.compile
+        whole = group.size > 1 or train.compile or bool(config.optim.ema)  # an average is of whole tables
         rows = None if whole else leave_out_unused_rows(config, model, corpus.train.counts)
         optimizer = build_optimizer(config.optim, model)
         if rows is not None:
@@ -240,7 +241,8 @@ class TrainingRun:
         batches = self._until_signal(self.windows.part(group.rank, group.size))
         batches = self.display.validating(batches, -(-len(self.windows) // group.size))
         try:
-            metrics = validate(self.model, batches, self.valid_bytes, device, self.config.train.dtype, group)
+            with averaged_weights(self.training_step.optimizer):
+                metrics = validate(self.model, batches, self.valid_bytes, device, self.config.train.dtype, group)
         except StopRequested:
             self.save()  # with the validation still due
             self.interrupt()

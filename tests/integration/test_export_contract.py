@@ -34,6 +34,7 @@ HEADS = {
     "class_full": ClassFullConfig(),
     "shortlist": ShortlistConfig(shortlist_size=30, directions=0, shared_rows=200, reserve=True, start="counts"),
     "shortlist-directions": ShortlistConfig(shortlist_size=30, directions=3, own_shortlist=True),
+    "shortlist-scaled": ShortlistConfig(shortlist_size=30, shared_rows=200, inner_scale=True),
     "adaptive": AdaptiveConfig(cutoffs=[20, 100], div_value=2.0, bias=True, reserve=0.2),
 }
 KINDS = [(head, body) for head in HEADS for body in ("gpt2", "gpt_neo")]
