@@ -7,7 +7,7 @@ import torch
 
 from grouped_lm.config import Config
 from grouped_lm.data import prepare_data
-from grouped_lm.evaluate.counts import count_text, validate_counts
+from grouped_lm.evaluate.counts import count_text, counts_tokens, validate_counts
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.identity import config_hash
 from grouped_lm.runs.inputs import describe_inputs
@@ -17,12 +17,16 @@ from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import describe_environment
 
 
-def count_steps(config: Config, folder: RunFolder) -> dict[str, Any]:
+def count_steps(config: Config, folder: RunFolder) -> dict[str, Any] | None:
     """Count the tokens that training would see, validate where training would, and return the result.
+
+    None means that the run has a network, and nothing is done.
 
     Steps, batches and `train.eval_every_steps` mean the same as for a network, so that both can be compared along
     training. A run that was stopped begins again.
     """
+    if not counts_tokens(config):
+        return None
     train = config.train
     corpus = prepare_data(config.data, config.tokenizer)
     environment = describe_environment(torch.device("cpu"))

@@ -6,7 +6,6 @@ from typing import Any
 from grouped_lm.config import Config
 from grouped_lm.data import prepare_data
 from grouped_lm.distributed.process_group import ProcessGroup
-from grouped_lm.evaluate.counts import counts_tokens
 from grouped_lm.models.lm import build_lm
 from grouped_lm.optim import learning_rate
 from grouped_lm.runs.folder import COMPLETE, RunFolder
@@ -27,9 +26,7 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
         if result and result["state"] == COMPLETE:
             return result
         with record_failure(config, folder, process_group):
-            if counts_tokens(config):
-                return count_steps(config, folder)
-            return train_steps(config, folder, process_group)
+            return count_steps(config, folder) or train_steps(config, folder, process_group)
 
 
 def train_steps(config: Config, folder: RunFolder, process_group: ProcessGroup) -> dict[str, Any]:

@@ -72,6 +72,14 @@ def test_the_library_has_few_files_at_its_top():
     assert len(list((ROOT / "grouped_lm").glob("*.py"))) <= 6
 
 
+def test_the_training_loop_fits_on_one_screen():
+    path = ROOT / "grouped_lm" / "train" / "loop.py"
+    imported = [node for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom)]
+    names = [name for node in imported if str(node.module).startswith("grouped_lm") for name in node.names]
+    assert len(TEXTS[path].splitlines()) <= 60
+    assert len(names) <= 12
+
+
 def test_functions_are_short_or_say_why_not():
     """Fail for a function of over 90 lines, and for one of over 60 without a `# Long because ...` in it."""
     unexplained = []
