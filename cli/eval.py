@@ -1,6 +1,7 @@
 """`gvc eval`."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def evaluate(
     judge: Annotated[bool, typer.Option("--judge", help="Let a language model grade stories.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate the last checkpoint of a run on its whole validation set.
+    """Evaluate the last checkpoint of a run on its whole validation set, or on its first eval.max_tokens=N tokens.
 
     Two runs or more are compared with the first: checkpoints by paired tests over stories, heads by an equivalence test
     over seeds. The figures are written to eval.json in each run folder, with --data FILE to eval-FILE.json. --judge
@@ -34,6 +35,7 @@ def evaluate(
 
     Example: gvc eval runs/dense runs/grouped --samples 0
     """
+    from grouped_lm.config import EvalConfig
     from grouped_lm.evaluate.llm_judge import grade_run
     from grouped_lm.evaluate.run import compare_runs, evaluate_run, import_harness, save_evaluation
     from grouped_lm.evaluate.tables import print_comparison, print_run
@@ -46,7 +48,7 @@ def evaluate(
     runs, overrides = split_words(words)
     if data is not None:
         overrides = ["data=text", *(f"data.{split}={quoted(str(data))}" for split in ("train", "valid")), *overrides]
-    configs = [override_saved(load_config(run), overrides) for run in runs]
+    configs = [override_saved(replace(load_config(run), eval=EvalConfig()), overrides) for run in runs]
     names = tasks.split(",") if tasks else None
     if names:
         import_harness().check_tasks(names)

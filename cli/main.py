@@ -19,6 +19,7 @@ from .eval import evaluate
 from .export import export, import_model
 from .plan import plan
 from .reproduce import report, reproduce
+from .resume import resume
 from .runs import dashboard, leaderboard, list_runs
 from .sample import sample
 from .sweep import sweep
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("train")(train)
+app.command("resume")(resume)
 app.command("plan")(plan)
 app.command("bench")(bench)
 app.command("eval")(evaluate)

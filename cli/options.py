@@ -33,6 +33,12 @@ def complete_preset(incomplete: str) -> list[str]:
     return choices_of("sweep")
 
 
+def complete_run(incomplete: str) -> list[str]:
+    """Return run folders for a shell: those in runs/ and in sweeps there, or in the folder that is being typed."""
+    parent = Path(incomplete.rpartition("/")[0] or "/") if "/" in incomplete else Path("runs")
+    return sorted(str(file.parent) for pattern in ("*", "*/*") for file in parent.glob(f"{pattern}/config.json"))
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -44,7 +50,10 @@ Overrides = Annotated[
 SavedOverrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Replace values of the run's own config.")
 ]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as gvc train prints it.")]
+RunArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run folder, as gvc train prints it.", autocompletion=complete_run),
+]
 ConfigDir = Annotated[str | None, typer.Option(metavar="DIR", help="A folder with config files of your own.")]
 ConfigName = Annotated[str, typer.Option(metavar="NAME", help="The primary config, here or in --config-dir.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -21,6 +21,9 @@ def train(
 
     Config groups: model, head, grouping, data, tokenizer, optim, tracking, experiment, variant, sweep.
 
+    init_from=RUN starts with the weights of another run. train.micro_batch_size=auto takes the largest micro-batch that
+    fits into memory. gvc resume RUN continues a run that was stopped.
+
     Example: gvc train head=grouped train.max_steps=100
     """
     from .compose.compose import HydraFlags

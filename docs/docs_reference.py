@@ -14,6 +14,7 @@ from grouped_lm.cli.main import app
 
 from grouped_lm.config import (
     Config,
+    EvalConfig,
     JudgeConfig,
     ModelConfig,
     TokenizerConfig,
@@ -127,14 +128,14 @@ def schemas() -> list[tuple[str, type]]:
         listed += [(f"data (source: {name})", entry[0]) for name, entry in registry.items()]
     listed.append(("tokenizer", TokenizerConfig))
     listed += [(f"optim={name}", schema) for name, (schema, _) in OPTIMIZERS.items()]
-    return [*listed, ("train", TrainConfig), ("tracking", TrackingConfig), ("judge", JudgeConfig)]
+    return [*listed, ("train", TrainConfig), ("tracking", TrackingConfig), ("eval", EvalConfig), ("judge", JudgeConfig)]
 
 
 def keys(schema: type) -> Iterator[tuple[str, str, str, str]]:
     """Yield key, type, default and meaning of the fields of a dataclass; fields that hold a schema are left out."""
     meanings = _field_docs(schema)
     for f in fields(schema):  # type: ignore[arg-type]
-        if schema is Config and f.name not in ("name", "seed"):
+        if schema is Config and f.name not in ("name", "seed", "init_from"):
             continue
         default = (
             f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else ""

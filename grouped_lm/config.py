@@ -60,6 +60,7 @@ def setting(
     choices: tuple[str, ...] = (),
     identity: bool = True,
     cost: bool = False,
+    late: bool = False,
 ) -> Any:
     """Return a dataclass field whose value `check_fields` checks.
 
@@ -71,9 +72,13 @@ def setting(
         choices: the texts that are allowed; none means all.
         identity: whether the field is part of the run's identity (`grouped_lm.runs.identity`).
         cost: whether the field changes the speed or the memory of a run. Tables of runs show such a field.
+        late: whether the field is younger than `SCHEMA_VERSION`. Its default is then no part of the identity, so that
+            older runs keep theirs.
     """
     limits = {} if low is None else {"range": (low, high, open_low)}
-    return field(default=default, metadata={"identity": identity, "cost": cost, "choices": choices, **limits})
+    return field(
+        default=default, metadata={"identity": identity, "cost": cost, "late": late, "choices": choices, **limits}
+    )
 
 
 free = partial(setting, identity=False)
@@ -198,6 +203,8 @@ class DataConfig:
     `text` (own files)."""
     cache_dir: str = free("~/.cache/gvc")
     """Folder of the prepared token files, which can be rebuilt from the source at any time."""
+    max_valid_tokens: int | None = setting(None, 1, late=True)
+    """Validate on the first so many tokens of the validation text, for short runs; null means all."""
 
     def __post_init__(self) -> None:
         check_fields(self, "data")
@@ -276,9 +283,12 @@ class TrainConfig:
     max_steps: int = setting(300, 1, 10**9)
     """Optimizer steps."""
     micro_batch_size: int = setting(8, 1, 10**6)
-    """Windows of block_size tokens per forward pass of all processes together."""
+    """Windows of block_size tokens per forward pass of all processes together. On the command line also `auto`: the
+    largest that fits into memory and divides the batch, with as many grad_accum_steps as make the same batch."""
     grad_accum_steps: int = setting(1, 1, 10**6)
     """Forward passes per optimizer step."""
+    auto_micro_batch: bool = setting(False, late=True)
+    """`train.micro_batch_size=auto` sets this. A run keeps the size that it was started with."""
     dtype: str = setting("float32", choices=("float32", "bfloat16", "float16"))
     """Of matrix products. `bfloat16` and `float16` are autocast with fp32 weights and losses. `float16` scales the loss
     so that small gradients are not rounded to 0; it is for GPUs without bfloat16."""
@@ -337,7 +347,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "train")
-        self.share(self.processes)
+        if not self.auto_micro_batch:  # else the micro-batch is chosen for the processes
+            self.share(self.processes)
         if self.vocab_parallel and (self.strategy != "ddp" or self.compile):
             raise ConfigError(
                 "train.vocab_parallel=true needs train.strategy=ddp (fsdp2 has the table in shards already) and "
@@ -427,6 +438,18 @@ class JudgeConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """A limit for evaluations that are not the last one of a run. It changes nothing about its result."""
+
+    max_tokens: int | None = setting(None, 1)
+    """Tokens of the validation text that `gvc eval` reads, and the validations on the way (train.eval_every_steps);
+    null means all. A limit of the last validation of a run is data.max_valid_tokens."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "eval")
+
+
+@dataclass(kw_only=True, slots=True)
 class Config:
     """One run."""
 
@@ -434,6 +457,8 @@ class Config:
     """A label without effect on the training."""
     seed: int = 0
     """Seeds weights, dropout and the order of the data."""
+    init_from: str | None = setting(None, late=True)
+    """A run folder: start from the weights of its last checkpoint, with a new optimizer and schedule."""
     model: ModelConfig = field(default_factory=ModelConfig)
     head: Any = None
     """A head's own config, such as `grouped_lm.heads.GroupedConfig`."""
@@ -446,11 +471,14 @@ class Config:
     """An optimizer's own config, an `OptimConfig`."""
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata={"identity": False})
+    eval: EvalConfig = field(default_factory=EvalConfig, metadata={"identity": False})
     judge: JudgeConfig = field(default_factory=JudgeConfig, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         check_label("name", self.name)
         check_range("seed", self.seed, 0, 2**63 - 1)
+        if self.init_from is not None and not self.init_from.strip():
+            raise ConfigError("init_from must name a run folder, got ''")
         if self.grouping is None:
             self.grouping = GroupingConfig()
         if self.data is None:

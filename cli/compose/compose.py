@@ -1,5 +1,6 @@
 """Compose configs with Hydra: flags and overrides in, one typed `Config` per job out."""
 
+import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -32,6 +33,23 @@ NO_GROUPS = ("__pycache__", "hydra", "reproduction")
 """Folders of `conf` that are no config groups."""
 
 
+WANDB_VARIABLES = {
+    "mode": "WANDB_MODE",
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "group": "WANDB_RUN_GROUP",
+}
+"""Keys of `tracking`, and the variables of W&B that give their defaults (`conf/tracking/wandb.yaml`)."""
+OLD_MODES = {"dryrun": "offline", "run": "online"}
+"""Values of WANDB_MODE that W&B still knows."""
+
+
+def env_value(name: str) -> str:
+    """Return the value of an environment variable, "" if it is not set."""
+    value = os.environ.get(name, "").strip()
+    return OLD_MODES.get(value, value) if name == "WANDB_MODE" else value
+
+
 @dataclass(kw_only=True, slots=True)
 class ComposedConfig(Config):
     """What Hydra composes: the config of a run, and two parts that runs do not keep.
@@ -46,6 +64,7 @@ class ComposedConfig(Config):
 
 # The schema, and resolvers for the names of run folders. At import, because worker processes of launchers need them.
 ConfigStore.instance().store(name="gvc_schema", node=ComposedConfig)
+OmegaConf.register_new_resolver("gvc_env", lambda name, default: env_value(name) or default, replace=True)
 OmegaConf.register_new_resolver("gvc_slug", lambda value: re.sub(r"[^\w.+-]", "_", str(value)), replace=True)
 OmegaConf.register_new_resolver("gvc_unique", lambda: secrets.token_hex(4), use_cache=True, replace=True)
 

@@ -23,8 +23,20 @@ from grouped_lm.bench.settings import SUITES, BenchConfig
 from grouped_lm.config import Config, ModelConfig, check_choice
 from grouped_lm.errors import ConfigError, GvcError
 
-from .compose import BENCH_CONFIG, CONF, HydraFlags, compose_jobs, composing, config_groups, parse, to_config
+from .compose import (
+    BENCH_CONFIG,
+    CONF,
+    WANDB_VARIABLES,
+    HydraFlags,
+    compose_jobs,
+    composing,
+    config_groups,
+    env_value,
+    parse,
+    to_config,
+)
 from .explain import RAISED, RAISED_COMPOSING, explained
+from .shorthand import adopt_source, auto_micro_batch
 
 ConfigStore.instance().store(name="gvc_bench_schema", node=BenchConfig)
 DEFAULTS = ["gvc_bench_schema", "_self_", {"data": "tinytales"}, {"tokenizer": "gpt2"}, {"bench": "quick"}]
@@ -33,6 +45,7 @@ ConfigStore.instance().store(name=BENCH_CONFIG, node={"defaults": DEFAULTS})
 
 def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
     """Compose and check the config of a command that takes one."""
+    overrides = auto_micro_batch(overrides)
     with explained(overrides, flags):
         (config, _), *others = compose_jobs(overrides, flags)
     if others:
@@ -68,6 +81,8 @@ def run(overrides: list[str], flags: HydraFlags) -> None:
     from grouped_lm.jobs.launch import check_processes, preflight, run_training
 
     rank, size = check_processes()
+    with explained(overrides, flags):
+        overrides = adopt_source(overrides)
     if not flags.only_prints:
         with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)):
             jobs = compose_jobs(overrides, flags)
@@ -120,8 +135,13 @@ def override_saved(config: Config, overrides: list[str]) -> Config:
     """Return a run's saved config with overrides on top: `data=text` replaces a group, `train.device=cpu` a value."""
     flags = HydraFlags()
     with explained(overrides, flags), composing(flags) as compose_with:
+        if hydras := [o.input_line for o in parse(overrides) if str(o.key_or_group).startswith("hydra")]:
+            raise ConfigError(f"{hydras[0]} is for new runs, and this one has its folder: leave it out")
         composed = OmegaConf.create(asdict(config))
-        composed.data.cache_dir = compose_with([]).data.cache_dir  # a stranger's run may not say where we write
+        fresh = compose_with([])
+        composed.data.cache_dir = fresh.data.cache_dir  # a stranger's run may not say where we write
+        if composed.tracking.mode != "disabled" and composed.tracking.backend == "wandb":
+            composed.tracking.update({k: fresh.tracking[k] for k, name in WANDB_VARIABLES.items() if env_value(name)})
         chosen = [o for o in parse(overrides) if o.key_or_group in config_groups()]
         for override in chosen:
             fresh = compose_with([o for o in overrides if o.split("=")[0].split(".")[0] == override.key_or_group])

@@ -28,9 +28,21 @@ from grouped_lm.jobs.launch import preflight
 from grouped_lm.jobs.sweep import SweepDisplay, SweepLimits, driver_ledger, failures, job_state, jobs_below, run_limited
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 
-from .compose import CONF, HydraFlags, check_folders, composing, config_groups, expand_jobs, parse, to_config
+from .compose import (
+    CONF,
+    WANDB_VARIABLES,
+    HydraFlags,
+    check_folders,
+    composing,
+    config_groups,
+    env_value,
+    expand_jobs,
+    parse,
+    to_config,
+)
 from .explain import RENAMED_SWEEPS, explained, missing_plugin, nearest
 from .run import launch
+from .shorthand import adopt_source
 
 LONGEST_MINUTES = 30 * 24 * 60
 """Limit for jobs of submitit on this machine; its own default is one hour."""
@@ -129,8 +141,9 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
         params = {key: value for key, value in (base.hydra.sweeper.get("params") or {}).items() if key not in given}
         swept = sorted({*params, *(o.key_or_group for o in parse(overrides) if o.is_sweep_override())})
         words = [f"sweep={name}", "hydra.sweeper.params=null", *(f"{key}={value}" for key, value in params.items())]
-        words += overrides
-        defaults = {"hydra.sweep.dir": f"runs/{name}", "tracking.group": name}
+        words += adopt_source(overrides, params)
+        defaults = {"hydra.sweep.dir": f"runs/{name}"}
+        defaults |= {} if env_value(WANDB_VARIABLES["group"]) else {"tracking.group": name}
         defaults["hydra.sweep.subdir"] = f'"{folder_name(swept)}"'
         words += [f"{key}={value}" for key, value in defaults.items() if key not in given]
         same = [o.input_line or "" for o in parse(words) if not o.is_sweep_override()]  # for every job

@@ -14,6 +14,7 @@ from grouped_lm.data.sources.readers import warn_once
 from grouped_lm.data.sources.text_files import check_splits_apart
 from grouped_lm.data.token_file import FORMAT_VERSION, TokenFile, read_token_file
 from grouped_lm.data.token_writer import FolderWriter, OnProgress
+from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import DiskError, disk_errors
 
@@ -59,6 +60,8 @@ def prepare_split(
 ) -> TokenFile:
     """Return a split's token file, which is built first if it is missing, outdated or damaged.
 
+    Of the validation text it is the part that `data.max_valid_tokens` leaves.
+
     Several processes may call this at once: one builds, the others wait. A build that was killed continues after its
     last finished shard, and gives the same bytes as one that was never stopped.
 
@@ -73,7 +76,15 @@ def prepare_split(
         DataError: the source is missing or unreadable, or has no document with text.
         DiskError: the cache cannot be written.
     """
-    source, encoder = open_source(data, split), build_tokenizer(tokenizer, data)
+    encoder = build_tokenizer(tokenizer, data)
+    whole = _prepare_whole(data, encoder, split, progress, workers)
+    return whole.first(data.max_valid_tokens, encoder) if split == "valid" else whole
+
+
+def _prepare_whole(
+    data: DataConfig, encoder: Tokenizer, split: str, progress: OnProgress | None, workers: int | None
+) -> TokenFile:
+    source = open_source(data, split)
     description = source.describe()
     parts = {"format": FORMAT_VERSION, "source": description, "tokenizer": encoder.fingerprint}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

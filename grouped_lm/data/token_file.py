@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from grouped_lm.data.tokenizers.base import Tokenizer
+
 FORMAT_VERSION = 2
 TOKENS, DOCUMENTS, MANIFEST = "tokens.bin", "documents.bin", "manifest.json"
 DTYPES = {"uint16": "<u2", "uint32": "<u4"}
@@ -43,6 +45,12 @@ class TokenFile:
         return int(self.manifest["target_tokens"])
 
     @property
+    def part(self) -> str | None:
+        """Return "the first 1,000 of 5,000 tokens" of a file that `first` has cut, None of a whole one."""
+        whole = self.manifest.get("whole_target_tokens")
+        return None if whole is None else f"the first {self.target_tokens:,} of {whole:,} tokens"
+
+    @property
     def num_documents(self) -> int:
         """Documents in the file; empty ones are not in it."""
         return int(self.manifest["documents"])
@@ -54,11 +62,30 @@ class TokenFile:
 
     def tokens(self) -> np.ndarray:
         """Return the ids as a read-only memory map, shape (tokens,)."""
-        return np.memmap(self.folder / TOKENS, dtype=DTYPES[self.manifest["dtype"]], mode="r")
+        return np.memmap(self.folder / TOKENS, DTYPES[self.manifest["dtype"]], "r", shape=(self.num_tokens,))
 
     def document_offsets(self) -> np.ndarray:
         """Return the index of each document's first token as a memory map, shape (documents,)."""
-        return np.memmap(self.folder / DOCUMENTS, dtype="<i8", mode="r")
+        return np.memmap(self.folder / DOCUMENTS, "<i8", "r", shape=(self.num_documents,))
+
+    def first(self, targets: int | None, tokenizer: Tokenizer) -> "TokenFile":
+        """Return the file cut to its first targets; the same one if it has no more, or if `targets` is None.
+
+        The last document may be cut inside. Its bytes are those of its tokens.
+        """
+        if targets is None or targets >= self.target_tokens:
+            return self
+        ids, counts = np.unique(self.tokens()[1 : targets + 1], return_counts=True)
+        sizes = [0 if i == tokenizer.eot_id else len(tokenizer.token_bytes(int(i))) for i in ids]
+        cut = {
+            "tokens": targets + 1,
+            "target_tokens": targets,
+            "documents": int(np.searchsorted(self.document_offsets(), targets, side="right")),
+            "bytes": int(np.dot(sizes, counts)),
+            "sha256": f"{self.manifest['sha256']}:{targets}",
+            "whole_target_tokens": self.manifest.get("whole_target_tokens", self.target_tokens),
+        }
+        return TokenFile(folder=self.folder, manifest=self.manifest | cut)
 
     def counts(self) -> np.ndarray:
         """Return the occurrences of every id, shape (V,) int64. The result of the first call is kept."""

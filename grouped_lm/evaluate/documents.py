@@ -59,6 +59,7 @@ def document_losses(run: Path, text: Path, step: int) -> DocumentLosses:
         return losses
     config = load_config(run)
     data = replace(config.data, name="text", source="text", train=str(text), valid=str(text))
+    data = replace(data, max_valid_tokens=None)
     config = replace(config, data=data, tokenizer=own_tokenizer(run, config.tokenizer))
     split = prepare_split(config.data, config.tokenizer, "valid")
     nll = _count_losses(run, split, step) if counts_tokens(config) else _network_losses(run, config, split)

@@ -83,9 +83,9 @@ def evaluate_run(
     set_threads(config.train.threads)
     model, step = load_model(run, config, resolve_device(config.train.device))
     tokenizer = build_tokenizer(config.tokenizer)
-    valid = prepare_split(config.data, config.tokenizer, "valid")
+    valid = prepare_split(config.data, config.tokenizer, "valid").first(config.eval.max_tokens, tokenizer)
     starts = np.asarray(valid.document_offsets())
-    documents = list(itertools.islice(iter_documents(config.data, "valid"), TASK_STORIES))
+    documents = list(itertools.islice(iter_documents(config.data, "valid"), min(TASK_STORIES, len(starts))))
     text = Text(np.asarray(valid.tokens()), starts, make_questions(tokenizer, documents))
     packed, alone, answers = score_text(run, model, config, text, rules, display)
     metrics: dict[str, Any] = {"run": str(run), "trainer/step": step, "val/tokens": len(packed.nll)}
@@ -95,7 +95,8 @@ def evaluate_run(
     metrics |= summarise(packed, valid.text_bytes, words, is_text)
     story = summarise(alone, valid.text_bytes, words, is_text)
     metrics |= {key.replace("val/", "story/"): value for key, value in story.items()}
-    metrics["reading"] = {name: rule.describe() for name, rule in zip(("val", "story"), rules, strict=True)}
+    part = f"; {valid.part} of the text" if valid.part else ""
+    metrics["reading"] = {name: rule.describe() + part for name, rule in zip(("val", "story"), rules, strict=True)}
     metrics |= mean_tables(run, packed, model, config.data.cache_dir) | answers
     if tasks:
         harness, batch_size = import_harness(), batch_size_of(config)

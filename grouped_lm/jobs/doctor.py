@@ -13,7 +13,7 @@ from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import GvcError
 from grouped_lm.runs.tracking import login_state
-from grouped_lm.system.runtime import cpu_model, library_versions
+from grouped_lm.system.runtime import cpu_model, library_versions, other_checkout
 
 ENOUGH_DISK_GIB = 2.0
 
@@ -25,12 +25,15 @@ class Check:
     what: str
     ok: bool
     detail: str
+    warn: bool = False
+    """Whether a run works, but probably not as the user thinks."""
 
 
 def examine() -> list[Check]:
     """Return the results of all checks."""
     return [
         Check("gvc", True, f"{metadata.version('grouped-lm')} on Python {platform.python_version()}"),
+        *([Check("checkout", True, other, warn=True)] if (other := other_checkout()) else []),
         Check("libraries", True, ", ".join(f"{name} {version}" for name, version in library_versions().items())),
         Check("cpu", True, f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"),
         Check("gpu", True, describe_gpus()),

@@ -38,7 +38,10 @@ from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.losses import kernels
 from grouped_lm.models.lm import check_head
+from grouped_lm.plan.memory_check import batch_divisors
+from grouped_lm.runs.checkpoint import list_checkpoints
 from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.runs.init_from import check_source
 from grouped_lm.runs.tensorboard import check_package
 from grouped_lm.system.console import PrepareDisplay
 from grouped_lm.system.files import read_json_dict, write_json
@@ -84,7 +87,10 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True, pr
     """
     refuse_secrets(config_to_dict(config))
     device, all_processes = resolve_device(config.train.device), max(config.train.processes, processes)
-    config.train.share(all_processes)
+    if config.train.auto_micro_batch:
+        batch_divisors(config.train, all_processes)
+    else:
+        config.train.share(all_processes)
     if config.train.cuda_graphs and processes > 1:
         raise ConfigError(f"train.cuda_graphs=true needs one process, and {processes} were started")
     if here:
@@ -103,6 +109,8 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True, pr
         check_group_size(config.head.group_size, vocab_size_of(config.tokenizer))
     if run_dir is not None and processes == 1:  # several processes check it together later
         RunFolder(run_dir).check_same_run(config)
+    if config.init_from is not None and not (run_dir and list_checkpoints(RunFolder(run_dir).checkpoints)):
+        check_source(config)
     with PrepareDisplay() as display:
         corpus = prepare_data(config.data, config.tokenizer, display.progress)
     TrainBatches(corpus.train.tokens(), config.model.block_size, config.train.micro_batch_size, config.seed)
@@ -171,7 +179,8 @@ def start_processes(train: TrainConfig, run_dir: Path, scratch: Path) -> dict[st
         how = first.exitcode if first.exitcode >= 0 else f"signal {-first.exitcode} ({first.signal_name()})"
         lost = GvcError(
             f"process {rank} of {train.processes} ended with {how}, after {train.max_restarts} restarts (train."
-            f"max_restarts); the output of the processes is in {run_dir / LOGS}; the same command continues the run"
+            f"max_restarts); the output of the processes is in {run_dir / LOGS}; to continue: "
+            f"{RunFolder(run_dir).resume_command}"
         )
         return {"error": describe_error(lost)}
     return outcome if stopped is None else {"stopped": stopped}

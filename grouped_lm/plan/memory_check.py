@@ -1,22 +1,29 @@
 """Check before the first step whether a training step fits into memory, from the shapes alone."""
 
 import contextlib
+import math
 import resource
 from pathlib import Path
 
 import torch
 
-from grouped_lm.config import Config
+from grouped_lm.config import Config, TrainConfig
 from grouped_lm.data.tokenizers.base import vocab_size_of
-from grouped_lm.errors import MemoryShortError
+from grouped_lm.errors import ConfigError, MemoryShortError
 from grouped_lm.measure.devices import container_memory
 from grouped_lm.measure.memory import GIB
-from grouped_lm.plan.fake_step import UNKNOWN_SIZES, fake_steps, with_shape
+from grouped_lm.plan.fake_step import UNKNOWN_SIZES, fake_steps, with_shape, with_train
 from grouped_lm.plan.heads import largest
 
+FIT_SHARE = 0.9
+"""Share of the free memory that `fit_micro_batch` plans with: a GPU needs more than live tensors (`fake_step`)."""
 
-def available_bytes(device: torch.device) -> int | None:
-    """Return the bytes that this process can still get on `device`; None if the system does not say."""
+
+def available_bytes(device: torch.device, side_by_side: int = 1) -> int | None:
+    """Return the bytes that this process can still get on `device`; None if the system does not say.
+
+    On a CPU, `side_by_side` processes share its memory.
+    """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
@@ -32,7 +39,7 @@ def available_bytes(device: torch.device) -> int | None:
         with contextlib.suppress(OSError, ValueError):
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             limits.append(soft - pages * resource.getpagesize())
-    return min(limits) if limits else None
+    return min(limits) // side_by_side if limits else None
 
 
 def upper_bound_bytes(config: Config) -> int:
@@ -49,9 +56,8 @@ def check_memory(config: Config, device: torch.device, processes: int = 1, side_
 
     Nothing is allocated. The processes share each batch; on a CPU `side_by_side` of them share its memory.
     """
-    available, part = available_bytes(device), with_shape(config, batch=config.train.share(processes))
-    if available is not None and device.type != "cuda":
-        available //= side_by_side
+    available = available_bytes(device, side_by_side)
+    part = with_shape(config, batch=config.train.share(processes))
     if available is None or upper_bound_bytes(part) < available:
         return
     peak = peak_bytes(part, part.train.micro_batch_size, processes)
@@ -78,6 +84,55 @@ def largest_batch(config: Config, available: int, processes: int = 1) -> int | N
         return peak is not None and peak <= available
 
     return None if peak_bytes(config, 1, processes) is None else largest(fits, config.train.micro_batch_size - 1)
+
+
+def batch_divisors(train: TrainConfig, processes: int = 1) -> list[int]:
+    """Return the sizes of micro-batches, largest first, that divide the batch of a step and that processes can share.
+
+    Raises:
+        ConfigError: the processes cannot share the batch.
+    """
+    batch = train.micro_batch_size * train.grad_accum_steps
+    if batch % processes:
+        raise ConfigError(
+            f"train.micro_batch_size=auto: a batch of {batch} windows (micro_batch_size x grad_accum_steps) cannot be "
+            f"shared by {processes} processes"
+        )
+    small = [size for size in range(1, math.isqrt(batch) + 1) if batch % size == 0]
+    return sorted(
+        (size for size in {*small, *(batch // size for size in small)} if size % processes == 0), reverse=True
+    )
+
+
+def fit_micro_batch(config: Config, available: int | None, processes: int = 1) -> tuple[Config, int | None]:
+    """Split the batch of a step into the largest micro-batches whose step fits into `FIT_SHARE` of the memory.
+
+    The batch, `train.micro_batch_size` times `train.grad_accum_steps`, stays the same: all sizes tried divide it.
+
+    Args:
+        config: the run. Its own split says nothing but the batch.
+        available: bytes that one process can get; None if the system does not say, and then nothing is limited.
+        processes: share each micro-batch equally.
+
+    Returns:
+        The config with the split, and the predicted peak of a step in bytes of one process. The latter is None for a
+        head whose sizes depend on the tokens: such a step is held against an upper bound.
+
+    Raises:
+        ConfigError: the processes cannot share the batch.
+        MemoryShortError: even one window for each process does not fit.
+    """
+    sizes, split = batch_divisors(config.train, processes), config
+    states = 4 * config.model.block_size * config.model.n_embd * config.model.n_layer
+    for size in sizes:
+        if available is not None and size // processes * states > available and size > sizes[-1]:
+            continue  # the states between blocks alone are too much: no fake step is needed
+        split = with_train(config, micro_batch_size=size, grad_accum_steps=sizes[0] // size)
+        part = with_shape(split, batch=size // processes)
+        peak = peak_bytes(part, size // processes, processes)
+        if available is None or (upper_bound_bytes(part) if peak is None else peak) <= FIT_SHARE * available:
+            return split, peak
+    raise memory_error(split, available, f"{FIT_SHARE:.0%} of it may be planned", processes)
 
 
 def memory_error(config: Config, available: int | None, reason: str, processes: int = 1) -> MemoryShortError:

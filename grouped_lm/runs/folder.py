@@ -6,6 +6,7 @@ wandb/  .hydra/
 
 import hashlib
 import json
+import shlex
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,13 @@ class RunFolder:
         """A tokenizer that was trained for this run: evaluation and samples need no training text."""
         self.grouping = path / "grouping.json"
         """A short description of the groups. The checkpoint has the group of every token."""
+
+    @property
+    def resume_command(self) -> str:
+        """The command that continues the run, for a shell in the current folder."""
+        here = Path.cwd()
+        path = self.path.relative_to(here) if self.path.is_relative_to(here) else self.path
+        return f"gvc resume {shlex.quote(str(path))}"
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the folder for one process, or raise a BusyError if another one trains here."""
@@ -83,14 +91,29 @@ class RunFolder:
         self.check_same_inputs(config)
 
     def check_same_inputs(self, config: Config) -> None:
-        """Refuse a trained run whose text or tokenizer file changed since; a DriftError names the file."""
+        """Refuse a trained run whose text or tokenizer file changed since.
+
+        The run that it started from (`init_from`) counts only once it is complete: to continue, it needs no other run.
+
+        Raises:
+            DriftError: a file changed. The message names it.
+            RunFolderError: inputs.json is damaged.
+        """
         saved = read_json_dict(self.inputs)
-        if saved is None or not list_checkpoints(self.checkpoints):
+        complete = (self.read_result() or {}).get("state") == COMPLETE
+        if saved is None or not (complete or list_checkpoints(self.checkpoints)):
             return
-        if changed := changed_inputs(saved, describe_inputs(config)):
+        if not complete:
+            saved.pop("init_from", None)
+        now = describe_inputs(config)
+        try:
+            changed = changed_inputs(saved, now)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunFolderError(f"{self.inputs} is damaged ({type(error).__name__}: {error})") from error
+        if changed:
             raise DriftError(
                 f"{self.path} was trained with other files, which have changed since: {changed}: "
-                "restore them, or give another hydra.run.dir to train anew"
+                "restore them, or give another hydra.run.dir (hydra.sweep.dir) to train anew"
             )
 
     def mirror(self, config: Config, identity: dict[str, str]) -> Path | None:
@@ -108,7 +131,8 @@ class RunFolder:
         write_json(self.config, config_to_dict(config))
         write_json(self.environment, environment)
         if inputs is not None:
-            write_json(self.inputs, inputs)
+            earlier = read_json_dict(self.inputs) if list_checkpoints(self.checkpoints) else None
+            write_json(self.inputs, inputs | {k: v for k, v in (earlier or {}).items() if k == "init_from"})
 
     def write_failure(self, reason: str, **details: Any) -> None:
         """Write into result.json that the run failed, and why."""

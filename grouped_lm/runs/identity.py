@@ -5,6 +5,7 @@ A field of the schema belongs to the identity unless it is declared with `groupe
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import Field, asdict, fields, is_dataclass, replace
 from typing import Any
@@ -31,12 +32,28 @@ def is_identity(spec: "Field[Any]") -> bool:
     return bool(spec.metadata.get("identity", True))
 
 
+def _is_absent(spec: "Field[Any]", value: Any) -> bool:
+    """Return whether a field has the value that stands for its absence in runs that are older than it."""
+    return bool(spec.metadata.get("late")) and value == spec.default
+
+
 def config_identity(config: Config) -> dict[str, Any]:
     """Return every setting that decides what a run computes, flat: {"optim.lr": 0.001, ...}."""
     if type(config.data) is DataConfig:  # it means its source with default options, and must hash like that one
         schema, _ = SOURCES[config.data.source]
         config = replace(config, data=schema(**asdict(config.data)))
-    return {path: value for path, spec, value in iter_settings(config) if is_identity(spec)}
+    settings = ((path, spec, value) for path, spec, value in iter_settings(config) if is_identity(spec))
+    return _one_batch({path: value for path, spec, value in settings if not _is_absent(spec, value)})
+
+
+def _one_batch(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the identity with the batch of a step instead of its parts, if `train.auto_micro_batch` chooses these."""
+    if not identity.get("train.auto_micro_batch"):
+        return identity
+    parts = ("train.micro_batch_size", "train.grad_accum_steps")
+    return {key: value for key, value in identity.items() if key not in parts} | {
+        "train.batch": math.prod(identity[key] for key in parts)
+    }
 
 
 def saved_identity(values: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -44,7 +61,8 @@ def saved_identity(values: dict[str, Any], config: Config) -> dict[str, Any]:
 
     The saved config need not fit the schema: the fields that are free in `config` are left out, all others are kept.
     """
-    free = {path for path, spec, _ in iter_settings(config) if not is_identity(spec)} | {"schema_version"}
+    specs = {path: spec for path, spec, _ in iter_settings(config)}
+    free = {path for path, spec in specs.items() if not is_identity(spec)} | {"schema_version"}
 
     def flatten(node: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in node.items():
@@ -52,7 +70,8 @@ def saved_identity(values: dict[str, Any], config: Config) -> dict[str, Any]:
             if path not in free:
                 yield from flatten(value, f"{path}.") if isinstance(value, dict) else [(path, value)]
 
-    return dict(flatten(values, ""))
+    flat = flatten(values, "")
+    return _one_batch({path: value for path, value in flat if path not in specs or not _is_absent(specs[path], value)})
 
 
 def config_hash(config: Config) -> str:
@@ -61,6 +80,11 @@ def config_hash(config: Config) -> str:
 
 
 def changed_fields(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Return "optim.lr: 0.001 -> 0.5, ..." for every key in which two dicts differ, "" if there is none."""
+    """Return "optim.lr: 0.001 -> 0.5, ..." for every key in which two dicts differ, "" if there is none.
+
+    Of a part with another name, such as head.name, only the name: its other settings are those of another schema.
+    """
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    return ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed)
+    names = {key.rpartition(".")[0]: key for key in changed if key.endswith((".name", ".source"))}
+    shown = [key for key in changed if names.get(key.rpartition(".")[0], key) == key]
+    return ", ".join(f"{key}: {old.get(key)} -> {new.get(key)}" for key in shown)

@@ -1,4 +1,4 @@
-"""The files that a run was made with: its training text, its validation text and its tokenizer file."""
+"""What a run was made with: its training text, its validation text, its tokenizer file, and another run's weights."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ from grouped_lm.data.prepare import Corpus
 from grouped_lm.data.sources import open_source
 from grouped_lm.data.sources.text_files import TextSource
 from grouped_lm.data.text import SPLITS
+from grouped_lm.runs.checkpoint import MANIFEST, list_checkpoints
 from grouped_lm.runs.identity import changed_fields
+from grouped_lm.system.files import read_json_dict
 
 Inputs = dict[str, dict[str, Any]]
-"""The description of each input by its config key: "data.train", "data.valid", "tokenizer.file"."""
+"""The description of each input by its config key: "data.train", "data.valid", "tokenizer.file", "init_from"."""
 
 
 def describe_inputs(config: Config, corpus: Corpus | None = None) -> Inputs:
@@ -22,7 +24,16 @@ def describe_inputs(config: Config, corpus: Corpus | None = None) -> Inputs:
         inputs = {f"data.{split}": getattr(corpus, split).manifest["source"] for split in SPLITS}
     if config.tokenizer.file is not None:
         inputs["tokenizer.file"] = TextSource([Path(config.tokenizer.file).absolute()], "").describe()
+    if (source := describe_source(config)) is not None:
+        inputs["init_from"] = source
     return inputs
+
+
+def describe_source(config: Config) -> dict[str, Any] | None:
+    """Return step and sha256 of the newest checkpoint of `config.init_from`, None if there is none (any more)."""
+    checkpoints = list_checkpoints(Path(config.init_from) / "checkpoints") if config.init_from else []
+    manifest = read_json_dict(checkpoints[-1] / MANIFEST) if checkpoints else None
+    return None if manifest is None else {key: manifest.get(key) for key in ("step", "sha256")}
 
 
 def changed_inputs(old: Inputs, new: Inputs) -> str:

@@ -87,7 +87,8 @@ class WandbRun:
     def _start(self, config: Config, run_dir: Path) -> None:
         values = config_to_dict(config) | {"config_hash": config_hash(config)}
         tags, job_type = [config.model.name, config.head.name, config.data.name], config.tracking.job_type
-        self._run = _start_run(config.tracking, run_dir, tags, job_type=job_type, name=run_dir.name, config=values)
+        name = os.environ.get("WANDB_NAME") or run_dir.name
+        self._run = _start_run(config.tracking, run_dir, tags, job_type=job_type, name=name, config=values)
         for family in METRIC_FAMILIES:
             self._run.define_metric(f"{family}/*", step_metric=STEP_AXIS)
 
@@ -172,6 +173,9 @@ def _start_run(tracking: TrackingConfig, folder: Path, tags: list[str], **kwargs
     saved_id = folder / "wandb_id"
     if not saved_id.exists():
         saved_id.write_text(secrets.token_hex(4), encoding="utf-8")
+    own_tags = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",") if tag.strip()]
+    place = Path(os.environ.get("WANDB_DIR") or folder)
+    place.mkdir(parents=True, exist_ok=True)
     return wandb.init(
         id=saved_id.read_text(encoding="utf-8"),
         resume="allow",
@@ -179,8 +183,8 @@ def _start_run(tracking: TrackingConfig, folder: Path, tags: list[str], **kwargs
         project=tracking.project,
         entity=tracking.entity,
         group=tracking.group,
-        tags=sorted({"paper-repro", *tags, *tracking.tags}),
-        dir=str(folder.resolve()),  # W&B's service may run in another folder
+        tags=sorted({"paper-repro", *tags, *(tracking.tags or own_tags)}),
+        dir=str(place.resolve()),  # W&B's service may run in another folder
         settings=wandb.Settings(init_timeout=tracking.init_timeout_s, silent=True, console="off"),
         **kwargs,
     )

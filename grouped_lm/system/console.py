@@ -100,7 +100,7 @@ class TrainDisplay:
 
     def say(self, text: str) -> None:
         """Print a line above the progress."""
-        self._console.print(text, soft_wrap=True)
+        self._console.print(text, soft_wrap=True, markup=False)
 
     def close(self, result: dict[str, Any]) -> None:
         """Remove the progress line and print the closing table."""
@@ -218,5 +218,5 @@ def print_checks(checks: list[Any]) -> None:
     """Print the results of `gvc doctor`, one per line."""
     console = Console(highlight=False)
     for check in checks:
-        mark = "[green]ok[/]  " if check.ok else "[red]no[/]  "
+        mark = "[red]no[/]  " if not check.ok else "[yellow]look[/]" if check.warn else "[green]ok[/]  "
         console.print(f"{mark}{check.what}: {check.detail}", soft_wrap=True)

@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import shlex
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -59,6 +60,28 @@ def compile_mode(cfg: TrainConfig, device: torch.device) -> str | None:
     return "reduce-overhead" if cfg.cuda_graphs else None
 
 
+def other_checkout(folder: Path | None = None) -> str | None:
+    """Return one line if `folder`, by default the current one, is in a source tree of gvc that is not what runs here.
+
+    An install that is not editable replaces an editable one: then changes in the tree have no effect, and a run has no
+    commit.
+    """
+    here = (folder or Path.cwd()).resolve()
+    tree = next((path for path in (here, *here.parents) if _is_source_tree(path)), None)
+    package = Path(__file__).resolve().parents[1]
+    if tree is None or tree == package.parent:
+        return None
+    return f"{tree} is not what runs here, but {package}: `pip install -e {shlex.quote(str(tree))}` makes it so"
+
+
+def _is_source_tree(folder: Path) -> bool:
+    """Return whether a folder holds the sources of this package."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        project = (folder / "pyproject.toml").read_text(encoding="utf-8")
+        return (folder / "grouped_lm" / "config.py").is_file() and 'name = "grouped-lm"' in project
+    return False
+
+
 def git_commit() -> str | None:
     """Return the git commit of this source tree, with "+" for local changes, and None outside git."""
     root = Path(__file__).resolve().parents[2]
@@ -96,6 +119,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     """Return what influences the results of a run beside its config: code, libraries, hardware and threads."""
     return {
         "commit": git_commit(),
+        **({"other_checkout": other} if (other := other_checkout()) else {}),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": library_versions(),

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import shlex
 import sys
 import threading
 import time
@@ -57,6 +58,7 @@ class Watchdog:
                 faulthandler.dump_traceback(file, all_threads=True)
             if not self._rank:
                 self._on_hang(reason)
-            print(f"gvc: error: {self._run_dir}: {reason}; the same command continues", file=sys.stderr, flush=True)
+            command = f"gvc resume {shlex.quote(str(self._run_dir))}"
+            print(f"gvc: error: {self._run_dir}: {reason}; to continue: {command}", file=sys.stderr, flush=True)
         finally:
             os._exit(EXIT_FAILED)

@@ -6,12 +6,11 @@ from typing import Any
 from grouped_lm.config import Config
 from grouped_lm.data import prepare_data
 from grouped_lm.distributed.process_group import ProcessGroup
-from grouped_lm.models.lm import build_lm
 from grouped_lm.optim import learning_rate
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.train.counts import count_steps
 from grouped_lm.train.session import TrainingRun
-from grouped_lm.train.setup import lock_folder, record_failure, set_up_process
+from grouped_lm.train.setup import build_model, lock_folder, record_failure, set_up_process
 
 
 def train(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -34,10 +33,10 @@ def train_steps(config: Config, folder: RunFolder, process_group: ProcessGroup) 
 
     This is not part of `train` because a DDP model must be deleted before its process group.
     """
-    device = set_up_process(config, process_group)
+    config, device, predicted_bytes = set_up_process(config, folder, process_group)
     corpus = prepare_data(config.data, config.tokenizer)
-    model = build_lm(config, corpus.train.counts, corpus.train.tokens)
-    with TrainingRun(config, folder, process_group, corpus, model, device) as run:
+    model = build_model(config, corpus, folder)
+    with TrainingRun(config, folder, process_group, corpus, model, device, predicted_bytes) as run:
         while run.has_steps_left or run.progress.eval_due:
             if run.progress.eval_due:
                 run.validate()

@@ -7,13 +7,14 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from grouped_lm.config import Config
-from grouped_lm.data import Corpus
+from grouped_lm.data import Corpus, build_tokenizer
 from grouped_lm.data.loader import Prefetcher, TrainBatches, ValidWindows
 from grouped_lm.distributed.parallel import parallelize
 from grouped_lm.distributed.process_group import ProcessGroup
 from grouped_lm.errors import DivergedError
 from grouped_lm.evaluate.validation import validate
 from grouped_lm.heads.losses.functional import HeadLoss
+from grouped_lm.measure.memory import GIB
 from grouped_lm.models.lm import LanguageModel, count_params
 from grouped_lm.optim import build_optimizer, set_learning_rate
 from grouped_lm.optim.ema import averaged_weights
@@ -22,7 +23,7 @@ from grouped_lm.optim.used_rows import leave_out_unused_rows
 from grouped_lm.runs.folder import COMPLETE, INTERRUPTED, RunFolder
 from grouped_lm.runs.inputs import describe_inputs
 from grouped_lm.runs.tracking import MetricsLog, start_tracking
-from grouped_lm.system.console import TrainDisplay
+from grouped_lm.system.console import TrainDisplay, peak_memory_gib
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import describe_environment
 from grouped_lm.system.signals import StopSignals
@@ -33,6 +34,8 @@ from grouped_lm.train.progress import Due
 from grouped_lm.train.setup import write_tokens
 
 Batch = TypeVar("Batch")
+PREDICTION_ERROR = 0.15
+"""Relative error of the predicted memory from which it is said. On a CPU the error is about 0.01."""
 
 
 class StopRequested(Exception):
@@ -53,14 +56,19 @@ class TrainingRun:
         corpus: Corpus,
         model: LanguageModel,
         device: torch.device,
+        predicted_bytes: int | None = None,
     ) -> None:
         self.config, self.folder, self.process_group, self.model = config, folder, process_group, model
         train, block_size, group = config.train, config.model.block_size, process_group
         tokens, quiet = corpus.train.tokens(), not group.is_first
         batches = TrainBatches(tokens, block_size, train.micro_batch_size, config.seed, group.rank, group.size)
         self.prefetcher = Prefetcher(batches.batch, device)
-        self.windows = ValidWindows(corpus.valid.tokens(), block_size, train.eval_batch_size or train.share(group.size))
-        self.valid_bytes = corpus.valid.text_bytes
+        self.valid = corpus.valid
+        self.valid_on_the_way = self.valid.first(config.eval.max_tokens, build_tokenizer(config.tokenizer, config.data))
+        valid_batch = train.eval_batch_size or train.share(group.size)
+        self.windows, self.windows_on_the_way = (
+            ValidWindows(text.tokens(), block_size, valid_batch) for text in (self.valid, self.valid_on_the_way)
+        )
         parallel = parallelize(model, train, group, device)
         self.n_params, self.n_head_params = count_params(model)
         self.meters = Meters(config, parallel, device)
@@ -82,6 +90,7 @@ class TrainingRun:
         group.on_first(folder.write_start, config, environment, describe_inputs(config, corpus))
         group.on_first(write_tokens, folder, config, model.head)
 
+        self.predicted_gib = None if predicted_bytes is None else predicted_bytes / GIB
         self.tracker = start_tracking(config, folder.path, quiet)
         self.tracker.rewind(self.metrics_log.rows())
         self.meters.start(self.progress.step, optimizer)
@@ -98,6 +107,12 @@ class TrainingRun:
         max_steps, warmup = self.config.train.max_steps, self.config.optim.warmup_steps
         if restarts := self.process_group.restarts:
             self.display.say(f"a process was lost; restart {restarts}, continuing from step {self.progress.step}")
+        if other := self.environment.get("other_checkout"):
+            self.display.say(f"gvc: warning: {other}")
+        if self.valid.part:
+            self.display.say(f"validation: {self.valid.part} (data.max_valid_tokens)")
+        if self.valid_on_the_way is not self.valid:
+            self.display.say(f"validation on the way: {self.valid_on_the_way.part} (eval.max_tokens)")
         if warmup >= max_steps:
             self.display.say(
                 f"gvc: warning: optim.warmup_steps={warmup}, train.max_steps={max_steps}: "
@@ -200,6 +215,19 @@ class TrainingRun:
         if due.log or due.validate or due.save:
             self.speed, row = self.meters.stop(self.progress.step)
             self.progress.row |= row
+            self._hold_prediction(row)
+
+    def _hold_prediction(self, row: dict[str, Any]) -> None:
+        """Hold the prediction that chose the micro-batch against the measured peak, once that is known."""
+        measured, predicted = peak_memory_gib(row), self.predicted_gib
+        if measured is None or predicted is None:
+            return
+        self.predicted_gib = None
+        if abs(measured / predicted - 1) > PREDICTION_ERROR:
+            self.display.say(
+                f"gvc: a step needs {measured:.3f} GiB, and {predicted:.3f} GiB were predicted, by which "
+                f"train.micro_batch_size={self.config.train.micro_batch_size} was chosen"
+            )
 
     def log(self) -> None:
         """Write a row of metrics, if any step since the last row was finite."""
@@ -238,14 +266,19 @@ class TrainingRun:
     def validate(self) -> dict[str, float]:
         """Log and return the metrics of the validation set."""
         progress, group, device = self.progress, self.process_group, self.training_step.device
-        batches = self._until_signal(self.windows.part(group.rank, group.size))
-        batches = self.display.validating(batches, -(-len(self.windows) // group.size))
+        text, windows = self.valid, self.windows
+        if self.has_steps_left:
+            text, windows = self.valid_on_the_way, self.windows_on_the_way
+        batches = self._until_signal(windows.part(group.rank, group.size))
+        batches = self.display.validating(batches, -(-len(windows) // group.size))
         try:
             with averaged_weights(self.training_step.optimizer):
-                metrics = validate(self.model, batches, self.valid_bytes, device, self.config.train.dtype, group)
+                metrics = validate(self.model, batches, text.text_bytes, device, self.config.train.dtype, group)
         except StopRequested:
             self.save()  # with the validation still due
             self.interrupt()
+        if text.part:
+            metrics["val/tokens"] = text.target_tokens
         self.training_step.model.reshard()
         position = {"trainer/step": progress.step, "trainer/tokens": progress.step * self.meters.step_tokens}
         group.on_first(self._write_row, position | metrics)
@@ -261,7 +294,11 @@ class TrainingRun:
     def interrupt(self) -> NoReturn:
         """End the process after a signal. The state is saved."""
         step = self.progress.step
-        self.display.say(f"stopped at step {step} and saved; the same command with this folder continues")
+        by_torchrun = self.process_group.size != self.config.train.processes
+        self.display.say(
+            f"stopped at step {step} and saved; to continue{' with torchrun as before' if by_torchrun else ''}:\n"
+            f"{self.folder.resume_command}"
+        )
         self.process_group.on_first(write_json, self.folder.result, {"state": INTERRUPTED, "trainer/step": step})
         self.tracker.finish({"state": INTERRUPTED}, exit_code=1)
         self.signals.leave()
@@ -275,6 +312,7 @@ class TrainingRun:
             "config_hash": self.origin["identity"]["config"],
             "commit": self.environment["commit"],
             "seed": config.seed,
+            **({"init_from": config.init_from} if config.init_from else {}),
             "model": config.model.name,
             "head": config.head.name,
             "grouping": config.grouping.name if hasattr(head, "n_group") else None,

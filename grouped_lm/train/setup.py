@@ -1,12 +1,14 @@
 """Before the loop: the process, the run folder and its lock, and what a run writes about itself or its failure."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
 from grouped_lm.config import Config
+from grouped_lm.data import Corpus
 from grouped_lm.data.text import EOT_TEXT
 from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.data.tokenizers.build import build_tokenizer
@@ -14,8 +16,14 @@ from grouped_lm.distributed.process_group import ProcessGroup, join_process_grou
 from grouped_lm.errors import DiskError, GvcError
 from grouped_lm.heads import GroupedTokens, Head
 from grouped_lm.heads.losses import kernels
-from grouped_lm.plan.memory_check import check_memory, explain_out_of_memory
+from grouped_lm.measure.memory import GIB
+from grouped_lm.models.lm import LanguageModel, build_lm
+from grouped_lm.plan.fake_step import with_train
+from grouped_lm.plan.memory_check import available_bytes, check_memory, explain_out_of_memory, fit_micro_batch
+from grouped_lm.runs.checkpoint import list_checkpoints
 from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.init_from import read_start
+from grouped_lm.runs.train_state import head_buffers, unpack_model
 from grouped_lm.system.files import write_json
 from grouped_lm.system.runtime import keep_freed_memory, resolve_device, set_threads
 
@@ -54,9 +62,10 @@ def record_failure(config: Config, folder: RunFolder, process_group: ProcessGrou
         if isinstance(error, GvcError):
             known = error
         elif isinstance(error, OSError):
+            to_do = folder.resume_command if folder.config.exists() else "run the same command again"
             known = DiskError(
                 f"{folder.path} cannot be written ({error.strerror or error}); the checkpoints there are untouched: "
-                "make room and run the same command again"
+                f"make room, then {to_do}"
             )
         else:
             known = explain_out_of_memory(error, config, resolve_device(config.train.device), process_group.size)
@@ -71,17 +80,54 @@ def record_failure(config: Config, folder: RunFolder, process_group: ProcessGrou
         raise known from error
 
 
-def set_up_process(config: Config, process_group: ProcessGroup) -> torch.device:
-    """Set threads, allocator and random seed, check that the model fits into memory, and return the device."""
+def set_up_process(
+    config: Config, folder: RunFolder, process_group: ProcessGroup
+) -> tuple[Config, torch.device, int | None]:
+    """Set threads, allocator and random seed, and check that the model fits into memory.
+
+    Returns:
+        The config with the micro-batch size that `train.auto_micro_batch` chose, the device, and the peak of a step in
+        bytes that this choice was based on (None without one).
+    """
     train = config.train
     device = process_group.device(resolve_device(train.device))
     kernels.set_mode(train.kernels, device)
     set_threads(train.threads, process_group.local_size)
     keep_freed_memory()
+    predicted = None
+    if train.auto_micro_batch:
+        config, predicted = process_group.on_first(choose_micro_batch, config, folder, device, process_group)
     torch.manual_seed(config.seed)
-    if process_group.size == 1 or train.strategy == "ddp":
+    if not train.auto_micro_batch and (process_group.size == 1 or train.strategy == "ddp"):
         process_group.on_first(check_memory, config, device, process_group.size, process_group.local_size)
-    return device
+    return config, device, predicted
+
+
+def choose_micro_batch(
+    config: Config, folder: RunFolder, device: torch.device, process_group: ProcessGroup
+) -> tuple[Config, int | None]:
+    """Return the config with the micro-batches that the run began with, or else with the largest that fit."""
+    parts = ("micro_batch_size", "grad_accum_steps")
+    if list_checkpoints(folder.checkpoints) and folder.config.exists():
+        saved = folder.read_config()["train"]
+        return with_train(config, **{key: saved[key] for key in parts}), None
+    available = available_bytes(device, process_group.local_size)
+    config, predicted = fit_micro_batch(config, available, process_group.size)
+    size, steps = (getattr(config.train, key) for key in parts)
+    needs = "" if predicted is None else f"; a step needs {predicted / GIB:.3f} GiB"
+    free = "" if available is None else f", {available / GIB:,.2f} GiB are free"
+    print(f"gvc: auto: train.micro_batch_size={size} train.grad_accum_steps={steps}{needs}{free}", file=sys.stderr)
+    return config, predicted
+
+
+def build_model(config: Config, corpus: Corpus, folder: RunFolder) -> LanguageModel:
+    """Return the model at the start of the run: new, or with the weights and grouping of `config.init_from`."""
+    if config.init_from is None:
+        return build_lm(config, corpus.train.counts, corpus.train.tokens)
+    files = read_start(config, folder)
+    model = build_lm(config, corpus.train.counts, saved=head_buffers(files))
+    unpack_model(files, model)
+    return model
 
 
 def write_tokens(folder: RunFolder, config: Config, head: Head) -> None:

@@ -231,7 +231,7 @@ def test_a_record_or_a_cache_that_cannot_be_written_ends_with_4(config, tmp_path
     made = config(checkpoint_every_steps=100)
     code = wait(fork_train(made, tmp_path / "run", lambda: small_files(2_000)))
     assert code == 4, (tmp_path / "run.log").read_text()
-    assert "make room and run the same command again" in (tmp_path / "run.log").read_text()
+    assert "untouched: make room, then " in (tmp_path / "run.log").read_text()
     made.data.cache_dir = str(tmp_path / "cache")
     with pytest.raises(DiskError, match=r"data\.cache_dir names another place"), small_files(1_000):
         prepare_data(made.data, made.tokenizer)

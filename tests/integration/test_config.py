@@ -171,10 +171,10 @@ def test_the_hash_ignores_what_changes_nothing_and_sees_what_does():
 
 
 FREE = """
-name tracking judge data.name data.cache_dir model.attention model.activation_checkpointing train.log_every_steps
+name tracking eval judge data.name data.cache_dir model.attention model.activation_checkpointing train.log_every_steps
 train.eval_every_steps train.eval_batch_size train.checkpoint_every_steps train.checkpoint_every_minutes
 train.keep_checkpoints train.mirror train.on_nonfinite train.max_nonfinite train.hang_minutes train.resume train.device
-train.cuda_graphs train.devices train.nodes train.strategy train.vocab_parallel train.max_restarts
+train.cuda_graphs train.devices train.nodes train.strategy train.vocab_parallel train.max_restarts train.kernels
 """
 
 

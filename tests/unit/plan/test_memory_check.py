@@ -3,9 +3,13 @@
 import pytest
 import torch
 
+from grouped_lm.config import Config, ModelConfig, TokenizerConfig, TrainConfig
+from grouped_lm.errors import ConfigError, MemoryShortError
+from grouped_lm.heads import DenseConfig
 from grouped_lm.measure import devices
 from grouped_lm.measure.devices import container_memory, machine_memory
-from grouped_lm.plan.memory_check import available_bytes
+from grouped_lm.plan.fake_step import with_train
+from grouped_lm.plan.memory_check import FIT_SHARE, available_bytes, fit_micro_batch, peak_bytes
 
 CPU = torch.device("cpu")
 
@@ -38,3 +42,28 @@ def test_without_a_limit_the_machine_counts(cgroup, file, content):
     assert container_memory() is None
     assert available_bytes(CPU) > 2**20
     assert machine_memory() > 2**20
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_largest_micro_batch_that_divides_the_batch_and_fits(processes):
+    config = Config(
+        model=ModelConfig(n_layer=1, n_head=2, n_embd=8, block_size=16),
+        head=DenseConfig(),
+        tokenizer=TokenizerConfig(name="bytes"),
+        train=TrainConfig(micro_batch_size=6, grad_accum_steps=5, auto_micro_batch=True),
+    )
+
+    def need(size):
+        split = with_train(config, micro_batch_size=size, grad_accum_steps=30 // size)
+        return peak_bytes(split, size // processes, processes)
+
+    sizes = [size for size in (30, 6, 2) if size % processes == 0]
+    for size in sizes:
+        split, peak = fit_micro_batch(config, int(need(size) / FIT_SHARE) + 1, processes)
+        assert (split.train.micro_batch_size, split.train.grad_accum_steps) == (size, 30 // size)
+        assert peak == need(size)
+    assert fit_micro_batch(config, None, processes)[0].train.micro_batch_size == 30
+    with pytest.raises(MemoryShortError, match="no batch fits"):
+        fit_micro_batch(config, need(sizes[-1]) // 4, processes)
+    with pytest.raises(ConfigError, match=r"a batch of 30 windows .* cannot be shared by 4 processes"):
+        fit_micro_batch(config, None, 4)
