@@ -19,8 +19,8 @@ MAY_DIFFER = ("model.name", "model.dropout")
 
 def weights_settings(config: Config) -> dict[str, Any]:
     """Return the settings that decide which weights a model has and what they mean."""
-    parts = ("model.", "head.", "tokenizer.name", "tokenizer.vocab_size")
-    parts += ("grouping.",) if needs_grouping(config.head) else ()
+    grouping = ("grouping.",) if needs_grouping(config.head) else ()
+    parts = ("model.", "head.", "tokenizer.name", "tokenizer.vocab_size", *grouping)
     return {
         key: value for key, value in config_identity(config).items() if key.startswith(parts) and key not in MAY_DIFFER
     }
