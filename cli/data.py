@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, Overrides
+from .options import Json, Overrides, starting
 
-data_app = typer.Typer(no_args_is_help=True, help="Prepare text for training.")
+data_app = typer.Typer(
+    no_args_is_help=True,
+    help="Prepare text for training.\n\nExample: gvc data prepare data=text data.train=train.txt data.valid=valid.txt",
+)
 
 
 @data_app.command()
@@ -18,16 +21,15 @@ def prepare(overrides: Overrides = None, as_json: Json = False) -> None:
 
     Example: gvc data prepare data=text data.train=train.txt data.valid=valid.txt
     """
-    from grouped_lm.data import prepare_data
-    from grouped_lm.system.console import PrepareDisplay
+    with starting():
+        from grouped_lm.data import prepare_data
 
-    from .compose.compose import HydraFlags
-    from .compose.run import compose_one
+        from .compose.compose import HydraFlags
+        from .compose.run import compose_one
 
     config = compose_one(overrides or [], HydraFlags())
     started = time.perf_counter()
-    with PrepareDisplay() as display:
-        corpus = prepare_data(config.data, config.tokenizer, display.progress)
+    corpus = prepare_data(config.data, config.tokenizer)
     if as_json:
         print(json.dumps({"train": corpus.train.manifest, "valid": corpus.valid.manifest}, indent=2))
         return
@@ -47,14 +49,18 @@ def order(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as CSV.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how well token ids are sorted by frequency in the training text."""
-    from grouped_lm.data import build_tokenizer, prepare_split
-    from grouped_lm.grouping.merge_order import measure_merge_order
-    from grouped_lm.system.files import write_text
-    from grouped_lm.system.tables import csv_text
+    """Measure how well token ids are sorted by frequency in the training text.
 
-    from .compose.compose import HydraFlags
-    from .compose.run import compose_one
+    Example: gvc data order data=text data.train=train.txt data.valid=valid.txt
+    """
+    with starting():
+        from grouped_lm.data import build_tokenizer, prepare_split
+        from grouped_lm.grouping.merge_order import measure_merge_order
+        from grouped_lm.system.files import write_text
+        from grouped_lm.system.tables import csv_text
+
+        from .compose.compose import HydraFlags
+        from .compose.run import compose_one
 
     config = compose_one(overrides or [], HydraFlags())
     counts = prepare_split(config.data, config.tokenizer, "train").counts()
@@ -83,8 +89,11 @@ def halve(
     """Split a validation text in two halves by document.
 
     Choose heads by one half, and report on the other.
+
+    Example: gvc data halve valid.txt --out halves
     """
-    from grouped_lm.data import halve
+    with starting():
+        from grouped_lm.data import halve
 
     (chosen_by, count), (reported, others) = halve(text, out, text_field)
     print(f"{chosen_by}: {count:,} documents, for data.valid")

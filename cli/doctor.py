@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json
+from .options import Json, starting
 
 
 def doctor(
@@ -15,6 +15,8 @@ def doctor(
     """Check this machine: versions, devices, tokenizer files, W&B, disk.
 
     The exit code is 1 if a run would fail.
+
+    Example: gvc doctor
     """
     if gpu:
         import torch
@@ -25,8 +27,9 @@ def doctor(
             raise ConfigError("torch sees no CUDA device here: `gvc doctor` says what this machine has")
         return
 
-    from grouped_lm.jobs.doctor import examine
-    from grouped_lm.system.console import print_checks
+    with starting():
+        from grouped_lm.jobs.doctor import examine
+        from grouped_lm.system.console import print_checks
 
     checks = examine()
     if as_json:

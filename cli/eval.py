@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, say
+from .options import Json, complete_run, say, starting
 
 
 def evaluate(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Run folders, and values that replace their config's."),
+        typer.Argument(metavar="RUN... [KEY=VALUE]...", help="Runs, and config values.", autocompletion=complete_run),
     ],
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Another text than the validation set.")] = None,
     stride: Annotated[
@@ -35,15 +35,15 @@ def evaluate(
 
     Example: gvc eval runs/dense runs/grouped --samples 0
     """
-    from grouped_lm.config import EvalConfig
-    from grouped_lm.evaluate.llm_judge import grade_run
-    from grouped_lm.evaluate.run import compare_runs, evaluate_run, import_harness, save_evaluation
-    from grouped_lm.evaluate.tables import print_comparison, print_run
-    from grouped_lm.runs.load import load_config
-    from grouped_lm.system.console import EvalDisplay
+    with starting():
+        from grouped_lm.config import EvalConfig
+        from grouped_lm.evaluate.llm_judge import grade_run
+        from grouped_lm.evaluate.run import compare_runs, evaluate_run, import_harness, save_evaluation
+        from grouped_lm.evaluate.tables import print_comparison, print_run
+        from grouped_lm.runs.load import load_config
 
-    from .compose.compose import quoted
-    from .compose.run import override_saved
+        from .compose.compose import quoted
+        from .compose.run import override_saved
 
     runs, overrides = split_words(words)
     if data is not None:
@@ -53,10 +53,7 @@ def evaluate(
     if names:
         import_harness().check_tasks(names)
     grades = [grade_run(run, config, say) if judge else {} for run, config in zip(runs, configs, strict=True)]
-    evaluations = []
-    with EvalDisplay() as display:
-        for run, config in zip(runs, configs, strict=True):
-            evaluations.append(evaluate_run(run, config, stride, samples, names, display))
+    evaluations = [evaluate_run(run, config, stride, samples, names) for run, config in zip(runs, configs, strict=True)]
     comparisons = compare_runs(evaluations) if len(evaluations) > 1 else {}
     for evaluation, graded in zip(evaluations, grades, strict=True):
         evaluation.metrics |= graded

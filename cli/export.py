@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .options import RunArgument
+from .options import RunArgument, starting
 
 
 def export(
@@ -20,8 +20,9 @@ def export(
 
     Example: gvc export runs/my-run --out my-model
     """
-    from grouped_lm.errors import ConfigError
-    from grouped_lm.hf.export import export_run
+    with starting():
+        from grouped_lm.errors import ConfigError
+        from grouped_lm.hf.export import export_run
 
     if to != "hf":
         raise ConfigError(f"--to must be hf, got {to!r}")
@@ -46,6 +47,7 @@ def import_model(
 
     Example: gvc import gpt2-folder --out runs/gpt2
     """
-    from grouped_lm.hf.export import import_checkpoint
+    with starting():
+        from grouped_lm.hf.export import import_checkpoint
 
     print(import_checkpoint(source, out, tokenizer))

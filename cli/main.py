@@ -12,12 +12,15 @@ from typing import Annotated, Any
 import typer
 
 from .bench import bench
+from .config import config
 from .data import data_app
 from .demo import demo
+from .diff import diff
 from .doctor import doctor
 from .eval import evaluate
 from .export import export, import_model
 from .plan import plan
+from .plot import plot
 from .reproduce import report, reproduce
 from .resume import resume
 from .runs import dashboard, leaderboard, list_runs
@@ -42,11 +45,14 @@ app.command("export")(export)
 app.command("import")(import_model)
 app.command("sweep")(sweep)
 app.command("ls")(list_runs)
+app.command("plot")(plot)
+app.command("diff")(diff)
 app.command("leaderboard")(leaderboard)
 app.command("reproduce")(reproduce)
 app.command("report")(report)
 app.command("dashboard")(dashboard)
 app.add_typer(data_app, name="data")
+app.command("config")(config)
 app.command("doctor")(doctor)
 
 RENAMED_COMMANDS = {"ladder": "leaderboard"}
@@ -92,6 +98,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from grouped_lm.system.signals import exit_on_sigterm
 
     with exit_on_sigterm():  # during training its own handler saves first
+        if not os.environ.get("_GVC_COMPLETE"):
+            from grouped_lm.system.phases import show_phases
+
+            show_phases()
         code = _run(words)
     sys.exit(code)
 

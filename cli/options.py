@@ -1,16 +1,32 @@
 """Arguments and options that several commands share, and their completion in a shell."""
 
 import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
 
 say = functools.partial(typer.echo, err=True)
 """Print a line on stderr."""
 GROUPS = ("model", "head", "grouping", "data", "tokenizer", "optim", "tracking", "experiment", "variant")
 """The config groups that completion offers."""
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Say on a terminal that the command loads its libraries, which takes seconds."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from grouped_lm.system.phases import phase
+
+    with phase("starting"):
+        yield
 
 
 def choices_of(group: str) -> list[str]:
@@ -28,15 +44,31 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     return [f"{group}={choice}" for group in GROUPS for choice in choices_of(group)]
 
 
-def complete_preset(incomplete: str) -> list[str]:
-    """Return the presets of `gvc sweep` for a shell."""
-    return choices_of("sweep")
+def complete_key(incomplete: str) -> list[str]:
+    """Return groups, choices and keys for `gvc config`."""
+    groups = [*GROUPS, "sweep"]
+    if "." not in incomplete:
+        return [*groups, *(f"{group}={choice}" for group in groups for choice in choices_of(group))]
+    from grouped_lm.runs.schema import list_keys, list_parts  # imports torch
+
+    return sorted({key.path for part in list_parts() for key in list_keys(part)})
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Return the devices of `gvc plan` for a shell."""
+    known = yaml.safe_load(files("grouped_lm.measure").joinpath("devices.yaml").read_text(encoding="utf-8"))
+    return [*(name for family in known["devices"] for name in family["cards"]), "cpu"]
 
 
 def complete_run(incomplete: str) -> list[str]:
     """Return run folders for a shell: those in runs/ and in sweeps there, or in the folder that is being typed."""
     parent = Path(incomplete.rpartition("/")[0] or "/") if "/" in incomplete else Path("runs")
     return sorted(str(file.parent) for pattern in ("*", "*/*") for file in parent.glob(f"{pattern}/config.json"))
+
+
+def complete_preset(incomplete: str) -> list[str]:
+    """Return the presets of `gvc sweep` for a shell."""
+    return choices_of("sweep")
 
 
 Overrides = Annotated[
@@ -47,6 +79,10 @@ Overrides = Annotated[
         autocompletion=complete_override,
     ),
 ]
+DEVICE_HELP = (
+    "A card such as t4, l4, a100, v100, rtx3060, m2pro; cpu is this machine; or your own figures: "
+    "tflops=40,gbps=500,gib=12."
+)
 SavedOverrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Replace values of the run's own config.")
 ]

@@ -1,26 +1,28 @@
 """`gvc plan`."""
 
 import json
+import sys
 from typing import Annotated
 
 import typer
 
-from .options import ConfigDir, ConfigName, Json, Overrides
+from .options import DEVICE_HELP, ConfigDir, ConfigName, Json, Overrides, complete_device, starting
 
-OWN_LINKS = {"h100": "nvlink4", "a100": "nvlink3"}
+OWN_LINKS = {"h200": "nvlink4", "h100": "nvlink4", "a100": "nvlink3"}
 """The usual link between the devices of one machine."""
 
 
 def plan(
     overrides: Overrides = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of the device, such as 8GiB.")] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="a100, h100, t4, rtx4090, or cpu: this machine.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help=DEVICE_HELP, autocompletion=complete_device)] = "cpu",
     tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens of the whole training.")] = None,
     devices: Annotated[int, typer.Option(metavar="N", help="Devices of each machine.")] = 1,
     nodes: Annotated[int, typer.Option(metavar="N", help="Machines.")] = 1,
     interconnect: Annotated[
         str | None, typer.Option(metavar="NAME|SIZE", help="Slowest link: nvlink4, ib-ndr, or 25GB per second.")
     ] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="Show every line, whatever the width of the terminal.")] = False,
     as_json: Json = False,
     config_dir: ConfigDir = None,
     config_name: ConfigName = "config",
@@ -30,31 +32,42 @@ def plan(
     No step is run. The overrides are those of gvc train. With several devices, the plan has the memory of each, the
     bytes sent and the time of a step, for DDP and FSDP2.
 
-    Example: gvc plan model=gpt2-124m --device a100
+    Example: gvc plan model=gpt2-124m --device rtx3060
     """
-    from grouped_lm.config import check_range
-    from grouped_lm.measure.devices import find_device, find_interconnect, parse_bytes
+    # Long because each option is an argument with its help text.
+    with starting():
+        from grouped_lm.config import check_range
+        from grouped_lm.measure.devices import find_device, find_interconnect, parse_bytes
+        from grouped_lm.plan.devices import plan_heads_on_devices
+        from grouped_lm.plan.heads import plan_heads
+        from grouped_lm.plan.tables import (
+            devices_notes,
+            devices_table,
+            devices_values,
+            notes,
+            plan_table,
+            plan_values,
+            summary_table,
+        )
+        from grouped_lm.system.console import natural_width, print_lines, print_table, terminal_width
+        from grouped_lm.system.phases import phase
 
-    from .compose.compose import HydraFlags
-    from .compose.run import compose_one
+        from .compose.compose import HydraFlags
+        from .compose.run import compose_one
 
     check_range("--tokens", tokens, 1, 10**18)
     check_range("--devices", devices, 1, 10**6)
     check_range("--nodes", nodes, 1, 10**6)
     memory_bytes = None if memory is None else parse_bytes(memory)
     config = compose_one(overrides or [], HydraFlags(config_dir=config_dir, config_name=config_name))
-    chosen = find_device(device, config.train.dtype)
-    if device == "cpu" and devices > 1:
+    with phase(f"reading the figures of {device}"):
+        chosen = find_device(device, config.train.dtype)
+    if chosen.name == "cpu" and devices > 1:
         chosen = chosen.shared_by(devices)
-
-    from grouped_lm.plan.devices import plan_heads_on_devices
-    from grouped_lm.plan.heads import plan_heads
-    from grouped_lm.plan.tables import devices_notes, devices_table, devices_values, notes, plan_table, plan_values
-    from grouped_lm.system.console import print_table
 
     memory_bytes = memory_bytes or chosen.memory_bytes
     if devices * nodes > 1:
-        link = find_interconnect(link_name(interconnect, device, nodes), on_cpu=device == "cpu")
+        link = find_interconnect(link_name(interconnect, chosen.name, nodes), on_cpu=chosen.name == "cpu")
         several = plan_heads_on_devices(config, devices * nodes, chosen, link, tokens)
         values = devices_values(config, several, memory_bytes, chosen, link)
         table, lines = devices_table(config, several, memory_bytes, chosen, link), devices_notes(chosen, link)
@@ -62,11 +75,14 @@ def plan(
         plans, unplanned = plan_heads(config, memory_bytes, chosen, tokens)
         values = plan_values(config, plans, unplanned, memory_bytes, chosen)
         table, lines = plan_table(config, plans, memory_bytes, chosen), notes(plans, unplanned, chosen)
+        if not wide and natural_width(table) > (terminal_width() or sys.maxsize):
+            table = summary_table(config, plans, memory_bytes, chosen)
+            lines = ["x: times, beside dense. --wide shows the parts of memory and the FLOPs too.", *lines]
     if as_json:
         print(json.dumps(values, indent=2))
     else:
         print_table(table)
-        print("\n".join(lines))
+        print_lines(lines)
 
 
 def link_name(name: str | None, device: str, nodes: int) -> str:

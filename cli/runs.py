@@ -6,12 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Json
+from .options import Json, complete_run, starting
 
 
 def list_runs(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="RUNS", help="Run folders, or folders of them; default runs/.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="RUNS", help="Run folders, or folders of them; default runs/.", autocompletion=complete_run
+        ),
     ] = None,
     where: Annotated[
         list[str] | None, typer.Option(metavar="CONDITION", help="Only runs with head=dense or seed<3. Repeatable.")
@@ -29,11 +32,12 @@ def list_runs(
 
     Example: gvc ls --where head=dense,grouped --sort perplexity
     """
-    from grouped_lm.errors import ConfigError
-    from grouped_lm.report.tables import comparison_table, runs_csv
-    from grouped_lm.runs.query import mark_front, select_rows, sort_rows
-    from grouped_lm.runs.table import collect_runs
-    from grouped_lm.system.console import print_table, terminal_width
+    with starting():
+        from grouped_lm.errors import ConfigError
+        from grouped_lm.report.tables import comparison_table, runs_csv
+        from grouped_lm.runs.query import mark_front, select_rows, sort_rows
+        from grouped_lm.runs.table import collect_runs
+        from grouped_lm.system.console import print_table, terminal_width
 
     if as_json and as_csv:
         raise ConfigError("--json or --csv, not both")
@@ -76,9 +80,10 @@ def leaderboard(
 
     Example: gvc leaderboard runs/leaderboard-screen --report other.txt
     """
-    from grouped_lm.errors import ConfigError
-    from grouped_lm.report import leaderboard as board
-    from grouped_lm.report.documents import merge_documents, read_documents
+    with starting():
+        from grouped_lm.errors import ConfigError
+        from grouped_lm.report import leaderboard as board
+        from grouped_lm.report.documents import merge_documents, read_documents
 
     if folders:
         new, losses = board.leaderboard_rows(folders, report, data)
@@ -141,6 +146,8 @@ def dashboard(
 
     Without a login the workspace is written as JSON. Offline runs are uploaded by wandb sync
     RUN/wandb/offline-run-*.
+
+    Example: gvc dashboard --offline
     """
     from grouped_lm.errors import DiskError
     from grouped_lm.report.dashboard import build_workspace, save_workspace, workspace_json

@@ -9,11 +9,14 @@ from typing import Annotated
 
 import typer
 
-from .options import SavedOverrides
+from .options import SavedOverrides, complete_run, starting
 
 
 def sample(
-    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="A run folder, as gvc train prints it.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="RUN", help="A run folder, as gvc train prints it.", autocompletion=complete_run),
+    ] = None,
     overrides: SavedOverrides = None,
     example: Annotated[
         bool, typer.Option("--example", help="Use a small model that comes with gvc; RUN may be dense or shortlist.")
@@ -46,11 +49,12 @@ def sample(
     Example: gvc sample runs/my-run --prompt "Once upon a time"
     """
     # Long because each option is an argument with its help text.
-    from grouped_lm.generate import Sampling, generate_texts
-    from grouped_lm.heads.decoding.truncation import Truncation
-    from grouped_lm.runs.load import load_config
+    with starting():
+        from grouped_lm.generate import Sampling, generate_texts
+        from grouped_lm.heads.decoding.truncation import Truncation
+        from grouped_lm.runs.load import load_config
 
-    from .compose.run import override_saved
+        from .compose.run import override_saved
 
     truncation = Truncation(top_k=top_k, top_p=top_p, min_p=min_p)
     sampling = Sampling(temperature=temperature, truncation=truncation, repetition_penalty=repetition_penalty)

@@ -1,15 +1,18 @@
 """`gvc sweep`: run a preset of jobs with Hydra's multirun, each job exactly once."""
 
+import shlex
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ConfigDir, Overrides, complete_preset
+from .options import ConfigDir, Overrides, complete_preset, say, starting
 
 if TYPE_CHECKING:
+    from .compose.compose import HydraFlags
     from .compose.contests import Contest
+    from .compose.sweep_plan import SweepPlan
 
 
 def sweep(
@@ -31,16 +34,14 @@ def sweep(
 
     Example: gvc sweep heads train.max_steps=100
     """
-    from grouped_lm.errors import ConfigError
-    from grouped_lm.jobs.launch import check_processes
-    from grouped_lm.jobs.sweep import failures
-    from grouped_lm.report.tables import runs_csv, write_results
-    from grouped_lm.runs.tracking import log_sweep
-    from grouped_lm.system.console import terminal_width
+    with starting():
+        from grouped_lm.errors import ConfigError
+        from grouped_lm.jobs.launch import check_processes
+        from grouped_lm.system.console import terminal_width
 
-    from .compose.compose import HydraFlags
-    from .compose.contests import contest_of
-    from .compose.sweep_plan import describe_presets, drive, plan_sweep, report_states
+        from .compose.compose import HydraFlags
+        from .compose.contests import contest_of
+        from .compose.sweep_plan import describe_presets, plan_sweep
 
     flags = HydraFlags(multirun=True, config_dir=config_dir)
     if show:
@@ -51,21 +52,45 @@ def sweep(
     check_processes(None)
     if name is None:
         raise ConfigError("name a preset: `gvc sweep --list` shows them")
+    words = [name, *(overrides or []), *(["--config-dir", config_dir] if config_dir else [])]
     if (contest := contest_of(name, overrides or [], flags)) is not None:
-        _run_contest(contest, dry_run, max_jobs, fail_fast, only_failed)
+        try:
+            _run_contest(contest, dry_run, max_jobs, fail_fast, only_failed)
+        except (KeyboardInterrupt, SystemExit):
+            say_how_to_go_on([stage.plan for stage in contest.stages()], None, words)
+            raise
         return
     plan = plan_sweep(name, overrides or [], flags)
     if dry_run:
         print("\n".join(plan.describe()))
         return
+    _run_plan(plan, flags, words, max_jobs, fail_fast, only_failed)
+
+
+def _run_plan(
+    plan: "SweepPlan", flags: "HydraFlags", words: list[str], max_jobs: int | None, fail_fast: bool, only_failed: bool
+) -> None:
+    """Run the jobs of a sweep that are left, and write its tables and plots."""
+    from grouped_lm.errors import ConfigError
+    from grouped_lm.jobs.sweep import failures
+    from grouped_lm.report.tables import runs_csv, write_results
+    from grouped_lm.runs.tracking import log_sweep
+    from grouped_lm.system.phases import phase
+
+    from .compose.sweep_plan import drive, report_states
+
     if plan.n_trials is not None and (fail_fast or only_failed):
         raise ConfigError("--fail-fast and --only-failed need a list of jobs, and Optuna chooses them as it goes")
     if only_failed and not failures(plan.jobs):
-        typer.echo(f"gvc: --only-failed: no job in {plan.folder} has failed, and none is run", err=True)
+        say(f"gvc: --only-failed: no job in {plan.folder} has failed, and none is run")
     try:
         drive(plan, flags, max_jobs, fail_fast, only_failed)
+    except (KeyboardInterrupt, SystemExit):
+        say_how_to_go_on([plan], plan.total, words)
+        raise
     finally:
-        rows = write_results(plan.folder)
+        with phase("writing tables and plots"):
+            rows = write_results(plan.folder, plan.total)
     if rows:
         log_sweep(plan.jobs[0][0].tracking, plan.folder, runs_csv(rows))
     print(plan.folder, flush=True)
@@ -89,3 +114,18 @@ def _run_contest(contest: "Contest", dry_run: bool, max_jobs: int | None, fail_f
     write_results(folder)
     print(folder, flush=True)
     report_states([job for plan in plans for job in plan.jobs], may_stop_early=max_jobs is not None or only_failed)
+
+
+def say_how_to_go_on(plans: "list[SweepPlan]", total: int | None, words: list[str]) -> None:
+    """Print how much of a stopped sweep is done, its folder, and the command that continues it.
+
+    `total` is the number of jobs, None if further ones follow from the results of those that are known.
+    """
+    from grouped_lm.jobs.sweep import job_state
+    from grouped_lm.runs.folder import COMPLETE
+
+    jobs = [job for plan in plans for job in plan.find_jobs()]
+    done = sum(job_state(config, path) == COMPLETE for config, path in jobs)
+    known = total or f"{len(jobs)} or more"
+    say(f"gvc: stopped: {done} of {known} jobs are complete in {plans[0].folder}; this goes on:")
+    say(shlex.join(["gvc", "sweep", *words]))  # not wrapped, so that it can be copied

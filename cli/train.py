@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigDir, ConfigName, Overrides
+from .options import ConfigDir, ConfigName, Overrides, starting
 
 
 def train(
@@ -26,8 +26,9 @@ def train(
 
     Example: gvc train head=grouped train.max_steps=100
     """
-    from .compose.compose import HydraFlags
-    from .compose.run import run
+    with starting():
+        from .compose.compose import HydraFlags
+        from .compose.run import run
 
     flags = HydraFlags(
         multirun=multirun,

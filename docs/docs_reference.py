@@ -1,31 +1,16 @@
 """The reference pages, made from the code: commands, configuration keys, Python API."""
 
-import ast
 import html
 import inspect
 import re
-import textwrap
 from collections.abc import Iterator
-from dataclasses import MISSING, fields
-from typing import Any, get_origin
+from typing import Any
 
 import typer.main
 from grouped_lm.cli.main import app
 
-from grouped_lm.config import (
-    Config,
-    EvalConfig,
-    JudgeConfig,
-    ModelConfig,
-    TokenizerConfig,
-    TrackingConfig,
-    TrainConfig,
-    format_range,
-)
-from grouped_lm.grouping import GROUPINGS
 from grouped_lm.heads import HEADS
-from grouped_lm.optim import OPTIMIZERS
-from grouped_lm.prior.config import KneserNeyConfig
+from grouped_lm.runs.schema import list_keys, list_parts, show_value
 
 NOTE = "This page is generated from the code at every build.\n\n"
 
@@ -100,73 +85,17 @@ def _paragraphs(text: str | None) -> str:
 
 
 def config_page() -> str:
-    """Return the page of all configuration keys."""
+    """Return the page of all configuration keys, which `gvc config` prints too."""
     text = f"# Configuration keys\n\n{NOTE}[Configuration](../guide/configuration.md) says how to set a key.\n\n"
-    for path, schema in schemas():
-        title = f"`{path}`" if path else "Top level"
-        text += f"## {title}\n\n{_paragraphs((schema.__doc__ or '').strip())}\n\n"
-        text += "| key | type | default | meaning |\n| --- | --- | --- | --- |\n"
-        part = path.split("=")[0].split(" ")[0]
-        for key, kind, default, meaning in keys(schema):
-            text += f"| `{part}{'.' if part else ''}{key}` | {kind} | {default} | {meaning} |\n"
+    for part in list_parts():
+        title = f"`{part.label}`" if part.label else "Top level"
+        text += f"## {title}\n\n{_paragraphs((part.schema.__doc__ or '').strip())}\n\n"
+        text += "| key | type | default | unit | allowed | meaning |\n| --- | --- | --- | --- | --- | --- |\n"
+        for key in list_keys(part):
+            cells = (f"`{key.path}`", key.kind, f"`{show_value(key.default)}`", key.unit, key.limits, key.meaning)
+            text += f"| {' | '.join(map(_cell, cells))} |\n"
         text += "\n"
     return text
-
-
-def schemas() -> list[tuple[str, type]]:
-    """Return the schema of every part of a config, with its path: `train`, `head=dense`."""
-    from grouped_lm.data import sources
-
-    listed: list[tuple[str, type]] = [("", Config), ("model", ModelConfig)]
-    listed += [(f"head={name}", schema) for name, (schema, _) in HEADS.items()]
-    listed.append(("head=kneser_ney", KneserNeyConfig))
-    listed += [(f"grouping={name}", kind.schema) for name, kind in GROUPINGS.items()]
-    registry = getattr(sources, "SOURCES", None)
-    if registry is None:
-        listed.append(("data", type(Config().data)))
-    else:
-        listed += [(f"data (source: {name})", entry[0]) for name, entry in registry.items()]
-    listed.append(("tokenizer", TokenizerConfig))
-    listed += [(f"optim={name}", schema) for name, (schema, _) in OPTIMIZERS.items()]
-    return [*listed, ("train", TrainConfig), ("tracking", TrackingConfig), ("eval", EvalConfig), ("judge", JudgeConfig)]
-
-
-def keys(schema: type) -> Iterator[tuple[str, str, str, str]]:
-    """Yield key, type, default and meaning of the fields of a dataclass; fields that hold a schema are left out."""
-    meanings = _field_docs(schema)
-    for f in fields(schema):  # type: ignore[arg-type]
-        if schema is Config and f.name not in ("name", "seed", "init_from"):
-            continue
-        default = (
-            f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else ""
-        )  # type: ignore[misc]
-        meaning = meanings.get(f.name, "The name of this choice." if f.name == "name" else "")
-        if "range" in f.metadata:
-            meaning += f" In {format_range(*f.metadata['range'])}."
-        yield f.name, _type(f.type), f"`{_yaml(default)}`", meaning.strip()
-
-
-def _type(kind: Any) -> str:
-    name = str(kind) if get_origin(kind) or not hasattr(kind, "__name__") else kind.__name__
-    return name.replace("typing.", "").replace("|", "or").replace("None", "null").replace("Any", "text or list")
-
-
-def _yaml(value: Any) -> str:
-    names = {None: "null", True: "true", False: "false"}
-    return names[value] if value is None or isinstance(value, bool) else str(value)
-
-
-def _field_docs(schema: type) -> dict[str, str]:
-    """Return the docstrings under the fields of a dataclass and of its bases."""
-    found: dict[str, str] = {}
-    for kind in reversed(schema.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for field, after in zip(body.body, body.body[1:], strict=False):
-            text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else None
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, str):
-                found[field.target.id] = _cell(text)
-    return found
 
 
 def api_page() -> str:

@@ -59,8 +59,7 @@ def setting(
     open_low: bool = False,
     choices: tuple[str, ...] = (),
     identity: bool = True,
-    cost: bool = False,
-    late: bool = False,
+    **marks: Any,
 ) -> Any:
     """Return a dataclass field whose value `check_fields` checks.
 
@@ -71,14 +70,12 @@ def setting(
         open_low: whether `low` itself is outside.
         choices: the texts that are allowed; none means all.
         identity: whether the field is part of the run's identity (`grouped_lm.runs.identity`).
-        cost: whether the field changes the speed or the memory of a run. Tables of runs show such a field.
-        late: whether the field is younger than `SCHEMA_VERSION`. Its default is then no part of the identity, so that
-            older runs keep theirs.
+        marks: `unit="tokens"`: what the number counts. `cost=True`: the field changes the speed or the memory of a run,
+            and tables of runs show it. `late=True`: the field is younger than `SCHEMA_VERSION`. Its default is then no
+            part of the identity, so that older runs keep theirs.
     """
     limits = {} if low is None else {"range": (low, high, open_low)}
-    return field(
-        default=default, metadata={"identity": identity, "cost": cost, "late": late, "choices": choices, **limits}
-    )
+    return field(default=default, metadata={"identity": identity, "choices": choices, **marks, **limits})
 
 
 free = partial(setting, identity=False)
@@ -155,19 +152,20 @@ class ModelConfig:
     """Body of the network, in GPT-2's own names."""
 
     name: str = "gpt2-1m"
+    """A label for tables."""
     body: str = setting("gpt2", choices=("gpt2", "gpt_neo"))
     """`gpt2` or `gpt_neo`."""
-    n_layer: int = setting(8, 1, 1_000_000)
+    n_layer: int = setting(8, 1, 1_000_000, unit="blocks")
     """Blocks."""
-    n_head: int = setting(16, 1, 1_000_000)
+    n_head: int = setting(16, 1, 1_000_000, unit="heads")
     """Attention heads, divides n_embd."""
-    n_embd: int = setting(64, 1, 1_000_000)
+    n_embd: int = setting(64, 1, 1_000_000, unit="dimensions")
     """Width D."""
-    block_size: int = setting(256, 1, 1_000_000)
+    block_size: int = setting(256, 1, 1_000_000, unit="tokens")
     """Longest context, tokens."""
     dropout: float = setting(0.0, 0, 0.99)
     """Probability, on embeddings, attention weights, attention output and MLP output."""
-    window_size: int = setting(256, 1, 1_000_000)
+    window_size: int = setting(256, 1, 1_000_000, unit="tokens")
     """GPT-Neo's local attention span, tokens; every second layer uses it."""
     embedding: str = setting("table", choices=("table", "factorised"))
     """Input side: `table`, a row per token, or `factorised`, scale and shift per group on a row per slot (no tying)."""
@@ -203,7 +201,7 @@ class DataConfig:
     `text` (own files)."""
     cache_dir: str = free("~/.cache/gvc")
     """Folder of the prepared token files, which can be rebuilt from the source at any time."""
-    max_valid_tokens: int | None = setting(None, 1, late=True)
+    max_valid_tokens: int | None = setting(None, 1, late=True, unit="tokens")
     """Validate on the first so many tokens of the validation text, for short runs; null means all."""
 
     def __post_init__(self) -> None:
@@ -218,7 +216,7 @@ class TokenizerConfig:
 
     name: str = setting("gpt2", choices=("gpt2", "bytes", "bpe"))
     """`gpt2` (50,257 ids), `bytes` (256 bytes and one end-of-text) or `bpe` (trained on the training text)."""
-    vocab_size: int | None = setting(None, 258, 65536)
+    vocab_size: int | None = setting(None, 258, 65536, unit="tokens")
     """`bpe`: ids, end-of-text included; null for the others, whose sizes are fixed."""
     file: str | None = None
     """`bpe`: a tokenizer.json trained before, such as a run folder's; null trains one on data.train."""
@@ -241,9 +239,10 @@ class OptimConfig:
     """Settings that every optimizer has: linear warm-up, then cosine decay, and clipping."""
 
     name: str = "adamw"
+    """A name of `grouped_lm.optim.OPTIMIZERS`."""
     lr: float = setting(1e-3, 0, 1e9, open_low=True)
     """Peak learning rate."""
-    warmup_steps: int = setting(50, 0, 10**9)
+    warmup_steps: int = setting(50, 0, 10**9, unit="steps")
     """Steps of linear rise."""
     min_lr_ratio: float = setting(0.1, 0, 1)
     """Learning rate at the last step, as a share of `lr`."""
@@ -280,12 +279,12 @@ class AdamWConfig(OptimConfig):
 class TrainConfig:
     """The training loop: steps, batches, devices, checkpoints and logs."""
 
-    max_steps: int = setting(300, 1, 10**9)
+    max_steps: int = setting(300, 1, 10**9, unit="steps")
     """Optimizer steps."""
-    micro_batch_size: int = setting(8, 1, 10**6)
+    micro_batch_size: int = setting(8, 1, 10**6, unit="windows")
     """Windows of block_size tokens per forward pass of all processes together. On the command line also `auto`: the
     largest that fits into memory and divides the batch, with as many grad_accum_steps as make the same batch."""
-    grad_accum_steps: int = setting(1, 1, 10**6)
+    grad_accum_steps: int = setting(1, 1, 10**6, unit="forward passes")
     """Forward passes per optimizer step."""
     auto_micro_batch: bool = setting(False, late=True)
     """`train.micro_batch_size=auto` sets this. A run keeps the size that it was started with."""
@@ -307,32 +306,33 @@ class TrainConfig:
     kernels: str = free("auto", choices=KERNELS, cost=True)
     """Triton kernels of heads: `auto` uses them where they run, on a GPU of compute capability 7.5 or more; `on`
     refuses to run without; `off` takes the lines of torch that they equal."""
-    devices: int = free(1, 1, 1024, cost=True)
+    devices: int = free(1, 1, 1024, cost=True, unit="processes")
     """Processes that train together on this machine, one per GPU; each takes an equal part of every micro-batch.
     Neither this nor the four below change what is computed, but for rounding and dropout."""
-    nodes: int = free(1, 1, 1024, cost=True)
+    nodes: int = free(1, 1, 1024, cost=True, unit="machines")
     """Machines with `devices` processes each; more than 1 inside a SLURM job that has as many."""
     strategy: str = free("ddp", choices=("ddp", "fsdp2"), cost=True)
     """`ddp`: the whole model on each device; `fsdp2`: weights, gradients and optimizer state in shards."""
     vocab_parallel: bool = free(False, cost=True)
     """With `ddp` and several processes: each has its part of the rows of the input embedding and of a dense head, with
     their gradients and optimizer state, and states travel instead of these gradients. Other heads stay whole."""
-    max_restarts: int = free(3, 0, 10**6)
+    max_restarts: int = free(3, 0, 10**6, unit="restarts")
     """How often all processes are restarted from the last checkpoint after one is lost."""
-    threads: int | None = setting(None, 1, 4096)
+    threads: int | None = setting(None, 1, 4096, unit="threads")
     """CPU threads; null leaves torch's choice. Part of what makes a run repeatable to the bit."""
     resume: str = free("auto", choices=("auto", "never"))
     """`auto` continues from the folder's last checkpoint; `never` refuses a folder that has one."""
-    log_every_steps: int = free(10, 1, 10**9)
-    eval_every_steps: int | None = free(None, 1, 10**9)
+    log_every_steps: int = free(10, 1, 10**9, unit="steps")
+    """A row of metrics every so many steps."""
+    eval_every_steps: int | None = free(None, 1, 10**9, unit="steps")
     """Validation also every so many steps; null means at the end only."""
-    eval_batch_size: int | None = free(None, 1, 10**9)
+    eval_batch_size: int | None = free(None, 1, 10**9, unit="windows")
     """Windows per validation pass of one process; null means its part of micro_batch_size."""
-    checkpoint_every_steps: int | None = free(None, 1, 10**9)
+    checkpoint_every_steps: int | None = free(None, 1, 10**9, unit="steps")
     """null means every tenth of the run; the last step is always saved."""
-    checkpoint_every_minutes: float = free(10.0, 0, 10**6, open_low=True)
+    checkpoint_every_minutes: float = free(10.0, 0, 10**6, open_low=True, unit="minutes")
     """Save at least once in so many minutes."""
-    keep_checkpoints: int = free(2, 2, 10**6)
+    keep_checkpoints: int = free(2, 2, 10**6, unit="checkpoints")
     """Number of newest checkpoints to keep, at least 2, so that a damaged one always has a predecessor."""
     mirror: str | None = free(None)
     """A folder for a verified copy of every checkpoint, in a folder named after the run and a hash of it;
@@ -342,7 +342,7 @@ class TrainConfig:
     returns to the last checkpoint and continues with the text after the one that caused it."""
     max_nonfinite: int = free(3, 0, 10**6)
     """How many times `skip` or `rollback` is done before the run ends as with `raise`."""
-    hang_minutes: float | None = free(30.0, 0, 10**6, open_low=True)
+    hang_minutes: float | None = free(30.0, 0, 10**6, open_low=True, unit="minutes")
     """Minutes without a step or an evaluation batch after which the process ends; null means no limit."""
 
     def __post_init__(self) -> None:
@@ -394,13 +394,16 @@ class TrackingConfig:
     mode: str = setting("offline", choices=("online", "offline", "disabled"))
     """`online`, `offline` (in the run folder, `wandb sync` sends it later) or `disabled`."""
     project: str = "gvc"
+    """The W&B project."""
     entity: str | None = None
+    """The W&B user or team; null means your own."""
     group: str | None = None
     """Runs that belong together, e.g. the name of a sweep."""
     job_type: str = "train"
+    """W&B's kind of run."""
     tags: list[str] = field(default_factory=list)
     """Added to the tags for model, head and data."""
-    init_timeout_s: float = setting(20.0, 0, 3600, open_low=True)
+    init_timeout_s: float = setting(20.0, 0, 3600, open_low=True, unit="seconds")
     """Seconds to wait for the server before the run goes on without it."""
 
     def __post_init__(self) -> None:
@@ -417,19 +420,20 @@ class JudgeConfig:
     """As the endpoint names it."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable with the key, which is never written down; unset where a local server needs none."""
-    num_stories: int = setting(50, 1, 10**6)
+    num_stories: int = setting(50, 1, 10**6, unit="stories")
     """Beginnings to complete."""
-    max_new_tokens: int = setting(200, 1, 10**6)
+    max_new_tokens: int = setting(200, 1, 10**6, unit="tokens")
     """Of a completion."""
     temperature: float = setting(1.0, 0, 1e6)
     """Of the completions, 0 for the likeliest."""
     retries: int = setting(4, 0, 100)
     """Times to ask again after no answer (with growing waits) or an answer without grades."""
-    timeout_s: float = setting(60.0, 0, 86_400, open_low=True)
+    timeout_s: float = setting(60.0, 0, 86_400, open_low=True, unit="seconds")
     """Seconds to wait for one answer."""
-    usd_per_million_prompt_tokens: float | None = setting(None, 0, 1e6)
+    usd_per_million_prompt_tokens: float | None = setting(None, 0, 1e6, unit="USD")
     """With the next one: what the answers cost is added up."""
-    usd_per_million_completion_tokens: float | None = setting(None, 0, 1e6)
+    usd_per_million_completion_tokens: float | None = setting(None, 0, 1e6, unit="USD")
+    """The same for answers."""
 
     def __post_init__(self) -> None:
         if not self.base_url.startswith(("http://", "https://")):
@@ -441,7 +445,7 @@ class JudgeConfig:
 class EvalConfig:
     """A limit for evaluations that are not the last one of a run. It changes nothing about its result."""
 
-    max_tokens: int | None = setting(None, 1)
+    max_tokens: int | None = setting(None, 1, unit="tokens")
     """Tokens of the validation text that `gvc eval` reads, and the validations on the way (train.eval_every_steps);
     null means all. A limit of the last validation of a run is data.max_valid_tokens."""
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from grouped_lm.bench.settings import SUITES, BenchConfig
 from grouped_lm.config import Config, ModelConfig, check_choice
 from grouped_lm.errors import ConfigError, GvcError
+from grouped_lm.system.phases import phase, track
 
 from .compose import (
     BENCH_CONFIG,
@@ -46,7 +47,7 @@ ConfigStore.instance().store(name=BENCH_CONFIG, node={"defaults": DEFAULTS})
 def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
     """Compose and check the config of a command that takes one."""
     overrides = auto_micro_batch(overrides)
-    with explained(overrides, flags):
+    with explained(overrides, flags), phase("reading the config"):
         (config, _), *others = compose_jobs(overrides, flags)
     if others:
         count = len(others) + 1
@@ -78,16 +79,17 @@ def compose_bench(
 
 def run(overrides: list[str], flags: HydraFlags) -> None:
     """Compose and check, then let Hydra train each job. The first process prints its run folder."""
-    from grouped_lm.jobs.launch import check_processes, preflight, run_training
+    with phase("starting"):
+        from grouped_lm.jobs.launch import check_processes, preflight, run_training
 
     rank, size = check_processes()
     with explained(overrides, flags):
         overrides = adopt_source(overrides)
     if not flags.only_prints:
-        with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)):
+        with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)), phase("reading the config"):
             jobs = compose_jobs(overrides, flags)
         check_processes(len(jobs))
-        for config, run_dir in jobs:
+        for config, run_dir in track(jobs, "checking the jobs", len(jobs)) if len(jobs) > 1 else jobs:
             preflight(config, run_dir, here=not flags.multirun and len(jobs) == 1, processes=size)
     if rank:  # of several that torchrun has started, the first one's folder is everybody's
         overrides = [*overrides, "hydra.run.dir=.", "hydra.output_subdir=null"]

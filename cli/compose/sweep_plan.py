@@ -27,6 +27,7 @@ from grouped_lm.jobs.device_slots import Share, visible_gpus
 from grouped_lm.jobs.launch import preflight
 from grouped_lm.jobs.sweep import SweepDisplay, SweepLimits, driver_ledger, failures, job_state, jobs_below, run_limited
 from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.system.phases import phase, track
 
 from .compose import (
     CONF,
@@ -131,7 +132,8 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
     """
     if name in RENAMED_SWEEPS:
         raise ConfigError(f"sweep {name} is now {RENAMED_SWEEPS[name]}")
-    with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with:
+    words = [f"sweep={name}", *overrides]
+    with explained(words, flags), composing(flags) as compose_with, phase("composing the jobs"):
         presets = config_groups(flags.config_dir)["sweep"]
         if name not in presets:
             raise ConfigError(f"sweep {name} is not known{nearest(name, presets)}; there are {', '.join(presets)}")
@@ -159,7 +161,7 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
             OmegaConf.set_struct(composed, False)
             del composed["hydra"]
             jobs.append((to_config(composed), run_dir))
-    for config, _ in jobs:
+    for config, _ in track(jobs, "checking the jobs", len(jobs)):
         preflight(config, here=False)
     for config, run_dir in jobs_below(folder) if is_search(chosen.sweeper) else jobs:
         if job_state(config, run_dir) != "changed":  # such a one is set aside and trained anew

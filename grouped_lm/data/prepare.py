@@ -17,6 +17,7 @@ from grouped_lm.data.token_writer import FolderWriter, OnProgress
 from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import DiskError, disk_errors
+from grouped_lm.system.phases import phase
 
 FEW_VALID_TOKENS = 200
 """A token's loss has a standard deviation of 2 to 3 nats: with fewer tokens the mean is uncertain by 0.15 or more."""
@@ -32,9 +33,7 @@ class Corpus:
     valid: TokenFile
 
 
-def prepare_data(
-    data: DataConfig, tokenizer: TokenizerConfig, progress: OnProgress | None = None, workers: int | None = None
-) -> Corpus:
+def prepare_data(data: DataConfig, tokenizer: TokenizerConfig) -> Corpus:
     """Return the token files of both splits, prepared by `prepare_split`.
 
     Raises:
@@ -42,7 +41,7 @@ def prepare_data(
         DataError, DiskError: as `prepare_split`.
     """
     check_splits_apart(data)
-    train, valid = (prepare_split(data, tokenizer, split, progress, workers) for split in ("train", "valid"))
+    train, valid = (prepare_split(data, tokenizer, split) for split in ("train", "valid"))
     if valid.target_tokens < FEW_VALID_TOKENS:
         warn_once(
             f"the validation text has {valid.target_tokens} tokens to predict: with fewer than {FEW_VALID_TOKENS} its "
@@ -69,7 +68,7 @@ def prepare_split(
         data: The source, and `cache_dir` for the result.
         tokenizer: Which tokenizer.
         split: "train" or "valid".
-        progress: Called after every batch while building.
+        progress: Called after every batch while building; None shows a bar, if phases are shown.
         workers: As in `encode_fragments`; the result does not depend on it.
 
     Raises:
@@ -84,8 +83,10 @@ def prepare_split(
 def _prepare_whole(
     data: DataConfig, encoder: Tokenizer, split: str, progress: OnProgress | None, workers: int | None
 ) -> TokenFile:
-    source = open_source(data, split)
-    description = source.describe()
+    text = "training text" if split == "train" else "validation text"
+    with phase(f"reading the {text}"):
+        source = open_source(data, split)
+        description = source.describe()
     parts = {"format": FORMAT_VERSION, "source": description, "tokenizer": encoder.fingerprint}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     slug = re.sub(r"[^A-Za-z0-9._-]+", "_", data.name) or "data"
@@ -93,13 +94,15 @@ def _prepare_whole(
     token_file, _ = read_token_file(folder, key)
     if token_file is not None:
         return token_file
-    with disk_errors(folder, CACHE_ADVICE), build_lock(folder):
+    with disk_errors(folder, CACHE_ADVICE), phase(f"tokenizing the {text}") as shown, build_lock(folder):
         token_file, reason = read_token_file(folder, key)  # another process may have been quicker
         if token_file is None:
             if folder.exists():
                 log.warning("rebuilding %s: %s", folder, reason)
             remove_stale(folder.parent, f"{slug}-{split}")
-            FolderWriter(folder, encoder, {"key": key, "source": description}).run(source, workers, progress)
+            FolderWriter(folder, encoder, {"key": key, "source": description}).run(
+                source, workers, progress or shown.update
+            )
             token_file, reason = read_token_file(folder, key)
     if token_file is None:
         raise DiskError(f"{folder} was written but cannot be read back: {reason}")

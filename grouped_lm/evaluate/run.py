@@ -25,13 +25,15 @@ from grouped_lm.runs.identity import config_identity
 from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.runs.tracking import start_tracking
 from grouped_lm.system.console import EvalDisplay
-from grouped_lm.system.files import write_json
+from grouped_lm.system.files import read_json_dict, write_json
 from grouped_lm.system.runtime import resolve_device, set_threads
 
 SAMPLES = 16
 """Texts that are generated for the `sample/...` metrics, at temperature 1 and without truncation."""
 TOKENS = 4_096
 """A batch has about so many, unless the config asks for more: the groups are then computed for many states at once."""
+STORIES = "stories-{}.json"
+"""Where an evaluation keeps the loss of every story."""
 TASK_STORIES = 1_000
 """The first so many stories of the text are used for the tasks."""
 
@@ -58,7 +60,6 @@ def evaluate_run(
     stride: int | None = None,
     samples: int = SAMPLES,
     tasks: list[str] | None = None,
-    display: EvalDisplay | None = None,
 ) -> RunEvaluation:
     """Return the evaluation of the newest checkpoint of a run.
 
@@ -68,14 +69,19 @@ def evaluate_run(
         stride: new targets per window; None for no overlap.
         samples: texts to generate for `sample/...`, 0 for none.
         tasks: names of tasks of lm-evaluation-harness.
-        display: shows the progress; None for none.
 
     Raises:
         RunFolderError, CheckpointError: there is no run, or no usable checkpoint.
         DataError: there is no text.
         ConfigError: the stride is out of range, or a task is unknown.
     """
-    display = EvalDisplay(disable=True) if display is None else display
+    with EvalDisplay() as display:
+        return _evaluate_run(run, config, stride, samples, tasks, display)
+
+
+def _evaluate_run(
+    run: Path, config: Config, stride: int | None, samples: int, tasks: list[str] | None, display: EvalDisplay
+) -> RunEvaluation:
     display.phase(f"{run}: reading")
     block_size = config.model.block_size
     rules = [ContextRule(window=block_size, stride=stride, per_story=alone) for alone in (False, True)]
@@ -195,11 +201,34 @@ def save_evaluation(evaluation: RunEvaluation, comparisons: dict[str, Any], name
     result of `compare_runs`, or {}.
     """
     write_json(evaluation.run / f"{name}.json", evaluation.metrics | comparisons)
+    stories = {"nll": evaluation.story_nll.tolist(), "tokens": evaluation.story_tokens.tolist()}
+    write_json(evaluation.run / STORIES.format(name), {"sha256": evaluation.text_sha256} | stories)
     trained = load_config(evaluation.run)
     tracked = replace(trained, tracking=evaluation.config.tracking)
     numbers = {key: value for key, value in evaluation.metrics.items() if isinstance(value, int | float)}
     summary = {f"{name}/{key.removeprefix('val/')}": value for key, value in numbers.items()}
     start_tracking(tracked, evaluation.run).finish(summary, name=name)
+
+
+@dataclass(frozen=True, slots=True)
+class StoryLosses:
+    """What `save_evaluation` keeps for later comparisons."""
+
+    nll: np.ndarray
+    """(documents,) nats of every story."""
+    tokens: np.ndarray
+    """(documents,) targets of every story."""
+    sha256: str
+    """Of the tokens."""
+
+
+def read_story_losses(run: Path, name: str = "eval") -> StoryLosses | None:
+    """Return the losses that `gvc eval` has saved in a run folder, or None if there are none that can be read."""
+    saved = read_json_dict(run / STORIES.format(name)) or {}
+    try:
+        return StoryLosses(np.array(saved["nll"], float), np.array(saved["tokens"], int), str(saved["sha256"]))
+    except (KeyError, ValueError, TypeError):
+        return None
 
 
 def compare_runs(evaluations: list[RunEvaluation]) -> dict[str, Any]:

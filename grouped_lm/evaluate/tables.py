@@ -4,11 +4,10 @@ from importlib.resources import files
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from grouped_lm.evaluate.llm_judge import CRITERIA
-from grouped_lm.system.console import print_table
+from grouped_lm.system.console import print_lines, print_table
 
 ROWS = yaml.safe_load(files("grouped_lm.evaluate").joinpath("tables.yaml").read_text(encoding="utf-8"))
 
@@ -65,9 +64,7 @@ def print_run(metrics: dict[str, Any]) -> None:
             f"{metrics['judge/stories']} stories graded; {metrics['judge/prompt_tokens']:,} tokens asked, "
             f"{metrics['judge/completion_tokens']:,} answered" + (f", {cost:.4f} USD." if cost is not None else "."),
         )
-    console = Console(highlight=False, width=120)
-    for line in [*lines, *metrics["diagnosis"]]:
-        console.print(line, soft_wrap=True)
+    print_lines([*lines, *metrics["diagnosis"]])
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:

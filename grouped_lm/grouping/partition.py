@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grouped_lm.config import GroupingConfig, check_range
+from grouped_lm.config import GroupingConfig, check_fields, setting
 from grouped_lm.errors import ConfigError
 
 
@@ -138,11 +138,11 @@ class SeededConfig(GroupingConfig):
     """Config of `grouping=random` and `grouping=kmeans`."""
 
     name: str = "random"
-    seed: int = 0
+    seed: int = setting(0, 0, 2**63 - 1)
     """Seed of all random numbers."""
 
     def __post_init__(self) -> None:
-        check_range("grouping.seed", self.seed, 0, 2**63 - 1)
+        check_fields(self, "grouping")
 
 
 def by_merge_rank(_: GroupingConfig, inputs: GroupingInputs) -> Grouping:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from grouped_lm.config import IGNORE_INDEX, check_range
+from grouped_lm.config import IGNORE_INDEX, setting
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, log_mass
 from grouped_lm.heads.decoding.best_first import BestFirstHead
@@ -27,7 +27,7 @@ class AdaptiveConfig(HeadOptions):
     name: str = "adaptive"
     cutoffs: list[int] = field(default_factory=lambda: [2_000, 10_000])
     """Ranks at which clusters begin, rising, >= 1. Those from V on are ignored; if none is left it is V - 1."""
-    div_value: float | int = 4.0
+    div_value: float | int = setting(4.0, 1, 1e6)
     """Cluster i of 1, 2, ... has D // div_value^i dimensions, >= 1."""
     bias: bool = False
     """A bias per token and cluster; torch's module has none in the clusters."""
@@ -37,7 +37,6 @@ class AdaptiveConfig(HeadOptions):
         whole = all(isinstance(c, int) and not isinstance(c, bool) and c >= 1 for c in self.cutoffs)
         if not (self.cutoffs and whole and self.cutoffs == sorted(set(self.cutoffs))):
             raise ConfigError(f"head.cutoffs must be rising whole numbers from 1 on, got {self.cutoffs}")
-        check_range("head.div_value", self.div_value, 1, 1e6)
 
 
 class AdaptiveHead(BestFirstHead):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from grouped_lm.config import GroupingConfig, check_choice, check_range
+from grouped_lm.config import GroupingConfig, check_fields, check_range, setting
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import (
     Grouping,
@@ -45,13 +45,13 @@ class HeadOptions:
     reserve: bool | float = False
     """A fixed share of probability for the tokens that the training text does not have, trained with: true estimates it
     from that text, a number in [0, 0.5] is the share itself. Training would only lower their probability."""
-    start: str = "zero"
+    start: str = setting("zero", choices=("zero", "counts"))
     """The biases at the start: zero, or counts (the head then gives the tokens' shares of the training text)."""
 
 
 def check_options(config: Any) -> None:
-    """Raise `ConfigError` for `HeadOptions` out of range, or for `head.start=counts` without biases."""
-    check_choice("head.start", config.start, ("zero", "counts"))
+    """Raise `ConfigError` for options of a head out of range, or for `head.start=counts` without biases."""
+    check_fields(config, "head")
     if not isinstance(config.reserve, bool):
         check_range("head.reserve", config.reserve, 0, MAX_SHARE)
     if config.start == "counts" and not getattr(config, "bias", True):

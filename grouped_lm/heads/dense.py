@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import check_range
+from grouped_lm.config import setting
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options
 from grouped_lm.heads.losses.chunked import Linear
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32
@@ -25,12 +25,11 @@ class DenseConfig(HeadOptions):
     """Share the V x D matrix with the input embedding, as GPT-2 and GPT-Neo do."""
     bias: bool = False
     """A bias per token, as heads with groups have one; GPT-2 and GPT-Neo have none."""
-    chunk_rows: int | None = None
+    chunk_rows: int | None = setting(None, 1, 10**9, unit="rows of logits")
     """Rows of logits that exist at once, >= 1; null is the plain line with all N rows. 256 is a good start."""
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
 class DenseHead(RegularisedHead):

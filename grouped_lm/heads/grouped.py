@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import check_range
+from grouped_lm.config import setting
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, init_linear
 from grouped_lm.heads.losses.functional import at_least_fp32
@@ -24,12 +24,11 @@ class GroupedConfig(HeadOptions):
     """Config of `head=grouped`."""
 
     name: str = "grouped"
-    group_size: int | None = None
+    group_size: int | None = setting(None, 1, 10**9, unit="slots")
     """Slots per group S, in [1, V]; null means round(sqrt V), the least memory."""
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_range("head.group_size", self.group_size, 1, 10**9)
 
 
 class SharedLayerHead(TwoLevelHead):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import check_range
+from grouped_lm.config import setting
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, init_linear
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32
@@ -21,17 +21,15 @@ class LowRankConfig(HeadOptions):
     """Config of `head=low_rank`."""
 
     name: str = "low_rank"
-    rank: int = 32
+    rank: int = setting(32, 1, 10**6, unit="dimensions")
     """Width r of the bottleneck, >= 1. It saves nothing if r is D or more."""
     bias: bool = False
     """A bias per token."""
-    chunk_rows: int = DEFAULT_CHUNK_ROWS
+    chunk_rows: int = setting(DEFAULT_CHUNK_ROWS, 1, 10**9, unit="rows of logits")
     """Rows of logits that exist at once, >= 1."""
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_range("head.rank", self.rank, 1, 10**6)
-        check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
 class LowRankHead(RegularisedHead):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import check_choice, check_range
+from grouped_lm.config import setting
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear, chunks, default_chunk_rows, linear_nll
@@ -33,22 +33,19 @@ class SampledConfig(HeadOptions):
     """Config of `head=sampled`."""
 
     name: str = "sampled"
-    samples: int = 1024
+    samples: int = setting(1024, 1, 10**6, unit="tokens")
     """Tokens K drawn for every batch, with replacement, >= 1."""
-    proposal: str = "log_uniform"
+    proposal: str = setting("log_uniform", choices=("log_uniform", "frequency"))
     """`log_uniform` over ranks by training frequency, or `frequency`: in proportion to count + 1."""
     tied: bool = True
     """Share the V x D matrix with the input embedding."""
     bias: bool = False
     """A bias per token."""
-    chunk_rows: int = DEFAULT_CHUNK_ROWS
+    chunk_rows: int = setting(DEFAULT_CHUNK_ROWS, 1, 10**9, unit="rows of logits")
     """Rows of logits that exist at once in evaluation, >= 1."""
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_range("head.samples", self.samples, 1, 10**6)
-        check_choice("head.proposal", self.proposal, ("log_uniform", "frequency"))
-        check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
 def log_proposal(config: SampledConfig, context: HeadContext) -> Tensor:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
-from grouped_lm.config import IGNORE_INDEX, check_range
+from grouped_lm.config import IGNORE_INDEX, setting
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import group_members
 from grouped_lm.heads.context import (
@@ -43,17 +43,17 @@ class ShortlistConfig(HeadOptions):
     """Config of the default head, `head=shortlist`: every weight is a row of the embedding."""
 
     name: str = "shortlist"
-    shortlist_size: int = 256
+    shortlist_size: int = setting(256, 0, 10**9, unit="tokens")
     """Tokens K outside the groups, >= 0; more than V mean all V."""
-    group_size: int | None = None
+    group_size: int | None = setting(None, 1, 10**9, unit="slots")
     """Slots per group S, in [1, V]; null means round(sqrt V)."""
-    directions: int = 0
+    directions: int = setting(0, 0, 10**6)
     """Vectors R per group, >= 0; the group's logit is the log-sum-exp of theirs. With 0 it has the mean row alone."""
     tied: bool = True
     """Share the V x D matrix with the input embedding."""
     own_shortlist: bool = False
     """Give the shortlisted tokens rows of their own, K x D; with tied only the tokens in groups share the embedding."""
-    shared_rows: int = 32768
+    shared_rows: int = setting(32768, 0, 10**9, unit="tokens")
     """Number M >= 0 of most frequent tokens in groups whose rows are shared with the directions. The mean row of a
     group's tokens, weighted by frequency, is added to all of its directions: the first-order term of its true logit.
     As many as the text has types are enough. A group without such a token has the mean row 0."""
@@ -63,14 +63,10 @@ class ShortlistConfig(HeadOptions):
     """Add the second-order term of the group's log-sum-exp to its logit: half the variance of its tokens' logits, each
     dimension alone, times a factor per group that starts at 0. Needs head.directions of 0 or 1."""
     reserve: bool | float = True
-    start: str = "counts"
+    start: str = setting("counts", choices=("zero", "counts"))
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_range("head.shortlist_size", self.shortlist_size, 0, 10**9)
-        check_range("head.group_size", self.group_size, 1, 10**9)
-        check_range("head.directions", self.directions, 0, 10**6)
-        check_range("head.shared_rows", self.shared_rows, 0, 10**9)
         if self.second_order and self.directions > 1:
             raise ConfigError(f"head.second_order=true needs head.directions of 0 or 1, got {self.directions}")
         if not self.directions and not self.shared_rows:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from grouped_lm.config import IGNORE_INDEX, check_range
+from grouped_lm.config import IGNORE_INDEX, setting
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, init_linear, log_mass
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, exact_dtype
@@ -26,12 +26,11 @@ class TrimConfig(HeadOptions):
     """Take the rows of the seen tokens from the input embedding; else the head has K rows of its own."""
     bias: bool = False
     """A bias per class."""
-    chunk_rows: int = DEFAULT_CHUNK_ROWS
+    chunk_rows: int = setting(DEFAULT_CHUNK_ROWS, 1, 10**9, unit="rows of logits")
     """Rows of logits that exist at once, >= 1."""
 
     def __post_init__(self) -> None:
         check_options(self)
-        check_range("head.chunk_rows", self.chunk_rows, 1, 10**9)
 
 
 class TrimHead(RegularisedHead):

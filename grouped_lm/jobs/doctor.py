@@ -35,13 +35,22 @@ def examine() -> list[Check]:
         Check("gvc", True, f"{metadata.version('grouped-lm')} on Python {platform.python_version()}"),
         *([Check("checkout", True, other, warn=True)] if (other := other_checkout()) else []),
         Check("libraries", True, ", ".join(f"{name} {version}" for name, version in library_versions().items())),
-        Check("cpu", True, f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"),
+        Check(
+            "cpu",
+            True,
+            f"{cpu_model()}, {counted(os.cpu_count(), 'core')}, {counted(torch.get_num_threads(), 'thread')}",
+        ),
         Check("gpu", True, describe_gpus()),
         check_tokenizer(),
         Check("W&B", True, login_state()),
         check_disk("runs", Path.cwd()),
         check_disk("prepared data", Path(os.environ.get("GVC_CACHE_DIR", DataConfig().cache_dir)).expanduser()),
     ]
+
+
+def counted(number: int | None, what: str) -> str:
+    """Return a number with its noun, such as `1 thread` or `2 threads`."""
+    return f"{number} {what}" if number == 1 else f"{number or 'unknown'} {what}s"
 
 
 def describe_gpus() -> str:

@@ -43,7 +43,6 @@ from grouped_lm.runs.checkpoint import list_checkpoints
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.init_from import check_source
 from grouped_lm.runs.tensorboard import check_package
-from grouped_lm.system.console import PrepareDisplay
 from grouped_lm.system.files import read_json_dict, write_json
 from grouped_lm.system.runtime import compile_mode, resolve_device
 from grouped_lm.system.secret_values import refuse_secrets
@@ -111,8 +110,7 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True, pr
         RunFolder(run_dir).check_same_run(config)
     if config.init_from is not None and not (run_dir and list_checkpoints(RunFolder(run_dir).checkpoints)):
         check_source(config)
-    with PrepareDisplay() as display:
-        corpus = prepare_data(config.data, config.tokenizer, display.progress)
+    corpus = prepare_data(config.data, config.tokenizer)
     TrainBatches(corpus.train.tokens(), config.model.block_size, config.train.micro_batch_size, config.seed)
 
 

@@ -33,6 +33,7 @@ from grouped_lm.runs.load import load_config, read_job
 from grouped_lm.runs.table import is_held, last_metrics
 from grouped_lm.system.console import one_line
 from grouped_lm.system.files import write_json
+from grouped_lm.system.phases import format_seconds, say
 from grouped_lm.system.tables import Table, columns, shorten_middle
 
 LOG = "job.log"
@@ -42,6 +43,8 @@ BUSY_EXIT = 64
 POLL_SECONDS = 1.0
 NAME_SHARE = 3
 """A job's name takes at most one third of the terminal."""
+OTHER_COLUMNS = 35
+"""Characters of state, step and lines of the table."""
 
 
 def job_state(config: Config, run_dir: Path) -> str:
@@ -281,25 +284,27 @@ class SweepDisplay:
                 self._reported.add(path)
                 result = RunFolder(path).read_result() or {}
                 text = one_line(result) if state == COMPLETE else failure_reason(path)
-                self._console.print(f"{len(self._reported)}/{self._total} {path.name}: {state}  {text}", soft_wrap=True)
+                say(f"{len(self._reported)}/{self._total} {path.name}: {state}  {text}")
 
     def table(self) -> RichTable:
         """Return the state of every job, with the estimated time left."""
-        rows = []
-        for config, path in self._find_jobs():
+        jobs, rows, width = self._find_jobs(), [], self._console.width
+        longest = max((min(len(path.name), width // NAME_SHARE) for _, path in jobs), default=0)
+        for config, path in jobs:
             state = job_state(config, path)
             metrics = last_metrics(path) if state != "changed" else {}
-            row = {"job": shorten_middle(path.name, self._console.width // NAME_SHARE), "state": state}
+            row = {"job": shorten_middle(path.name, width // NAME_SHARE), "state": state}
             if "trainer/step" in metrics:
                 row["step"] = f"{metrics['trainer/step']}/{config.train.max_steps}"
-            rows.append(row | {"last figures": failure_reason(path) if state == FAILED else one_line(metrics)})
+            figures = one_line(metrics, width - longest - OTHER_COLUMNS)
+            rows.append(row | {"figures": failure_reason(path) if state == FAILED else figures})
         ended = sum(row["state"] in (COMPLETE, FAILED) for row in rows)
         title = f"{ended}/{self._total} jobs{self._time_left(ended)}"
-        return Table(columns=columns("job; state; step; last figures"), rows=rows, title=title).terminal()
+        return Table(columns=columns("job; state; step; last figures = figures"), rows=rows, title=title).terminal()
 
     def _time_left(self, ended: int) -> str:
         ended_now = ended - self._ended_before
         if ended_now <= 0 or ended == self._total:
             return ""
         left = (time.monotonic() - self._started) / ended_now * (self._total - ended)
-        return f", about {left / 60:.0f} minutes left" if left >= 60 else f", about {left:.0f} s left"
+        return f", about {format_seconds(left)} left"

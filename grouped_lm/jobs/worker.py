@@ -20,6 +20,7 @@ from grouped_lm.jobs.sweep import BUSY_EXIT
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.load import read_job
 from grouped_lm.system.files import write_json
+from grouped_lm.system.phases import show_phases
 from grouped_lm.system.signals import exit_on_sigterm
 
 PR_SET_PDEATHSIG = 1
@@ -50,6 +51,7 @@ def main() -> None:
     """Train, then write the outcome or exit as `gvc train` would."""
     run_dir, scratch = Path(sys.argv[1]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
     stop_with_parent(int(sys.argv[2]))
+    show_phases()
     processes = int(os.environ["WORLD_SIZE"]) if scratch else 1
     outcome, error = train_job(scratch / JOB if scratch else RunFolder(run_dir).job, run_dir, processes)
     if scratch is not None:

@@ -1,7 +1,9 @@
 """Peak speed and memory of devices, and bandwidth of the links between them; the CPU is measured."""
 
+import contextlib
 import dataclasses
 import difflib
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -30,17 +32,17 @@ class Device:
     fp32_flops_per_sec: float
     bf16_flops_per_sec: float
     """Dense, fp32 accumulation."""
+    fp16_flops_per_sec: float
+    """As for bf16."""
     bytes_per_sec: float
     """Bandwidth of its memory."""
     memory_bytes: int
     source: str
-    fp16_flops_per_sec: float | None = None
-    """None if it is that of bf16."""
 
     def flops_per_sec(self, dtype: str) -> float:
         """Return the peak for matrix products in `float32`, `bfloat16` or `float16`."""
-        half = {"bfloat16": self.bf16_flops_per_sec, "float16": self.fp16_flops_per_sec or self.bf16_flops_per_sec}
-        return half.get(dtype, self.fp32_flops_per_sec)
+        peaks = {"bfloat16": self.bf16_flops_per_sec, "float16": self.fp16_flops_per_sec}
+        return peaks.get(dtype, self.fp32_flops_per_sec)
 
     def shared_by(self, processes: int) -> "Device":
         """Return the device as one of several processes on it sees it, with an equal part of everything."""
@@ -48,7 +50,7 @@ class Device:
             self,
             fp32_flops_per_sec=self.fp32_flops_per_sec / processes,
             bf16_flops_per_sec=self.bf16_flops_per_sec / processes,
-            fp16_flops_per_sec=self.fp16_flops_per_sec and self.fp16_flops_per_sec / processes,
+            fp16_flops_per_sec=self.fp16_flops_per_sec / processes,
             bytes_per_sec=self.bytes_per_sec / processes,
             memory_bytes=self.memory_bytes // processes,
             source=f"{self.source}, shared by {processes} processes",
@@ -69,24 +71,47 @@ class Interconnect:
 
 KNOWN = yaml.safe_load(files("grouped_lm.measure").joinpath("devices.yaml").read_text(encoding="utf-8"))
 DEVICES = {
-    name: Device(name, memory_bytes=values.pop("memory_gib") * GIB, **values)
-    for name, values in KNOWN["devices"].items()
+    name: Device(name, fp32 * 1e12, bf16 * 1e12, fp16 * 1e12, giga * 1e9, gib * GIB, family["source"])
+    for family in KNOWN["devices"]
+    for name, (fp32, bf16, fp16, giga, gib) in family["cards"].items()
 }
+MAKERS = re.compile(r"^(nvidia|tesla|geforce|apple)+")
+EXAMPLE = "tflops=40,gbps=500,gib=12"
 INTERCONNECTS = {name: Interconnect(name, **values) for name, values in KNOWN["interconnects"].items()}
 
 
 def find_device(name: str, dtype: str) -> Device:
-    """Return the device with that name; the CPU is measured with `dtype`. ConfigError: the name is unknown."""
-    if name in DEVICES:
-        return DEVICES[name]
-    if name != "cpu":
-        raise ConfigError(
-            f"--device must be one of {', '.join(DEVICES)}, cpu, got {name!r}{did_you_mean(name, [*DEVICES, 'cpu'])}"
-        )
+    """Return the device with that name, such as `rtx3060` or `GeForce RTX 3060`; the CPU is measured with `dtype`.
+
+    `tflops=40,gbps=500,gib=12` is a device with these figures: peak TFLOPS in the dtype of the run, GB/s and GiB of its
+    memory. ConfigError: the name is unknown, or a figure is missing.
+    """
+    short = MAKERS.sub("", re.sub(r"[^a-z0-9]", "", name.lower()))
+    for known in (name, short, f"rtx{short}"):
+        if known in DEVICES:
+            return DEVICES[known]
+    if "=" in name:
+        return own_device(name)
+    if short != "cpu":
+        near = did_you_mean(short, [*DEVICES, "cpu"]) or f"; there are {', '.join(DEVICES)}, cpu."
+        raise ConfigError(f"--device {name} is not known{near} Your own figures: --device {EXAMPLE}")
     cpu = torch.device("cpu")
     flops = measure_gemm_flops_per_sec(cpu, getattr(torch, dtype))
-    source = f"measured here: a matrix product and a copy with {torch.get_num_threads()} threads"
-    return Device("cpu", flops, flops, measure_copy_bytes_per_sec(cpu), machine_memory(), source)
+    source = f"measured here: a matrix product and a copy, CPU threads: {torch.get_num_threads()}"
+    return Device("cpu", flops, flops, flops, measure_copy_bytes_per_sec(cpu), machine_memory(), source)
+
+
+def own_device(text: str) -> Device:
+    """Return a device with the figures of a text such as `tflops=40,gbps=500,gib=12`; ConfigError if one is missing."""
+    given = dict(part.partition("=")[::2] for part in text.replace(" ", "").lower().split(","))
+    figures = {}
+    for key, value in given.items():
+        with contextlib.suppress(ValueError):
+            figures[key] = float(value)
+    if figures.keys() != {"tflops", "gbps", "gib"} or not all(0 < x < math.inf for x in figures.values()):
+        raise ConfigError(f"--device needs tflops=, gbps= and gib=, each above 0, such as {EXAMPLE}, got {text!r}")
+    flops = 1e12 * figures["tflops"]
+    return Device(text, flops, flops, flops, 1e9 * figures["gbps"], int(figures["gib"] * GIB), "as given")
 
 
 def find_interconnect(name: str, on_cpu: bool = False) -> Interconnect:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from grouped_lm.config import OptimConfig, check_choice, check_range
+from grouped_lm.config import OptimConfig, setting
 from grouped_lm.distributed.process_group import is_sharded
 from grouped_lm.errors import ConfigError
 from grouped_lm.optim.adamw import decay_groups
@@ -22,29 +22,21 @@ from grouped_lm.optim.adamw import decay_groups
 class MuonConfig(OptimConfig):
     """Muon for the matrices of the body, AdamW for embeddings, head, norms and biases."""
 
-    name: str = "muon"
-    momentum: float = 0.95
-    """Of Muon, in [0, 0.999999]."""
-    ns_steps: int = 5
-    """Newton-Schulz iterations that make an update orthogonal, in [1, 99]."""
-    matrix_lr_ratio: float = 1.0
-    """Learning rate of the matrices as a share of `lr`, > 0."""
-    weight_decay: float = 0.1
+    name: str = setting("muon", choices=("muon",))
+    momentum: float = setting(0.95, 0, 0.999999)
+    """Momentum of Muon."""
+    ns_steps: int = setting(5, 1, 99, unit="iterations")
+    """Newton-Schulz iterations that make an update orthogonal."""
+    matrix_lr_ratio: float = setting(1.0, 0, 1e6, open_low=True)
+    """Learning rate of the matrices as a share of `lr`."""
+    weight_decay: float = setting(0.1, 0, 1e6)
     """Of all matrices. Norms, biases, scales and shifts have none."""
-    beta1: float = 0.9
-    """Of AdamW, as are the next two."""
-    beta2: float = 0.95
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        OptimConfig.__post_init__(self)
-        check_choice("optim.name", self.name, ("muon",))
-        for key in ("momentum", "beta1", "beta2"):
-            check_range(f"optim.{key}", getattr(self, key), 0, 0.999999)
-        check_range("optim.ns_steps", self.ns_steps, 1, 99)
-        check_range("optim.matrix_lr_ratio", self.matrix_lr_ratio, 0, 1e6, open_low=True)
-        check_range("optim.weight_decay", self.weight_decay, 0, 1e6)
-        check_range("optim.eps", self.eps, 0, 1, open_low=True)
+    beta1: float = setting(0.9, 0, 0.999999)
+    """AdamW's decay of the average of gradients."""
+    beta2: float = setting(0.95, 0, 0.999999)
+    """AdamW's decay of the average of squared gradients."""
+    eps: float = setting(1e-8, 0, 1, open_low=True)
+    """AdamW adds it to the root of the second average."""
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -27,6 +27,7 @@ from grouped_lm.plan.fake_step import (
     with_shape,
     with_train,
 )
+from grouped_lm.system.phases import track
 
 MAX_BATCH, MAX_CONTEXT = 2**16, 2**17
 """The search for the largest shapes ends here."""
@@ -211,7 +212,7 @@ def plan_heads(
         heads |= {name: dataclasses.replace(head, tied=False) for name, head in heads.items() if hasattr(head, "tied")}
     heads[config.head.name] = config.head
     plans, unplanned = [], []
-    for name, head in heads.items():
+    for name, head in track(heads.items(), "planning the heads", len(heads)):
         if HEADS[name].head.sizes_follow_text:
             unplanned.append(name)
             continue

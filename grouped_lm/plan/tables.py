@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from grouped_lm.config import Config
@@ -48,9 +49,39 @@ def side_by_side(title: str, plans: dict[str, Any], rows: dict[str, Callable[[An
     return table
 
 
+def plan_title(config: Config, memory_bytes: int, device: Device) -> str:
+    """Return what all heads of a plan share."""
+    train, model = config.train, config.model
+    return (
+        f"{model.name}, micro_batch_size {train.micro_batch_size}, block_size {model.block_size}, {train.dtype}, "
+        f"{size(memory_bytes)} of memory, {device.name}"
+    )
+
+
+def summary_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device: Device) -> Table:
+    """Return a line per head with the figures that decide, for a terminal on which `plan_table` does not fit."""
+    unit, in_unit = bytes_unit(plans)
+    cells: dict[str, Callable[[HeadPlan], str]] = {
+        "head": lambda p: p.head,
+        f"peak\n{unit}": lambda p: in_unit(p.peak_bytes),
+        "largest\nbatch": lambda p: f"{p.largest_micro_batch_size:,}" + "+" * (p.largest_micro_batch_size == MAX_BATCH),
+        "longest\ncontext": lambda p: f"{p.longest_block_size:,}" + "+" * (p.longest_block_size == MAX_CONTEXT),
+        "less\nmemory": lambda p: f"{p.memory_ratio:.2f}x",
+        "faster": lambda p: f"{p.speed_ratio:.2f}x",
+        "tokens/s": lambda p: f"{p.tokens_per_sec:,.0f}",
+        "hours": lambda p: format_hours(p.hours),
+    }
+    table = Table(title=plan_title(config, memory_bytes, device), title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding = (0, 1, 0, 0)
+    for label in cells:
+        table.add_column(label, justify="left" if label == "head" else "right")
+    for plan in plans:
+        table.add_row(*(cell(plan) for cell in cells.values()))
+    return table
+
+
 def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device: Device) -> Table:
     """Return the heads side by side."""
-    train, model = config.train, config.model
     unit, in_unit = bytes_unit(plans)
 
     def part(kind: str) -> Callable[[HeadPlan], str]:
@@ -71,11 +102,7 @@ def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device:
         "tokens per second, estimated": lambda p: f"{p.tokens_per_sec:,.0f}",
         "hours, estimated": lambda p: format_hours(p.hours),
     }
-    title = (
-        f"{model.name}, micro_batch_size {train.micro_batch_size}, block_size {model.block_size}, {train.dtype}, "
-        f"{size(memory_bytes)} of memory, {device.name}"
-    )
-    return side_by_side(title, {plan.head: plan for plan in plans}, cells)
+    return side_by_side(plan_title(config, memory_bytes, device), {plan.head: plan for plan in plans}, cells)
 
 
 def notes(plans: list[HeadPlan], unplanned: list[str], device: Device) -> list[str]:

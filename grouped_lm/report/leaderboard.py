@@ -9,7 +9,7 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain
@@ -272,13 +272,18 @@ def standings(
 
 def short_names(entries: Sequence[Standing]) -> dict[str, str]:
     """Return a short name for each `head`: its name and the settings that most variants of that head do not have."""
+
+    def name_of(entry: Standing, keys: Iterable[str]) -> str:
+        return " ".join([entry.settings["name"], *(_short_setting(key, entry.settings[key]) for key in keys)])
+
     names = {}
     for entry in entries:
         peers = [other.settings for other in entries if other.settings["name"] == entry.settings["name"]]
         rare = [k for k, v in entry.settings.items() if 2 * sum(peer.get(k) == v for peer in peers) <= len(peers)]
-        names[entry.head] = " ".join([entry.settings["name"], *(_short_setting(k, entry.settings[k]) for k in rare)])
+        names[entry.head] = name_of(entry, rare)
     shared = [name for name, count in Counter(names.values()).items() if count > 1]
-    return {head: head if name in shared else name for head, name in names.items()}
+    whole = {entry.head: name_of(entry, (key for key in entry.settings if key != "name")) for entry in entries}
+    return {head: whole[head] if name in shared else name for head, name in names.items()}
 
 
 def _short_setting(key: str, value: str) -> str:

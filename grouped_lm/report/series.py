@@ -100,6 +100,18 @@ def _series_names(rows: list[Row]) -> list[str]:
     return names
 
 
+def names_of_runs(rows: list[Row]) -> list[str]:
+    """Return a name for each run, of the settings in which the runs differ, with its seed where names are equal."""
+    rows = [row | {STEP_TOKENS: head_tokens(row, row.get("train.grad_accum_steps"))} for row in rows]
+    several = len({row.get("group_size") for row in rows if row.get("group_size")}) > 1
+    sizes = [f" S={row['group_size']:,}" if several and row.get("group_size") else "" for row in rows]
+    names = [name + size for name, size in zip(_series_names(rows), sizes, strict=True)]
+    names = [
+        f"{name}, seed {row['seed']}" if names.count(name) > 1 else name for name, row in zip(names, rows, strict=True)
+    ]
+    return [f"{name}, {row['run']}" if names.count(name) > 1 else name for name, row in zip(names, rows, strict=True)]
+
+
 def head_tokens(row: Row, passes: int | None = 1) -> int | None:
     """Return N, the tokens of one forward pass, or of several `passes`; None if a setting is missing."""
     factors = row.get("train.micro_batch_size"), row.get("model.block_size"), passes

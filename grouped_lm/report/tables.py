@@ -36,11 +36,11 @@ PARETO_NOTE = (
 )
 
 
-def write_results(folder: Path) -> list[Row]:
+def write_results(folder: Path, total: int | None = None) -> list[Row]:
     """Write `results.csv`, `results.md` and `plots/` for the runs below `folder`, and return their rows.
 
     Without matplotlib there are no plots, and a line on stderr says so. Without runs there are no files. Two drivers
-    of one sweep write one after the other.
+    of one sweep write one after the other. `total` is the number of jobs of the sweep, None if all have a folder.
     """
     if not folder.is_dir():
         return []
@@ -52,23 +52,25 @@ def write_results(folder: Path) -> list[Row]:
             return []
         except PlotLibraryError as error:
             print(f"gvc: {error}", file=sys.stderr)
-        write_tables(rows, folder, plots)
+        write_tables(rows, folder, plots, total)
         return rows
 
 
-def write_tables(rows: list[Row], folder: Path, plots: list[Path] | None = None) -> None:
+def write_tables(rows: list[Row], folder: Path, plots: list[Path] | None = None, total: int | None = None) -> None:
     """Write `results.csv` with every figure in full precision, and `results.md` for reading.
 
     Args:
         rows: the runs. Those below `folder` get their name from there, so that two sweeps can be compared.
         folder: where the files go.
         plots: files of plots; results.md shows the PNGs.
+        total: the number of runs in the end, None if these are all.
     """
     rows = [row | {"run": _name_below(row["run"], folder)} for row in rows]
     mark_front(rows)
     write_text(folder / "results.csv", runs_csv(rows))
     pictures = [path.relative_to(folder) for path in plots or [] if path.suffix == ".png"]
-    write_text(folder / "results.md", _results_markdown(rows, folder.resolve().name, pictures))
+    text = _results_markdown(rows, folder.resolve().name, pictures, total or len(rows))
+    write_text(folder / "results.md", text)
 
 
 def _name_below(run: str, folder: Path) -> str:
@@ -81,9 +83,9 @@ def runs_csv(rows: list[Row]) -> str:
     return csv_text(rows, [*CSV_FIRST, *sorted({key for row in rows for key in row} - set(CSV_FIRST))])
 
 
-def _results_markdown(rows: list[Row], title: str, pictures: list[Path]) -> str:
+def _results_markdown(rows: list[Row], title: str, pictures: list[Path], total: int) -> str:
     complete = [row for row in rows if row["state"] == COMPLETE]
-    text = f"# {title}\n\n{len(complete)} of {len(rows)} runs complete.\n"
+    text = f"# {title}\n\n{len(complete)} of {total} runs complete.\n"
     front = [row for row in complete if row["front"] == "yes"]
     if front:
         shown = [column for column in _filled(front) if column.key in PARETO_KEYS]
@@ -125,8 +127,12 @@ def comparison_table(rows: list[Row], wide: bool = True, width: int | None = Non
     note = "\n".join(f"{name}: {row['reason']}" for name, row in zip(names, rows, strict=True) if row.get("reason"))
     if len(rows) <= FEW_RUNS:
         lines = [{"": c.label} | {str(i): show(row.get(c.key), c.form) for i, row in enumerate(rows)} for c in shown]
-        heads = [Column("", ""), *(Column(name, str(i), "{:}") for i, name in enumerate(names))]
-        return Table(columns=heads, rows=lines, title=title, note=note).terminal()
+        for longest in range(max(map(len, names)), NAME_WIDTH - 1, -1):
+            cut = [shorten_middle(name, longest) for name in names]
+            heads = [Column("", ""), *(Column(name, str(i), "{:}") for i, name in enumerate(cut))]
+            table = Table(columns=heads, rows=lines, title=title, note=note).terminal()
+            if wide or width is None or natural_width(table) <= width:
+                return table
     rows = [row | {"run": name} for row, name in zip(rows, names, strict=True)]
     if wide:
         return Table(columns=[RUN, *shown], rows=rows, title=title, note=note).terminal()

@@ -1,24 +1,30 @@
 """Output for people: progress and closing table of a run on stderr, and tables on stdout."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Column, Table
+from rich.text import Text
 
-from grouped_lm.system.tables import columns
+from grouped_lm.system.phases import Phase, say
+from grouped_lm.system.tables import GIB, columns, show
 
-Part = TypeVar("Part")
+LINE = {
+    "train/loss": "loss {:.3f}",
+    "train/perplexity": "ppl {:,.1f}",
+    "val/perplexity": "val ppl {:,.2f}",
+    "throughput/tokens_per_sec": "{:,.0f} tok/s",
+    "memory": "peak {}",
+}
+"""Figures of `one_line`."""
+LEAST_FIRST = ("memory", "train/perplexity", "throughput/tokens_per_sec", "val/perplexity", "train/loss")
+FIXED_WIDTH = 34
+"""Characters of a progress line beside title, steps and figures: spinner, shortest bar, time left, gaps."""
 
 CLOSING_ROWS = columns("""
     validation perplexity = val/perplexity {:,.2f}; validation nats per token = val/loss {:.4f}
@@ -39,17 +45,18 @@ def peak_memory_gib(row: dict[str, Any]) -> float | None:
     return row.get("memory/peak_gpu_gib") or row.get("memory/peak_tensor_gib")
 
 
-def one_line(row: dict[str, Any]) -> str:
-    """Return one line with the loss, perplexity, speed and memory of a row of metrics, as far as it has them."""
-    forms = {
-        "train/loss": "loss {:.3f}",
-        "train/perplexity": "ppl {:,.1f}",
-        "val/perplexity": "val ppl {:,.2f}",
-        "throughput/tokens_per_sec": "{:,.0f} tok/s",
-        "memory": "peak {:.2f} GiB",
-    }
-    row = row | {"memory": peak_memory_gib(row)}
-    return "  ".join(form.format(row[key]) for key, form in forms.items() if row.get(key) is not None)
+def one_line(row: dict[str, Any], width: int | None = None) -> str:
+    """Return one line with the loss, perplexity, speed and memory of a row of metrics, as far as it has them.
+
+    Figures that do not fit into `width` characters are left out, the least important one first.
+    """
+    peak = peak_memory_gib(row)
+    row = row | {"memory": peak and show(peak * GIB, "bytes")}
+    figures = {key: form.format(row[key]) for key, form in LINE.items() if row.get(key) is not None}
+    for key in LEAST_FIRST:
+        if width is not None and len("  ".join(figures.values())) > width:
+            figures.pop(key, None)
+    return "  ".join(figures.values())
 
 
 class TrainDisplay:
@@ -57,54 +64,37 @@ class TrainDisplay:
 
     def __init__(self, title: str, max_steps: int, step: int, quiet: bool = False) -> None:
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
-        self._title, self._max_steps = title, max_steps
-        self._line = ""
-        self._progress = Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=1, overflow="ellipsis")),
-            BarColumn(bar_width=6),
-            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(max_steps)) + 1)),
-            TextColumn("{task.fields[line]}", table_column=Column(no_wrap=True, min_width=44)),
-            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
-            console=self._console,
-            expand=True,
-            disable=not self._console.is_terminal,
-            transient=True,
-        )
-        self._task = self._progress.add_task(title, total=max_steps, completed=step, line="")
+        self._title, self._max_steps, self._first_step = title, max_steps, step
+        self._phase = Phase(title, max_steps)
 
     def __enter__(self) -> "TrainDisplay":
-        self._progress.start()
+        self._phase.start()
+        self._phase.update(self._first_step)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        self._phase.stop()
 
     def step(self, step: int) -> None:
         """Move the bar."""
-        self._progress.update(self._task, completed=step)
+        self._phase.update(step)
 
     def row(self, step: int, row: dict[str, Any]) -> None:
         """Show a row of metrics."""
-        self._line = one_line(row)
         if self._console.is_terminal:
-            self._progress.update(self._task, completed=step, line=self._line)
+            taken = len(self._title) + 2 * len(str(self._max_steps)) + FIXED_WIDTH
+            self._phase.update(step, note=one_line(row, self._console.width - taken))
         else:
-            self._console.print(f"{self._title}  step {step}/{self._max_steps}  {self._line}", soft_wrap=True)
-
-    def validating(self, parts: Iterable[Part], total: int) -> Iterator[Part]:
-        """Yield `parts`, and show on a terminal how many of `total` are done."""
-        for done, part in enumerate(parts):
-            self._progress.update(self._task, line=f"validating {done}/{total}")
-            yield part
-        self._progress.update(self._task, line=self._line)
+            self._console.print(f"{self._title}  step {step}/{self._max_steps}  {one_line(row)}", soft_wrap=True)
 
     def say(self, text: str) -> None:
         """Print a line above the progress."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        if not self._console.quiet:
+            say(text)
 
     def close(self, result: dict[str, Any]) -> None:
         """Remove the progress line and print the closing table."""
-        self._progress.stop()
+        self._phase.stop()
         self._console.print(metrics_table(self._title, result))
 
 
@@ -126,6 +116,24 @@ def print_table(table: Table) -> None:
         console = Console(highlight=False, width=natural_width(table))
     for block in column_blocks(table, console.width):
         console.print(block)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines on stdout. A terminal wraps them between words."""
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=not console.is_terminal)
+
+
+def print_entries(entries: Iterable[tuple[str, str]]) -> None:
+    """Print on stdout a list of names, each with a text below it."""
+    console = Console(highlight=False)
+    for name, text in entries:
+        console.print(Text(name, "bold"), soft_wrap=not console.is_terminal)
+        if console.is_terminal:
+            console.print(Padding(Text(text), (0, 0, 0, 4)))
+        else:
+            console.print(f"    {text}", markup=False, soft_wrap=True)
 
 
 def terminal_width() -> int | None:
@@ -169,49 +177,35 @@ def with_columns(table: Table, others: list[Column], first_width: int | None = N
     return narrow
 
 
-class PrepareDisplay(Progress):
-    """A progress bar on stderr while a corpus is prepared. It shows nothing if the corpus is prepared already."""
+class EvalDisplay:
+    """The phases of an evaluation, one after the other. A bar may cover several of them."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True, highlight=False)
-        columns = TextColumn("preparing text"), BarColumn(bar_width=18), TextColumn("{task.fields[line]}")
-        super().__init__(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._phase: Phase | None = None
 
-    def progress(self, done: int, total: int | None) -> None:
-        """Show `done` of `total` units. None is an unknown total."""
-        if not self.task_ids:
-            self.add_task("text", total=total, line="")
-        self.update(self.task_ids[0], completed=done, total=total, line=f"{done:,}")
+    def __enter__(self) -> "EvalDisplay":
+        return self
 
-
-class EvalDisplay(Progress):
-    """A progress bar of an evaluation on stderr, with the time left; without a terminal, one line per phase."""
-
-    def __init__(self, disable: bool = False) -> None:
-        console = Console(stderr=True, highlight=False, quiet=disable)
-        columns = (
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, ratio=2, overflow="ellipsis")),
-            BarColumn(bar_width=None, table_column=Column(ratio=1)),
-            TaskProgressColumn(),
-            TimeRemainingColumn(compact=True),
-        )
-        off = disable or not console.is_terminal
-        super().__init__(*columns, console=console, disable=off, transient=True, expand=True)
+    def __exit__(self, *exception: object) -> None:
+        if self._phase is not None:
+            self._phase.stop()
 
     def phase(self, text: str, total: float | None = None) -> None:
-        """Say what is done now. With `total`, a new bar of so many units begins; units take equal times."""
-        if self.disable:
-            self.console.print(text, soft_wrap=True)
-        if total is None and self.task_ids:
-            self.update(self.task_ids[-1], description=text, refresh=True)
+        """Say what is done now. With `total` a bar of so many units begins, which take equal times.
+
+        Without it a bar that is not full stays.
+        """
+        if self._phase is not None and total is None and not self._phase.is_full:
+            self._phase.rename(text)
             return
-        for task in self.task_ids:
-            self.remove_task(task)
-        self.add_task(text, total=total)
+        self.__exit__()
+        self._phase = Phase(text, total, counted=False)
+        self._phase.start()
 
     def done(self, units: float) -> None:
         """Move the bar by so many units."""
-        self.update(self.task_ids[-1], advance=units)
+        if self._phase is not None:
+            self._phase.advance(units)
 
 
 def print_checks(checks: list[Any]) -> None:
@@ -219,4 +213,4 @@ def print_checks(checks: list[Any]) -> None:
     console = Console(highlight=False)
     for check in checks:
         mark = "[red]no[/]  " if not check.ok else "[yellow]look[/]" if check.warn else "[green]ok[/]  "
-        console.print(f"{mark}{check.what}: {check.detail}", soft_wrap=True)
+        console.print(f"{mark}{check.what}: {escape(check.detail)}", soft_wrap=not console.is_terminal)

@@ -25,6 +25,7 @@ from grouped_lm.runs.inputs import describe_inputs
 from grouped_lm.runs.tracking import MetricsLog, start_tracking
 from grouped_lm.system.console import TrainDisplay, peak_memory_gib
 from grouped_lm.system.files import write_json
+from grouped_lm.system.phases import phase, track
 from grouped_lm.system.runtime import describe_environment
 from grouped_lm.system.signals import StopSignals
 from grouped_lm.system.watchdog import Watchdog
@@ -71,10 +72,12 @@ class TrainingRun:
         )
         parallel = parallelize(model, train, group, device)
         self.n_params, self.n_head_params = count_params(model)
-        self.meters = Meters(config, parallel, device)
+        with phase("measuring the processor, and the memory of the head"):
+            self.meters = Meters(config, parallel, device)
         whole = group.size > 1 or train.compile or bool(config.optim.ema)  # an average is of whole tables
         rows = None if whole else leave_out_unused_rows(config, model, corpus.train.counts)
-        optimizer = build_optimizer(config.optim, model)
+        with phase("building the optimizer"):
+            optimizer = build_optimizer(config.optim, model)
         if rows is not None:
             rows.follow(optimizer)
         self.training_step = TrainingStep(config, parallel, optimizer, device)
@@ -270,7 +273,7 @@ class TrainingRun:
         if self.has_steps_left:
             text, windows = self.valid_on_the_way, self.windows_on_the_way
         batches = self._until_signal(windows.part(group.rank, group.size))
-        batches = self.display.validating(batches, -(-len(windows) // group.size))
+        batches = track(batches, "validating", -(-len(windows) // group.size))
         try:
             with averaged_weights(self.training_step.optimizer):
                 metrics = validate(self.model, batches, text.text_bytes, device, self.config.train.dtype, group)
@@ -333,6 +336,7 @@ class TrainingRun:
         if group.size > 1:
             result |= {"processes": group.size, "network/sent_bytes_per_step": meters.sent_bytes}
         group.on_first(write_json, self.folder.result, result)
-        self.tracker.finish(result)
+        with phase("finishing the tracking"):
+            self.tracker.finish(result)
         self.display.close(result)
         return group.on_first(lambda: result)

@@ -14,7 +14,7 @@ from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.distributed.process_group import ProcessGroup, join_process_group
 from grouped_lm.errors import DiskError, GvcError
-from grouped_lm.heads import GroupedTokens, Head
+from grouped_lm.heads import GroupedTokens, Head, needs_grouping
 from grouped_lm.heads.losses import kernels
 from grouped_lm.measure.memory import GIB
 from grouped_lm.models.lm import LanguageModel, build_lm
@@ -25,6 +25,7 @@ from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.init_from import read_start
 from grouped_lm.runs.train_state import head_buffers, unpack_model
 from grouped_lm.system.files import write_json
+from grouped_lm.system.phases import phase
 from grouped_lm.system.runtime import keep_freed_memory, resolve_device, set_threads
 
 
@@ -99,7 +100,8 @@ def set_up_process(
         config, predicted = process_group.on_first(choose_micro_batch, config, folder, device, process_group)
     torch.manual_seed(config.seed)
     if not train.auto_micro_batch and (process_group.size == 1 or train.strategy == "ddp"):
-        process_group.on_first(check_memory, config, device, process_group.size, process_group.local_size)
+        with phase("checking memory"):
+            process_group.on_first(check_memory, config, device, process_group.size, process_group.local_size)
     return config, device, predicted
 
 
@@ -112,7 +114,8 @@ def choose_micro_batch(
         saved = folder.read_config()["train"]
         return with_train(config, **{key: saved[key] for key in parts}), None
     available = available_bytes(device, process_group.local_size)
-    config, predicted = fit_micro_batch(config, available, process_group.size)
+    with phase("finding the largest micro-batch that fits"):
+        config, predicted = fit_micro_batch(config, available, process_group.size)
     size, steps = (getattr(config.train, key) for key in parts)
     needs = "" if predicted is None else f"; a step needs {predicted / GIB:.3f} GiB"
     free = "" if available is None else f", {available / GIB:,.2f} GiB are free"
@@ -123,7 +126,9 @@ def choose_micro_batch(
 def build_model(config: Config, corpus: Corpus, folder: RunFolder) -> LanguageModel:
     """Return the model at the start of the run: new, or with the weights and grouping of `config.init_from`."""
     if config.init_from is None:
-        return build_lm(config, corpus.train.counts, corpus.train.tokens)
+        groups = f" with groups by {config.grouping.name}" if needs_grouping(config.head) else ""
+        with phase(f"building the {config.head.name} head{groups}"):
+            return build_lm(config, corpus.train.counts, corpus.train.tokens)
     files = read_start(config, folder)
     model = build_lm(config, corpus.train.counts, saved=head_buffers(files))
     unpack_model(files, model)

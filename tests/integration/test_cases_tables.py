@@ -44,6 +44,14 @@ def test_case_U3_eight_runs_are_one_table_that_fits(eight_runs, width):
     assert len(table.rows) == 8
 
 
+@pytest.mark.parametrize("width", [44, 80])
+def test_case_U3_few_runs_with_long_names_are_one_table_that_fits(eight_runs, width):
+    table = comparison_table(eight_runs[:2], wide=False, width=width)
+    assert natural_width(table) <= width
+    shown = {str(column.header) for column in table.columns} | {str(cell) for cell in table.columns[0].cells}
+    assert "perplexity" in shown
+
+
 def test_case_U3_wide_has_every_column_and_the_default_at_most_eight_beside_the_name(eight_runs):
     wide, narrow = comparison_table(eight_runs), comparison_table(eight_runs, wide=False)
     assert len(narrow.columns) <= 9 < len(wide.columns)
@@ -79,6 +87,9 @@ def test_case_U4_a_job_in_training_is_called_running(tmp_path):
         assert job_state(config, run) == "running"
         table = SweepDisplay(lambda: [(config, run)], 1).table()
         assert [*table.columns[1].cells] == ["running"]
+        (run / "metrics.jsonl").write_text('{"trainer/step": 10, "train/loss": 4.5}\n')
+        table = SweepDisplay(lambda: [(config, run)], 1).table()
+        assert [[*column.cells] for column in table.columns[2:]] == [[f"10/{config.train.max_steps}"], ["loss 4.500"]]
         holder.communicate()
     assert job_state(config, run) == "unfinished"
 

@@ -101,6 +101,20 @@ def test_names_have_what_tells_heads_apart():
     assert names[3:] == ["dense", "low_rank rank=16", "low_rank rank=32", "low_rank rank=64", "low_rank rank=128 bias"]
 
 
+def test_one_spelling_of_a_setting_in_all_names():
+    rows = [
+        row("dense", 3.0, options="bias=True chunk_rows=256"),
+        row("dense", 3.1, options="bias=True chunk_rows=256 start=counts"),
+        row("dense", 3.2, options="bias=False chunk_rows=256"),
+        row("trim", 3.3, options="bias=True"),
+        row("trim", 3.4, options="bias=False"),
+    ]
+    names = short_names(standings(rows)).values()
+    assert len(set(names)) == 5
+    assert not [name for name in names if "=True" in name or "=False" in name]
+    assert {"trim bias", "trim no bias"} <= set(names)
+
+
 def test_the_picture_names_who_is_too_far_to_be_drawn(tmp_path):
     rows = [row("dense", 3, curve="100:4.0 200:3.0"), row("film", 3.1, curve="100:4.1 200:3.1")]
     rows.append(row("grouped", 4, curve="100:5.0 200:4.0"))

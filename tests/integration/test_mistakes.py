@@ -86,7 +86,7 @@ def test_mistakes_end_in_one_line(gvc, tiny, workdir, override, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("sample", "Missing argument 'RUN'"),
+        ("sample", "name a run folder, as `gvc train` printed it, or give --example"),
         ("data halve", "Missing argument 'TEXT'"),
         ("data halve x.txt", "Missing option '--out'"),
         ("leaderboard --nothing", "No such option: --nothing"),

@@ -24,6 +24,8 @@ from grouped_lm.plan.heads import (
     peak_function,
     plan_heads,
 )
+from grouped_lm.plan.tables import plan_table, summary_table
+from grouped_lm.system.console import natural_width
 from grouped_lm.train import session
 from grouped_lm.train.loop import train
 
@@ -196,6 +198,16 @@ def test_command(gvc):
     table = gvc("plan", "tokenizer=bytes", "model=debug", "model.n_embd=256", "--device", "a100")
     assert "\ngrouped: this head will not help you here\n" in table.out
     assert "40.00 GiB of memory" in table.out
+
+
+def test_case_24_a_plan_fits_80_columns():
+    device = DEVICES["rtx3060"]
+    config = compose(["model=debug", "tokenizer=bytes"])
+    plans, _ = plan_heads(config, GIB, device)
+    table = summary_table(config, plans, GIB, device)
+    assert natural_width(table) <= 80 < natural_width(plan_table(config, plans, GIB, device))
+    assert [*table.columns[0].cells] == [plan.head for plan in plans]
+    assert next(iter(table.columns[1].cells)) == f"{plans[0].peak_bytes / 2**20:,.2f}"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import csv
 import json
 import random
 import re
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -414,3 +416,21 @@ def test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again(
     assert after["lr=0.001,seed=1,micro_batch_size=2"]["state"] == "complete"
     changed = {name for name, stamp in stamps(Path("s")).items() if stamp != before[name]}
     assert changed == {name for name, state in states.items() if state == "failed"}
+
+
+def test_case_U5_ctrl_c_says_the_folder_the_jobs_and_the_command(gvc, tiny):
+    words = ["sweep", "seeds", *tiny, "head=dense", "seed=0,1,2", "hydra.sweep.dir=s"]
+    assert gvc(*words, "--max-jobs", "1").code == 0
+    gate = Gate(2)
+    driver = subprocess.Popen(
+        [GVC, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=gate.environment
+    )
+    gate.wait(driver)
+    driver.send_signal(signal.SIGINT)
+    gate.open()
+    _, err = driver.communicate(timeout=600)
+    assert driver.returncode == 130
+    lines = err.splitlines()
+    said = lines.index("gvc: stopped: 1 of 3 jobs are complete in s; this goes on:")
+    assert shlex.split(lines[said + 1]) == ["gvc", *words]
+    assert "1 of 3 runs complete." in Path("s/results.md").read_text()

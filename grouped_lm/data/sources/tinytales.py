@@ -53,10 +53,10 @@ WORDS_FILE = Path(__file__).with_name("tinytales.json")
 class TinytalesConfig(DataConfig):
     """`data=tinytales`: the embedded generator."""
 
-    num_train_stories: int = setting(12_000, 1, 100_000_000)
-    """Stories to write."""
-    num_valid_stories: int = setting(600, 1, 100_000_000)
-    """Stories to write."""
+    num_train_stories: int = setting(12_000, 1, 100_000_000, unit="stories")
+    """Stories of the training text."""
+    num_valid_stories: int = setting(600, 1, 100_000_000, unit="stories")
+    """Stories of the validation text."""
     seed: int = setting(0, 0, 2**63 - 1)
     """Seed of the generator."""
 

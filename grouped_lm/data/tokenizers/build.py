@@ -11,6 +11,7 @@ from grouped_lm.data.tokenizers.base import BytesTokenizer, Tokenizer
 from grouped_lm.data.tokenizers.bpe import read_bpe, train_bpe
 from grouped_lm.data.tokenizers.gpt2 import load_gpt2
 from grouped_lm.errors import DataError, disk_errors
+from grouped_lm.system.phases import phase
 
 RECIPE = "byte-level, GPT-2's splitting, end-of-text last, 2"
 """Changes when the same text would give another vocabulary."""
@@ -40,7 +41,7 @@ def build_tokenizer(config: TokenizerConfig, data: DataConfig | None = None) -> 
     path = Path(data.cache_dir).expanduser() / f"bpe-{config.vocab_size}-{key[:16]}.json"
     with disk_errors(path, CACHE_ADVICE):
         if not path.exists():
-            with build_lock(path):
+            with phase("training the tokenizer"), build_lock(path):
                 if not path.exists():  # another process may have been quicker
                     train_bpe(iter_documents(data, "train"), config.vocab_size).save(path)
     return read_bpe(path, config.vocab_size)

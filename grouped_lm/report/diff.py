@@ -1,0 +1,125 @@
+"""`gvc diff`: two runs side by side."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from grouped_lm.evaluate.run import read_story_losses
+from grouped_lm.evaluate.significance import compare_checkpoints
+from grouped_lm.evaluate.tables import print_comparison
+from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.identity import iter_settings
+from grouped_lm.runs.load import load_config
+from grouped_lm.runs.query import text_of
+from grouped_lm.runs.schema import show_value
+from grouped_lm.runs.table import read_row
+from grouped_lm.system.console import CLOSING_ROWS, print_lines, print_table
+from grouped_lm.system.tables import Column, Table, columns, show
+
+MACHINE = ("cpu", "cpu_count", "gpu", "device", "threads", "platform")
+VERSIONS = ("commit", "python", "libraries")
+PER_TOKEN = ("val/loss", "val/perplexity")
+"""Figures that compare only where text and tokenizer are the same."""
+LOSSES = ("val/loss", "val/bits_per_byte", "val/group_accuracy", "val/token_in_group_accuracy")
+"""Figures whose difference is shown; of others the ratio is."""
+
+
+def compare_two(first: Path, second: Path) -> dict[str, Any]:
+    """Return the differences of two runs, ready for JSON.
+
+    Raises:
+        RunFolderError, SchemaError: one of them is no run folder that can be read.
+    """
+    paths = (first, second)
+    settings = [dict(_settings(path)) for path in paths]
+    keys = sorted(settings[0].keys() | settings[1].keys())
+    rows = [read_row(path) for path in paths]
+    places = [RunFolder(path).read_environment() for path in paths]
+    found: dict[str, Any] = {
+        "runs": [str(path) for path in paths],
+        "states": [row["state"] for row in rows],
+        "config": {key: [one.get(key, "-") for one in settings] for key in keys if _differ(settings, key)},
+        "figures": {key: [row.get(key) for row in rows] for _, key, _ in CLOSING_ROWS},
+        "same_text": text_of(rows[0]) == text_of(rows[1]),
+        "machine": {key: [place.get(key) for place in places] for key in MACHINE if _differ(places, key)},
+        "versions": {key: [place.get(key) for place in places] for key in VERSIONS if _differ(places, key)},
+        "checkpoints": [],
+    }
+    losses = [read_story_losses(path) for path in paths]
+    if losses[0] is not None and losses[1] is not None and losses[0].sha256 == losses[1].sha256:
+        tested = compare_checkpoints(losses[0].nll, losses[1].nll, losses[0].tokens)
+        found["checkpoints"] = [{"first": str(first), "second": str(second)} | asdict(tested)]
+    return found
+
+
+def _settings(path: Path) -> Any:
+    return ((key, value) for key, _, value in iter_settings(load_config(path)) if key not in ("tracking", "judge"))
+
+
+def _differ(values: list[dict[str, Any]], key: str) -> bool:
+    return bool(values[0].get(key) != values[1].get(key))
+
+
+def print_diff(found: dict[str, Any]) -> None:
+    """Print the differences of two runs."""
+    names = [Path(run).name for run in found["runs"]]
+    names = found["runs"] if names[0] == names[1] else names
+    pair = [Column(name, str(place)) for place, name in enumerate(names)]
+    rows = [{"key": key, "0": show_value(a), "1": show_value(b)} for key, (a, b) in found["config"].items()]
+    if rows:
+        print_table(Table(columns=[Column("key", "key"), *pair], rows=rows, title="Config").terminal())
+    else:
+        print("The configs are equal.")
+    figures = [_figure(label, form, key, found["figures"][key]) for label, key, form in CLOSING_ROWS]
+    shown = [row for row in figures if row]
+    numbers = [Column(name, str(place), "{:}") for place, name in enumerate(names)]
+    change = columns("second to first = change {:}")
+    if shown:
+        print_table(
+            Table(columns=[Column("figure", "figure"), *numbers, *change], rows=shown, title="Figures").terminal()
+        )
+    if found["checkpoints"]:
+        print_comparison({"checkpoints": found["checkpoints"], "methods": []})
+    print_lines(notes(found))
+
+
+def _figure(label: str, form: str, key: str, figures: list[Any]) -> dict[str, str] | None:
+    """Return a line of the table of figures; None if neither run has the figure."""
+    first, second = figures
+    if first is None and second is None:
+        return None
+    change = ""
+    if first and second is not None:
+        change = f"{second - first:+.4f}" if key in LOSSES else f"x {second / first:.3f}"
+    return {"figure": label, "0": show(first, form), "1": show(second, form), "change": change}
+
+
+def notes(found: dict[str, Any]) -> list[str]:
+    """Return sentences on states, texts, machines and versions, and on what may not be compared."""
+    first, second = found["runs"]
+    lines = [
+        f"{run} is {state}." for run, state in zip(found["runs"], found["states"], strict=True) if state != "complete"
+    ]
+    if not found["same_text"]:
+        lines.append("Texts or tokenizers differ: losses per token do not compare; bits per byte do on one text.")
+    if not found["checkpoints"]:
+        lines.append(f"No test of the losses: gvc eval {first} {second} measures both on one text.")
+    if found["machine"]:
+        lines.append(f"Machines differ ({_changes(found['machine'])}): speed and memory do not compare.")
+    if found["versions"]:
+        lines.append(f"Versions differ: {_changes(found['versions'])}.")
+    elif not found["machine"]:
+        lines.append("Machine, commit and libraries are the same.")
+    return lines
+
+
+def _changes(values: dict[str, Any]) -> str:
+    """Return `commit abc to def, torch 2.1 to 2.2`."""
+    parts = []
+    for key, (a, b) in values.items():
+        if isinstance(a, dict) and isinstance(b, dict):
+            parts += [f"{name} {a.get(name)} to {b.get(name)}" for name in sorted(a | b) if a.get(name) != b.get(name)]
+        else:
+            short = [str(value)[:12] if key == "commit" else str(value) for value in (a, b)]
+            parts.append(f"{key} {short[0]} to {short[1]}")
+    return ", ".join(parts)
