@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .advise import advise
 from .bench import bench
 from .config import config
 from .data import data_app
@@ -38,6 +39,7 @@ app.command("demo")(demo)
 app.command("train")(train)
 app.command("resume")(resume)
 app.command("plan")(plan)
+app.command("advise")(advise)
 app.command("bench")(bench)
 app.command("eval")(evaluate)
 app.command("sample")(sample)

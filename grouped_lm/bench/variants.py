@@ -21,6 +21,7 @@ class Variant:
         head: The head's name and the settings that differ from its defaults, for `parse_head`.
         grouping: How tokens are put into groups, for heads with groups.
         tokenizer: The tokenizer's name and settings; None for the run's own tokenizer.
+        screen: Whether the screen of `gvc advise` takes it by default: it led, or came near, on some text.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Variant:
     head: dict[str, Any]
     grouping: str = "merge_rank"
     tokenizer: dict[str, Any] | None = None
+    screen: bool = False
 
     def head_config(self, **settings: Any) -> Any:
         """Return the head's config, with other settings on top."""

@@ -8,20 +8,30 @@ its live tensors: context, workspaces of libraries, rounding to 512 bytes, fragm
 Letters: B windows, T tokens of a window, V vocabulary.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeCopyMode,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 
 from grouped_lm.config import Config, GroupingConfig
 from grouped_lm.distributed.parallel import ParallelModel
 from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
+from grouped_lm.heads import HEADS
 from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.measure.live_bytes import LiveBytes, Moments
 from grouped_lm.models.gpt_neo import forget_masks
@@ -29,16 +39,29 @@ from grouped_lm.models.lm import LanguageModel, build_lm
 from grouped_lm.optim import build_optimizer
 from grouped_lm.optim.training_step import TrainingStep
 
+Counts = np.ndarray | None
+"""Occurrences of the tokens in a text, where it is known."""
 UNKNOWN_SIZES = DataDependentOutputException, DynamicOutputShapeException
 """Raised by a fake step of a head whose sizes depend on the tokens of a batch."""
 
 
-def fake_model(config: Config, vocab_size: int | None = None, processes: int = 1) -> LanguageModel:
+def fake_model(
+    config: Config, vocab_size: int | None = None, processes: int = 1, counts: Counts = None
+) -> LanguageModel:
     """Build the model without data, in training mode. The grouping changes no size.
 
-    Of several `processes` it is the model of the first one. With `train.vocab_parallel` its tables are cut.
+    Of several `processes` it is the model of the first one. With `train.vocab_parallel` its tables are cut. The (V,)
+    `counts` decide the sizes of heads whose sizes follow the text: such a model is built with data first.
     """
-    model = build_lm(dataclasses.replace(config, grouping=GroupingConfig()), vocab_size=vocab_size).train()
+    config = dataclasses.replace(config, grouping=GroupingConfig())
+    if counts is not None and HEADS[config.head.name].head.sizes_follow_text:
+        mode = detect_fake_mode()
+        assert mode is not None
+        with unset_fake_temporarily():
+            real = build_lm(config, lambda: counts).train()
+            with FakeCopyMode(mode):
+                return copy.deepcopy(real)
+    model = build_lm(config, vocab_size=vocab_size).train()
     if config.train.vocab_parallel and processes > 1:
         split_vocabulary(model, ProcessGroup(size=processes), None)
     return model
@@ -56,16 +79,20 @@ def faking() -> Iterator[None]:
 
 
 def fake_steps(
-    config: Config, batches: Sequence[int], vocab_size: int | None = None, processes: int = 1
+    config: Config,
+    batches: Sequence[int],
+    vocab_size: int | None = None,
+    processes: int = 1,
+    counts: Counts = None,
 ) -> list[Moments]:
     """Return the live bytes during one optimizer step for each B of one process. The optimizer has its state already.
 
     Of `grad_accum_steps` micro-steps two are run: from the second on, gradients live beside the activations. The text
     is not known: if it has at most half of all tokens, the default head needs less (`heads/losses/two_steps.py`).
-    Without `vocab_size` the tokenizer gives V.
+    Without `vocab_size` the tokenizer gives V. The `counts` are those of `fake_model`.
     """
     with faking():
-        model = fake_model(config, vocab_size, processes)
+        model = fake_model(config, vocab_size, processes, counts)
         optimizer = fake_optimizer(config, model)
         shapes = [(batch, config.model.block_size) for batch in batches]
         return [watch_step(config, model, optimizer, partial(_zeros, shape)) for shape in shapes]
@@ -116,9 +143,9 @@ def averages_per_weight(config: Config, model: LanguageModel) -> float:
     return stored / sum(parameter.numel() for parameter in model.parameters())
 
 
-def fake_step(config: Config, processes: int = 1, vocab_size: int | None = None) -> Moments:
+def fake_step(config: Config, processes: int = 1, vocab_size: int | None = None, counts: Counts = None) -> Moments:
     """Return the live bytes during a step with the config's own B (`fake_steps`)."""
-    return fake_steps(config, [config.train.micro_batch_size], vocab_size, processes)[0]
+    return fake_steps(config, [config.train.micro_batch_size], vocab_size, processes, counts)[0]
 
 
 def watch_step(

@@ -20,6 +20,7 @@ from grouped_lm.measure.live_bytes import KINDS, Moments
 from grouped_lm.models.lm import LanguageModel, estimate_body_flops_per_token
 from grouped_lm.plan.fake_step import (
     UNKNOWN_SIZES,
+    Counts,
     averages_per_weight,
     fake_model,
     fake_step,
@@ -170,17 +171,25 @@ def step_tokens(config: Config) -> int:
     return config.train.micro_batch_size * config.model.block_size * config.train.grad_accum_steps
 
 
+def estimate_speed(config: Config, step: Moments, device: Device, counts: Counts = None) -> tuple[float, float]:
+    """Return the tokens per second of a run, and the head's FLOPs per token and forward pass.
+
+    `step` is the fake step of the config; both know the same `counts`.
+    """
+    with FakeTensorMode():
+        model = fake_model(config, counts=counts)
+        averages = averages_per_weight(config, model)
+    n_params = sum(parameter.numel() for parameter in model.parameters())
+    seconds = seconds_per_step(config, model, n_params, averages, step.made, device)
+    return step_tokens(config) / seconds, model.head.flops_per_token()
+
+
 def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) -> HeadPlan:
     """Return the plan of one head, without the ratios to the dense head."""
     step, by_batch, by_context = measure_points(config)
     batch_peak = peak_function(by_batch, least_batch(config), lambda x: fake_step(with_shape(config, batch=x)))
     context_peak = peak_function(by_context, least_context(config), lambda x: fake_step(with_shape(config, context=x)))
-    with FakeTensorMode():
-        model = fake_model(config)
-        averages = averages_per_weight(config, model)
-    head, body = model.head.flops_per_token(), estimate_body_flops_per_token(config.model, config.model.block_size)
-    n_params = sum(parameter.numel() for parameter in model.parameters())
-    rate = step_tokens(config) / seconds_per_step(config, model, n_params, averages, step.made, device)
+    rate, head = estimate_speed(config, step, device)
     at = int(step.live.sum(1).argmax())
     return HeadPlan(
         head=config.head.name,
@@ -189,7 +198,7 @@ def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) ->
         peak_module=step.modules[at] or "optimizer",
         largest_micro_batch_size=largest(lambda x: batch_peak(x) <= memory_bytes, MAX_BATCH),
         longest_block_size=largest(lambda x: context_peak(x) <= memory_bytes, MAX_CONTEXT),
-        body_flops_per_token=body,
+        body_flops_per_token=estimate_body_flops_per_token(config.model, config.model.block_size),
         head_flops_per_token=head,
         tokens_per_sec=rate,
         hours=tokens / rate / 3600,

@@ -31,12 +31,12 @@ class Watchdog:
         self._run_dir, self._limit_s, self._on_hang = run_dir, 60 * (minutes or 0.0), on_hang
         self._rank, self._stacks = rank, f"hang-{rank}.txt" if rank else STACKS
         self._last_beat = time.monotonic()
-        self._done = threading.Event()
 
     def __enter__(self) -> "Watchdog":
         self.beat()
+        self._done = threading.Event()
         if self._limit_s:
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            threading.Thread(target=self._watch, args=(self._done,), name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -46,8 +46,8 @@ class Watchdog:
         """Report progress."""
         self._last_beat = time.monotonic()
 
-    def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self._limit_s / 4)):
+    def _watch(self, done: threading.Event) -> None:
+        while not done.wait(min(1.0, self._limit_s / 4)):
             silent_s = time.monotonic() - self._last_beat
             if silent_s > self._limit_s:
                 self._end(f"nothing happened for {silent_s:.0f} s (train.hang_minutes); stacks in {self._stacks}")

@@ -16,7 +16,7 @@ from grouped_lm.evaluate.validation import validate
 from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.measure.memory import GIB
 from grouped_lm.models.lm import LanguageModel, count_params
-from grouped_lm.optim import build_optimizer, set_learning_rate
+from grouped_lm.optim import build_optimizer, learning_rate, set_learning_rate
 from grouped_lm.optim.ema import averaged_weights
 from grouped_lm.optim.training_step import MIN_LOSS_SCALE, StepMetrics, TrainingStep
 from grouped_lm.optim.used_rows import leave_out_unused_rows
@@ -132,10 +132,10 @@ class TrainingRun:
         """Whether the run has not reached `train.max_steps`."""
         return self.progress.step < self.config.train.max_steps
 
-    def set_lr(self, lr: float) -> None:
+    def set_lr(self) -> None:
         """Set the learning rate of the next step."""
-        self.lr = lr
-        set_learning_rate(self.training_step.optimizer, lr)
+        self.lr = learning_rate(self.config.optim, self.progress.step, self.config.train.max_steps)
+        set_learning_rate(self.training_step.optimizer, self.lr)
 
     def forward_backward(self, micro_step: int) -> HeadLoss:
         """Add the gradient of one micro-batch, fetch the next one, and return the loss."""
