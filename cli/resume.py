@@ -1,6 +1,6 @@
 """`gvc resume`."""
 
-from .options import RunArgument, SavedOverrides
+from .options import RunArgument, SavedOverrides, starting
 
 
 def resume(run: RunArgument, overrides: SavedOverrides = None) -> None:
@@ -11,6 +11,7 @@ def resume(run: RunArgument, overrides: SavedOverrides = None) -> None:
 
     Example: gvc resume runs/my-run train.log_every_steps=1
     """
-    from .compose.resume import resume_run
+    with starting():
+        from .compose.resume import resume_run
 
     resume_run(run, overrides or [])

@@ -1,6 +1,7 @@
 """Cases of the command line: config files, choices that do not go together, closed pipes, version, help, completion."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -161,3 +162,31 @@ def test_case_T5_eval_ends_at_sigterm(gvc, tiny, monkeypatch):
     outcome = gvc("eval", str(run))
     assert outcome.code == 75
     assert not (run / "eval.json").exists()
+
+
+def on_a_terminal(words, width):
+    """Return what `gvc WORDS` writes on stderr if that is a terminal of so many columns, without colours."""
+    ours, theirs = os.openpty()
+    env = os.environ | {"COLUMNS": str(width), "TERM": "xterm"}
+    with subprocess.Popen([GVC, *words], stdout=subprocess.DEVNULL, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        chunks = []
+        try:
+            while chunk := os.read(ours, 65536):
+                chunks.append(chunk)
+        except OSError:  # Linux ends a terminal like this when nobody holds its other end
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", b"".join(chunks).decode())
+
+
+def test_case_U2_train_says_each_phase_on_a_terminal(tiny, workdir):
+    said = on_a_terminal(["train", *tiny, "head=grouped"], 80)
+    phases = ["starting", "reading the config", "reading the training text", "checking memory"]
+    phases += ["building the grouped head with groups by merge_rank", "debug grouped", "validating"]
+    places = [said.find(phase) for phase in phases]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert re.search(r"validating +[━╸╺]+ +0/\d+", said)
+    assert max(len(line) for line in re.split(r"[\r\n]+", said)) <= 80
