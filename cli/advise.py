@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigDir, ConfigName, Json, Overrides, say
+from .options import DEVICE_HELP, ConfigDir, ConfigName, Json, Overrides, complete_device, say, starting
 
 
 def advise(
@@ -22,7 +22,7 @@ def advise(
     heads: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Variants to screen instead of the usual ones.")
     ] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="Plan for this device, as in gvc plan.")] = "cpu",
+    device: Annotated[str, typer.Option(metavar="NAME", help=DEVICE_HELP, autocompletion=complete_device)] = "cpu",
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for the runs of the screen.")] = None,
     as_json: Json = False,
     config_dir: ConfigDir = None,
@@ -40,10 +40,13 @@ def advise(
     Example: gvc advise data=text data.train=train.txt data.valid=valid.txt --minutes 5
     """
     started = time.monotonic()
-    from grouped_lm.config import check_range
+    with starting():
+        from grouped_lm.advise.advice import Advice
+        from grouped_lm.config import check_range
+        from grouped_lm.system.console import print_table, terminal_width
 
-    from .compose.compose import HydraFlags
-    from .compose.run import compose_one
+        from .compose.compose import HydraFlags
+        from .compose.run import compose_one
 
     check_range("--minutes", minutes, 0.01, 10**6)
     check_range("--steps", steps, 1, 10**9)
@@ -51,9 +54,6 @@ def advise(
     if not any(word.lstrip("+").startswith("experiment=") for word in words):
         words = ["experiment=main_job", *words]
     config = compose_one(words, HydraFlags(config_dir=config_dir, config_name=config_name))
-
-    from grouped_lm.advise.advice import Advice
-    from grouped_lm.system.console import print_table, terminal_width
 
     advice = Advice(config, device, [name.strip() for name in (heads or "").split(",") if name.strip()], say)
     if not as_json:

@@ -17,7 +17,7 @@ from grouped_lm.data import prepare_data
 from grouped_lm.measure.devices import find_device
 from grouped_lm.plan.heads import step_tokens
 from grouped_lm.runs.identity import config_hash
-from grouped_lm.system.console import PrepareDisplay
+from grouped_lm.system.phases import phase, track
 from grouped_lm.system.tables import Table
 
 
@@ -33,11 +33,12 @@ class Advice:
         self.config, self.say = config, say
         self.variants = choose_variants(config, names)
         self.device = find_device(device, config.train.dtype)
-        with PrepareDisplay() as display:
-            self.corpus = prepare_data(config.data, config.tokenizer, display.progress)
-        self.figures = measure_text(self.corpus, config.train.max_steps * step_tokens(config))
-        counts = self.corpus.train.counts()
-        self.costs = [estimate_cost(config, variant, self.device, counts) for variant in fitting_variants(config)]
+        self.corpus = prepare_data(config.data, config.tokenizer)
+        with phase("counting tokens and types"):
+            self.figures = measure_text(self.corpus, config.train.max_steps * step_tokens(config))
+        counts, fitting = self.corpus.train.counts(), fitting_variants(config)
+        planned = track(fitting, "planning the heads", len(fitting))
+        self.costs = [estimate_cost(config, variant, self.device, counts) for variant in planned]
         self.trials: list[Trial] = []
         self.verdict: Verdict | None = None
 
