@@ -78,6 +78,15 @@ def test_t4_gradcheck(name):
     assert torch.autograd.gradcheck(loss, [hidden, *(p.detach().clone().requires_grad_() for p in parameters)])
 
 
+def test_t4_compiled_it_has_the_same_loss_and_gradient():
+    torch.compiler.reset()
+    head = head_of("dense", reserve=SHARE, dtype=torch.float32)
+    hidden, targets = batch_of(V, 4, 5, dtype=torch.float32)
+    losses = head(hidden, targets).nll, torch.compile(head)(hidden, targets).nll
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, hidden)[0] for loss in losses))
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_t4_decoding_draws_from_the_mixture(name):
     head = head_of(name, reserve=0.4)
