@@ -127,7 +127,7 @@ def comparison_table(rows: list[Row], wide: bool = True, width: int | None = Non
     note = "\n".join(f"{name}: {row['reason']}" for name, row in zip(names, rows, strict=True) if row.get("reason"))
     if len(rows) <= FEW_RUNS:
         lines = [{"": c.label} | {str(i): show(row.get(c.key), c.form) for i, row in enumerate(rows)} for c in shown]
-        for longest in range(max(map(len, names)), NAME_WIDTH - 1, -1):
+        for longest in range(max(NAME_WIDTH, *map(len, names)), NAME_WIDTH - 1, -1):
             cut = [shorten_middle(name, longest) for name in names]
             heads = [Column("", ""), *(Column(name, str(i), "{:}") for i, name in enumerate(cut))]
             table = Table(columns=heads, rows=lines, title=title, note=note).terminal()
