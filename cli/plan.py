@@ -1,8 +1,9 @@
 """`gvc plan`."""
 
+import dataclasses
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +24,7 @@ def plan(
         str | None, typer.Option(metavar="NAME|SIZE", help="Slowest link: nvlink4, ib-ndr, or 25GB per second.")
     ] = None,
     wide: Annotated[bool, typer.Option("--wide", help="Show every line, whatever the width of the terminal.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Sizes of published small models instead.")] = False,
     as_json: Json = False,
     config_dir: ConfigDir = None,
     config_name: ConfigName = "config",
@@ -65,6 +67,10 @@ def plan(
     if chosen.name == "cpu" and devices > 1:
         chosen = chosen.shared_by(devices)
 
+    if published:
+        print_published(config, chosen, as_json)
+        return
+
     memory_bytes = memory_bytes or chosen.memory_bytes
     if devices * nodes > 1:
         link = find_interconnect(link_name(interconnect, chosen.name, nodes), on_cpu=chosen.name == "cpu")
@@ -83,6 +89,19 @@ def plan(
     else:
         print_table(table)
         print_lines(lines)
+
+
+def print_published(config: Any, device: Any, as_json: bool) -> None:
+    """Print how much of a training step each head is at the sizes of published models."""
+    from grouped_lm.plan.published import plan_published, published_notes, published_table
+    from grouped_lm.system.console import print_lines, print_table
+
+    plans = plan_published(config, device)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(plan) for plan in plans], indent=2))
+    else:
+        print_table(published_table(config, plans))
+        print_lines(published_notes())
 
 
 def link_name(name: str | None, device: str, nodes: int) -> str:

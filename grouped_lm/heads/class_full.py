@@ -65,7 +65,7 @@ class ClassFullHead(TwoLevelHead):
     def build_token_index(self) -> TokenIndex | None:
         """Return the index of the tokens."""
         none = torch.zeros(0, device=self.token_to_group.device)
-        return TokenIndex(self.token_to_group, self.token_to_slot, self.n_group, None, none)
+        return TokenIndex(self.token_to_group, self.token_to_slot, self.n_group, 0, None, none)
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """Return the negative log-likelihood of the targets; the parts are the two cross entropies."""

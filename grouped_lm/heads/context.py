@@ -109,8 +109,6 @@ class GroupedTokens(nn.Module):
             return None
         if torch.compiler.is_compiling():
             return self._token_index
-        if is_fake(self.token_to_group):
-            return None
         if self._token_index is None or self._token_index.ids.device != device:
             self._token_index = self.build_token_index()
         return self._token_index
@@ -123,7 +121,8 @@ class GroupedTokens(nn.Module):
         """Convert or move the module, and build the index anew there, since code that is being compiled cannot."""
         self._token_index = None
         super()._apply(fn, recurse)
-        self.token_index()
+        if not is_fake(self.token_to_group):
+            self.token_index()
         return self
 
     def groups_and_slots(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -222,7 +222,8 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
             return None
         parts = self.parts.new_zeros(self.vocab_size, dtype=torch.float32)
         parts = parts.index_copy(0, self.sharing, self.parts.float())
-        return TokenIndex(self.token_to_group, self.token_to_slot, self.n_group, parts, self.reserved)
+        places = self.token_to_group, self.token_to_slot, self.n_group, self.shortlist_size
+        return TokenIndex(*places, parts, self.reserved)
 
     def gradient_rows(self) -> int:
         """Return the rows of the gradient of a tied table: those of `table_rows`, else V."""

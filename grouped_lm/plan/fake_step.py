@@ -31,7 +31,7 @@ from grouped_lm.config import Config, GroupingConfig
 from grouped_lm.distributed.parallel import ParallelModel
 from grouped_lm.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
-from grouped_lm.heads import HEADS
+from grouped_lm.heads import HEADS, GroupedTokens
 from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.measure.live_bytes import LiveBytes, Moments
 from grouped_lm.models.gpt_neo import forget_masks
@@ -64,6 +64,8 @@ def fake_model(
     model = build_lm(config, vocab_size=vocab_size).train()
     if config.train.vocab_parallel and processes > 1:
         split_vocabulary(model, ProcessGroup(size=processes), None)
+    if isinstance(model.head, GroupedTokens):
+        model.head.token_index()  # where kernels are part of the plan, it is there before the first step
     return model
 
 

@@ -28,6 +28,7 @@ from grouped_lm.plan.fake_step import (
     with_shape,
     with_train,
 )
+from grouped_lm.plan.launches import count_launches, kernel_mode
 from grouped_lm.system.phases import track
 
 MAX_BATCH, MAX_CONTEXT = 2**16, 2**17
@@ -60,6 +61,8 @@ class HeadPlan:
     head_flops_per_token: float
     tokens_per_sec: float
     hours: float
+    head_launches: int
+    """Operators and kernels that the loss and its gradients launch on a GPU."""
     flops_ratio: float = 1.0
     """FLOPs with the dense head over those with this one."""
     memory_ratio: float = 1.0
@@ -69,6 +72,11 @@ class HeadPlan:
     def flops_cap(self) -> float:
         """1 + F_head / F_body: the FLOPs over those with a head that costs nothing."""
         return 1 + self.head_flops_per_token / self.body_flops_per_token
+
+    @property
+    def head_share(self) -> float:
+        """Share of the step's FLOPs that the head has: what no exact kernel for it can remove."""
+        return self.head_flops_per_token / (self.body_flops_per_token + self.head_flops_per_token)
 
     @property
     def helps(self) -> bool:
@@ -186,6 +194,11 @@ def estimate_speed(config: Config, step: Moments, device: Device, counts: Counts
 
 def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) -> HeadPlan:
     """Return the plan of one head, without the ratios to the dense head."""
+    with kernel_mode(device):
+        return _plan_head(config, memory_bytes, device, tokens)
+
+
+def _plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) -> HeadPlan:
     step, by_batch, by_context = measure_points(config)
     batch_peak = peak_function(by_batch, least_batch(config), lambda x: fake_step(with_shape(config, batch=x)))
     context_peak = peak_function(by_context, least_context(config), lambda x: fake_step(with_shape(config, context=x)))
@@ -202,6 +215,7 @@ def plan_head(config: Config, memory_bytes: int, device: Device, tokens: int) ->
         head_flops_per_token=head,
         tokens_per_sec=rate,
         hours=tokens / rate / 3600,
+        head_launches=count_launches(config, device),
     )
 
 

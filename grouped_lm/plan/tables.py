@@ -8,11 +8,13 @@ from rich import box
 from rich.table import Table
 
 from grouped_lm.config import Config
+from grouped_lm.heads.losses import kernels
 from grouped_lm.measure.devices import Device, Interconnect
 from grouped_lm.measure.live_bytes import KINDS
 from grouped_lm.measure.memory import GIB
 from grouped_lm.plan.devices import DevicesPlan
 from grouped_lm.plan.heads import MAX_BATCH, MAX_CONTEXT, UTILISATION, HeadPlan
+from grouped_lm.plan.launches import has_kernels
 
 KIND_LABELS = {"optimizer": "optimizer state", "body": "body activations"}
 
@@ -54,7 +56,7 @@ def plan_title(config: Config, memory_bytes: int, device: Device) -> str:
     train, model = config.train, config.model
     return (
         f"{model.name}, micro_batch_size {train.micro_batch_size}, block_size {model.block_size}, {train.dtype}, "
-        f"{size(memory_bytes)} of memory, {device.name}"
+        f"{size(memory_bytes)} of memory, {device.name}; predicted"
     )
 
 
@@ -88,7 +90,7 @@ def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device:
         return lambda p: in_unit(p.parts[kind])
 
     cells: dict[str, Callable[[HeadPlan], str]] = {
-        f"peak memory of a step, {unit}": lambda p: in_unit(p.peak_bytes),
+        f"peak memory of a step, predicted, {unit}": lambda p: in_unit(p.peak_bytes),
         **{f"  {KIND_LABELS.get(kind, kind)}": part(kind) for kind in KINDS},
         "  module at the peak": lambda p: p.peak_module,
         "largest train.micro_batch_size": lambda p: at_most(p.largest_micro_batch_size, MAX_BATCH, "window"),
@@ -96,11 +98,13 @@ def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device:
         "MFLOPs per token, forward: body": lambda p: f"{p.body_flops_per_token / 1e6:,.3f}",
         "MFLOPs per token, forward: head": lambda p: f"{p.head_flops_per_token / 1e6:,.3f}",
         "largest possible gain, 1 + head / body": lambda p: f"{p.flops_cap:.2f}x",
+        "share of a step's FLOPs in the head": lambda p: f"{p.head_share:.1%}",
+        "launches of the head, loss and gradients": lambda p: f"{p.head_launches:,}",
         "FLOPs, times fewer than dense": lambda p: f"{p.flops_ratio:.2f}x",
         "memory, times less than dense": lambda p: f"{p.memory_ratio:.2f}x",
-        "speed, times that of dense": lambda p: f"{p.speed_ratio:.2f}x",
-        "tokens per second, estimated": lambda p: f"{p.tokens_per_sec:,.0f}",
-        "hours, estimated": lambda p: format_hours(p.hours),
+        "speed, times that of dense, predicted": lambda p: f"{p.speed_ratio:.2f}x",
+        "tokens per second, predicted": lambda p: f"{p.tokens_per_sec:,.0f}",
+        "hours, predicted": lambda p: format_hours(p.hours),
     }
     return side_by_side(plan_title(config, memory_bytes, device), {plan.head: plan for plan in plans}, cells)
 
@@ -114,8 +118,18 @@ def notes(plans: list[HeadPlan], unplanned: list[str], device: Device) -> list[s
         "memory: live tensors of an eager step; a GPU's context, workspaces and fragmentation are not included",
         f"speed: assumes {UTILISATION:.0%} of the peak FLOP/s, and every tensor written and read once; narrow bodies "
         "(D 64) have run 2 to 6 times slower",
+        *kernel_notes(device),
         f"{device.name}: {device.source}",
     ]
+
+
+def kernel_notes(device: Device) -> list[str]:
+    """Return whether the kernels of heads are part of a plan for a GPU."""
+    if not has_kernels(device):
+        return []
+    if not kernels.HAS_TRITON:
+        return ["kernels: triton is not installed here, so the plan has the operators of torch that they equal"]
+    return ["kernels: the plan has the bytes and launches of the kernels of heads; no time on a GPU was measured"]
 
 
 def common_values(config: Config, memory_bytes: int, device: Device) -> dict[str, Any]:
@@ -135,7 +149,8 @@ def plan_values(
 ) -> dict[str, Any]:
     """Return the plan ready for JSON: sizes in bytes, FLOPs per token and forward pass."""
     heads = [
-        dataclasses.asdict(plan) | {"flops_cap": plan.flops_cap, "helps": plan.head == "dense" or plan.helps}
+        dataclasses.asdict(plan)
+        | {"flops_cap": plan.flops_cap, "head_share": plan.head_share, "helps": plan.head == "dense" or plan.helps}
         for plan in plans
     ]
     shared = common_values(config, memory_bytes, device)
@@ -149,20 +164,20 @@ def devices_table(
     train, model, processes = config.train, config.model, plans[0].processes
     unit, in_unit = bytes_unit(plans)
     cells: dict[str, Callable[[DevicesPlan], str]] = {
-        f"peak memory of each device, {unit}": lambda p: in_unit(p.peak_bytes),
+        f"peak memory of each device, predicted, {unit}": lambda p: in_unit(p.peak_bytes),
         "  weights": lambda p: in_unit(p.weights_bytes),
         "  gradients": lambda p: in_unit(p.gradients_bytes),
         "  optimizer state": lambda p: in_unit(p.optimizer_bytes),
         "  activations and gathered weights": lambda p: in_unit(p.peak_bytes - p.state_bytes),
         f"fits into {size(memory_bytes)}": lambda p: "yes" if p.peak_bytes <= memory_bytes else "no",
         f"sent by each device in a step, {unit}": lambda p: in_unit(p.sent_bytes),
-        "ms of a step, estimated": lambda p: f"{1000 * p.step_s:,.2f}",
+        "ms of a step, predicted": lambda p: f"{1000 * p.step_s:,.2f}",
         "  computing": lambda p: f"{1000 * p.compute_s:,.2f}",
         "  waiting for others": lambda p: f"{1000 * p.exposed_s:,.2f}",
         "ms of all communication": lambda p: f"{1000 * p.exchange_s:,.2f}",
         "share of the time spent computing": lambda p: f"{p.efficiency:.1%}",
-        "tokens per second of all, estimated": lambda p: f"{p.tokens_per_sec:,.0f}",
-        "hours, estimated": lambda p: format_hours(p.hours),
+        "tokens per second of all, predicted": lambda p: f"{p.tokens_per_sec:,.0f}",
+        "hours, predicted": lambda p: format_hours(p.hours),
     }
     title = (
         f"{model.name}, {processes} x {device.name} over {link.name}, micro_batch_size {train.micro_batch_size} of all "

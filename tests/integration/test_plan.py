@@ -224,3 +224,28 @@ def test_mistakes(gvc, words, said):
     done = gvc("plan", *words)
     assert done.code == 2
     assert said in done.err
+
+
+def test_a_plan_for_a_gpu_has_the_kernels(gvc):
+    def head_of(*words):
+        values = json.loads(gvc("plan", "model=debug", "tokenizer=gpt2", "--json", *words).out)
+        return next(head for head in values["heads"] if head["head"] == "shortlist")
+
+    gpu, cpu = head_of("--device", "h100"), head_of()
+    assert gpu["head_launches"] == 11
+    assert cpu["head_launches"] > 60
+    assert 0 < gpu["head_share"] == cpu["head_share"] < 1
+
+
+def test_published_sizes_have_their_own_table(gvc):
+    plans = json.loads(gvc("plan", "--published", "--json").out)
+    dense = {p["model"]: p for p in plans if p["head"] == "dense"}
+    assert {(p["n_embd"], p["vocab_size"]) for p in dense.values()} == {
+        (640, 262_144),
+        (896, 151_936),
+        (576, 49_152),
+        (768, 50_257),
+    }
+    for plan in plans:
+        assert plan["flops_ratio"] == pytest.approx((1 - plan["head_share"]) / (1 - dense[plan["model"]]["head_share"]))
+    assert "64.0% (1.0x)" in gvc("plan", "--published").out

@@ -24,9 +24,10 @@ class TokenIndex(nn.Module):
     """The place of each token in shortlist and groups, in the order in which kernels read it.
 
     Args:
-        token_to_group: (V,) groups in [0, G), -1 in the shortlist.
+        token_to_group: (V,) groups in [0, G), -1 in the shortlist; fake tensors give an index of the right shapes.
         token_to_slot: (V,) places in the group or in the shortlist.
         n_group: G.
+        n_single: K.
         parts: (V,) share of each token in the mean row of its group; None where there are no mean rows.
         reserved: (H,) log-probabilities of the last groups, which share the rest with the others.
     """
@@ -40,25 +41,33 @@ class TokenIndex(nn.Module):
     work: Tensor  # (B, 3) int32 blocks of tokens: group, or -1 in the shortlist; first place in `ids`; count
 
     def __init__(
-        self, token_to_group: Tensor, token_to_slot: Tensor, n_group: int, parts: Tensor | None, reserved: Tensor
+        self,
+        token_to_group: Tensor,
+        token_to_slot: Tensor,
+        n_group: int,
+        n_single: int,
+        parts: Tensor | None,
+        reserved: Tensor,
     ) -> None:
         super().__init__()
         group, slot = token_to_group.long(), token_to_slot.long()
-        n_single, vocab_size = int((group < 0).sum()), group.numel()
+        vocab_size, fake = group.numel(), is_fake(group)
         order = torch.argsort((group + 1) * (vocab_size + 1) + slot)
-        starts = F.pad(torch.bincount(group[group >= 0], minlength=n_group).cumsum(0), (1, 0))
+        sizes = torch.zeros(n_group + 1, dtype=torch.int64, device=group.device).index_add(
+            0, group + 1, torch.ones_like(group)
+        )
+        starts = F.pad(sizes[1:].cumsum(0), (1, 0))
         inside = order[n_single:]
         shares = torch.zeros(len(inside), device=group.device) if parts is None else parts[inside].float()
-        fixed = torch.full((n_single + n_group,), -float(torch.log1p(-reserved.double().exp().sum())))
-        fixed[n_single + n_group - len(reserved) :] = -reserved.float().cpu()
+        rest = -torch.log1p(-reserved.double().exp().sum()).float().expand(n_single + n_group - len(reserved))
         values = {
             "token_class": torch.where(group < 0, slot, group + n_single).int(),
             "token_slot": slot.int(),
             "ids": order.int(),
             "starts": starts.int(),
             "parts": shares,
-            "fixed": fixed.to(group.device),
-            "work": _work(n_single, starts),
+            "fixed": torch.cat([rest, -reserved.float()]),
+            "work": _fake_work(starts, vocab_size, n_single, n_group) if fake else _work(n_single, starts),
         }
         for name, value in values.items():
             self.register_buffer(name, value, persistent=False)
@@ -68,6 +77,12 @@ class TokenIndex(nn.Module):
         if not states.shape[0] or states.dtype not in DTYPES or weight.dtype not in DTYPES:
             return False
         return chosen(states.device, working_dtype(states), self.starts.shape[0] - 1)
+
+
+def _fake_work(starts: Tensor, vocab_size: int, n_single: int, n_group: int) -> Tensor:
+    """Return as many blocks as groups of one size have."""
+    blocks = -(-n_single // TABLE_TOKENS) + n_group * -(-(vocab_size - n_single) // (n_group * TABLE_TOKENS))
+    return starts.new_zeros((blocks, 3), dtype=torch.int32)
 
 
 def _work(n_single: int, starts: Tensor) -> Tensor:
@@ -109,7 +124,7 @@ def kernel_loss(
     given = states.contiguous(), table[0].contiguous(), table[1], *first, *buffers, targets
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in given if t is not None)
     options = working_dtype(states), reduction == "mean", keep
-    traced = torch.compiler.is_compiling() or is_fake(states)
+    traced = torch.compiler.is_compiling()
     if reduction == "none":
         one, other, *_ = (_traced_rows if traced else _EagerRows.apply)(*given, options[0])
         return one + other, one, other

@@ -25,6 +25,8 @@ CAPABILITY = (7, 5)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HAS_TRITON = find_spec("triton") is not None
 """Whether triton is installed; it comes with torch's CUDA builds for Linux."""
+planned: list[str] = []
+"""Names of the kernels that were launched on fake tensors, which do nothing."""
 _mode = "auto"
 
 
@@ -34,7 +36,12 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 
 def runs_on(device: torch.device) -> bool:
-    """Return whether kernels run on `device`; on a CPU they do in triton's interpreter, where they are asked for."""
+    """Return whether kernels run on `device`; on a CPU they do in triton's interpreter, where they are asked for.
+
+    In mode `plan` they "run" on fake tensors: buffers are made and launches are counted.
+    """
+    if _mode == "plan":
+        return HAS_TRITON
     if device.type == "cpu":
         return _mode == "on" and HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
     return _mode != "off" and device.type == "cuda" and HAS_TRITON and capability(device) >= CAPABILITY
