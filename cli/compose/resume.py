@@ -1,10 +1,10 @@
 """Continue a run from its own config."""
 
-import sys
 from pathlib import Path
 
 from grouped_lm.config import Config
 from grouped_lm.errors import ConfigError
+from grouped_lm.system.phases import phase, say
 
 from .run import override_saved
 from .shorthand import start_command
@@ -17,9 +17,10 @@ def resume_run(run: Path, overrides: list[str]) -> None:
         ConfigError: an override would make it another run.
         RunFolderError: this is no run folder, or another process trains in it.
     """
-    from grouped_lm.jobs.launch import check_processes, preflight, run_training
-    from grouped_lm.runs.folder import COMPLETE, RunFolder
-    from grouped_lm.runs.load import load_config
+    with phase("starting"):
+        from grouped_lm.jobs.launch import check_processes, preflight, run_training
+        from grouped_lm.runs.folder import COMPLETE, RunFolder
+        from grouped_lm.runs.load import load_config
 
     rank, size = check_processes()
     saved = load_config(run)
@@ -30,8 +31,7 @@ def resume_run(run: Path, overrides: list[str]) -> None:
     if result.get("state") == COMPLETE:
         if rank == 0:
             more = start_command(run, [f"train.max_steps={2 * config.train.max_steps}"])
-            done = f"{run} is complete: {result['trainer/step']:,} steps are done"
-            print(f"gvc: {done}; for more steps: {more}", file=sys.stderr)
+            say(f"gvc: {run} is complete: {result['trainer/step']:,} steps are done. For more steps:\n{more}")
     else:
         preflight(config, run, processes=size)
         run_training(config, run, size)

@@ -2,11 +2,12 @@
 
 import json
 import shlex
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from grouped_lm.system.phases import say
 
 from .compose import config_groups, parse, quoted
 from .explain import is_override
@@ -59,7 +60,7 @@ def adopt_source(overrides: list[str], swept: Iterable[str] = ()) -> list[str]:
             f"{part}.{key}={as_word(value)}" for key, value in values.items() if key not in ("source", "cache_dir")
         ]
     if taken:
-        print(f"gvc: {', '.join(taken)} as in {source} (init_from)", file=sys.stderr)
+        say(f"gvc: {', '.join(taken)} as in {source} (init_from)")
     return [*words, *overrides]
 
 

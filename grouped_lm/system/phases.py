@@ -5,6 +5,7 @@ On a terminal the lines disappear when their phase ends. Elsewhere a phase is a 
 """
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -62,10 +63,11 @@ def track(parts: Iterable[Part], what: str, total: int | None = None) -> Iterato
 
 
 def say(text: str) -> None:
-    """Print a line on stderr, above the open phases. A terminal wraps it between words."""
+    """Print lines on stderr, above the open phases. A terminal wraps them between words, but for a command to copy."""
     console = Console(stderr=True)
     if console.is_terminal:
-        text = textwrap.fill(text, console.width, break_long_words=False, break_on_hyphens=False)
+        fill = functools.partial(textwrap.fill, width=console.width, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(line if line.startswith("gvc ") else fill(line) for line in text.splitlines())
     print(text, file=sys.stderr, flush=True)  # a live display has replaced sys.stderr, and shows the line above itself
 
 

@@ -1,7 +1,6 @@
 """Before the loop: the process, the run folder and its lock, and what a run writes about itself or its failure."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.init_from import read_start
 from grouped_lm.runs.train_state import head_buffers, unpack_model
 from grouped_lm.system.files import write_json
-from grouped_lm.system.phases import phase
+from grouped_lm.system.phases import phase, say
 from grouped_lm.system.runtime import keep_freed_memory, resolve_device, set_threads
 
 
@@ -119,7 +118,7 @@ def choose_micro_batch(
     size, steps = (getattr(config.train, key) for key in parts)
     needs = "" if predicted is None else f"; a step needs {predicted / GIB:.3f} GiB"
     free = "" if available is None else f", {available / GIB:,.2f} GiB are free"
-    print(f"gvc: auto: train.micro_batch_size={size} train.grad_accum_steps={steps}{needs}{free}", file=sys.stderr)
+    say(f"gvc: auto: train.micro_batch_size={size} train.grad_accum_steps={steps}{needs}{free}")
     return config, predicted
 
 
@@ -129,9 +128,10 @@ def build_model(config: Config, corpus: Corpus, folder: RunFolder) -> LanguageMo
         groups = f" with groups by {config.grouping.name}" if needs_grouping(config.head) else ""
         with phase(f"building the {config.head.name} head{groups}"):
             return build_lm(config, corpus.train.counts, corpus.train.tokens)
-    files = read_start(config, folder)
-    model = build_lm(config, corpus.train.counts, saved=head_buffers(files))
-    unpack_model(files, model)
+    with phase(f"reading the weights of {config.init_from}"):
+        files = read_start(config, folder)
+        model = build_lm(config, corpus.train.counts, saved=head_buffers(files))
+        unpack_model(files, model)
     return model
 
 

@@ -130,7 +130,7 @@ def test_case_U1_a_stop_prints_the_command_that_goes_on(gvc, tiny):
     finished = gvc("resume", "my run")
     assert finished.code == 0
     command = "gvc train 'init_from=my run' train.max_steps=16"
-    assert finished.err == f"gvc: my run is complete: 8 steps are done; for more steps: {command}\n"
+    assert finished.err == f"gvc: my run is complete: 8 steps are done. For more steps:\n{command}\n"
     assert before == {path: path.read_bytes() for path in Path("my run").rglob("*") if path.is_file()}
 
 
