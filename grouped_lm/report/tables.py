@@ -23,7 +23,7 @@ from grouped_lm.system.tables import Column, Table, csv_text, escape, shorten_mi
 
 LISTS = yaml.safe_load(files("grouped_lm.report").joinpath("columns.yaml").read_text(encoding="utf-8"))
 CSV_FIRST, NARROW, PARETO_KEYS = ([*chain(*LISTS[name])] for name in ("csv_first", "narrow", "pareto"))
-RUN = Column("run", "run")
+RUN, TOKENIZER, BITS = Column("run", "run"), Column("tokenizer", "tokenizer"), "val/bits_per_byte"
 SETTINGS = ("head", "group_size", "model", "data", "seed", "state", "trainer/step")
 """Columns that describe a run. One that is the same in all runs moves into the table's title."""
 NAME_WIDTH = 16
@@ -122,6 +122,9 @@ def comparison_table(rows: list[Row], wide: bool = True, width: int | None = Non
     filled = _filled(rows)
     same = [c for c in filled if c.key in SETTINGS and len(rows) > 1 and len({row.get(c.key) for row in rows}) == 1]
     shown = [c for c in filled if c not in same]
+    mixed = len({row.get("tokenizer") for row in rows if row.get("tokenizer")}) > 1
+    if mixed:  # then perplexities do not compare, and bits per byte do
+        shown.insert(min(1, len(shown)), TOKENIZER)
     names, parent = _names_of(rows)
     title = ", ".join([parent, *(f"{c.label} {show(rows[0].get(c.key), c.form)}" for c in same)])
     note = "\n".join(f"{name}: {row['reason']}" for name, row in zip(names, rows, strict=True) if row.get("reason"))
@@ -136,7 +139,7 @@ def comparison_table(rows: list[Row], wide: bool = True, width: int | None = Non
     rows = [row | {"run": name} for row, name in zip(rows, names, strict=True)]
     if wide:
         return Table(columns=[RUN, *shown], rows=rows, title=title, note=note).terminal()
-    return _narrow_table(rows, [c for c in shown if c.key in NARROW], title, note, width)
+    return _narrow_table(rows, [c for c in shown if c.key in NARROW and (mixed or c.key != BITS)], title, note, width)
 
 
 def _narrow_table(rows: list[Row], shown: list[Column], title: str, note: str, width: int | None) -> RichTable:

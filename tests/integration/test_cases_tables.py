@@ -52,6 +52,15 @@ def test_case_U3_few_runs_with_long_names_are_one_table_that_fits(eight_runs, wi
     assert "perplexity" in shown
 
 
+def test_case_U3_runs_of_several_tokenizers_show_bits_per_byte(eight_runs):
+    headers = [str(column.header) for column in comparison_table(eight_runs, wide=False, width=80).columns]
+    assert not {"tokenizer", "bits/byte"} & set(headers)
+    eight_runs[0]["tokenizer"] = "bytes"
+    mixed = comparison_table(eight_runs, wide=False, width=80)
+    assert natural_width(mixed) <= 80
+    assert {"tokenizer", "bits/byte", "perplexity"} <= {str(column.header) for column in mixed.columns}
+
+
 def test_case_U3_wide_has_every_column_and_the_default_at_most_eight_beside_the_name(eight_runs):
     wide, narrow = comparison_table(eight_runs), comparison_table(eight_runs, wide=False)
     assert len(narrow.columns) <= 9 < len(wide.columns)
