@@ -14,7 +14,7 @@ import torch
 from grouped_lm.config import KERNELS, check_choice
 from grouped_lm.errors import ConfigError
 
-MAX_GROUPS = 8192
+MAX_GROUPS = 4096
 """Largest number of groups: each program finds its own among them."""
 MAX_SLOTS = 1024
 """Largest number of slots of a group that a program of `grouped` can hold. Larger groups use the lines of torch."""

@@ -6,7 +6,8 @@ order.
 Letters: N tokens, D width, C columns of the first softmax, S slots per group.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,9 +83,14 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     return left.float() @ right.float()
 
 
-def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """Return the context of launches for tensors on `device`: triton launches on the current one."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+@contextmanager
+def launching_on(device: torch.device) -> Iterator[None]:
+    """Launch for tensors on `device`, as triton launches on the current one, and without autocast's types."""
+    with (
+        torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
