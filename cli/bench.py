@@ -7,13 +7,21 @@ from typing import Annotated
 
 import typer
 
-from .options import ConfigDir, Json, Overrides
+from .options import ConfigDir, Json, Overrides, complete_grid, complete_suite, starting
 
 
 def bench(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="heads, steps, memory, decode or vocab.")],
+    suite: Annotated[
+        str,
+        typer.Argument(metavar="SUITE", help="heads, steps, memory, decode or vocab.", autocompletion=complete_suite),
+    ],
     overrides: Overrides = None,
-    grid: Annotated[str, typer.Option(metavar="NAME", help="quick, full, gpu, or bench/NAME.yaml of yours.")] = "quick",
+    grid: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="quick, full, gpu, or bench/NAME.yaml of yours.", autocompletion=complete_grid
+        ),
+    ] = "quick",
     folder: Annotated[
         Path | None, typer.Option("--dir", metavar="DIR", help="Results; default runs/bench/SUITE-GRID.")
     ] = None,
@@ -28,12 +36,12 @@ def bench(
 
     Example: gvc bench steps steps.models=[gpt2-1m] competitors=[grouped,adaptive]
     """
-    from .compose.run import compose_bench
+    with starting():
+        from grouped_lm.bench.run import run_suite, show
+
+        from .compose.run import compose_bench
 
     settings, models = compose_bench(suite, grid, overrides or [], config_dir)
-
-    from grouped_lm.bench.run import run_suite, show
-
     words = ["gvc", "bench", suite, "--grid", grid, *(overrides or [])]
     folder, suffix = folder or Path("runs/bench") / f"{suite}-{grid}", "" if grid == "full" else f"-{grid}"
     rows = run_suite(suite, settings, models, folder, shlex.join(words), out, suffix)

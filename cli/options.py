@@ -60,6 +60,23 @@ def complete_device(incomplete: str) -> list[str]:
     return [*(name for family in known["devices"] for name in family["cards"]), "cpu"]
 
 
+def complete_suite(incomplete: str) -> list[str]:
+    """Return the suites of `gvc bench` for a shell."""
+    from grouped_lm.bench.settings import SUITES
+
+    return list(SUITES)
+
+
+def complete_grid(incomplete: str) -> list[str]:
+    """Return the grids of `gvc bench` for a shell."""
+    return choices_of("bench")
+
+
+def complete_scale(incomplete: str) -> list[str]:
+    """Return the scales of `gvc reproduce` for a shell."""
+    return [name for name in choices_of("reproduction") if name != "claims"]
+
+
 def complete_run(incomplete: str) -> list[str]:
     """Return run folders for a shell: those in runs/ and in sweeps there, or in the folder that is being typed."""
     parent = Path(incomplete.rpartition("/")[0] or "/") if "/" in incomplete else Path("runs")

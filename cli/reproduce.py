@@ -5,14 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import say
+from .options import complete_scale, say
 
 if TYPE_CHECKING:
     from grouped_lm.reproduction.run import Reproduction
 
 
 def reproduce(
-    scale: Annotated[str, typer.Option(help="smoke, cpu, cpu-long, paper, or a .yaml file of yours.")] = "smoke",
+    scale: Annotated[
+        str, typer.Option(help="smoke, cpu, cpu-long, paper, or a .yaml file of yours.", autocompletion=complete_scale)
+    ] = "smoke",
     data: Annotated[
         list[str] | None, typer.Option(metavar="[NAME=]DIR", help="A folder with train.txt and valid.txt. Repeatable.")
     ] = None,

@@ -115,6 +115,9 @@ def test_case_U11_completion(workdir):
     assert {"dense", "film"} <= set(completions("plan", "head", "="))
     assert {"heads", "leaderboard-screen"} <= set(completions("sweep", ""))
     assert {"rtx3060", "cpu"} <= set(completions("plan", "--device", ""))
+    assert completions("bench", "dec") == ["decode"]
+    assert {"quick", "gpu"} <= set(completions("bench", "heads", "--grid", ""))
+    assert completions("reproduce", "--scale", "cpu") == ["cpu", "cpu-long"]
     assert {"head=film", "grouping"} <= set(completions("config", ""))
     assert "optim.lr" in completions("config", "optim.")
 
