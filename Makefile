@@ -27,6 +27,12 @@ install: $(VENV)/.users  ## Install gvc and grouped_lm into .venv; EXTRAS=ray,ju
 demo: $(VENV)/.users  ## Train dense, the paper's head and the default head on generated stories, and compare them
 	$(BIN)/gvc demo $(ARGS)
 
+EXAMPLE := runs/example
+example: $(VENV)/.users  ## Train the two models of `gvc sample --example`, and put them into the package
+	$(BIN)/gvc train experiment=example hydra.run.dir=$(EXAMPLE)/shortlist
+	$(BIN)/gvc train experiment=example head=dense head.bias=true head.start=counts hydra.run.dir=$(EXAMPLE)/dense
+	$(BIN)/python .ci/pack-example $(EXAMPLE)/shortlist $(EXAMPLE)/dense
+
 SCALE ?= smoke
 DATA ?=
 reproduce-paper: $(VENV)/.users  ## Check the paper's claims: SCALE=smoke|cpu|cpu-long|paper DATA="tinystories=DIR DIR"
@@ -113,4 +119,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist site htmlcov .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo docs release-check reproduce-paper train test-fast test golden coverage format test-long test-kernels test-faults bench bench-full bench-gpu check-gpu check clean
+.PHONY: help install demo example docs release-check reproduce-paper train test-fast test golden coverage format test-long test-kernels test-faults bench bench-full bench-gpu check-gpu check clean

@@ -70,15 +70,19 @@ def tokens_of(results: dict[str, dict[str, Any]]) -> int:
 def closing_sentence(results: dict[str, dict[str, Any]]) -> str:
     """Return what was measured, in one sentence."""
     dense, paper, default = (f"{result['val/perplexity']:.1f}" for result in results.values())
-    slow, _, fast = (result["throughput/tokens_per_sec"] for result in results.values())
+    slow, _, fast = (result.get("throughput/tokens_per_sec") for result in results.values())
+    speed = (
+        f", and the default trained {fast / slow:.1f} times as fast as dense on this machine" if fast and slow else ""
+    )
     return (
         f"After {tokens_of(results):,} tokens of generated stories, with one seed and each head at its own learning "
         f"rate, the validation perplexity is {default} with the default head, {dense} with dense and {paper} with the "
-        f"paper's head, and the default trained {fast / slow:.1f} times as fast as dense on this machine."
+        f"paper's head{speed}."
     )
 
 
 def next_command() -> str:
     """Return the command to train on a text of one's own, as this shell can run it."""
-    gvc = "gvc" if shutil.which("gvc") else os.path.relpath(sys.argv[0])
+    called = Path(sys.argv[0])
+    gvc = os.path.relpath(called) if called.name == "gvc" and not shutil.which("gvc") else "gvc"
     return f"{gvc} train data=text data.train=train.txt data.valid=valid.txt"

@@ -1,6 +1,8 @@
 """`gvc`: one file per command. Commands import torch and Hydra when they run, so that `gvc --help` is fast."""
 
+import atexit
 import contextlib
+import gc
 import io
 import logging
 import os
@@ -99,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="replace")  # characters that the terminal lacks become ?
     from grouped_lm.system.signals import exit_on_sigterm
 
+    atexit.register(gc.freeze)  # else the interpreter looks through a million objects at the end, for a second
     with exit_on_sigterm():  # during training its own handler saves first
         if not os.environ.get("_GVC_COMPLETE"):
             from grouped_lm.system.phases import show_phases

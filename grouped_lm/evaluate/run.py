@@ -135,7 +135,7 @@ def score_text(
     n_targets = len(text.tokens) - 1
     share = measure_body_share(model, text.tokens, device, dtype)  # questions need the head for few of their tokens
     units = 2 * n_targets + share * text.questions.n_tokens(config.model.block_size)
-    display.phase(f"{run}: scoring {n_targets:,} tokens twice", total=units)
+    display.phase(f"{run}: {n_targets:,} tokens, twice", total=units)
     packed, alone = (
         score_tokens(
             model, text.tokens, list_windows(n_targets + 1, text.starts, rule), batch_size, device, dtype, display.done

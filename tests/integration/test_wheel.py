@@ -21,7 +21,7 @@ def test_a_wheel_brings_one_top_level_package_and_its_configs(tmp_path):
     (wheel,) = (tmp_path / "out").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"grouped_lm"}
-    kinds = (".yaml", ".mplstyle", ".j2", ".json", ".txt")
+    kinds = (".yaml", ".mplstyle", ".j2", ".json", ".txt", ".md", ".safetensors")
     shipped = {name.removeprefix("grouped_lm/") for name in names if name.endswith(kinds) and ".dist-info" not in name}
     places = {ROOT / "grouped_lm": ROOT / "grouped_lm", ROOT / "cli": ROOT, ROOT / "conf": ROOT}
     files = {str(p.relative_to(top)) for part, top in places.items() for p in part.rglob("*") if p.name.endswith(kinds)}
