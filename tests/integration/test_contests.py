@@ -42,27 +42,27 @@ def test_equal_tokens_repeats_the_best_rate_with_other_seeds(gvc, tiny):
 
 def test_equal_time_fixes_the_steps_before_the_run(gvc, tiny):
     words = ["sweep", "equal-time", *tiny, "variant=trim-bias", "model=debug,gpt2-1m", "seed=0", "tracking=none"]
-    run = gvc(*words, "contest.budgets=[0.004x1,0.008x1]", "contest.speed_steps=12", "contest.bodies=1")
+    words += ["contest.speed_steps=12", "contest.bodies=1"]
+    run = gvc(*words, "contest.budgets=[0.004x1]")
     assert run.code == 0, run.err
     found = results("equal-time")
     speeds = {name: result for name, result in found.items() if name.startswith("speed")}
-    assert len(speeds) == 2
-    timed = {name: result for name, result in found.items() if name.startswith("minutes")}
-    for minutes, bodies in ((0.004, 2), (0.008, 1)):
-        own = {name: result for name, result in timed.items() if name.startswith(f"minutes={minutes},")}
-        first = {name: result["val/bits_per_byte"] for name, result in own.items() if "seed=0" in name}
-        assert len(first) == bodies
-        assert set(own) == set(first)
-        for name, result in own.items():
-            config = load_config(Path("runs/equal-time", name))
-            speed = next(r for n, r in speeds.items() if f"model={config.model.name}," in n)
-            batch = config.train.micro_batch_size * config.model.block_size
-            steps = max(1, int(speed["throughput/tokens_per_sec"] * 60 * minutes / batch))
-            assert (config.train.max_steps, result["trainer/step"], config.train.threads) == (steps, steps, 1)
-            notes = notes_of(Path("runs/equal-time", name))
-            assert (notes["minutes"], notes["threads"]) == (minutes, 1)
-            assert f"contest.budgets=[{minutes:g}x1]" in notes["command"]
+    timed = {name: result for name, result in found.items() if name.startswith("minutes=0.004,threads=1,")}
+    assert (len(speeds), len(timed), len(found)) == (2, 2, 4)
+    for name, result in timed.items():
+        config = load_config(Path("runs/equal-time", name))
+        speed = next(r for n, r in speeds.items() if f"model={config.model.name}," in n)
+        batch = config.train.micro_batch_size * config.model.block_size
+        steps = max(1, int(speed["throughput/tokens_per_sec"] * 60 * 0.004 / batch))
+        assert (config.train.max_steps, result["trainer/step"], config.train.threads) == (steps, steps, 1)
+        notes = notes_of(Path("runs/equal-time", name))
+        assert (notes["minutes"], notes["threads"]) == (0.004, 1)
+        assert "contest.budgets=[0.004x1]" in notes["command"]
     assert notes_of(Path("runs/equal-time", next(iter(speeds))))["measures_speed"]
+    best = min(timed, key=lambda name: timed[name]["val/bits_per_byte"])
+    more = gvc(*words, "contest.budgets=[0.004x1,0.008x1]", "--dry-run").out  # a longer one begins at the best body
+    longer = [line.split()[-1] for line in more.splitlines() if "minutes=0.008" in line]
+    assert longer == [f"runs/equal-time/{best.replace('0.004', '0.008')}"]
 
 
 @pytest.mark.parametrize("budget", ["10", "x1", "0x1", "10x0", "ax1"])
