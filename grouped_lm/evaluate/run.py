@@ -26,6 +26,7 @@ from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.runs.tracking import start_tracking
 from grouped_lm.system.console import EvalDisplay
 from grouped_lm.system.files import read_json_dict, write_json
+from grouped_lm.system.phases import phase
 from grouped_lm.system.runtime import resolve_device, set_threads
 
 SAMPLES = 16
@@ -207,7 +208,8 @@ def save_evaluation(evaluation: RunEvaluation, comparisons: dict[str, Any], name
     tracked = replace(trained, tracking=evaluation.config.tracking)
     numbers = {key: value for key, value in evaluation.metrics.items() if isinstance(value, int | float)}
     summary = {f"{name}/{key.removeprefix('val/')}": value for key, value in numbers.items()}
-    start_tracking(tracked, evaluation.run).finish(summary, name=name)
+    with phase("saving the figures"):
+        start_tracking(tracked, evaluation.run).finish(summary, name=name)
 
 
 @dataclass(frozen=True, slots=True)

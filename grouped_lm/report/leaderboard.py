@@ -33,6 +33,7 @@ from grouped_lm.runs.query import Row
 from grouped_lm.runs.table import collect_runs, whole_rows
 from grouped_lm.system.console import peak_memory_gib
 from grouped_lm.system.files import write_text
+from grouped_lm.system.phases import track
 from grouped_lm.system.tables import Table, columns, csv_text, group_rows
 
 LISTS = yaml.safe_load(files("grouped_lm.report").joinpath("columns.yaml").read_text(encoding="utf-8"))
@@ -74,7 +75,7 @@ def leaderboard_rows(
     if not complete:
         raise RunFolderError(f"no complete run in {', '.join(map(str, folders))}: `gvc ls` shows their states")
     rows, documents = {}, {}
-    for run in complete:
+    for run in track(complete, "evaluating the runs", len(complete)):
         losses = document_losses(Path(run["run"]), report, run["trainer/step"]) if report else None
         row = _row_of(run, losses, data) | {"report_text": report and report.name}
         rows[_key(row)] = row  # a repeated run is no second seed

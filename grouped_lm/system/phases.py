@@ -161,7 +161,8 @@ class Phase:
     def _say_now(self) -> None:
         if _open[-1:] == [self]:  # of nested phases the inner one says more
             print(f"gvc: {self.describe()}", file=sys.stderr, flush=True)
-        self._say_later(PLAIN_EVERY_S)
+        if self in _open:  # it may have ended since the timer began
+            self._say_later(PLAIN_EVERY_S)
 
 
 def _live() -> Progress:
