@@ -21,7 +21,7 @@ from grouped_lm.bench.variants import Variant, load_variant
 from grouped_lm.config import IGNORE_INDEX, GroupingConfig, check_choice
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import parse_grouping
-from grouped_lm.heads import HEADS, AdaptiveHead, Head, HeadContext, HeadLoss
+from grouped_lm.heads import HEADS, AdaptiveHead, Head, HeadContext, HeadLoss, build_in_context
 from grouped_lm.heads.dense import DenseHead
 from grouped_lm.heads.losses import kernels
 from grouped_lm.heads.losses.functional import working_dtype
@@ -273,8 +273,7 @@ class Implementation:
         """Return a new head on the device of `wte` (V, D). The arguments are those of `HeadContext`."""
         vocab_size, n_embd = wte.shape
         context = HeadContext(n_embd, vocab_size, self.grouping_config(tokens is not None), counts, wte, tokens)
-        head_class = self.head_class or HEADS[self.variant.head["name"]].head
-        return head_class.build(self.config(option), context).to(wte.device)
+        return build_in_context(self.config(option), context, self.head_class).to(wte.device)
 
     def model(self, option: Option, counts: Tensor, body: nn.Module, tokens: Tokens = None) -> LanguageModel:
         """Return the body with a new head."""

@@ -118,17 +118,25 @@ def build_head(
     grouping = parse_grouping(grouping)
     if known is None and text is not None and needs_counts(config, grouping):
         known = torch.from_numpy(np.bincount(text(), minlength=vocab_size))
-    if getattr(config, "inner_scale", False) or getattr(config, "second_order", False):
-        kind = ScaledHead
+    return build_in_context(config, HeadContext(n_embd, vocab_size, grouping, known, wte, text, saved or {}))
+
+
+def build_in_context(config: Any, context: HeadContext, kind: type[Head] | None = None) -> Head:
+    """Build the head of a config, with the options that every head has: `head.reserve` and `head.start`.
+
+    `kind` is the class to build; None takes the one that the config names.
+    """
+    if kind is None:
+        scaled = getattr(config, "inner_scale", False) or getattr(config, "second_order", False)
+        kind = ScaledHead if scaled else HEADS[config.name].head
     reserve = False if kind.has_reserve else getattr(config, "reserve", False)
-    kind = with_reserve(kind) if reserve else kind
-    built = kind.build(config, HeadContext(n_embd, vocab_size, grouping, known, wte, text, saved or {}))
-    if isinstance(built, ReserveMixin):
-        built.set_reserve(reserve, known, text)
-    if getattr(config, "start", "zero") == "counts" and known is not None:
+    head = (with_reserve(kind) if reserve else kind).build(config, context)
+    if isinstance(head, ReserveMixin):
+        head.set_reserve(reserve, context.counts, context.tokens)
+    if getattr(config, "start", "zero") == "counts" and context.counts is not None:
         with torch.no_grad():
-            built.start_from(log_shares(known))
-    return built
+            head.start_from(log_shares(context.counts))
+    return head
 
 
 def _config_of(head: Any, options: dict[str, Any]) -> Any:
@@ -224,6 +232,7 @@ __all__ = [
     "TrimHead",
     "TwoLevelHead",
     "build_head",
+    "build_in_context",
     "needs_counts",
     "needs_grouping",
     "parse_head_config",
