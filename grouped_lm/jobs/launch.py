@@ -44,6 +44,7 @@ from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.init_from import check_source
 from grouped_lm.runs.tensorboard import check_package
 from grouped_lm.system.files import read_json_dict, write_json
+from grouped_lm.system.phases import say
 from grouped_lm.system.runtime import compile_mode, resolve_device
 from grouped_lm.system.secret_values import refuse_secrets
 from grouped_lm.system.signals import signal_handlers
@@ -138,6 +139,8 @@ def launch(config: Config, run_dir: Path) -> dict[str, Any]:
     run_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gvc-") as scratch, signal_handlers(HANDLED):  # torch replaces them
         write_json(Path(scratch) / JOB, config_to_dict(config))  # the run folder may belong to another launcher
+        if sys.stderr.isatty():  # the first of them shows the next line, after some seconds
+            say(f"starting {config.train.devices} processes")
         outcome = start_processes(config.train, run_dir, Path(scratch))
     if "error" in outcome:
         error = error_from(outcome["error"])
