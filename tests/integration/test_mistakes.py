@@ -37,7 +37,6 @@ MISTAKES = [
     ("optim.lr=inf", "optim.lr must be in (0"),
     ("optim.lr=-1", "optim.lr must be in (0"),
     ("train.dtype=float8", "train.dtype must be one of float32, bfloat16, float16"),
-    ("train.dtype=float16 train.vocab_parallel=true", "train.dtype=float16 cannot scale the loss with train.vocab_"),
     ("train.device=tpu", "train.device must be one of auto, cpu, cuda"),
     (
         "train.cuda_graphs=true",
@@ -81,6 +80,11 @@ def test_mistakes_end_in_one_line(gvc, tiny, workdir, override, message):
     code = 3 if "block_size" in override else 2  # a text too short for the window is a matter of data
     assert_one_line(gvc("train", *tiny, override), code, message)
     assert list(workdir.iterdir()) == []
+
+
+def test_float16_with_a_cut_vocabulary_is_refused(gvc, tiny, workdir):
+    words = ["train.dtype=float16", "train.vocab_parallel=true"]
+    assert_one_line(gvc("train", *tiny, *words), 2, "train.dtype=float16 cannot scale the loss with train.vocab_")
 
 
 @pytest.mark.parametrize(
