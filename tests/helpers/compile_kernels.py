@@ -94,7 +94,7 @@ def kernels_of(capability: int, width: int, dtype: torch.dtype) -> list:
     if tile is None:
         return [*found, (first.first_errors, flags | {"COLUMNS": 512}, 4, 3)]
     rows = {"ROWS": tile.rows, "COLUMNS": tile.columns, "PADDED": padded(width), "WIDTH": step["WIDTH"]} | kind
-    columns = {"ROWS": 32, "COLUMNS": 64, "WIDTH": step["WIDTH"], "MORE": False} | kind
+    columns = {"ROWS": 32, "COLUMNS": 64, "WIDTH": step["WIDTH"], "WEIGHTED": False} | kind
     return [*found, (first.first_rows, rows | flags, tile.warps, 2), (first.first_columns, columns, 4, 2)]
 
 

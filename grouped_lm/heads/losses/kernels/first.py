@@ -7,7 +7,7 @@ Letters: N tokens, D width, K shortlist, C columns, one for each class that is l
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -25,8 +25,8 @@ from grouped_lm.heads.losses.kernels.tiles import (
     product_options,
 )
 
-AT_ONCE = 2**23
-"""Errors that exist at once: 16,384 rows of 480 columns are 16 MB in bf16."""
+AT_ONCE = 2**22
+"""Logits that exist at once where cuBLAS computes them, 16 MB: 8,738 rows of 480 columns."""
 MAX_SPLITS, SPLIT_ROWS = 8, 256
 """Partial sums of the gradient of the columns, so that small C and D fill a GPU; and the least rows of each."""
 
@@ -58,15 +58,12 @@ def first_losses(softmax: FirstSoftmax, weights: Tensor | None, to: FirstGradien
     states, columns = softmax.states, softmax.columns
     (n_rows, width), n_column = states.shape, columns.shape[0]
     nll, inside = (states.new_empty(n_rows, dtype=torch.float32) for _ in range(2))
-    tile = first_tile(width, columns.dtype, capability(states.device))
-    chunk = n_rows if tile and to is None else max(1, AT_ONCE // n_column)
+    if tile := first_tile(width, columns.dtype, capability(states.device)):
+        _fused(softmax, tile, nll, inside, weights, to)
+        return nll, inside
+    chunk = max(1, AT_ONCE // n_column)
     for start in range(0, n_rows, chunk):
-        rows = slice(start, min(start + chunk, n_rows))
-        outputs = nll, inside, weights, to
-        if tile is None:
-            _by_cublas(softmax, rows, *outputs)
-        else:
-            _fused(softmax, rows, tile, *outputs)
+        _by_cublas(softmax, slice(start, min(start + chunk, n_rows)), nll, inside, weights, to)
     return nll, inside
 
 
@@ -84,7 +81,6 @@ def empty_gradients(states: Tensor, n_column: int, dtype: torch.dtype, keep: boo
 
 def _fused(
     softmax: FirstSoftmax,
-    rows: slice,
     tile: FirstTile,
     nll: Tensor,
     inside: Tensor,
@@ -92,30 +88,20 @@ def _fused(
     to: FirstGradients | None,
 ) -> None:
     states, columns = softmax.states, softmax.columns
-    width, n_column, n_rows = states.shape[1], columns.shape[0], rows.stop - rows.start
-    step = min(64, padded(width))
-    errors = columns.new_empty((n_rows if to else 0, n_column))
-    given = (
-        states[rows],
-        columns,
-        softmax.shift,
-        softmax.classes[rows],
-        softmax.fixed if softmax.fixed is not None else nll,
-    )
-    parts = nll[rows], inside[rows], nll if weights is None else weights[rows]
-    options = product_options(columns.dtype) | {"WIDTH": step, "num_stages": 2}
+    (n_rows, width), n_column, step = states.shape, columns.shape[0], min(64, padded(states.shape[1]))
+    masses, factors = (nll if to is None else torch.empty_like(nll)), nll if weights is None else weights
+    given = states, columns, softmax.shift, softmax.classes
+    sizes = n_rows, n_column, width
+    options = product_options(columns.dtype) | {"WIDTH": step, "WEIGHTED": weights is not None, "num_stages": 2}
     launch(
         first_rows,
         (triton.cdiv(n_rows, tile.rows),),
         *given,
-        *parts,
-        errors,
-        to.states[rows] if to else states,
-        n_rows,
-        n_column,
-        width,
+        nll if softmax.fixed is None else softmax.fixed,
+        *(nll, inside, factors, masses),
+        states if to is None else to.states,
+        *sizes,
         FIXED=softmax.fixed is not None,
-        WEIGHTED=weights is not None,
         KEEP=to is not None,
         ROWS=tile.rows,
         COLUMNS=tile.columns,
@@ -123,30 +109,13 @@ def _fused(
         num_warps=tile.warps,
         **options,
     )
-    if to is not None:
-        _sum_columns(states[rows], errors, to, rows.start > 0, options)
-
-
-def _sum_columns(states: Tensor, errors: Tensor, to: FirstGradients, more: bool, options: dict[str, Any]) -> None:
-    """Write the gradients of the columns from the (n, C) errors of some rows, or add `more` of them."""
-    (n_rows, width), (splits, n_column, _) = states.shape, to.columns.shape
+    if to is None:
+        return
+    splits = to.columns.shape[0]
     span = triton.cdiv(triton.cdiv(n_rows, splits), 32) * 32
-    launch(
-        first_columns,
-        (triton.cdiv(n_column, 64), triton.cdiv(width, options["WIDTH"]), splits),
-        states,
-        errors,
-        to.columns,
-        to.shift,
-        n_rows,
-        n_column,
-        width,
-        span,
-        MORE=more,
-        ROWS=32,
-        COLUMNS=64,
-        **options,
-    )
+    grid = triton.cdiv(n_column, 64), triton.cdiv(width, step), splits
+    gradients = masses, factors, to.columns, to.shift
+    launch(first_columns, grid, *given, *gradients, *sizes, span, ROWS=32, COLUMNS=64, **options)
 
 
 def _by_cublas(
@@ -303,7 +272,7 @@ def first_rows(
     nll,
     inside,
     weights,
-    errors,
+    masses,
     d_states,
     n_rows,
     n_column,
@@ -319,7 +288,7 @@ def first_rows(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Compute the losses of some rows; with KEEP also their errors (p - 1 at the target) and states' gradient."""
+    """Compute the losses of some rows; with KEEP also their log-sum-exps and the gradient of the states."""
     # Long because a kernel names every pointer, one a line.
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = row < n_rows
@@ -365,14 +334,13 @@ def first_rows(
             )
             error = tl.exp(logits - log_mass[:, None]) - (column[None, :] == own[:, None]).to(tl.float32)
             error = (error * scale[:, None]).to(KIND)
-            real = there[:, None] & (column < n_column)[None, :]
-            tl.store(errors + row[:, None].to(tl.int64) * n_column + column[None, :], error, mask=real)
             w = tl.load(
                 columns + column[:, None] * width + d[None, :],
                 mask=(column < n_column)[:, None] & (d < width)[None, :],
                 other=0.0,
             )
             total = dot(error, w, total, PRECISION, WIDEN)
+        tl.store(masses + row, log_mass, mask=there)
         at = d_states + row[:, None].to(tl.int64) * width + d[None, :]
         tl.store(at, total.to(d_states.dtype.element_ty), mask=there[:, None] & (d < width)[None, :])
 
@@ -432,14 +400,18 @@ def first_errors(
 @triton.jit
 def first_columns(
     states,
-    errors,
+    columns,
+    shift,
+    classes,
+    masses,
+    weights,
     d_columns,
     d_shift,
     n_rows,
     n_column,
     width,
     span,
-    MORE: tl.constexpr,
+    WEIGHTED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -447,7 +419,8 @@ def first_columns(
     PRECISION: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Sum the gradient of some columns over a span of rows; with MORE on top of earlier rows."""
+    """Sum the gradient of some columns over a span of rows; the errors (p - 1 at the target) are computed again."""
+    # Long because a kernel names every pointer, one a line.
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     d = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     split = tl.program_id(2)
@@ -457,25 +430,28 @@ def first_columns(
     for start in range(split * span, min((split + 1) * span, n_rows), ROWS):
         row = start + tl.arange(0, ROWS)
         there = row < n_rows
-        error = tl.load(
-            errors + row[None, :].to(tl.int64) * n_column + column[:, None],
-            mask=there[None, :] & real[:, None],
-            other=0.0,
+        own = tl.load(classes + row, mask=there, other=-1)
+        learned = (own >= 0) & (own < n_column)
+        scale = learned.to(tl.float32)
+        if WEIGHTED:
+            scale = tl.where(learned, tl.load(weights + row, mask=there, other=0.0), 0.0)
+        mass = tl.load(masses + row, mask=there, other=0.0)
+        # fmt: off
+        logits = _logits(
+            states, columns, shift, row, column, n_rows, n_column, width, KIND, PRECISION, WIDEN, ROWS, COLUMNS, WIDTH
         )
+        # fmt: on
+        error = tl.exp(logits - mass[:, None]) - (column[None, :] == own[:, None]).to(tl.float32)
+        error = tl.where(there[:, None], error * scale[:, None], 0.0).to(KIND)
         h = tl.load(
             states + row[:, None].to(tl.int64) * width + d[None, :],
             mask=there[:, None] & (d < width)[None, :],
             other=0.0,
         )
-        total = dot(error, h.to(KIND), total, PRECISION, WIDEN)
-        shifts += tl.sum(error.to(tl.float32), 1)
+        total = dot(tl.trans(error), h.to(KIND), total, PRECISION, WIDEN)
+        shifts += tl.sum(error.to(tl.float32), 0)
     place = split * n_column + column
     at = d_columns + place[:, None].to(tl.int64) * width + d[None, :]
-    mask = real[:, None] & (d < width)[None, :]
-    if MORE:
-        total += tl.load(at, mask=mask, other=0.0)
-    tl.store(at, total, mask=mask)
+    tl.store(at, total, mask=real[:, None] & (d < width)[None, :])
     if tl.program_id(1) == 0:
-        if MORE:
-            shifts += tl.load(d_shift + place, mask=real, other=0.0)
         tl.store(d_shift + place, shifts, mask=real)

@@ -37,8 +37,8 @@ class FirstTile:
 
 FIRST_TILES = {
     # padded width: (bytes of a number: tile); on GPUs with 99 KiB of shared memory a program, then on larger ones
-    64: {2: (FirstTile(32, 64, 4), FirstTile(64, 64, 4)), 4: (FirstTile(32, 64, 4), FirstTile(32, 64, 4))},
-    128: {2: (FirstTile(32, 64, 4), FirstTile(32, 64, 4)), 4: (FirstTile(32, 32, 8), FirstTile(32, 32, 8))},
+    64: {2: (FirstTile(32, 64, 4), FirstTile(64, 64, 4)), 4: (FirstTile(32, 64, 8), FirstTile(32, 64, 8))},
+    128: {2: (FirstTile(32, 64, 8), FirstTile(32, 64, 8)), 4: (FirstTile(32, 32, 8), FirstTile(32, 32, 8))},
     256: {2: (FirstTile(32, 64, 8), FirstTile(32, 64, 8))},
 }
 SMALL = {(8, 6), (8, 7), (8, 9), (12, 0), (12, 1)}
