@@ -85,7 +85,7 @@ def test_a_screen_is_the_beginning_of_full_runs_and_goes_on_after_ctrl_c(gvc, ti
         (["--minutes", "0"], "--minutes must be in [0.01, 1e+06], got 0.0"),
         (["--minutes", "0.01"], "--minutes is too short: 2 heads need about "),
         (["--heads", "nonesuch"], "--heads must be one of adaptive, "),
-        (["--device", "abacus"], "--device must be one of "),
+        (["--device", "abacus"], "--device abacus is not known; there are "),
     ],
 )
 def test_mistakes_get_one_line(gvc, tiny, words, line):
