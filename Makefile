@@ -85,6 +85,18 @@ test-faults: $(VENV)/.developers  ## Run all faults and print the table of promi
 	  tests/faults tests/integration/test_sweep.py::test_a_driver_killed_again_and_again_completes_every_job_once \
 	  tests/integration/test_sweep.py::test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again
 
+test-slurm: $(VENV)/.developers  ## Run the guide's SLURM lines on a real controller with two nodes (root, Debian; installs slurm-wlm)
+	@$(BIN)/python tests/engines/on_slurm.py $(ARGS)
+
+test-ray: $(VENV)/.developers  ## Run the guide's Ray lines on two raylets, and lose one of them (root, Linux)
+	@$(BIN)/python tests/engines/on_ray.py $(ARGS)
+
+test-torchrun: $(VENV)/.developers  ## Run the guide's torchrun line on two machines made of namespaces (root, Linux)
+	@$(BIN)/python tests/engines/on_torchrun.py $(ARGS)
+
+test-shared: $(VENV)/.developers  ## Let two machines meet in a folder that hides their locks from each other (root, Linux, FUSE)
+	@$(BIN)/python tests/engines/on_shared_folders.py $(ARGS)
+
 $(VENV)/.docs: $(VENV)/.users
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
@@ -119,4 +131,4 @@ clean:  ## Remove .venv and build leftovers; runs/ and the cache stay
 	rm -rf $(VENV) build dist site htmlcov .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './runs/*' -exec rm -rf {} +
 
-.PHONY: help install demo example docs release-check reproduce-paper train test-fast test golden coverage format test-long test-kernels test-faults bench bench-full bench-gpu check-gpu check clean
+.PHONY: help install demo example docs release-check reproduce-paper train test-fast test golden coverage format test-long test-kernels test-faults test-slurm test-ray test-torchrun test-shared bench bench-full bench-gpu check-gpu check clean

@@ -529,6 +529,45 @@ def _measured_speed(head: str) -> str:
     return text + f"\nSource: {listing(files if head in QUALITY_OF else files[1:])}.\n"
 
 
+def published_runs() -> str:
+    """Return step times that others published, beside those that `gvc plan` predicts."""
+    rows, errors = [], []
+    for row in read("published-runs.csv"):
+        published, predicted = float(row["published_s"]), float(row["predicted_s"])
+        errors.append(abs(predicted / published - 1))
+        change = f"{100 * (predicted / published - 1):+.0f} %"
+        device = f"{row['devices']} x {row['device']}"
+        rows.append([f"[{row['run']}]({row['source']})", device, f"{published:.3f}", f"{predicted:.3f}", change])
+    text = table(["run", "devices", "published, s", "predicted, s", "error"], rows)
+    found = f"The median error is {100 * float(np.median(errors)):.0f} %, the largest {100 * max(errors):.0f} %."
+    notes = "".join(f"    {row['run']}: {row['how']}. {row['overrides']}\n\n" for row in read("published-runs.csv"))
+    command = "`python docs/published_runs.py`"
+    return f'{text}\n{found}\n\nSource: {listing(["published-runs.csv"])}, {command}.\n\n??? info "Settings"\n\n{notes}'
+
+
+def large_clusters() -> str:
+    """Return the planned steps of `dense` and `grouped` on many devices, by the size of the vocabulary."""
+    found = {(row["devices"], row["vocab_size"], row["head"]): row for row in read("large-clusters.csv")}
+    rows = []
+    for devices, size in dict.fromkeys((devices, size) for devices, size, _ in found):
+        dense, grouped = (found[devices, size, head] for head in ("dense", "grouped"))
+        steps = [float(row["step_s"]) for row in (dense, grouped)]
+        waiting = float(grouped["exposed_s"]) / steps[1]
+        cells = [f"{1000 * step:.0f}" for step in steps] + [f"{steps[0] / steps[1]:.2f}x", f"{100 * waiting:.0f} %"]
+        rows.append([f"{int(devices):,}", f"{int(size):,}", *cells, dense["peak_gib"], grouped["peak_gib"]])
+    header = [
+        "devices",
+        "V",
+        "dense, ms",
+        "grouped, ms",
+        "dense over grouped",
+        "grouped waits",
+        "dense, GiB",
+        "grouped, GiB",
+    ]
+    return f"{table(header, rows)}\nSource: {listing(['large-clusters.csv'])}, `python docs/published_runs.py`.\n"
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "decode": decode,
     "default-heads": default_heads,
@@ -539,11 +578,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "groupings": groupings,
     "heads-memory": heads_memory,
     "heads-speed": heads_speed,
+    "large-clusters": large_clusters,
     "leaderboard": leaderboard,
     "leaderboard-intervals": leaderboard_intervals,
     "memory-claim": memory_claim,
     "memory-truth": memory_truth,
     "own-vocabulary": own_vocabulary,
+    "published-runs": published_runs,
     "rates": rates,
     "share-of-cap": share_of_cap,
     "steps": steps,

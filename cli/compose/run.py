@@ -24,6 +24,7 @@ from grouped_lm.config import Config, ModelConfig, check_choice
 from grouped_lm.errors import ConfigError, GvcError
 from grouped_lm.system.phases import phase, track
 
+from . import slurm_launcher
 from .compose import (
     BENCH_CONFIG,
     CONF,
@@ -118,6 +119,8 @@ def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path
             raised.append(error)  # past Hydra, which would write a line of its own before ours
             return None
 
+    if any(word.startswith("hydra/launcher=") and "slurm" in word for word in overrides):
+        slurm_launcher.install()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     previous, sys.argv = sys.argv, ["gvc", *flags.argv(), *overrides]
     try:

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -27,6 +27,7 @@ from grouped_lm.jobs.device_slots import Share, visible_gpus
 from grouped_lm.jobs.launch import preflight
 from grouped_lm.jobs.sweep import SweepDisplay, SweepLimits, driver_ledger, failures, job_state, jobs_below, run_limited
 from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.system.files import shared_lock
 from grouped_lm.system.phases import phase, track
 
 from .compose import (
@@ -240,7 +241,7 @@ def continued_study(plan: SweepPlan, at_most: int | None) -> Iterator[list[str]]
     folder.mkdir(parents=True, exist_ok=True)
     storage = f"sqlite:///{folder / STUDY}"
     try:
-        with FileLock(folder / ".search.lock", timeout=0):
+        with shared_lock(folder / ".search.lock", 0):
             optuna.logging.set_verbosity(optuna.logging.WARNING)
             study = optuna.create_study(storage=storage, study_name=STUDY_NAME, load_if_exists=True)
             ask_again(study)

@@ -7,7 +7,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
+
+from grouped_lm.system.files import shared_lock
 
 STALE_S = 7 * 24 * 3600
 """Age in seconds from which an unfinished build is removed. A running build writes every few seconds."""
@@ -20,20 +22,20 @@ log = logging.getLogger(__name__)
 def build_lock(path: Path) -> Iterator[None]:
     """Hold the lock of a cache entry. Waits while another process holds it, and logs that."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
-    try:
-        held = lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process that prepares %s", path)
-        held = lock.acquire()
-    with held:
+    lock = path.with_name(f".{path.name}.lock")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(shared_lock(lock, 0))
+        except Timeout:
+            log.info("waiting for another process that prepares %s", path)
+            stack.enter_context(shared_lock(lock))
         yield
 
 
 def remove_stale(cache: Path, name: str) -> None:
     """Remove unfinished builds of the entries `name`-* that nobody has continued for `STALE_S` seconds."""
     for temporary in cache.glob(f".{name}-*.tmp"):
-        lock = FileLock(cache / f"{temporary.stem}.lock")
-        with contextlib.suppress(Timeout, FileNotFoundError), lock.acquire(timeout=0):
+        lock = cache / f"{temporary.stem}.lock"
+        with contextlib.suppress(Timeout, FileNotFoundError), shared_lock(lock, 0):
             if time.time() - temporary.stat().st_mtime > STALE_S:
                 shutil.rmtree(temporary)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table as RichTable
@@ -32,7 +32,7 @@ from grouped_lm.runs.identity import config_hash
 from grouped_lm.runs.load import load_config, read_job
 from grouped_lm.runs.table import is_held, last_metrics
 from grouped_lm.system.console import one_line
-from grouped_lm.system.files import write_json
+from grouped_lm.system.files import is_leased_elsewhere, shared_lock, write_json
 from grouped_lm.system.phases import format_seconds, say
 from grouped_lm.system.tables import Table, columns, shorten_middle
 
@@ -41,6 +41,8 @@ RUNNING = "running"
 BUSY_EXIT = 64
 """A worker's exit code if another process trains in its folder."""
 POLL_SECONDS = 1.0
+FOLLOW_SECONDS = 120.0
+"""How long a job's other machines wait until its first one has started to train."""
 NAME_SHARE = 3
 """A job's name takes at most one third of the terminal."""
 OTHER_COLUMNS = 35
@@ -88,9 +90,8 @@ def run_job(config: Config, run_dir: Path, wait: bool = False, environment: dict
     if job_state(config, run_dir) == COMPLETE:
         return COMPLETE
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    beside = run_dir.parent / f".{run_dir.name}.lock"  # inside the folder it would be moved aside with it
     try:
-        with FileLock(beside, timeout=-1 if wait else 0):
+        with shared_lock(driver_lock(run_dir), -1 if wait else 0):
             return _run_locked(config, run_dir, wait, environment or {})
     except (BusyError, Timeout):
         if job_state(config, run_dir) != "changed":
@@ -120,6 +121,31 @@ def _run_locked(config: Config, run_dir: Path, wait: bool, environment: dict[str
             return RUNNING
         time.sleep(1.0)
     return _record_end(run_dir, code)
+
+
+def is_follower(config: Config) -> bool:
+    """Return whether this is a job of several machines, on another machine than the first."""
+    return config.train.nodes > 1 and os.environ.get("SLURM_PROCID", "0") != "0"
+
+
+def follow_job(config: Config, run_dir: Path, environment: dict[str, str]) -> str:
+    """Train together with the first machine of a job, which has its lock and its folder, and return its state."""
+    lock = driver_lock(run_dir)
+    until = time.monotonic() + FOLLOW_SECONDS
+    while time.monotonic() < until:
+        state = job_state(config, run_dir)
+        if state == COMPLETE:
+            return state
+        if state != "changed" and RunFolder(run_dir).job.exists() and is_leased_elsewhere(lock):
+            _run_child(run_dir, environment)
+            return job_state(config, run_dir)
+        time.sleep(POLL_SECONDS)
+    return RUNNING
+
+
+def driver_lock(run_dir: Path) -> Path:
+    """Return the lock file of the driver that has a job. Inside the run folder it would be moved aside with it."""
+    return run_dir.parent / f".{run_dir.name}.lock"
 
 
 def _run_child(run_dir: Path, environment: dict[str, str]) -> int:
@@ -184,13 +210,13 @@ def driver_ledger(sweep_dir: Path) -> Iterator[Path]:
     """
     sweep_dir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        with FileLock(sweep_dir / ".drivers.lock"):  # a ledger without its lock looks stale to another driver
+        with shared_lock(sweep_dir / ".drivers.lock"):  # a ledger without its lock looks stale to another driver
             for stale in sweep_dir.glob(".driver-*"):
-                with contextlib.suppress(Timeout, OSError), FileLock(stale / ".lock", timeout=0):
+                with contextlib.suppress(Timeout, OSError), shared_lock(stale / ".lock", 0):
                     shutil.rmtree(stale)
             made = tempfile.TemporaryDirectory(prefix=".driver-", dir=sweep_dir, ignore_cleanup_errors=True)
             ledger = Path(stack.enter_context(made))
-            stack.enter_context(FileLock(ledger / ".lock"))
+            stack.enter_context(shared_lock(ledger / ".lock"))
         yield ledger
 
 
@@ -236,7 +262,9 @@ def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, 
     if state != COMPLETE and (not wait or limits.left_to_others(run_dir)):
         with share.environment(config.train.device, processes=config.train.devices) as environment:
             state = job_state(config, run_dir)  # waiting for a slot can take hours
-            if state != COMPLETE and (wait or limits.allow(state)):
+            if is_follower(config):
+                state = follow_job(config, run_dir, environment)
+            elif state != COMPLETE and (wait or limits.allow(state)):
                 state = run_job(config, run_dir, wait=wait, environment=environment)
                 limits.note(state, run_dir)
     if state != COMPLETE:

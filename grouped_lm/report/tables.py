@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 
 import yaml
-from filelock import FileLock
 from rich import box
 from rich.table import Table as RichTable
 
@@ -18,7 +17,7 @@ from grouped_lm.runs.folder import COMPLETE
 from grouped_lm.runs.query import COLUMNS, Row, mark_front
 from grouped_lm.runs.table import collect_runs
 from grouped_lm.system.console import natural_width
-from grouped_lm.system.files import write_text
+from grouped_lm.system.files import shared_lock, write_text
 from grouped_lm.system.tables import Column, Table, csv_text, escape, shorten_middle, show
 
 LISTS = yaml.safe_load(files("grouped_lm.report").joinpath("columns.yaml").read_text(encoding="utf-8"))
@@ -44,7 +43,7 @@ def write_results(folder: Path, total: int | None = None) -> list[Row]:
     """
     if not folder.is_dir():
         return []
-    with FileLock(folder / ".results.lock"):
+    with shared_lock(folder / ".results.lock"):
         try:
             rows, plots = collect_runs([folder]), list[Path]()
             plots = write_plots(rows, folder / "plots")

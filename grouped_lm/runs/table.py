@@ -22,7 +22,7 @@ from grouped_lm.runs.identity import is_identity, iter_settings
 from grouped_lm.runs.load import load_config, read_job
 from grouped_lm.runs.query import COLUMNS, PARETO_KEYS, text_of
 from grouped_lm.system.console import peak_memory_gib
-from grouped_lm.system.files import read_json_dict
+from grouped_lm.system.files import is_leased_elsewhere, read_json_dict
 from grouped_lm.system.tables import Row, group_rows
 
 RUNNING, UNFINISHED, DAMAGED, OTHER_VERSION = "running", "unfinished", "damaged", "other version"
@@ -211,9 +211,11 @@ def is_held(lock: Path) -> bool:
     """Return whether a process holds the lock file `lock`, without taking the lock.
 
     To take it, even for an instant, could make a trainer fail that starts in that instant. filelock uses flock(2), and
-    the kernel lists such locks by inode in /proc/locks. Other machines do not list the locks of an NFS server. There,
-    and on systems without /proc/locks, a run in training has the state `unfinished`.
+    the kernel lists such locks by inode in /proc/locks. It does not list the locks of other machines. What these hold
+    follows from the lease beside the lock file.
     """
+    if is_leased_elsewhere(lock):
+        return True
     try:
         inode = lock.stat().st_ino
         held = Path("/proc/locks").read_text(encoding="utf-8")

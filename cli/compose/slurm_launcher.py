@@ -1,0 +1,93 @@
+"""What Hydra's launcher for SLURM lacks on a real cluster.
+
+SLURM refuses an array with more jobs than its MaxArraySize. And a job that was cancelled before it started is in no
+list of SLURM, so submitit waits for it without end. `install` makes arrays that the cluster accepts, and asks `squeue`
+which jobs are left.
+"""
+
+import math
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+
+MAX_ARRAY = 1001
+"""SLURM's own default of MaxArraySize."""
+STATE_SECONDS = 30.0
+"""Seconds between two questions about the jobs that are left."""
+FILE_SECONDS = 10.0
+"""Seconds that a shared file system may take to show the result of a job that has ended."""
+
+
+class Queue:
+    """The jobs of this user that wait or run."""
+
+    def __init__(self) -> None:
+        self._asked, self._jobs = -math.inf, set[str]()
+
+    def has(self, job: str) -> bool:
+        """Return whether a job such as 7_2 was in the queue at the last question. True if SLURM does not answer."""
+        if time.monotonic() - self._asked > STATE_SECONDS:
+            done = subprocess.run(
+                ["squeue", "--me", "-h", "-r", "-o", "%i"], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                return True
+            self._asked, self._jobs = time.monotonic(), set(done.stdout.split())
+        return job in self._jobs
+
+
+def install() -> None:
+    """Let Hydra's launcher use `launch`. Hydra takes no launcher from outside of its own package for plugins."""
+    Plugins.instance()  # loads the module again
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+
+    SlurmLauncher.launch = launch
+
+
+def launch(self: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+    """Submit the jobs, wait for them, and return their results. A job that SLURM ended has an infinite loss."""
+    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
+    from submitit.slurm.slurm import SlurmJob
+
+    plain, queue, size, results = SlurmJob.results, Queue(), max_array_size(), list[JobReturn]()
+    SlurmJob.results = lambda job: results_of(job, plain, queue)
+    try:
+        for start in range(0, len(job_overrides), size):
+            part = job_overrides[start : start + size]
+            results += BaseSubmititLauncher.launch(self, part, initial_job_idx + start)
+    finally:
+        SlurmJob.results = plain
+    return results
+
+
+def results_of(job: Any, plain: Callable[[Any], list[JobReturn]], queue: Queue) -> list[JobReturn]:
+    """Return the results of a submitit job. One without a result has an infinite loss, and a line on stderr."""
+    from submitit.core.utils import FailedJobError
+
+    gone_since = math.inf
+    while not job.paths.result_pickle.exists():
+        gone_since = math.inf if queue.has(job.job_id) else min(gone_since, time.monotonic())
+        if time.monotonic() - gone_since > FILE_SECONDS:
+            break
+        time.sleep(1.0)
+    else:
+        try:
+            return plain(job)
+        except FailedJobError:
+            pass
+    print(f"gvc: SLURM job {job.job_id} ended without a result: see {job.paths.stderr}", file=sys.stderr)
+    return [JobReturn(status=JobStatus.COMPLETED, _return_value=math.inf)]
+
+
+def max_array_size() -> int:
+    """Return the number of jobs that this cluster accepts in one array."""
+    command = ["scontrol", "show", "config"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
+    return max(1, int(found[1]) if found else MAX_ARRAY)
