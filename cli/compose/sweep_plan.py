@@ -9,8 +9,8 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from .compose import (
     env_value,
     expand_jobs,
     parse,
+    quoted,
     to_config,
 )
 from .explain import RENAMED_SWEEPS, explained, missing_plugin, nearest
@@ -119,10 +120,13 @@ class SweepTask:
 
     limits: SweepLimits
     wait: bool
+    folder: Path = field(default_factory=Path.cwd)
+    """Where the sweep was started. Workers of Ray are started elsewhere, and the texts may have relative paths."""
 
     def __call__(self, config: Config, run_dir: Path) -> float:
         """Run one job and return its validation loss for sweepers, infinite if it has none."""
-        return run_limited(config, run_dir, self.limits, self.wait, share_of_job(HydraConfig.get().launcher))
+        with chdir(self.folder):
+            return run_limited(config, run_dir, self.limits, self.wait, share_of_job(HydraConfig.get().launcher))
 
 
 def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
@@ -162,6 +166,8 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
             OmegaConf.set_struct(composed, False)
             del composed["hydra"]
             jobs.append((to_config(composed), run_dir))
+    if launcher_kind(chosen.launcher) == "Ray":  # its workers stand in another folder
+        words.append(f"hydra.sweep.dir={quoted(str(folder.absolute()))}")
     for config, _ in track(jobs, "checking the jobs", len(jobs)):
         preflight(config, here=False)
     for config, run_dir in jobs_below(folder) if is_search(chosen.sweeper) else jobs:

@@ -31,7 +31,7 @@ class Cluster:
     def __init__(self, machines: dict[str, Machine]) -> None:
         self.machines = machines
         line = re.search(r"^gvc sweep seeds .*hydra/launcher=ray.*$", GUIDE.read_text(), re.MULTILINE)[0]  # type: ignore[index]
-        words = " ".join([*texts(Path("text").absolute()), "seed=0,1,2,3"])
+        words = " ".join([*texts(Path("text")), "seed=0,1,2,3"])
         self.line = f"{line} {words}"
         sh(f"ray start --head --node-ip-address={NETWORK}.1 --include-dashboard=false {LIMITS}")
         self.join(gate("ray", 4))
