@@ -19,8 +19,8 @@ from grouped_lm.measure.devices import INTERCONNECTS, Device, find_device
 from grouped_lm.plan.devices import DevicesPlan, plan_devices
 
 COMMON = ["head=dense", "head.tied=true", "train.dtype=bfloat16", "train.compile=true"]
-SIZES = (50_257, 100_000, 250_000, 500_000, 1_000_000)
-CLUSTERS = {8: "nvlink4", 64: "ib-ndr", 1024: "ib-ndr"}
+SIZES = (50_257, 250_000, 1_000_000)
+CLUSTERS = {64: "ib-ndr", 1024: "ib-ndr"}
 HEADS = ("dense", "grouped")
 WINDOWS = 16
 """Windows of 1,024 tokens on each device."""

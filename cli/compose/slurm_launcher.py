@@ -55,14 +55,15 @@ def launch(self: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: i
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
     from submitit.slurm.slurm import SlurmJob
 
-    plain, queue, size, results = SlurmJob.results, Queue(), max_array_size(), list[JobReturn]()
-    SlurmJob.results = lambda job: results_of(job, plain, queue)
+    job_class: Any = SlurmJob
+    plain, queue, size, results = job_class.results, Queue(), max_array_size(), list[JobReturn]()
+    job_class.results = lambda job: results_of(job, plain, queue)
     try:
         for start in range(0, len(job_overrides), size):
             part = job_overrides[start : start + size]
             results += BaseSubmititLauncher.launch(self, part, initial_job_idx + start)
     finally:
-        SlurmJob.results = plain
+        job_class.results = plain
     return results
 
 
