@@ -161,8 +161,11 @@ class Head(nn.Module, ABC):
         """Return the rows of the gradient of a tied (V, D) table, as `loss` on a CPU gives it: V unless sparse."""
         return self.vocab_size
 
-    def trained_ids(self) -> Tensor | None:
-        """Return the ids, each once, of the rows of a tied table that `loss` can train; None if those are all."""
+    def trained_ids(self, seen: Tensor) -> Tensor | None:
+        """Return the ids of the rows of a tied table that `loss` can train, None if those are all.
+
+        `seen` is (V,) bool: the tokens that can be targets.
+        """
         return None
 
     def extra_repr(self) -> str:

@@ -229,9 +229,13 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         """Return the rows of the gradient of a tied table: those of `table_rows`, else V."""
         return super().gradient_rows() if self.table_rows is None else len(self.table_rows.ids)
 
-    def trained_ids(self) -> Tensor:
-        """Return the ids outside the reserved groups: no target of the training text is in one of those."""
-        return (self.token_to_group < self.n_learned).nonzero().squeeze(1)
+    def trained_ids(self, seen: Tensor) -> Tensor:
+        """Return the ids outside those reserved groups that have no target."""
+        groups = self.token_to_group.long()
+        trained = torch.arange(self.n_group + 1, device=groups.device) < self.n_learned
+        trained[groups[seen]] = True
+        trained[-1] = True  # of the tokens in the shortlist, whose group is -1
+        return trained[groups].nonzero().squeeze(1)
 
     def class_row_ids(self) -> Tensor:
         """Return the ids whose rows of the table `class_layer` needs: of the shortlist, and those with shared rows."""

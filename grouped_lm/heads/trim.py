@@ -85,8 +85,8 @@ class TrimHead(RegularisedHead):
         self.seen = torch.argsort(self.token_to_class, stable=True)[:n_seen]
         self.n_rest = self.vocab_size - n_seen
 
-    def trained_ids(self) -> Tensor:
-        """Return the ids of the seen tokens."""
+    def trained_ids(self, seen: Tensor) -> Tensor:
+        """Return the ids of the tokens that are a class of their own."""
         return self.seen
 
     def rows(self) -> Tensor:

@@ -25,7 +25,7 @@ LARGEST_SHARE = 0.75
 """Largest U / V: copies of used rows cost as much as the rest saves near 0.9."""
 LEAST_UNUSED = 2**18
 """Least numbers in unused rows, 1 MiB."""
-CHUNK = 2**15
+CHUNK = 2**17
 """Numbers that decay at once: they stay in a processor's cache."""
 
 
@@ -163,12 +163,12 @@ def leave_out_unused_rows(
     if not isinstance(wte, nn.Embedding) or config.optim.name not in OPTIMIZERS_THAT_DECAY or sparse:
         return None
     shared = [name for name, parameter in head.named_parameters() if parameter is wte.weight]
-    in_head = head.trained_ids() if shared else torch.empty(0, dtype=torch.int64)
-    if in_head is None:
-        return None
     n_row, width = wte.weight.shape
     used = torch.from_numpy(count_tokens() > 0).to(wte.weight.device)
-    used[in_head.to(used.device)] = True
+    in_head = head.trained_ids(used) if shared else used[:0].nonzero().squeeze(1)
+    if in_head is None:
+        return None
+    used[in_head] = True
     ids = used.nonzero().squeeze(1)  # ascending, as in the whole table: the norm of the gradient keeps its bits
     if len(ids) > LARGEST_SHARE * n_row or (n_row - len(ids)) * width < LEAST_UNUSED:
         return None

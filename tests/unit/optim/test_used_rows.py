@@ -17,6 +17,7 @@ from grouped_lm.optim.training_step import TrainingStep
 from grouped_lm.optim.used_rows import UsedRows, leave_out_unused_rows
 from grouped_lm.runs.train_state import pack, unpack
 
+CPU = torch.device("cpu")
 V = 700
 TEXT = 3 * np.random.default_rng(0).zipf(1.3, 4000).clip(0, 150)  # a fifth of the tokens
 COUNTS = np.bincount(TEXT, minlength=V)
@@ -50,7 +51,7 @@ def new_step(head=SHORTLIST, rows=True, accum=1, dropout=0.0, seed=0, **optim) -
     optimizer = build_optimizer(config.optim, model)
     if left_out is not None:
         left_out.follow(optimizer)
-    return TrainingStep(config, ParallelModel(model, SINGLE_PROCESS, model), optimizer, torch.device("cpu"))
+    return TrainingStep(config, ParallelModel(model, SINGLE_PROCESS, model), optimizer, CPU)
 
 
 def train(step: TrainingStep, first: int, last: int) -> list[tuple[float, float]]:
@@ -87,6 +88,26 @@ def test_losses_norms_and_checkpoints_are_those_of_the_whole_table_to_the_bit(he
     for first, last in pairwise((0, 1, 3, 6)):  # a checkpoint in between changes nothing
         assert train(rows, first, last) == train(whole, first, last)
         assert saved(rows) == saved(whole)
+
+
+def test_targets_in_reserved_groups_train_all_rows_of_those(monkeypatch):
+    """A run that starts from another one's groups may have them."""
+    steps = [new_step(rows=False), new_step(rows=False)]
+    head = steps[0].model.model.head
+    group = int(head.token_to_group.max())
+    assert group >= head.n_learned
+    here = (head.token_to_group == group).nonzero().squeeze(1)
+    text = np.where(TEXT == 6, here[0].item(), TEXT)
+    monkeypatch.setitem(globals(), "TEXT", text)
+    left_out = leave_out_unused_rows(steps[0].config, steps[0].model.model, lambda: np.bincount(text, minlength=V))
+    assert left_out is not None
+    assert (left_out.row_of[here] >= 0).all()
+    step = TrainingStep(
+        steps[0].config, steps[0].model, build_optimizer(steps[0].config.optim, steps[0].model.model), CPU
+    )
+    left_out.follow(step.optimizer)
+    assert train(step, 0, 3) == train(steps[1], 0, 3)
+    assert saved(step) == saved(steps[1])
 
 
 @pytest.mark.parametrize("head", [{"name": "dense"}, {"name": "class_full"}, {"name": "sampled"}], ids=str)
