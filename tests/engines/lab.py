@@ -108,8 +108,9 @@ class Machine:
 
     def kill(self) -> None:
         """End the machine and all its processes at once, as a loss of power does."""
-        os.kill(int(self._pid), 9)
-        self._first.wait()
+        if self._first.poll() is None:
+            os.kill(int(self._pid), 9)
+            self._first.wait()
 
 
 def sh(line: str, check: bool = True, seconds: float = 300) -> str:

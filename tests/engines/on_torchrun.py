@@ -103,7 +103,7 @@ def lost_machine(launchers: Launchers) -> str:
     started = launchers.start("machine", 2, held_at=8)
     launchers.held("machine", 8, started)
     launchers.machines["node2"].kill()
-    launchers.machines["node1"].sh("pkill -TERM -x torchrun")
+    launchers.machines["node1"].sh("pkill -TERM -f [b]in/torchrun")
     started[0].wait(timeout=300)
     launchers.machines["node2"].boot()
     launchers.end("machine", launchers.start("machine", 2))
@@ -116,7 +116,7 @@ def sizes(launchers: Launchers) -> str:
         started = launchers.start("sizes", each, nodes, held_at=step)
         launchers.held("sizes", step, started)
         for machine in list(launchers.machines.values())[:nodes]:
-            machine.sh("pkill -TERM -x torchrun")
+            machine.sh("pkill -TERM -f [b]in/torchrun")
         for process in started:
             process.wait(timeout=300)
         assert result("sizes")["state"] == "interrupted", result("sizes")
