@@ -36,6 +36,7 @@ def show_phases() -> None:
     handler.addFilter(lambda record: not record.name.startswith("hydra"))  # what `--info` prints goes to stdout
     logging.basicConfig(format="gvc: %(message)s", handlers=[handler])
     logging.getLogger("grouped_lm").setLevel(logging.INFO)
+    logging.getLogger("hydra").setLevel(logging.NOTSET)  # a run before in this process had it say warnings alone
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
     "two good ones kept": ("runs.checkpoint", "good += 1\n", "good += 2\n", "test_save.py -k last_two"),
     "check before the update": (
         "train.session",
-        "if metrics.finite:",
+        "if metrics.finite or metrics.overflowed:",
         "if True:",
         "test_stop.py -k nan",
     ),

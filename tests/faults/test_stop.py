@@ -376,7 +376,7 @@ def test_a_step_that_will_not_fit_says_which_batch_would(config, tmp_path, monke
 
     made = config(micro_batch_size=64)
     needed = [memory_check.peak_bytes(made, batch) for batch in (64, 16, 17)]
-    monkeypatch.setattr(memory_check, "available_bytes", lambda device: (needed[1] + needed[2]) // 2)
+    monkeypatch.setattr(memory_check, "available_bytes", lambda *_: (needed[1] + needed[2]) // 2)
     with pytest.raises(MemoryShortError, match=r"train\.micro_batch_size=16 fits") as error, nothing_measured():
         train(made, tmp_path / "run")
     assert error.value.exit_code == 8

@@ -37,7 +37,8 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path):
 def token_file(folder, text, sha256="0" * 64) -> TokenFile:
     text.astype("<u2").tofile(folder / "tokens.bin")
     tokenizer = {"vocab_size": VOCAB, "eot_id": EOT}
-    return TokenFile(folder=folder, manifest={"dtype": "uint16", "sha256": sha256, "tokenizer": tokenizer})
+    manifest = {"dtype": "uint16", "tokens": len(text), "sha256": sha256, "tokenizer": tokenizer}
+    return TokenFile(folder=folder, manifest=manifest)
 
 
 def test_counts_are_kept_beside_their_tokens_and_made_again_when_damaged(tmp_path, monkeypatch):
