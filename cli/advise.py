@@ -31,9 +31,9 @@ def advise(
     """Say which head to take for a text.
 
     Prints figures of the text, memory and speed of every head, and one sentence. With --minutes it also trains the
-    usual heads for a while, on the same tokens, and ranks them by loss. The best half goes on after 1/8, 1/4 and 1/2 of
-    the steps of a full run. The ranking estimates that of full runs by validation loss. A lead within the noise between
-    two seeds is a tie, and the faster head is first. Ctrl-C loses nothing: the same command goes on.
+    usual heads for a while, on the same tokens, and ranks them by loss. The best half continues after 1/8, 1/4 and 1/2
+    of the steps of a full run. The ranking estimates that of full runs by validation loss. A lead within the noise
+    between two seeds is a tie, and the faster head is first. Ctrl-C loses nothing: the same command continues.
 
     The overrides are those of gvc train; a full run is experiment=main_job, 400 steps, if they do not say more.
 

@@ -171,7 +171,7 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
     for config, _ in track(jobs, "checking the jobs", len(jobs)):
         preflight(config, here=False)
     for config, run_dir in jobs_below(folder) if is_search(chosen.sweeper) else jobs:
-        if job_state(config, run_dir) != "changed":  # such a one is set aside and trained anew
+        if job_state(config, run_dir) != "changed":  # such a one is set aside and trained again
             RunFolder(run_dir).check_same_inputs(config)
     if is_search(chosen.sweeper):
         return SweepPlan(folder, words, jobs, chosen.sweeper.n_trials, chosen.sweeper.sampler.get("seed") or 0)

@@ -59,7 +59,7 @@ class Advice:
         return trial if self.device.name == "cpu" else replace(trial, tokens_per_sec=planned)
 
     def identity(self) -> str:
-        """Return a hash of the config and of the tokens: the same advice goes on in the same folder."""
+        """Return a hash of the config and of the tokens: the same advice continues in the same folder."""
         parts = [config_hash(self.config), self.corpus.train.manifest["sha256"], self.corpus.valid.manifest["sha256"]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

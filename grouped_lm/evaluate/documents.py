@@ -15,7 +15,7 @@ import torch
 from grouped_lm.config import IGNORE_INDEX, Config
 from grouped_lm.data import iter_documents, prepare_split
 from grouped_lm.data.loader import ValidWindows
-from grouped_lm.data.sources.text_files import file_sha256
+from grouped_lm.data.sources.text_files import TextConfig, file_sha256
 from grouped_lm.data.token_file import TokenFile
 from grouped_lm.errors import DataError
 from grouped_lm.evaluate.counts import count_text, counts_tokens
@@ -58,8 +58,8 @@ def document_losses(run: Path, text: Path, step: int) -> DocumentLosses:
     if (losses := _read(cache)) is not None:
         return losses
     config = load_config(run)
-    data = replace(config.data, name="text", source="text", train=str(text), valid=str(text))
-    data = replace(data, max_valid_tokens=None)
+    data = TextConfig(train=str(text), valid=str(text), cache_dir=config.data.cache_dir)
+    data.text_field = getattr(config.data, "text_field", data.text_field)
     config = replace(config, data=data, tokenizer=own_tokenizer(run, config.tokenizer))
     split = prepare_split(config.data, config.tokenizer, "valid")
     nll = _count_losses(run, split, step) if counts_tokens(config) else _network_losses(run, config, split)

@@ -19,7 +19,7 @@ def estimate_unseen_share(counts: Tensor, text: Text | None = None) -> float:
     """Return the expected share of tokens in other text that the training text does not have, in [0.001, 0.5].
 
     The text is cut into `PARTS` equal parts. The estimate is the share of all tokens whose id occurs in one part alone:
-    they would be new to whoever read the other parts. Documents would be smaller parts, and they underrate the share
+    they would be new to a reader of the other parts. Documents would be smaller parts, and they underrate the share
     where several of them come from one book (`runs/log`). Without the text it is the share of the tokens that occur
     once (Good 1953, Biometrika 40, 237), which underrates it too.
 

@@ -113,7 +113,7 @@ class RunFolder:
         if changed:
             raise DriftError(
                 f"{self.path} was trained with other files, which have changed since: {changed}: "
-                "restore them, or give another hydra.run.dir (hydra.sweep.dir) to train anew"
+                "restore them, or give another hydra.run.dir (hydra.sweep.dir) to train again"
             )
 
     def mirror(self, config: Config, identity: dict[str, str]) -> Path | None:

@@ -24,7 +24,7 @@ def check_package(tracking: TrackingConfig) -> None:
 
 
 class TensorBoardRun:
-    """Event files of one run, written by torch's `SummaryWriter`. An error is a warning, and the run goes on without.
+    """Event files of one run, written by torch's `SummaryWriter`. An error is a warning, and the run continues without.
 
     Call `rewind` before `log`. With `quiet` nothing is written.
     """

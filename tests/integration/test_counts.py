@@ -58,3 +58,12 @@ def test_documents_have_the_validation_loss_of_a_network(gvc, tiny, texts):
         assert losses.loss == pytest.approx(result["val/loss"], rel=1e-6)
         assert losses.bits_per_byte == pytest.approx(result["val/bits_per_byte"], rel=1e-6)
         assert len(losses.nats) == len(losses.text_bytes) > 1
+
+
+def test_documents_of_a_run_on_another_source_have_losses(gvc, texts):
+    words = ["model=debug", "tokenizer=bytes", "head=dense", "train.max_steps=2", "data.num_train_stories=20"]
+    assert gvc("train", *words, "data.num_valid_stories=5", "tracking=none", "hydra.run.dir=run").code == 0
+    losses = document_losses(Path("run"), Path(texts["valid"]), 2)
+    evaluated = gvc("eval", "run", "--data", texts["valid"], "--json")
+    assert evaluated.code == 0, evaluated.err
+    assert losses.loss == pytest.approx(json.loads(evaluated.out)["val/loss"], rel=1e-6)

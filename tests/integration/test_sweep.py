@@ -433,7 +433,7 @@ def test_case_U5_ctrl_c_says_the_folder_the_jobs_and_the_command(gvc, tiny):
     assert driver.returncode == 130
     lines = err.splitlines()
     said = next(at for at, line in enumerate(lines) if line.startswith("gvc: stopped: "))
-    stopped = re.fullmatch(r"gvc: stopped: ([12]) of 3 jobs are complete in s; this goes on:", lines[said])
+    stopped = re.fullmatch(r"gvc: stopped: ([12]) of 3 jobs are complete in s; to continue:", lines[said])
     assert stopped  # the second job may be complete before the signal reaches it
     assert shlex.split(lines[said + 1]) == ["gvc", *words]
     assert f"{stopped[1]} of 3 runs complete." in Path("s/results.md").read_text()
