@@ -262,9 +262,9 @@ class AdamWConfig(OptimConfig):
     name: str = setting("adamw", choices=("adamw",))
     beta1: float = setting(0.9, 0, 0.999999)
     """Decay of the average of gradients."""
-    beta2: float = setting(0.95, 0, 0.999999)
+    beta2: float = setting(0.99, 0, 0.999999)
     """Decay of the average of squared gradients."""
-    eps: float = setting(1e-8, 0, 1, open_low=True)
+    eps: float = setting(1e-6, 0, 1, open_low=True)
     """Added to the root of the second average."""
     weight_decay: float = setting(0.1, 0, 1e6)
     """On matrices only. Norms, biases, scales and shifts have none."""

@@ -33,9 +33,9 @@ class MuonConfig(OptimConfig):
     """Of all matrices. Norms, biases, scales and shifts have none."""
     beta1: float = setting(0.9, 0, 0.999999)
     """AdamW's decay of the average of gradients."""
-    beta2: float = setting(0.95, 0, 0.999999)
+    beta2: float = setting(0.99, 0, 0.999999)
     """AdamW's decay of the average of squared gradients."""
-    eps: float = setting(1e-8, 0, 1, open_low=True)
+    eps: float = setting(1e-6, 0, 1, open_low=True)
     """AdamW adds it to the root of the second average."""
 
 
