@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads.context import HeadContext
-from grouped_lm.heads.decoding.ranks import Ranks, in_parts, rank_columns
+from grouped_lm.heads.decoding.ranks import Blocks, Ranks, ranks_by_all, ranks_by_blocks
 from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation, draw_from, draw_kept, truncate
 from grouped_lm.heads.losses.functional import HeadLoss, flatten
 
@@ -94,11 +94,17 @@ class Head(nn.Module, ABC):
     def ranks(self, hidden: Tensor, tokens: Tensor, most: int) -> Ranks:
         """Return how many tokens are likelier than each of (N,) ids for (N, D) states, counted up to `most` >= 1.
 
-        The order is that of `truncate`: the likeliest first, equals by id.
+        The order is that of `truncate`: the likeliest first, equals by id. Without `blocks` it takes all V numbers.
         """
-        return in_parts(
-            lambda states, ids: rank_columns(self.log_prob(states), ids, most), hidden, tokens, self.vocab_size
-        )
+        with torch.no_grad():
+            blocks = self.blocks(hidden)
+            if blocks is None:
+                return ranks_by_all(self.log_prob, hidden, tokens, most)
+            return ranks_by_blocks(blocks, tokens, most)
+
+    def blocks(self, hidden: Tensor) -> Blocks | None:
+        """Return the tokens in blocks for (N, D) states, from which ranks are found faster; None: there are none."""
+        return None
 
     def sample(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import setting
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options
+from grouped_lm.heads.decoding.columns import ColumnBlocks
 from grouped_lm.heads.losses.chunked import Linear
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32
 from grouped_lm.heads.regularised import RegularisedHead
@@ -58,6 +59,10 @@ class DenseHead(RegularisedHead):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the (..., V) log-probabilities of every token."""
         return F.log_softmax(at_least_fp32(F.linear(hidden, self.weight, self.bias)), dim=-1)
+
+    def blocks(self, hidden: Tensor) -> ColumnBlocks:
+        """Return the tokens in blocks for (N, D) states."""
+        return ColumnBlocks(hidden, self.weight, self.bias)
 
     def flops_per_token(self) -> float:
         """Return 2 D V."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import setting
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, init_linear
+from grouped_lm.heads.decoding.columns import ColumnBlocks
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32
 from grouped_lm.heads.regularised import RegularisedHead
@@ -62,6 +63,10 @@ class LowRankHead(RegularisedHead):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the (..., V) log-probabilities of every token."""
         return F.log_softmax(at_least_fp32(F.linear(self.down(hidden), self.weight, self.bias)), dim=-1)
+
+    def blocks(self, hidden: Tensor) -> ColumnBlocks:
+        """Return the tokens in blocks for (N, D) states."""
+        return ColumnBlocks(self.down(hidden), self.weight, self.bias)
 
     def flops_per_token(self) -> float:
         """Return 2 r (D + V)."""

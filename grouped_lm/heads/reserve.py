@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import is_fake
 from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.grouping import Text
 from grouped_lm.heads.base import Head
-from grouped_lm.heads.decoding.ranks import Ranks, in_parts, rank_in_top, top_values
+from grouped_lm.heads.decoding.ranks import Mixture, Ranks, ranks_by_all, ranks_by_blocks
 from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, reduce_nll
 from grouped_lm.heads.unseen import resolve_share
@@ -96,34 +96,22 @@ class ReserveMixin(Head):
         """Return the (..., V) log-probabilities of every token."""
         return self.mixed(super().log_prob(hidden), self.unseen)  # type: ignore[safe-super]
 
-    # The searches of heads with groups know their own distribution alone, so that these take the V-wide lines.
+    # These searches of heads with groups know their own distribution alone, so that they take the V-wide lines.
 
     def truncate(self, hidden: Tensor, truncation: Truncation) -> KeptTokens:
         """Return the tokens that `truncation` keeps for (N, D) states, likeliest first, equals by id."""
         return Head.truncate(self, hidden, truncation)
 
     def ranks(self, hidden: Tensor, tokens: Tensor, most: int) -> Ranks:
-        """Return the ranks of (N,) ids for (N, D) states, counted up to `most`.
-
-        The mixture keeps the order among unseen tokens and among all others, so that it is only computed for the
-        likeliest of both.
-        """
-        n_unseen = int(self.unseen.sum())
-        if min(n_unseen, self.vocab_size - n_unseen) < most:
-            return Head.ranks(self, hidden, tokens, most)
-        without = [torch.where(kind, -torch.inf, 0.0) for kind in (self.unseen, ~self.unseen)]
-
-        def rank(states: Tensor, ids: Tensor) -> Ranks:
-            plain = super(ReserveMixin, self).log_prob(states)  # type: ignore[safe-super]
-            tops = [top_values(plain + kind.to(plain.dtype), most) for kind in without]
-            # in fp64, so that a token among the likeliest has the bits of `own`
-            own = self.mixed(plain.gather(1, ids.unsqueeze(1)).squeeze(1).double(), self.unseen[ids]).to(plain.dtype)
-            flags = (torch.full_like(top, index, dtype=torch.bool) for index, top in enumerate(tops))
-            mixed = [self.mixed(top.double(), flag).to(plain.dtype) for top, flag in zip(tops, flags, strict=True)]
-            top = torch.cat(mixed, dim=1).topk(most, dim=1).values
-            return rank_in_top(own, top, ids, most, lambda rows: self.log_prob(states[rows]))
-
-        return in_parts(rank, hidden, tokens, self.vocab_size)
+        """Return the ranks of (N,) ids for (N, D) states, counted up to `most`."""
+        with torch.no_grad():
+            blocks = self.blocks(hidden)
+            if blocks is None:
+                return ranks_by_all(self.log_prob, hidden, tokens, most)
+            share = self.reserve_share.double()
+            added = (share / (1 - share) / self.unseen.sum()).log()
+            mixture = Mixture(self.mixed, self.unseen, added) if bool(share) else None
+            return ranks_by_blocks(blocks, tokens, most, mixture)
 
     def draw_tokens(
         self, hidden: Tensor, generator: torch.Generator | None, temperature: float, truncation: Truncation, count: int

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from grouped_lm.config import setting
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options
+from grouped_lm.heads.decoding.columns import ColumnBlocks
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear, chunks, default_chunk_rows, linear_nll
 from grouped_lm.heads.losses.functional import (
     HeadLoss,
@@ -132,6 +133,10 @@ class SampledHead(Head):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """Return the (..., V) log-probabilities of every token."""
         return F.log_softmax(at_least_fp32(F.linear(hidden, self.weight, self.bias)), dim=-1)
+
+    def blocks(self, hidden: Tensor) -> ColumnBlocks:
+        """Return the tokens in blocks for (N, D) states."""
+        return ColumnBlocks(hidden, self.weight, self.bias)
 
     def flops_per_token(self) -> float:
         """Return 2 D (K + 1), as in training."""

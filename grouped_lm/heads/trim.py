@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from grouped_lm.config import IGNORE_INDEX, setting
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, init_linear, log_mass
+from grouped_lm.heads.decoding.columns import ColumnBlocks
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear
 from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, exact_dtype
 from grouped_lm.heads.regularised import RegularisedHead
@@ -111,6 +112,10 @@ class TrimHead(RegularisedHead):
         """Return the (..., V) log-probabilities of every token."""
         joint = F.log_softmax(at_least_fp32(F.linear(hidden, self.rows(), self.bias)), dim=-1)
         return joint[..., self.token_to_class] + self.log_share(self.token_to_class, joint.dtype)
+
+    def blocks(self, hidden: Tensor) -> ColumnBlocks:
+        """Return the tokens in blocks for (N, D) states."""
+        return ColumnBlocks(hidden, self.rows(), self.bias, self.token_to_class)
 
     def flops_per_token(self) -> float:
         """Return 2 D (K + 1)."""

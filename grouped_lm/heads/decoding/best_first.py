@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grouped_lm.config import IGNORE_INDEX
-from grouped_lm.heads.decoding.ranks import Ranks, precedes, ranks_by_groups
+from grouped_lm.heads.decoding.ranks import Blocks, precedes
 from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation, draw, draw_one, merge_kept, tempered, truncate
 from grouped_lm.heads.regularised import RegularisedHead
 
@@ -63,9 +63,9 @@ class BestFirstHead(RegularisedHead):
         """Return the (N, C) log p(token | group) of one group for all rows; slots after C have no token."""
         return self.in_group_log_prob(states, torch.full_like(states[:, 0], group, dtype=torch.int64))
 
-    def ranks(self, hidden: Tensor, tokens: Tensor, most: int) -> Ranks:
-        """Return the ranks of (N,) ids for (N, D) states, counted up to `most`."""
-        return ranks_by_groups(self, hidden, tokens, most)
+    def blocks(self, hidden: Tensor) -> Blocks:
+        """Return the groups for (N, D) states. Each has its own log-probability as a bound."""
+        return GroupBlocks(self, hidden)
 
     def truncate(self, hidden: Tensor, truncation: Truncation) -> KeptTokens:
         """Return the tokens that `truncation` keeps for (N, D) states, likeliest first, equals by id."""
@@ -247,6 +247,27 @@ class BestFirstHead(RegularisedHead):
             groups = choice[rows] - n_single
             tokens[rows] = members[groups, draw_one(self.in_group_log_prob(hidden[rows], groups), generator)]
         return tokens
+
+
+class GroupBlocks(Blocks):
+    """The groups of a head as blocks for (N, D) states."""
+
+    def __init__(self, head: BestFirstHead, states: Tensor) -> None:
+        self.head, self.states, self.single_ids = head, states, head.shortlist_ids()
+        first, n_single = head.class_log_prob(states), self.single_ids.numel()
+        self.single, self.bounds = first[:, :n_single], first[:, n_single:].T.contiguous()
+
+    def members(self, block: int) -> Tensor:
+        """Return the (S,) ids of a group, -1 at padding slots."""
+        return self.head.group_members()[block]
+
+    def places(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the groups and slots of (N,) ids."""
+        return self.head.groups_and_slots(tokens)
+
+    def log_prob(self, rows: Tensor, block: int) -> Tensor:
+        """Return the (n, C) log-probabilities of the tokens of a group for (n,) states."""
+        return self.head.group_log_prob(self.states[rows], block) + self.bounds[block, rows].unsqueeze(1)
 
 
 class PrecedingTokens:
