@@ -91,6 +91,8 @@ def linear_nll(layer: Linear, targets: Tensor, reduction: str) -> Tensor:
         return nll if reduction == "none" else nll.sum()
     if reduction == "none":  # the chunked operator scales gradients as a whole, not per token: compute logits twice
         pairs = zip(states.split(chunk_rows), targets.split(chunk_rows), strict=True)
+        if not torch.is_grad_enabled():  # the first call of `checkpoint` imports torch's compiler, which takes 2 s
+            return torch.cat([plain_nll(s, weight, bias, t) for s, t in pairs])
         losses = [checkpoint(plain_nll, s, weight, bias, t, use_reentrant=False) for s, t in pairs]
         return torch.cat(losses)
     # F.linear_cross_entropy is as fast on a CPU, but holds the (C, D) gradient twice, and torch 2.13 rounds its summed
