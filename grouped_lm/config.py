@@ -386,6 +386,38 @@ class TrainConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PriorConfig:
+    """A model of counts beside the network: the mixture of both predicts. The network is trained as without it."""
+
+    name: str = setting("none", choices=("none", "kneser_ney"), late=True)
+    """`none`, or `kneser_ney`: n-grams of the training text, counted once and kept beside its tokens."""
+    mix: str = setting("gate", choices=("weight", "gate"), late=True)
+    """`weight`: one share for the counts, fitted on held-out training text; `gate`: a share for every token, from the
+    state and what is known of its context."""
+    order: int = setting(5, 2, 5, late=True, unit="tokens")
+    """Tokens of the longest n-grams."""
+    min_count: int = setting(1, 1, 2, late=True, unit="occurrences")
+    """2 leaves out n-grams of three tokens and more that were seen once: about a third of the memory."""
+    held_out_tokens: int = setting(16384, 0, 10**9, late=True, unit="tokens")
+    """Tokens at the end of the training text, a tenth of it at most, that are neither counted nor trained on. The one
+    weight is fitted there; 0 leaves it out, and needs mix=gate."""
+    lr: float = setting(4e-3, 0, 1e9, open_low=True, late=True)
+    """Peak learning rate of the gate; its schedule is that of optim.lr."""
+
+    def __post_init__(self) -> None:
+        check_fields(self, "prior")
+        if self.mix == "weight" and not self.held_out_tokens:
+            raise ConfigError(
+                "prior.mix=weight is fitted on held-out text: prior.held_out_tokens must be above 0, got 0"
+            )
+
+    @property
+    def is_on(self) -> bool:
+        """Whether there is one."""
+        return self.name != "none"
+
+
+@dataclass(kw_only=True, slots=True)
 class TrackingConfig:
     """Weights & Biases or TensorBoard. `metrics.jsonl` and `result.json` are always written."""
 
@@ -474,6 +506,7 @@ class Config:
     optim: Any = field(default_factory=AdamWConfig)
     """An optimizer's own config, an `OptimConfig`."""
     train: TrainConfig = field(default_factory=TrainConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata={"identity": False})
     eval: EvalConfig = field(default_factory=EvalConfig, metadata={"identity": False})
     judge: JudgeConfig = field(default_factory=JudgeConfig, metadata={"identity": False})
@@ -483,6 +516,11 @@ class Config:
         check_range("seed", self.seed, 0, 2**63 - 1)
         if self.init_from is not None and not self.init_from.strip():
             raise ConfigError("init_from must name a run folder, got ''")
+        if self.prior.is_on and (self.train.strategy != "ddp" or self.train.vocab_parallel):
+            raise ConfigError(
+                f"prior={self.prior.name} needs whole weights in each process: set train.strategy=ddp and "
+                f"train.vocab_parallel=false, got {self.train.strategy} and {str(self.train.vocab_parallel).lower()}"
+            )
         if self.grouping is None:
             self.grouping = GroupingConfig()
         if self.data is None:

@@ -87,6 +87,12 @@ class TokenFile:
         }
         return TokenFile(folder=self.folder, manifest=self.manifest | cut)
 
+    def rest(self) -> np.ndarray:
+        """Return the ids that `first` has cut off, after the last one that it left, shape (cut + 1,)."""
+        whole = self.manifest.get("whole_target_tokens", self.target_tokens) + 1
+        tokens = np.memmap(self.folder / TOKENS, DTYPES[self.manifest["dtype"]], "r", shape=(whole,))
+        return tokens[self.target_tokens :]
+
     def counts(self) -> np.ndarray:
         """Return the occurrences of every id, shape (V,) int64. The result of the first call is kept."""
         if self._counts is None:

@@ -26,8 +26,12 @@ PARTS = {
     "token_nll": "val/loss_token",
     "group_correct": "val/group_accuracy",
     "token_correct": "val/token_in_group_accuracy",
+    "head_nll": "val/loss_head",
+    "prior_nll": "val/loss_prior",
+    "weight_nll": "val/loss_weight",
+    "prior_share": "val/prior_share",
 }
-"""Values of `HeadLoss` per token, and the metrics that are their means."""
+"""Values of `HeadLoss` and `MixedLoss` per token, and the metrics that are their means."""
 TOP_K = 5
 """A target counts for the top-k accuracy if it is among so many most likely tokens."""
 
@@ -105,6 +109,10 @@ class TokenScores:
     token_correct: np.ndarray | None = None
     group_confidence: np.ndarray | None = None
     """(N,) probability of the most likely entry of the first softmax."""
+    head_nll: np.ndarray | None = None
+    prior_nll: np.ndarray | None = None
+    weight_nll: np.ndarray | None = None
+    prior_share: np.ndarray | None = None
 
 
 @torch.no_grad()
@@ -183,9 +191,10 @@ def score_hidden(head: Head, hidden: Tensor, targets: Tensor) -> dict[str, Tenso
     """Return (n,) columns of `TokenScores` for (n, D) hidden states and (n,) targets, without those that are None."""
     ranks = head.ranks(hidden, targets, TOP_K)
     columns = {"nll": -ranks.log_prob}
-    if head.loss(hidden[:1], targets[:1], reduction="none").group_nll is not None:
+    probe = head.loss(hidden[:1], targets[:1], reduction="none")
+    if any(getattr(probe, name, None) is not None for name in PARTS if name != "nll"):
         loss = head.loss(hidden, targets, reduction="none", accuracy=True)
-        columns = {name: value for name in PARTS if (value := getattr(loss, name)) is not None}
+        columns = {name: value for name in PARTS if (value := getattr(loss, name, None)) is not None}
     columns["top1"], columns["top5"] = ranks.rank == 0, ranks.rank < TOP_K
     columns["confidence"] = ranks.best.double().exp()
     if isinstance(head, BestFirstHead):

@@ -34,7 +34,7 @@ def validate(
         with autocast(device, dtype):
             loss = model(input_ids.to(device), targets.to(device), reduction="none", accuracy=True)
         for key in PARTS:
-            value = getattr(loss, key)
+            value = getattr(loss, key, None)
             if value is not None:  # summed on its device, so that the CPU does not wait for a GPU
                 sums[key] = sums.get(key, 0) + value.double().sum()
         sums["tokens"] = sums.get("tokens", 0) + (targets != IGNORE_INDEX).sum()

@@ -11,7 +11,7 @@ from grouped_lm.config import Config, TokenizerConfig
 from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.data.tokenizers.build import build_tokenizer
-from grouped_lm.errors import DataError
+from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.heads import DenseConfig
 from grouped_lm.hf import files, names
 from grouped_lm.hf.tokenizer_files import choose_tokenizer, write_tokenizer
@@ -35,11 +35,17 @@ def export_run(run: Path, target: Path) -> Path:
 
     Raises:
         RunFolderError, CheckpointError: no run, no checkpoint, or `target` exists.
+        ConfigError: the run has a prior.
         DiskError: `target` cannot be written.
     """
     files.check_new(target)  # before a large model is read
     folder = RunFolder(run)
     config = load_config(run)
+    if config.prior.is_on:
+        raise ConfigError(
+            f"{run} has prior={config.prior.name}, and transformers has no place for counts: export a run "
+            "with prior=none, whose network is the same"
+        )
     model, step = load_model(run, config, torch.device("cpu"))
     tokenizer = build_tokenizer(own_tokenizer(run, config.tokenizer))
     card = {"folder": target.name, "step": step, "result": folder.read_result() or {}}

@@ -101,6 +101,8 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True, pr
         kernels.set_mode(config.train.kernels, device)
     if counts_tokens(config) and all_processes > 1:
         raise ConfigError(f"head=kneser_ney counts in one process, got {all_processes}: set train.devices=1")
+    if counts_tokens(config) and config.prior.is_on:
+        raise ConfigError(f"prior={config.prior.name} needs a network, and head=kneser_ney has none: leave one out")
     check_package(config.tracking)
     check_head(config)
     if config.train.vocab_parallel:

@@ -93,6 +93,7 @@ class KVCache:
     def __init__(self, n_layer: int, block_size: int) -> None:
         self.block_size = block_size
         self.layers = [LayerCache(block_size) for _ in range(n_layer)]
+        self.recent: Tensor | None = None  # (B, n) last ids, for models that look at them again
 
     @property
     def length(self) -> int:
@@ -103,6 +104,7 @@ class KVCache:
         """Keep (R,) rows of the batch."""
         for layer in self.layers:
             layer.select(rows)
+        self.recent = None if self.recent is None else self.recent[rows]
 
 
 def visible(n_new: int, n_all: int, window: int | None, device: torch.device) -> Tensor:

@@ -13,7 +13,8 @@ A context that was never seen has p(w | h) = p(w | h').
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.prior import tables
 from grouped_lm.prior.tables import Level, take_or_zero
 
+NO_TOKEN = -1
+"""In rows of ids: a place before the first token."""
 _CHUNK = 1 << 20
 """Positions of a text that are looked up together: 0.3 GB at order 5."""
 
@@ -60,6 +63,11 @@ class KneserNey:
         """Length of the longest n-grams."""
         return len(self.levels)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables."""
+        return sum(getattr(level, field.name).nbytes for level in self.levels for field in fields(level))
+
     def text_contexts(
         self, tokens: np.ndarray, start: int = 1, stop: int | None = None, leave_one_out: bool = False
     ) -> Contexts:
@@ -75,7 +83,7 @@ class KneserNey:
                 they are. N-grams that have the token in their context stay as well.
 
         Raises:
-            ConfigError: leave-one-out with a pruned model, whose small counts are unknown.
+            ConfigError: leave-one-out with a model that is pruned to counts above 2.
             DataError: leave-one-out with a text that was not counted.
         """
         return self._look_up(tokens, start, len(tokens) if stop is None else stop, leave_one_out)[0]
@@ -84,16 +92,38 @@ class KneserNey:
         """Return the contexts for a prediction after each of the histories; an empty history is allowed."""
         if isinstance(histories, Contexts):
             return histories
-        rows = np.zeros((len(histories), self.order), np.int64)  # the last column is where the prediction would be
-        first = np.empty((len(histories), 1), np.int32)
+        longest = self.order - 1
+        ids = np.full((len(histories), longest), NO_TOKEN, np.int64)
         for row, history in enumerate(histories):
-            known = np.asarray(history[max(0, len(history) - self.order + 1) :], np.int64)
-            first[row] = self.order - 1 - len(known)
-            rows[row, first[row, 0] : self.order - 1] = known
+            known = np.asarray(history[max(0, len(history) - longest) :], np.int64)
+            ids[row, longest - len(known) :] = known
+        return self.contexts_after(ids)
+
+    def contexts_after(self, ids: np.ndarray, left_out: np.ndarray | None = None) -> Contexts:
+        """Return the contexts for a prediction after each row of ids.
+
+        Args:
+            ids: (n, order - 1) tokens before each prediction, the last one at the end; `NO_TOKEN` before the first.
+            left_out: Leave-one-out, as in `text_contexts`: the (n,) tokens that follow in the training text. Rows must
+                begin where a context does: with as many tokens as fit, or at an end-of-text.
+        """
+        rows = np.zeros((len(ids), self.order), np.int64)  # the last column is where the prediction would be
+        rows[:, :-1] = np.where(ids == NO_TOKEN, 0, ids)
         tables.check_ids(rows, self.vocab_size)
+        first = np.count_nonzero(ids == NO_TOKEN, axis=1)[:, None]
         depths = tables.context_lengths(rows, self.order - 1, self.eot_id, first)
-        contexts, _ = self._walk(rows.ravel(), depths.ravel())
-        return Contexts(contexts[:, self.order - 1 :: self.order])
+        nodes = self._walk(rows.ravel(), depths.ravel())[0][:, self.order - 1 :: self.order]
+        if left_out is None:
+            return Contexts(nodes)
+        tables.check_ids(left_out, self.vocab_size)
+        return Contexts(nodes, left_out, self._removed_counts(self.ngrams(nodes, left_out), depths[:, -1]))
+
+    def ngrams(self, nodes: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Return the n-grams of (n,) tokens after contexts with (order, n) nodes, (order, n); -1 where unseen."""
+        found = [tokens]
+        for level, contexts in zip(self.levels[1:], nodes[1:], strict=True):
+            found.append(tables.find_in_ranges(level.words, level.offsets, contexts, tokens))
+        return np.stack(found)
 
     def target_log_prob(
         self, tokens: np.ndarray, start: int = 1, stop: int | None = None, leave_one_out: bool = False
@@ -104,21 +134,31 @@ class KneserNey:
         for begin in range(start, stop, _CHUNK):
             end = min(stop, begin + _CHUNK)
             contexts, children = self._look_up(tokens, begin, end, leave_one_out)
-            prob = np.full(end - begin, 1 / self.vocab_size)
-            for k, level in enumerate(self.levels):
-                counts = take_or_zero(level.counts, children[k])
-                if contexts.own_counts is not None:
-                    counts = counts - (contexts.own_counts[k] > 0)
-                inverse, backoff = self.interpolation(k, contexts)
-                prob = level.mass(counts) * inverse + backoff * prob
-            result[begin - start : end - start] = np.log(prob)
+            result[begin - start : end - start] = self.log_prob(contexts, children)
         return result
+
+    def log_prob(self, contexts: Contexts, ngrams: np.ndarray) -> np.ndarray:
+        """Return log p in nats, (n,) float64, of tokens whose n-grams are (order, n), as `ngrams` returns them.
+
+        Contexts with leave-one-out are those of the same tokens.
+        """
+        prob = np.full(len(contexts), 1 / self.vocab_size)
+        for k, level in enumerate(self.levels):
+            mass = level.mass(take_or_zero(level.counts, ngrams[k]))
+            if contexts.own_counts is not None:
+                mass += self.lost_mass(k, contexts)
+            inverse, backoff = self.interpolation(k, contexts)
+            prob = mass * inverse + backoff * prob
+        return np.asarray(np.log(prob))
 
     def probabilities(self, histories: Histories) -> np.ndarray:
         """Return p(w | context) of the whole vocabulary, shape (n, V), float64: for tests and small batches."""
         contexts = self.history_contexts(histories)
-        prob = np.full((len(contexts), self.vocab_size), 1 / self.vocab_size)
-        for k, level in enumerate(self.levels):
+        inverse, backoff = self.interpolation(0, contexts)
+        prob = np.outer(inverse, self.levels[0].mass(self.levels[0].counts)) + backoff[:, None] / self.vocab_size
+        if contexts.left_out is not None:
+            prob[np.arange(len(contexts)), contexts.left_out] += self.lost_mass(0, contexts) * inverse
+        for k, level in enumerate(self.levels[1:], start=1):
             inverse, backoff = self.interpolation(k, contexts)
             rows, ngrams = tables.gather_ranges(level.offsets, contexts.nodes[k])
             words, mass = self.word_mass(k, contexts, rows, ngrams)
@@ -205,8 +245,12 @@ class KneserNey:
     def lost_mass(self, k: int, contexts: Contexts) -> np.ndarray:
         """Return how much c - D(c) of the token that is left out changes in the contexts of k tokens, (n,), <= 0."""
         assert contexts.own_counts is not None
-        own = contexts.own_counts[k]
-        return np.asarray(self.levels[k].mass(np.maximum(own - 1, 0)) - self.levels[k].mass(own))
+        own, level, smallest = contexts.own_counts[k], self.levels[k], self.min_counts[k]
+
+        def kept(counts: np.ndarray) -> Any:  # an n-gram that loses its last count but one is pruned then
+            return np.where(counts >= smallest, level.mass(counts), 0.0)
+
+        return np.asarray(kept(np.maximum(own - 1, 0)) - kept(own))
 
     def _sums(self, k: int, contexts: Contexts) -> tuple[np.ndarray, np.ndarray]:
         """Return total(h) int64 and reserved(h) float64 of the contexts of k tokens, without what is left out."""
@@ -225,11 +269,12 @@ class KneserNey:
         begin = max(0, start - self.order + 1)
         piece = np.asarray(tokens[begin:stop], np.int64)
         tables.check_ids(piece, self.vocab_size)
-        contexts, children = self._walk(piece, tables.context_lengths(piece, self.order - 1, self.eot_id))
-        contexts, children = contexts[:, start - begin :], children[:, start - begin :]
+        depths = tables.context_lengths(piece, self.order - 1, self.eot_id)
+        contexts, children = (nodes[:, start - begin :] for nodes in self._walk(piece, depths))
         if not leave_one_out:
             return Contexts(contexts), children
-        return Contexts(contexts, piece[start - begin :], self._removed_counts(contexts, children)), children
+        removed = self._removed_counts(children, depths[start - begin :])
+        return Contexts(contexts, piece[start - begin :], removed), children
 
     def _walk(self, tokens: np.ndarray, depths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the nodes of the contexts and of the n-grams that end at every position of a text.
@@ -246,17 +291,24 @@ class KneserNey:
             children[k] = tables.find_in_ranges(self.levels[k].words, self.levels[k].offsets, contexts[k], tokens)
         return contexts, children
 
-    def _removed_counts(self, contexts: np.ndarray, children: np.ndarray) -> np.ndarray:
-        """Return the counts of the n-grams that lose one when the positions' tokens are left out; 0 for the others."""
-        if max(self.min_counts) > 1:
-            raise ConfigError("leave-one-out needs a whole model: a pruned one does not know its small counts")
-        own = np.zeros_like(children)
-        losing = np.ones(children.shape[1], bool)
+    def _removed_counts(self, ngrams: np.ndarray, depths: np.ndarray) -> np.ndarray:
+        """Return the counts of the n-grams that lose one when their tokens are left out; 0 for the others.
+
+        An n-gram of the training text that was pruned for a smallest count of 2 was seen once.
+        """
+        if max(self.min_counts) > 2:
+            raise ConfigError(
+                f"leave-one-out needs counts of 2 and more, and the model is pruned to {self.min_counts}: it does not "
+                "know how often the others were seen"
+            )
+        own = np.zeros_like(ngrams)
+        losing = np.ones(ngrams.shape[1], bool)
         for k in reversed(range(self.order)):
-            exists = contexts[k] >= 0
-            counts = take_or_zero(self.levels[k].counts, children[k])
-            if np.any(exists & losing & (counts == 0)):
+            exists = depths >= k
+            counts = take_or_zero(self.levels[k].counts, ngrams[k])
+            if self.min_counts[k] == 1 and np.any(exists & losing & (counts == 0)):
                 raise DataError("leave-one-out is for the training text alone: this text was not counted")
+            counts = np.maximum(counts, 1)
             own[k] = np.where(exists & losing, counts, 0)
             losing = np.where(exists, losing & (counts == 1), losing)
         return own

@@ -4,25 +4,10 @@ The weight is fitted on a part of the training text that neither model was train
 reported: log p = log((1 - weight) p_neural + weight p_counts), per token.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.optimize import minimize_scalar
 
 from grouped_lm.errors import DataError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MixtureResult:
-    """Losses of a text, in nats per token."""
-
-    weight: float
-    """Share of the n-gram model, in [0, 1], fitted on the held-out text."""
-    neural: float
-    counts: float
-    mixture: float
-    tokens: int
-    """Tokens that the losses are means of."""
 
 
 def mixture_log_prob(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray, weight: float) -> np.ndarray:
@@ -57,19 +42,3 @@ def fit_mixture_weight(neural_log_prob: np.ndarray, counts_log_prob: np.ndarray)
         options={"xatol": 1e-7},
     )
     return float(found.x)
-
-
-def evaluate_mixture(held_out: tuple[np.ndarray, np.ndarray], reported: tuple[np.ndarray, np.ndarray]) -> MixtureResult:
-    """Fit the weight on one text and return the losses of another.
-
-    Each text has the arrays of `mixture_log_prob`. `held_out` was kept aside from training.
-    """
-    weight = fit_mixture_weight(*held_out)
-    neural, counts = reported
-    return MixtureResult(
-        weight=weight,
-        mixture=-float(mixture_log_prob(neural, counts, weight).mean()),
-        neural=-float(np.mean(neural, dtype=np.float64)),
-        counts=-float(np.mean(counts, dtype=np.float64)),
-        tokens=len(neural),
-    )

@@ -11,7 +11,9 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from grouped_lm.config import PriorConfig
 from grouped_lm.data.token_file import TokenFile
+from grouped_lm.data.tokenizers.base import Tokenizer
 from grouped_lm.errors import DataError, disk_errors
 from grouped_lm.prior.kneser_ney import KneserNey, build_kneser_ney
 from grouped_lm.prior.tables import Level
@@ -33,6 +35,11 @@ def counts_path(tokens: TokenFile, order: int, min_counts: Sequence[int] | None 
     parts += [order, list(min_counts or [1] * order)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     return tokens.folder / f"kneser_ney-{order}-{key[:16]}.safetensors"
+
+
+def counted_text(train: TokenFile, config: PriorConfig, tokenizer: Tokenizer) -> TokenFile:
+    """Return the training text without its end, which `PriorConfig.held_out_tokens` keeps aside."""
+    return train.first(train.target_tokens - min(config.held_out_tokens, train.target_tokens // 10), tokenizer)
 
 
 def load_or_build(tokens: TokenFile, order: int = 5, min_counts: Sequence[int] | None = None) -> KneserNey:

@@ -7,17 +7,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
 
 from grouped_lm.config import Config, TokenizerConfig, check_schema, config_from_dict, parse_fields
+from grouped_lm.data.prepare import prepare_split
 from grouped_lm.data.sources import parse_data_config
 from grouped_lm.data.tokenizers.base import Tokenizer, vocab_size_of
 from grouped_lm.data.tokenizers.build import build_tokenizer
-from grouped_lm.errors import CheckpointError, ConfigError, RunFolderError
+from grouped_lm.errors import CheckpointError, ConfigError, DataError, RunFolderError
 from grouped_lm.grouping import parse_grouping
 from grouped_lm.heads import parse_head_config
 from grouped_lm.models.lm import LanguageModel, build_lm
 from grouped_lm.optim import parse_optim_config
 from grouped_lm.prior.config import KneserNeyConfig
+from grouped_lm.prior.head import PriorHead, build_mixed
+from grouped_lm.prior.store import counted_text
 from grouped_lm.runs.checkpoint import load_latest
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.train_state import head_buffers, unpack_model
@@ -31,6 +37,8 @@ def parse_head(values: Any) -> Any:
     return parse_head_config(values)
 
 
+PRIOR = "prior.safetensors"
+"""File of a checkpoint with what a run has learnt about the mixture with its counts."""
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "data": parse_data_config,
     "head": parse_head,
@@ -103,8 +111,49 @@ def load_model(path: Path, config: Config, device: torch.device) -> tuple[Langua
         raise CheckpointError(f"{path}: its config describes a larger model than its checkpoint holds")
     buffers = head_buffers(files)  # with these the training text is not needed
     model = build_lm(config, lambda: np.zeros(vocab_size, dtype=np.int64), saved=buffers)
-    unpack_model(files, model)
+    state = unpack_model(files, model)
+    if config.prior.is_on:
+        model = _with_counts(path, config, model, files, state)
     return model.to(device).eval(), step
+
+
+def _with_counts(
+    path: Path, config: Config, model: LanguageModel, files: dict[str, bytes], state: dict[str, Any]
+) -> LanguageModel:
+    """Return the mixture of the model and the n-grams of its own training text, which may have to be counted again."""
+    trained = load_config(path)
+    if PRIOR not in files:
+        raise CheckpointError(f"{path} was trained without a prior: leave prior={config.prior.name} out")
+    tokenizer = own_tokenizer(path, trained.tokenizer)
+    try:
+        data = replace(trained.data, cache_dir=config.data.cache_dir)
+        train = counted_text(prepare_split(data, tokenizer, "train"), trained.prior, build_tokenizer(tokenizer, data))
+    except DataError as error:
+        raise DataError(f"{path} has prior={trained.prior.name}, which counts its training text: {error}") from error
+    if state["identity"]["train_tokens"] != train.manifest["sha256"]:
+        raise CheckpointError(
+            f"{path} has prior={trained.prior.name}, and its training text has changed: restore that, "
+            "or give prior=none for the network alone"
+        )
+    mixed = build_mixed(model, trained, train)
+    try:
+        load_prior_state(mixed.head, load(files[PRIOR]))
+    except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: the state of its prior cannot be read: {error}") from error
+    return mixed
+
+
+def prior_state(head: PriorHead) -> dict[str, Tensor]:
+    """Return what is learnt about a mixture, by name."""
+    gate = {} if head.gate is None else head.gate.state_dict()
+    return {"weight": head.weight} | {f"gate/{name}": tensor for name, tensor in gate.items()}
+
+
+def load_prior_state(head: PriorHead, tensors: dict[str, Tensor]) -> None:
+    """Copy what `prior_state` returned into a head; KeyError or RuntimeError for that of another one."""
+    with torch.no_grad():
+        for name, target in prior_state(head).items():
+            target.copy_(tensors[name])
 
 
 def own_tokenizer(path: Path, config: TokenizerConfig) -> TokenizerConfig:

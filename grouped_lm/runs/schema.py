@@ -13,6 +13,7 @@ from grouped_lm.config import (
     EvalConfig,
     JudgeConfig,
     ModelConfig,
+    PriorConfig,
     TokenizerConfig,
     TrackingConfig,
     TrainConfig,
@@ -66,8 +67,21 @@ def list_parts() -> list[Part]:
         "optim": {name: schema for name, (schema, _) in OPTIMIZERS.items()},
     }
     single = {"": Config, "model": ModelConfig, "tokenizer": TokenizerConfig, "train": TrainConfig}
-    single |= {"tracking": TrackingConfig, "eval": EvalConfig, "judge": JudgeConfig}
-    order = ("", "model", "head", "grouping", "data", "tokenizer", "optim", "train", "tracking", "eval", "judge")
+    single |= {"tracking": TrackingConfig, "eval": EvalConfig, "judge": JudgeConfig, "prior": PriorConfig}
+    order = (
+        "",
+        "model",
+        "head",
+        "grouping",
+        "data",
+        "tokenizer",
+        "optim",
+        "train",
+        "prior",
+        "tracking",
+        "eval",
+        "judge",
+    )
     return [
         Part(path=path, choice=choice, schema=schema)
         for path in order

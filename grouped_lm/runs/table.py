@@ -39,7 +39,7 @@ LABELS = (
     "device",
 )
 """Columns that every row has. They are None in the row of a folder that cannot be read."""
-SETTING_PARTS = ("model", "grouping", "data", "tokenizer", "optim", "train")
+SETTING_PARTS = ("model", "grouping", "data", "tokenizer", "optim", "train", "prior")
 """Parts of a config whose settings become columns such as "optim.lr"."""
 PATH_SETTINGS = ("data.train", "data.valid", "tokenizer.file")
 """A row shows only the last part of these paths: tables are shown to other people."""
@@ -149,6 +149,8 @@ def run_labels(config: Config) -> Row:
     if is_grouped and group_size is None:
         group_size = default_group_size(vocab_size)
     options = [f"{key}={value}" for key, value in sorted(head.items()) if key not in ("name", "group_size")]
+    if config.prior.is_on:
+        options += [f"prior={config.prior.name}", f"prior.mix={config.prior.mix}"]
     return {
         "model": config.model.name,
         "head": head["name"],
@@ -167,7 +169,8 @@ def run_settings(config: Config) -> Row:
     """Return the settings of a run as columns, without head and seed, and a hash `text` of those of text and tokens."""
     values: Row = {}
     for part in SETTING_PARTS:
-        if getattr(config, part) is None or (part == "grouping" and not hasattr(config.head, "group_size")):
+        unused = part == "prior" and not config.prior.is_on
+        if getattr(config, part) is None or unused or (part == "grouping" and not hasattr(config.head, "group_size")):
             continue
         for path, spec, value in iter_settings(getattr(config, part), f"{part}."):
             is_shown = is_identity(spec) or (path in COST_SETTINGS and value != spec.default)

@@ -13,8 +13,10 @@ from grouped_lm.optim.training_step import TrainingStep
 from grouped_lm.runs.checkpoint import list_checkpoints, load_latest, write_checkpoint
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.identity import changed_fields, config_hash, config_identity
+from grouped_lm.runs.load import PRIOR
 from grouped_lm.runs.tracking import MetricsLog
 from grouped_lm.runs.train_state import finite_weights, pack, unpack
+from grouped_lm.train.prior import PriorTraining
 from grouped_lm.train.progress import History, Progress
 
 METRICS_COPY = "metrics.jsonl"
@@ -50,7 +52,9 @@ class Checkpoints:
         log: MetricsLog,
         origin: dict[str, dict[str, Any]],
         process_group: ProcessGroup,
+        prior: PriorTraining | None = None,
     ) -> None:
+        self.prior = prior
         self.folder, self.config, self.scaler = folder, config, training_step.scaler
         self.model, self.optimizer = training_step.model.model, training_step.optimizer
         self.log, self.origin, self.process_group = log, origin, process_group
@@ -79,6 +83,8 @@ class Checkpoints:
             history = History(**{f.name: counters.pop(f.name) for f in fields(History) if f.name != "started"})
             progress = Progress(**counters)
             self.scaler.load_state_dict(state.get("loss_scale", {}))
+            if self.prior is not None:
+                self.prior.unpack(self.process_group.on_first(files.get, PRIOR))
             self.process_group.on_first(self.log.cut, state["metrics_bytes"])
             self.commits = [*(earlier for earlier in state["commits"] if earlier != commit), commit]
         except (KeyError, TypeError, AttributeError) as error:
@@ -115,6 +121,8 @@ class Checkpoints:
         counters = {"progress": vars(progress) | history.saved(), "metrics_bytes": self.log.size()}
         state = self.origin | counters | {"commits": self.commits, "loss_scale": self.scaler.state_dict()}
         files = pack(self.model, self.optimizer, state, self.process_group)
+        if self.prior is not None:
+            files[PRIOR] = self.prior.pack()
         self.process_group.on_first(self._write, step, files)
         self.saved_at, self.saved_step = time.monotonic(), step
         history.checkpoint_seconds += self.saved_at - started

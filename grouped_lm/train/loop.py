@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from grouped_lm.config import Config
-from grouped_lm.data import prepare_data
 from grouped_lm.distributed.process_group import ProcessGroup
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.train.counts import count_steps
 from grouped_lm.train.session import TrainingRun
-from grouped_lm.train.setup import build_model, lock_folder, record_failure, set_up_process
+from grouped_lm.train.setup import build_model, lock_folder, prepare_corpus, record_failure, set_up_process
 
 
 def train(config: Config, run_dir: Path) -> dict[str, Any]:
@@ -29,7 +28,7 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
 def train_steps(config: Config, folder: RunFolder, process_group: ProcessGroup) -> dict[str, Any]:
     """Train to the end. This is not part of `train` because a DDP model must be deleted before its process group."""
     config, device, predicted_bytes = set_up_process(config, folder, process_group)
-    corpus = prepare_data(config.data, config.tokenizer)
+    corpus = prepare_corpus(config)
     model = build_model(config, corpus, folder)
     with TrainingRun(config, folder, process_group, corpus, model, device, predicted_bytes) as run:
         run_steps(run, config.train.max_steps)

@@ -31,6 +31,7 @@ from grouped_lm.system.signals import StopSignals
 from grouped_lm.system.watchdog import Watchdog
 from grouped_lm.train.checkpoints import Checkpoints, describe_origin
 from grouped_lm.train.meters import Meters
+from grouped_lm.train.prior import PriorTraining
 from grouped_lm.train.progress import Due
 from grouped_lm.train.setup import write_tokens
 
@@ -87,7 +88,9 @@ class TrainingRun:
             self.environment["processes"] = group.size
         self.metrics_log = MetricsLog(folder.metrics)
         self.origin = describe_origin(config, corpus, self.environment)
-        self.checkpoints = Checkpoints(folder, config, self.training_step, self.metrics_log, self.origin, group)
+        self.prior = PriorTraining(config, model, corpus.train, device, group) if config.prior.is_on else None
+        parts = self.training_step, self.metrics_log, self.origin, group, self.prior
+        self.checkpoints = Checkpoints(folder, config, *parts)
         self.progress, self.history = self.checkpoints.resume()
         environment = self.environment | {"commits": self.checkpoints.commits}
         group.on_first(folder.write_start, config, environment, describe_inputs(config, corpus))
@@ -143,8 +146,17 @@ class TrainingRun:
         index = (self.progress.step + self.history.skipped_steps) * accum + micro_step
         input_ids, targets = self.prefetcher.batch(index)
         loss = self.training_step.forward_backward(input_ids, targets, is_last=micro_step == accum - 1)
+        if self.prior is not None:
+            self.prior.train_on(input_ids, targets, index, self.lr / self.config.optim.lr)
         self.prefetcher.prefetch(index + 1)
         return loss
+
+    def fit_weight(self) -> LanguageModel:
+        """Fit the share of the counts, if there are some, and return the model to evaluate; with averaged weights."""
+        if self.prior is None:
+            return self.model
+        self.prior.fit_weight(self.progress.step)
+        return self.prior.mixed
 
     def update(self, losses: list[HeadLoss]) -> None:
         """Clip the gradient and update the weights."""
@@ -276,7 +288,7 @@ class TrainingRun:
         batches = track(batches, "validating", -(-len(windows) // group.size))
         try:
             with averaged_weights(self.training_step.optimizer):
-                metrics = validate(self.model, batches, text.text_bytes, device, self.config.train.dtype, group)
+                metrics = validate(self.fit_weight(), batches, text.text_bytes, device, self.config.train.dtype, group)
         except StopRequested:
             self.save()  # with the validation still due
             self.interrupt()
@@ -292,6 +304,8 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
+        with averaged_weights(self.training_step.optimizer):
+            self.fit_weight()
         self.checkpoints.save(self.progress, self.history)
 
     def interrupt(self) -> NoReturn:
@@ -333,6 +347,8 @@ class TrainingRun:
             "memory/peak_head_gib": meters.head_peak_gib,
             "throughput/roof_tflops_per_sec": meters.peak_flops_per_sec / 1e12,
         }
+        if self.prior is not None:
+            result |= {"prior": config.prior.mix, "memory/prior_gib": self.prior.head.counts.nbytes / GIB}
         if group.size > 1:
             result |= {"processes": group.size, "network/sent_bytes_per_step": meters.sent_bytes}
         group.on_first(write_json, self.folder.result, result)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from grouped_lm.config import Config
-from grouped_lm.data import Corpus
+from grouped_lm.data import Corpus, prepare_data
 from grouped_lm.data.text import EOT_TEXT
 from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.data.tokenizers.build import build_tokenizer
@@ -19,6 +19,7 @@ from grouped_lm.measure.memory import GIB
 from grouped_lm.models.lm import LanguageModel, build_lm
 from grouped_lm.plan.fake_step import with_train
 from grouped_lm.plan.memory_check import available_bytes, check_memory, explain_out_of_memory, fit_micro_batch
+from grouped_lm.prior.store import counted_text
 from grouped_lm.runs.checkpoint import list_checkpoints
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.init_from import read_start
@@ -120,6 +121,14 @@ def choose_micro_batch(
     free = "" if available is None else f", {available / GIB:,.2f} GiB are free"
     say(f"gvc: auto: train.micro_batch_size={size} train.grad_accum_steps={steps}{needs}{free}")
     return config, predicted
+
+
+def prepare_corpus(config: Config) -> Corpus:
+    """Return the token files of both splits; with a prior without the text that it keeps aside."""
+    corpus = prepare_data(config.data, config.tokenizer)
+    if config.prior.is_on:
+        corpus.train = counted_text(corpus.train, config.prior, build_tokenizer(config.tokenizer, config.data))
+    return corpus
 
 
 def build_model(config: Config, corpus: Corpus, folder: RunFolder) -> LanguageModel:

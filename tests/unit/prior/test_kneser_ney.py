@@ -10,7 +10,7 @@ from scipy import stats
 
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.prior import build_kneser_ney
-from grouped_lm.prior.kneser_ney import _CHUNK
+from grouped_lm.prior.kneser_ney import _CHUNK, NO_TOKEN
 from grouped_lm.prior.tables import count_ngrams, estimate_discounts
 
 ORDERS = (2, 3, 4, 5)
@@ -117,10 +117,41 @@ def test_a_pruned_model_is_that_of_the_definition_and_sums_to_one(min_counts):
     expected = [np.log(literal.prob(word, context)) for context, word in events(text.tolist(), 4)]
     np.testing.assert_allclose(model.target_log_prob(text), expected, atol=1e-12, rtol=0)
     assert sum(len(level.words) for level in model.levels) < sum(len(x.words) for x in whole.levels)
-    with pytest.raises(ConfigError, match="needs a whole model"):
-        model.target_log_prob(text, leave_one_out=True)
     with pytest.raises(ConfigError, match="already pruned"):
         model.pruned((1, 1, 1, 60))
+
+
+@pytest.mark.parametrize("min_counts", [(1, 1, 2, 2), (1, 2, 2, 1), (2, 2, 2, 2)])
+def test_leave_one_out_of_a_pruned_model_equals_counting_and_pruning_again(min_counts):
+    text = small_text(160)
+    model = build_kneser_ney(text, VOCAB, EOT, 4, min_counts)
+    seen = events(text.tolist(), 4)
+    discounts = LiteralKneserNey(seen, 4).discounts
+    prob = model.probabilities(model.text_contexts(text, leave_one_out=True))
+    for place, (context, _) in enumerate(seen):
+        rest = LiteralKneserNey(seen[:place] + seen[place + 1 :], 4, discounts, min_counts)
+        np.testing.assert_allclose(prob[place], [rest.prob(other, context) for other in range(VOCAB)], atol=1e-12)
+    log_prob = np.log(prob[np.arange(len(seen)), text[1:]])
+    np.testing.assert_allclose(model.target_log_prob(text, leave_one_out=True), log_prob, atol=1e-12, rtol=0)
+
+
+def test_leave_one_out_needs_small_counts():
+    text = small_text()
+    with pytest.raises(ConfigError, match=r"pruned to \(1, 1, 3\)"):
+        build_kneser_ney(text, VOCAB, EOT, 3, (1, 1, 3)).target_log_prob(text, leave_one_out=True)
+
+
+@pytest.mark.parametrize("leave_one_out", [False, True])
+@pytest.mark.parametrize("min_counts", [None, (1, 1, 2, 2)])
+def test_contexts_of_rows_of_ids_are_those_of_the_text(leave_one_out, min_counts):
+    text = small_text()
+    model = build_kneser_ney(text, VOCAB, EOT, 4, min_counts)
+    before = np.stack([np.r_[[NO_TOKEN] * 3, text][place : place + 3] for place in range(1, len(text))]).astype(int)
+    contexts = model.contexts_after(before, text[1:].astype(int) if leave_one_out else None)
+    expected = model.text_contexts(text, leave_one_out=leave_one_out)
+    assert np.array_equal(contexts.nodes, expected.nodes)
+    log_prob = model.log_prob(contexts, model.ngrams(contexts.nodes, text[1:].astype(int)))
+    assert np.array_equal(log_prob, model.target_log_prob(text, leave_one_out=leave_one_out))
 
 
 def test_pruning_with_all_ones_changes_nothing():
@@ -176,6 +207,5 @@ def test_wrong_use_is_refused():
 
 
 def test_the_package_imports_no_torch():
-    modules = "grouped_lm.prior.store, grouped_lm.prior.classes"
-    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    code = "import sys, grouped_lm.prior.store; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
