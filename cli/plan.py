@@ -49,6 +49,8 @@ def plan(
             notes,
             plan_table,
             plan_values,
+            prior_bytes,
+            prior_notes,
             summary_table,
         )
         from grouped_lm.system.console import natural_width, print_lines, print_table, terminal_width
@@ -85,10 +87,11 @@ def plan(
             table = summary_table(config, plans, memory_bytes, chosen)
             lines = ["x: times, beside dense. --wide shows the parts of memory and the FLOPs too.", *lines]
     if as_json:
-        print(json.dumps(values, indent=2))
+        most = prior_bytes(config, tokens)
+        print(json.dumps(values | ({"prior_bytes_at_most": most} if most else {}), indent=2))
     else:
         print_table(table)
-        print_lines(lines)
+        print_lines([*lines, *prior_notes(config, tokens)])
 
 
 def print_published(config: Any, device: Any, as_json: bool) -> None:

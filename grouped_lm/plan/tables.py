@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 
 from grouped_lm.config import Config
+from grouped_lm.data.tokenizers.base import vocab_size_of
 from grouped_lm.heads.losses import kernels
 from grouped_lm.measure.devices import Device, Interconnect
 from grouped_lm.measure.live_bytes import KINDS
@@ -15,6 +16,7 @@ from grouped_lm.measure.memory import GIB
 from grouped_lm.plan.devices import DevicesPlan
 from grouped_lm.plan.heads import MAX_BATCH, MAX_CONTEXT, UTILISATION, HeadPlan
 from grouped_lm.plan.launches import has_kernels
+from grouped_lm.prior.tables import bound_bytes
 
 KIND_LABELS = {"optimizer": "optimizer state", "body": "body activations"}
 
@@ -121,6 +123,23 @@ def notes(plans: list[HeadPlan], unplanned: list[str], device: Device) -> list[s
         *kernel_notes(device),
         f"{device.name}: {device.source}",
     ]
+
+
+def prior_bytes(config: Config, tokens: int | None) -> int:
+    """Return the most bytes of the counts of `prior=kneser_ney` for a text of so many tokens; 0 without a prior.
+
+    Without `tokens` it is a text that training reads once.
+    """
+    train = config.train
+    tokens = tokens or train.max_steps * train.micro_batch_size * train.grad_accum_steps * config.model.block_size
+    return bound_bytes(tokens, vocab_size_of(config.tokenizer), config.prior.order) if config.prior.is_on else 0
+
+
+def prior_notes(config: Config, tokens: int | None) -> list[str]:
+    """Return the memory of the counts, if there is a prior."""
+    most = prior_bytes(config, tokens)
+    where = "in the memory of each process, beside these figures; real text needs a third to a half"
+    return [f"prior: its counts take at most {size(most)} {where}"] if most else []
 
 
 def kernel_notes(device: Device) -> list[str]:

@@ -152,6 +152,16 @@ def build_level(ngrams: NGrams) -> Level:
     return Level(ngrams.words, ngrams.counts, ngrams.offsets, totals, reserved, discounts)
 
 
+def bound_bytes(n_tokens: int, vocab_size: int, order: int) -> int:
+    """Return the most bytes that the tables of a text take: those of a text in which no n-gram occurs twice.
+
+    An n-gram has a word (2 bytes, or 4 above 65,536 ids) and a count (4). A context has 16 bytes more. Real text has
+    a third to a half of it.
+    """
+    ngram, context = (6 if vocab_size <= 1 << 16 else 8), 16
+    return vocab_size * (ngram + context) + n_tokens * ((order - 1) * ngram + (order - 2) * context)
+
+
 def estimate_discounts(counts: np.ndarray) -> np.ndarray:
     """Return D(0) = 0, D(1), D(2) and D(3 and more) for a table of counts, shape (4,).
 

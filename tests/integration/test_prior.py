@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy import stats
 
 from grouped_lm.data import prepare_data
 from grouped_lm.evaluate.documents import document_losses
@@ -44,7 +42,7 @@ def trained(gvc, tiny):
     return make
 
 
-@pytest.mark.parametrize("head", ["shortlist", "dense", "grouped"])
+@pytest.mark.parametrize("head", ["shortlist", "dense"])
 def test_body_and_head_are_trained_as_without_a_prior(trained, head):
     plain = last_state(trained("plain", f"head={head}", "model.dropout=0.1"))
     mixed = last_state(trained("mixed", f"head={head}", "model.dropout=0.1", *PRIOR, "prior.held_out_tokens=0"))
@@ -98,34 +96,8 @@ def test_all_losses_of_a_run_are_those_of_its_parts(gvc, trained, texts, mix):
     assert "prior=kneser_ney" in refused.err
 
 
-def test_a_stopped_run_goes_on_to_the_byte(trained, gvc, tiny):
-    words = [*PRIOR, "train.checkpoint_every_steps=4", "train.eval_every_steps=2", "optim.ema=0.9"]
-    whole = trained("whole", *words)
-    again = trained("again", *words)
-    (again / "result.json").unlink()
-    shutil.rmtree(next((again / "checkpoints").glob("*8")))
-    trained("again", *words)
-    for name in ("state", "prior"):
-        files = [next((run / "checkpoints").glob("*8")) / f"{name}.safetensors" for run in (whole, again)]
-        assert files[0].read_bytes() == files[1].read_bytes(), name
-    curves = [
-        [
-            row["val/loss"]
-            for row in map(json.loads, (run / "metrics.jsonl").open(encoding="utf-8"))
-            if "val/loss" in row
-        ]
-        for run in (whole, again)
-    ]
-    assert curves[0] == curves[1]
-    assert len(curves[0]) == 4
-    assert gvc("sample", str(again), "--seed", "3").out == gvc("sample", str(whole), "--seed", "3").out != ""
-    drift = gvc("train", *tiny, *words, "prior.order=3", "hydra.run.dir=runs/again")
-    assert "prior.order: 4 -> 3" in drift.err
-
-
-def test_a_killed_run_goes_on_to_the_byte(trained, tiny, cache_dir):
-    words = [*tiny, *PRIOR, "train.checkpoint_every_steps=1"]
-    whole = trained("whole", *words)
+def test_a_killed_run_goes_on_to_the_byte(trained, gvc, tiny, cache_dir):
+    words = [*tiny, *PRIOR, "train.checkpoint_every_steps=1", "train.eval_every_steps=2", "optim.ema=0.9"]
     killer = (
         "import os, signal, sys; from grouped_lm.train import checkpoints as c; from grouped_lm.cli.main import main\n"
         "save = c.write_checkpoint\n"
@@ -138,11 +110,18 @@ def test_a_killed_run_goes_on_to_the_byte(trained, tiny, cache_dir):
     command = [sys.executable, "-c", killer, "train", *words, "hydra.run.dir=runs/killed"]
     assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
     assert not Path("runs/killed/result.json").exists()
-    trained("killed", *words)
+    runs = trained("killed", *words), trained("whole", *words)
     for name in ("state", "prior"):
-        pair = last_state("runs/killed", name), last_state(whole, name)
-        assert pair[0].keys() == pair[1].keys()
-        assert all(torch.equal(pair[0][key], pair[1][key]) for key in pair[0])
+        one, other = (next((run / "checkpoints").glob("*8")) / f"{name}.safetensors" for run in runs)
+        assert one.read_bytes() == other.read_bytes(), name
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")] for run in runs]
+    curves = [[row["val/loss"] for row in run if "val/loss" in row] for run in rows]
+    assert curves[0] == curves[1]
+    assert len(curves[0]) == 4
+    texts = [gvc("sample", str(run), "--seed", "3").out for run in runs]
+    assert texts[0] == texts[1] != ""
+    drift = gvc("train", *words, "prior.order=3", "hydra.run.dir=runs/killed")
+    assert "prior.order: 4 -> 3" in drift.err
 
 
 def test_several_micro_batches_and_a_pruned_model(trained):
@@ -154,25 +133,8 @@ def test_several_micro_batches_and_a_pruned_model(trained):
 
 
 def test_two_processes_train_one_gate(trained):
-    run = trained("two", *PRIOR, "train.devices=2", "train.micro_batch_size=16")
-    one = trained("one", *PRIOR, "train.micro_batch_size=16")
-    assert result_of(run)["val/loss_weight"] == pytest.approx(result_of(one)["val/loss_weight"], abs=1e-3)
-    assert result_of(run)["val/loss"] < result_of(run)["val/loss_head"]
-
-
-def test_draws_of_a_run_follow_its_probabilities(trained):
-    model, tokenizer = load_run(trained("mixed", *PRIOR, "optim.lr=1e-2"))
-    ids = torch.tensor([[tokenizer.eot_id, *tokenizer.encode("Once there w")]])
-    with torch.no_grad():
-        hidden = model.hidden(ids)[:, -1]
-        prob = model.head.log_prob(hidden).exp()[0].numpy()
-        assert prob.sum() == pytest.approx(1, abs=1e-6)
-        prob /= prob.sum()  # the head's own are fp32
-        draws = model.head.sample(hidden, torch.Generator().manual_seed(0), num_samples=20_000)[0].numpy()
-    often = prob * len(draws) >= 5
-    observed, expected = np.bincount(draws, minlength=len(prob)), prob * len(draws)
-    table = np.r_[observed[often], observed[~often].sum()], np.r_[expected[often], expected[~often].sum()]
-    assert stats.chisquare(*table).pvalue > 0.001
+    result = result_of(trained("two", *PRIOR, "train.devices=2", "train.max_steps=3"))
+    assert result["val/loss"] < result["val/loss_head"]
 
 
 def test_wrong_settings_are_named(gvc, tiny, trained):
