@@ -397,7 +397,8 @@ class PriorConfig:
     order: int = setting(5, 2, 5, late=True, unit="tokens")
     """Tokens of the longest n-grams."""
     min_count: int = setting(1, 1, 2, late=True, unit="occurrences")
-    """2 leaves out n-grams of three tokens and more that were seen once: about a third of the memory."""
+    """2 leaves out n-grams of three tokens and more that were seen once: a quarter of the memory on stories, where the
+    counts alone are 0.05 nats worse."""
     held_out_tokens: int = setting(16384, 0, 10**9, late=True, unit="tokens")
     """Tokens at the end of the training text, a tenth of it at most, that are neither counted nor trained on. The one
     weight is fitted there; 0 leaves it out, and needs mix=gate."""
