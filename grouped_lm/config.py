@@ -282,8 +282,8 @@ class TrainConfig:
     max_steps: int = setting(300, 1, 10**9, unit="steps")
     """Optimizer steps."""
     micro_batch_size: int = setting(8, 1, 10**6, unit="windows")
-    """Windows of block_size tokens per forward pass of all processes together. On the command line also `auto`: the
-    largest that fits into memory and divides the batch, with as many grad_accum_steps as make the same batch."""
+    """Windows of block_size tokens per forward pass of all processes together. Also `auto`: the largest that fits
+    into memory and divides the batch, with as many grad_accum_steps as make the same batch."""
     grad_accum_steps: int = setting(1, 1, 10**6, unit="forward passes")
     """Forward passes per optimizer step."""
     auto_micro_batch: bool = setting(False, late=True)

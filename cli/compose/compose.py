@@ -5,7 +5,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from grouped_lm.bench.variants import load_variants
-from grouped_lm.config import Config, check_choice
+from grouped_lm.config import Config, TrainConfig, check_choice
 from grouped_lm.errors import ConfigError
 
 CONF = "grouped_lm.conf"
@@ -51,12 +51,20 @@ def env_value(name: str) -> str:
 
 
 @dataclass(kw_only=True, slots=True)
+class ComposedTrain(TrainConfig):
+    """`train` as config files may give it: `micro_batch_size` also has the word auto."""
+
+    micro_batch_size: Any = TrainConfig().micro_batch_size
+
+
+@dataclass(kw_only=True, slots=True)
 class ComposedConfig(Config):
     """What Hydra composes: the config of a run, and two parts that runs do not keep.
 
     They are the label and description of a variant, and the settings of a contest.
     """
 
+    train: ComposedTrain = field(default_factory=ComposedTrain)
     variant: Any = None
     contest: Any = None
     optim: Any = None  # the group optim fills it, as it fills head
@@ -172,6 +180,8 @@ def to_config(composed: DictConfig) -> Config:
     if variant and variant.head["name"] != plain["head"]["name"]:
         raise ConfigError(two_heads(variant.name, plain["head"]["name"]))
     plain.pop("contest", None)
+    if plain["train"]["micro_batch_size"] == "auto":
+        plain["train"] |= {"micro_batch_size": TrainConfig().micro_batch_size, "auto_micro_batch": True}
     parts = {part: parse_part(plain.pop(part, None)) for part, parse_part in PARSERS.items()}
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
     assert isinstance(config, Config)

@@ -40,8 +40,16 @@ VALUE_KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "tru
 
 
 @contextmanager
-def explained(overrides: list[str], flags: HydraFlags, raised: tuple[type[Exception], ...] = RAISED) -> Iterator[None]:
-    """Raise a `ConfigError` of one line for each error of Hydra or OmegaConf."""
+def explained(
+    overrides: list[str],
+    flags: HydraFlags,
+    raised: tuple[type[Exception], ...] = RAISED,
+    saved: dict[str, Any] | None = None,
+) -> Iterator[None]:
+    """Raise a `ConfigError` of one line for each error of Hydra or OmegaConf.
+
+    `saved` is the config of the run that the overrides change, if there is one.
+    """
     try:
         yield
     except GvcError:
@@ -49,7 +57,7 @@ def explained(overrides: list[str], flags: HydraFlags, raised: tuple[type[Except
     except raised as error:
         if os.environ.get("GVC_DEBUG"):
             raise
-        raise ConfigError(explain(error, overrides, flags)) from error
+        raise ConfigError(explain(error, overrides, flags, saved)) from error
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Failure:
     error: Exception
     overrides: list[Override]
     flags: HydraFlags
+    saved: dict[str, Any] | None = None
 
     @cached_property
     def groups(self) -> dict[str, list[str]]:
@@ -66,14 +75,14 @@ class Failure:
         return config_groups(self.flags.config_dir)
 
 
-def explain(error: Exception, overrides: list[str], flags: HydraFlags) -> str:
+def explain(error: Exception, overrides: list[str], flags: HydraFlags, saved: dict[str, Any] | None = None) -> str:
     """Return one line for an error: the first cause that applies, else the first line of the error."""
     wrong = next((word for word in overrides if not is_override(word)), None)
     if wrong is not None:
         key, _, value = wrong.partition("=")
         quotes = f'; a value with spaces, =, quotes or brackets goes in quotes: "{key}={quoted_value(value)}"'
         return f"{wrong} is no override: write KEY=VALUE{quotes if key and value else ''}"
-    failure = Failure(error, parse(overrides), flags)
+    failure = Failure(error, parse(overrides), flags, saved)
     try:
         return (
             renamed(failure)
@@ -151,12 +160,18 @@ def mistake_in_file(failure: Failure) -> str | None:
 def unknown_key(failure: Failure) -> str | None:
     """Explain a key that does not exist, and several values for a command that takes one."""
     groups = failure.groups
-    keys = known_keys([o.input_line or "" for o in failure.overrides if o.key_or_group in groups], failure.flags)
+    chosen = {o.key_or_group: o.input_line or "" for o in failure.overrides if o.key_or_group in groups}
+    keys = known_keys(list(chosen.values()), failure.flags)
+    if failure.saved is not None:  # its groups are those of the run, but for those that are chosen anew
+        own = {part: value for part, value in failure.saved.items() if part not in chosen}
+        keys = [key for key in keys if key.partition(".")[0] in chosen] + list(walk(own))
     for override in failure.overrides:
         key = override.key_or_group
         if key not in groups and key not in keys and not key.startswith("hydra"):
             in_bench = failure.flags.config_name == BENCH_CONFIG
             where = "grouped_lm/bench/settings.py has" if in_bench else "`gvc train --cfg job` lists"
+            if failure.saved is not None and key.partition(".")[0] not in chosen:
+                where = "config.json of the run has"
             return f"unknown key {key}{nearest_key(key, keys)}{key_owners(key, groups)}; {where} them all"
         if override.is_sweep_override() and not failure.flags.multirun:
             to_do = "add -m to run a job for each" if failure.flags.may_sweep else "this command takes one"
@@ -256,10 +271,11 @@ def known_keys(group_choices: list[str], flags: HydraFlags) -> list[str]:
             composed = compose_with(group_choices)
         except (HydraException, OmegaConfBaseException):
             composed = compose_with([])
+    return [*walk(OmegaConf.to_container(composed, resolve=False)), "hydra.run.dir", "hydra.sweep.dir"]
 
-    def walk(prefix: str, node: Any) -> Iterator[str]:
-        for key, value in node.items() if isinstance(node, dict) else ():
-            yield f"{prefix}{key}"
-            yield from walk(f"{prefix}{key}.", value)
 
-    return [*walk("", OmegaConf.to_container(composed, resolve=False)), "hydra.run.dir", "hydra.sweep.dir"]
+def walk(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the keys of nested dicts, with dots."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield f"{prefix}{key}"
+        yield from walk(value, f"{prefix}{key}.")

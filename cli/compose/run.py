@@ -139,7 +139,12 @@ def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path
 def override_saved(config: Config, overrides: list[str]) -> Config:
     """Return a run's saved config with overrides on top: `data=text` replaces a group, `train.device=cpu` a value."""
     flags = HydraFlags()
-    with explained(overrides, flags), composing(flags) as compose_with:
+    with explained(overrides, flags, saved=asdict(config)), composing(flags) as compose_with:
+        if any((o.key_or_group, o.value()) == ("train.micro_batch_size", "auto") for o in parse(overrides)):
+            raise ConfigError(
+                "train.micro_batch_size=auto is for new runs, and this one has its size: leave it out, or give "
+                "train.eval_batch_size=N for an evaluation"
+            )
         if hydras := [o.input_line for o in parse(overrides) if str(o.key_or_group).startswith("hydra")]:
             raise ConfigError(f"{hydras[0]} is for new runs, and this one has its folder: leave it out")
         composed = OmegaConf.create(asdict(config))

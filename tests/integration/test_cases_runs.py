@@ -301,6 +301,10 @@ def test_micro_batch_size_auto_keeps_the_batch_and_the_figures(gvc, tiny):
     assert [saved["train"][key] for key in ("micro_batch_size", "grad_accum_steps")] == [6, 1]
     assert gvc(*words, "train.micro_batch_size=6", "hydra.run.dir=hand").code == 0
     assert weights("auto", 4) == weights("hand", 4)
+    text = next(word for word in tiny if word.startswith("data.valid="))  # a key of this run, not of all
+    line = "train.micro_batch_size=auto is for new runs, and this one has its size"
+    fails_in_one_line(gvc("eval", "auto", "train.micro_batch_size=auto", text), 2, line)
+    fails_in_one_line(gvc("eval", "auto", "train.threads=x", text), 2, "train.threads takes a whole number, got x")
     fails_in_one_line(gvc(*words, "train.micro_batch_size=auto", "hydra.run.dir=auto"), 6, "train.batch: 6 -> 2")
     # it goes on with the size that it has, whatever would fit now
     with stopped_in_step(2, signal.SIGTERM):

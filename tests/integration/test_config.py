@@ -80,6 +80,15 @@ def test_what_an_experiment_sets_holds_and_the_command_line_wins():
     assert (config.head, config.train.max_steps, config.data.source) == (DenseConfig(), 3, "text")
 
 
+def test_micro_batch_size_auto_may_stand_in_a_file(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ntrain:\n  micro_batch_size: auto\n  grad_accum_steps: 4\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    ((config, _),) = compose_jobs(["experiment=mine"], HydraFlags(config_dir=str(tmp_path)))
+    assert config == compose_one("train.auto_micro_batch=true", "train.grad_accum_steps=4")
+    assert config.train.micro_batch_size == 8
+
+
 def test_a_saved_config_comes_back_equal():
     config = compose_one("head=dense", "head.chunk_rows=256", "tracking.tags=[a,b]")
     saved = config_to_dict(config)
