@@ -11,7 +11,7 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.system.tables import Row, columns, group_rows
 
 COLUMNS = columns("""
-    head; group size = group_size {:,}; model; data; seed; state; step = trainer/step {:,}
+    head; prior; group size = group_size {:,}; model; data; seed; state; step = trainer/step {:,}
     perplexity = val/perplexity {:,.2f}; bits/byte = val/bits_per_byte {:.3f}; group acc. = val/group_accuracy {:.1%}
     train ppl = train/perplexity {:,.1f}; tokens/s = throughput/tokens_per_sec {:,.0f}
     speed, x dense = throughput/vs_dense {:.1f}; peak GiB = memory/peak {:.3f}

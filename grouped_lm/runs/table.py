@@ -30,6 +30,7 @@ LABELS = (
     "model",
     "head",
     "head_options",
+    "prior",
     "group_size",
     "grouping",
     "data",
@@ -150,11 +151,12 @@ def run_labels(config: Config) -> Row:
         group_size = default_group_size(vocab_size)
     options = [f"{key}={value}" for key, value in sorted(head.items()) if key not in ("name", "group_size")]
     if config.prior.is_on:
-        options += [f"prior={config.prior.name}", f"prior.mix={config.prior.mix}"]
+        options.append(f"prior={config.prior.mix}")
     return {
         "model": config.model.name,
         "head": head["name"],
         "head_options": " ".join(options) or None,
+        "prior": config.prior.mix if config.prior.is_on else None,
         "group_size": group_size,
         "grouping": config.grouping.name if is_grouped else None,
         "data": config.data.name if config.data is not None else None,

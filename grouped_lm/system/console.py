@@ -28,6 +28,8 @@ FIXED_WIDTH = 34
 
 CLOSING_ROWS = columns("""
     validation perplexity = val/perplexity {:,.2f}; validation nats per token = val/loss {:.4f}
+    nats of the network alone = val/loss_head {:.4f}; nats of the counts alone = val/loss_prior {:.4f}
+    nats with one weight = val/loss_weight {:.4f}; share of the counts = val/prior_share {:.1%}
     bits per byte = val/bits_per_byte {:.4f}; group accuracy = val/group_accuracy {:.1%}
     accuracy inside the group = val/token_in_group_accuracy {:.1%}
     tokens per second = throughput/tokens_per_sec {:,.0f}; milliseconds per step = time/step_ms {:,.1f}
