@@ -25,7 +25,6 @@ from grouped_lm.distributed.process_group import ProcessGroup, full_tensor, is_s
 from grouped_lm.distributed.vocab_parallel import split_vocabulary
 from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.models.lm import LanguageModel
-from grouped_lm.system.runtime import compile_mode
 
 
 @dataclass
@@ -99,7 +98,7 @@ def parallelize(
     else:
         parallel.shards = shard(model, device)
     if cfg.compile:
-        parallel.forward = torch.compile(parallel.forward, mode=compile_mode(cfg, device))
+        parallel.forward = torch.compile(parallel.forward)
     return parallel
 
 

@@ -17,7 +17,7 @@ from grouped_lm.errors import ConfigError
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, log_mass
 from grouped_lm.heads.decoding.best_first import BestFirstHead
 from grouped_lm.heads.losses.chunked import class_nll, default_chunk_rows
-from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, classify, two_step_loss
+from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, classify, static_sizes, two_step_loss
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,6 +39,11 @@ class AdaptiveConfig(HeadOptions):
             raise ConfigError(f"head.cutoffs must be rising whole numbers from 1 on, got {self.cutoffs}")
 
 
+def places_of(mine: Tensor) -> Tensor:
+    """Return the places where (N,) is true; all places where sizes must not depend on it."""
+    return torch.arange(len(mine), device=mine.device) if static_sizes() else mine.nonzero().squeeze(1)
+
+
 class AdaptiveHead(BestFirstHead):
     """A softmax over the K most frequent tokens and C clusters, then one in the target's cluster, of lower rank.
 
@@ -52,6 +57,7 @@ class AdaptiveHead(BestFirstHead):
     """Whether summed losses keep no logits. Otherwise they are torch's own line, to which the bench compares them."""
 
     rank: Tensor
+    starts: Tensor  # (C,) int64 ranks at which clusters begin
 
     def __init__(self, config: AdaptiveConfig, n_embd: int, by_frequency: Tensor) -> None:
         super().__init__(n_embd, vocab_size=by_frequency.numel())
@@ -63,6 +69,7 @@ class AdaptiveHead(BestFirstHead):
             for tail in self.tails:
                 tail[1].bias = nn.Parameter(torch.zeros(tail[1].out_features))
         self.register_buffer("rank", torch.argsort(by_frequency))
+        self.register_buffer("starts", torch.tensor(self.adaptive.cutoffs[:-1]), persistent=False)
         self._tables: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -104,10 +111,11 @@ class AdaptiveHead(BestFirstHead):
         inside = torch.zeros_like(first[0])
         hits = counted & (cluster < 0)
         for index, tail in enumerate(self.adaptive.tail):
-            rows = (counted & (cluster == index)).nonzero().squeeze(1)
-            nll, right = classify(at_least_fp32(tail(states[rows])), slots[rows], counted[rows], accuracy)
-            inside = inside.index_copy(0, rows, nll)
-            hits = hits if right is None else hits.index_copy(0, rows, right)
+            mine = counted & (cluster == index)
+            rows = places_of(mine)
+            nll, right = classify(at_least_fp32(tail(states[rows])), slots[rows], mine[rows], accuracy)
+            inside = inside.index_add(0, rows, nll)
+            hits = hits if right is None else hits.index_copy(0, rows, hits[rows] | right)
         return two_step_loss(targets, reduction, first, (inside, hits if accuracy else None), extra)
 
     def chunked(self, states: Tensor, classes: Tensor, cluster: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,10 +128,10 @@ class AdaptiveHead(BestFirstHead):
         first = class_nll(states, columns, self.adaptive.head.bias, classes, len(columns), 1, chunk_rows)
         inside = torch.zeros_like(first)
         for index, tail in enumerate(self.tails):
-            rows = ((classes >= 0) & (cluster == index)).nonzero().squeeze(1)
-            own = tail[1].weight
+            mine, own = (classes >= 0) & (cluster == index), tail[1].weight
+            rows, places = places_of(mine), slots.masked_fill(~mine, -1)
             own_rows = max(1, chunk_rows * len(columns) // len(own))
-            inside = inside + class_nll(tail[0](states[rows]), own, tail[1].bias, slots[rows], len(own), 1, own_rows)
+            inside = inside + class_nll(tail[0](states[rows]), own, tail[1].bias, places[rows], len(own), 1, own_rows)
         return first, inside
 
     def after_load(self) -> None:
@@ -150,9 +158,8 @@ class AdaptiveHead(BestFirstHead):
     def groups_and_slots(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return the (N,) clusters of (N,) ids, -1 for the K most frequent, and the places in them."""
         rank = self.rank[tokens]
-        starts = torch.tensor(self.adaptive.cutoffs[:-1], device=rank.device)
-        cluster = torch.bucketize(rank, starts, right=True) - 1
-        return cluster, torch.where(cluster < 0, rank, rank - starts[cluster.clamp_min(0)])
+        cluster = torch.bucketize(rank, self.starts, right=True) - 1
+        return cluster, torch.where(cluster < 0, rank, rank - self.starts[cluster.clamp_min(0)])
 
     def class_log_prob(self, states: Tensor) -> Tensor:
         """Return the (N, K + C) log-probabilities of the most frequent tokens, then of the clusters."""

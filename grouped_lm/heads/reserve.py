@@ -15,7 +15,7 @@ from grouped_lm.grouping import Text
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.decoding.ranks import Mixture, Ranks, ranks_by_all, ranks_by_blocks
 from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation
-from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, reduce_nll
+from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, reduce_nll, static_sizes
 from grouped_lm.heads.unseen import resolve_share
 
 
@@ -46,7 +46,7 @@ class ReserveMixin(Head):
 
     def loss(self, hidden: Tensor, targets: Tensor, reduction: str = "mean", accuracy: bool = False) -> HeadLoss:
         """Return the negative log-likelihood of the targets; the part of a group has what the mixture changes."""
-        if reduction == "none" or torch.compiler.is_compiling():
+        if reduction == "none" or torch.compiler.is_compiling() or static_sizes():
             loss = super().loss(hidden, targets, "none", accuracy)  # type: ignore[safe-super]
             counted = targets != IGNORE_INDEX
             nll = -self.mixed(-at_least_fp32(loss.nll), self.unseen[targets.clamp_min(0)])

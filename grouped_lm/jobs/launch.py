@@ -45,9 +45,10 @@ from grouped_lm.runs.init_from import check_source
 from grouped_lm.runs.tensorboard import check_package
 from grouped_lm.system.files import read_json_dict, write_json
 from grouped_lm.system.phases import say
-from grouped_lm.system.runtime import compile_mode, resolve_device
+from grouped_lm.system.runtime import resolve_device
 from grouped_lm.system.secret_values import refuse_secrets
 from grouped_lm.system.signals import signal_handlers
+from grouped_lm.train.capture import check_capture
 from grouped_lm.train.loop import train
 
 LOGS = "workers"
@@ -97,7 +98,7 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True, pr
         check_gpus(processes_on_this_machine() if processes > 1 else config.train.devices, device)
         if config.train.nodes > 1 and processes == 1:
             rendezvous_endpoint(config.train)
-        compile_mode(config.train, device)
+        check_capture(config, device)
         kernels.set_mode(config.train.kernels, device)
     if counts_tokens(config) and all_processes > 1:
         raise ConfigError(f"head=kneser_ney counts in one process, got {all_processes}: set train.devices=1")

@@ -4,7 +4,7 @@ An optimizer is one file with a schema and a builder, one line in `OPTIMIZERS`, 
 returns one `torch.optim.Optimizer` that
 
 - keeps per-parameter tensors in `state`, which a checkpoint saves;
-- leaves weights and state as they are where its attribute `found_inf` is 1 (`StepMetricsBuffer.add` sets it);
+- leaves weights and state as they are where its attribute `found_inf` is 1 (`training_step.measure` sets it);
 - may give a parameter group an "lr_factor", by which `set_learning_rate` multiplies the learning rate.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from grouped_lm.config import AdamWConfig, OptimConfig, parse_named
 from grouped_lm.optim.adamw import build_adamw
@@ -49,6 +49,10 @@ def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of every parameter group, times the group's "lr_factor" if it has one."""
+    """Set the learning rate of every parameter group, times the group's "lr_factor" if it has one.
+
+    A learning rate that is a tensor stays that tensor, which a CUDA graph has recorded.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_factor", 1.0)
+        own = lr * group.get("lr_factor", 1.0)
+        group["lr"] = group["lr"].fill_(own) if isinstance(group["lr"], Tensor) else own

@@ -7,6 +7,7 @@ Letters: B windows, T tokens of a window.
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from grouped_lm.config import Config
 from grouped_lm.distributed.parallel import ParallelModel, clip_gradients, count_targets
 from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.optim.ema import update_average
+from grouped_lm.optim.used_rows import used_rows
 from grouped_lm.system.runtime import autocast
 
 MIN_LOSS_SCALE = 1e-4
@@ -61,50 +63,62 @@ def reads_at_once(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceMetrics:
+    """Metrics of one step on the device."""
+
+    keys: list[str]
+    """Keys of the losses, as in metrics.jsonl."""
+    values: Tensor
+    """The losses, the norm of the gradient, and the scale of the loss where there is one; in fp64."""
+
+
+def measure(
+    optimizer: torch.optim.Optimizer, losses: list[HeadLoss], grad_norm: Tensor, loss_scale: Tensor | None = None
+) -> DeviceMetrics:
+    """Return the metrics of a step before its update, and let the optimizer skip it unless they are finite.
+
+    The optimizer gets the flag `found_inf`, with which torch's fused AdamW skips a step (as it does for
+    `torch.amp.GradScaler`).
+    """
+    parts = {key: [getattr(loss, part) for loss in losses] for key, part in PARTS}
+    parts = {key: values for key, values in parts.items() if values[0] is not None}
+    means = [torch.stack([value.detach() for value in values]).double().mean() for values in parts.values()]
+    metrics = torch.stack([*means, grad_norm.detach().double()])
+    optimizer.found_inf = 1.0 - metrics.isfinite().all().float()  # type: ignore[attr-defined]
+    if loss_scale is not None:
+        metrics = torch.cat([metrics, loss_scale.double()])
+    return DeviceMetrics(list(parts), metrics)
+
+
 class StepMetricsBuffer:
     """Metrics of the steps that the host has not read yet.
 
-    Until then the device itself protects the weights from a step that is not finite. `add` gives the optimizer the flag
-    `found_inf`, with which torch's fused AdamW skips a step (as it does for `torch.amp.GradScaler`).
+    Until then the device itself protects the weights from a step that is not finite (`measure`).
     """
 
     def __init__(self, device: torch.device) -> None:
         self.at_once = reads_at_once(device)
-        self._steps: list[tuple[int, float, list[str], Tensor]] = []
+        self._steps: list[tuple[int, float, DeviceMetrics]] = []
 
-    def add(
-        self,
-        optimizer: torch.optim.Optimizer,
-        losses: list[HeadLoss],
-        grad_norm: Tensor,
-        step: int,
-        lr: float,
-        loss_scale: Tensor | None = None,
-    ) -> None:
-        """Store the metrics of a step before its update, and let the optimizer skip it unless they are finite."""
-        parts = {key: [getattr(loss, part) for loss in losses] for key, part in PARTS}
-        parts = {key: values for key, values in parts.items() if values[0] is not None}
-        means = [torch.stack([value.detach() for value in values]).double().mean() for values in parts.values()]
-        metrics = torch.stack([*means, grad_norm.detach().double()])
-        optimizer.found_inf = 1.0 - metrics.isfinite().all().float()  # type: ignore[attr-defined]
-        if loss_scale is not None:
-            metrics = torch.cat([metrics, loss_scale.double()])
-        self._steps.append((step, lr, list(parts), metrics))
+    def add(self, metrics: DeviceMetrics, step: int, lr: float) -> None:
+        """Store the metrics of a step."""
+        self._steps.append((step, lr, metrics))
 
     def read(self) -> list[StepMetrics]:
         """Return the metrics since the last call, in order. This waits for the device."""
         steps, self._steps = self._steps, []
-        rows = torch.stack([metrics for *_, metrics in steps]).tolist() if steps else []
+        rows = torch.stack([metrics.values for *_, metrics in steps]).tolist() if steps else []
         return [
-            StepMetrics(step, lr, dict(zip(keys, row, strict=False)), *row[len(keys) :])
-            for (step, lr, keys, _), row in zip(steps, rows, strict=True)
+            StepMetrics(step, lr, dict(zip(metrics.keys, row, strict=False)), *row[len(metrics.keys) :])
+            for (step, lr, metrics), row in zip(steps, rows, strict=True)
         ]
 
 
 class TrainingStep:
     """The forward and backward passes of an optimizer step, and its update.
 
-    The `model` is on `device`, in training mode. The `optimizer` obeys `found_inf` (`StepMetricsBuffer.add`).
+    The `model` is on `device`, in training mode. The `optimizer` obeys `found_inf` (`measure`).
     """
 
     def __init__(
@@ -113,6 +127,16 @@ class TrainingStep:
         self.config, self.model, self.optimizer, self.device = config, model, optimizer, device
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.dtype == "float16")
         self.metrics = StepMetricsBuffer(device)
+        self._rows = used_rows(model.model).values()
+
+    def make(self, batches: Iterable[tuple[Tensor, Tensor]], step: int, lr: float) -> None:
+        """Make one optimizer step from the (B, T) ids and targets of its micro-batches. The optimizer has `lr`."""
+        self.update(self.losses(batches), step, lr)
+
+    def losses(self, batches: Iterable[tuple[Tensor, Tensor]]) -> list[HeadLoss]:
+        """Return the losses of the micro-batches of a step, and add up their gradients."""
+        last = self.config.train.grad_accum_steps - 1
+        return [self.forward_backward(*batch, is_last=number == last) for number, batch in enumerate(batches)]
 
     def forward_backward(self, input_ids: Tensor, targets: Tensor, is_last: bool) -> HeadLoss:
         """Add the gradient of one micro-batch, and return its loss (of this process's part of the targets).
@@ -128,7 +152,11 @@ class TrainingStep:
         return loss
 
     def update(self, losses: list[HeadLoss], step: int, lr: float) -> None:
-        """Clip the gradient and update the weights. The optimizer has `lr` already. It skips steps that diverged.
+        """Clip the gradient and update the weights. The optimizer has `lr` already. It skips steps that diverged."""
+        self.record(self.apply(losses), step, lr)
+
+    def apply(self, losses: list[HeadLoss]) -> DeviceMetrics:
+        """Clip the gradient and update the weights. This is all work of the device, the same in every step.
 
         With `train.dtype=float16` the gradient is divided by the scale of the loss before that.
         """
@@ -136,9 +164,18 @@ class TrainingStep:
         loss_scale = self.scaler.scale(torch.ones(1, device=self.device)) if self.scaler.is_enabled() else None
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_gradients(self.model.model, self.config.optim.grad_clip)
-        self.metrics.add(self.optimizer, losses, grad_norm, step, lr, loss_scale)
+        metrics = measure(self.optimizer, losses, grad_norm, loss_scale)
         self.optimizer.step()  # not the scaler's: on most optimizers it waits for the device
-        if self.config.optim.ema:
-            update_average(self.optimizer, self.config.optim.ema, step)
+        for rows in self._rows:
+            rows.share()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        return metrics
+
+    def record(self, metrics: DeviceMetrics, step: int, lr: float) -> None:
+        """Do what differs from step to step after `apply`: late decay, the average of the weights, and the metrics."""
+        for rows in self._rows:
+            rows.note_decay(self.optimizer, lr)
+        if self.config.optim.ema:
+            update_average(self.optimizer, self.config.optim.ema, step)
+        self.metrics.add(metrics, step, lr)

@@ -72,18 +72,19 @@ class UsedRows(nn.Module):
         table: Tensor = _Table.apply(self.weight, self.table, self.ids, self.row_of)
         return table
 
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the unused rows decay after every step of the optimizer of `weight`."""
-        optimizer.register_step_post_hook(self._after_step)
+    @torch.no_grad()
+    def share(self) -> None:
+        """Give the weights after an update to a head that shares the table."""
+        if self.shared:
+            self.table.index_copy_(0, self.ids, self.weight)
 
     @torch.no_grad()
-    def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def note_decay(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        """Note the decay of the unused rows in the update that the optimizer of `weight` has just made."""
         group = next(group for group in optimizer.param_groups if any(p is self.weight for p in group["params"]))
         if group["weight_decay"]:
             skip = getattr(optimizer, "found_inf", torch.zeros((), device=self.table.device))
-            self._factors.append(torch.where(skip > 0, 1.0, 1 - group["lr"] * group["weight_decay"]))
-        if self.shared:
-            self.table.index_copy_(0, self.ids, self.weight)
+            self._factors.append(torch.where(skip > 0, 1.0, 1 - lr * group["weight_decay"]))
 
     @torch.no_grad()
     def update_table(self) -> None:

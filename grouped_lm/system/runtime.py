@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from grouped_lm.config import TrainConfig
 from grouped_lm.errors import ConfigError
 
 LIBRARIES = ("torch", "hydra-core", "datasets", "tiktoken", "wandb", "numpy", "safetensors")
@@ -51,13 +50,6 @@ def keep_freed_memory() -> bool:
         return False
     mallopt, trim_threshold, mmap_max = ctypes.CDLL(None).mallopt, -1, -4  # numbers of glibc's malloc.h
     return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
-
-
-def compile_mode(cfg: TrainConfig, device: torch.device) -> str | None:
-    """Return the mode of `torch.compile`. With `train.cuda_graphs` each pass is one recorded CUDA graph of a GPU."""
-    if cfg.cuda_graphs and device.type != "cuda":
-        raise ConfigError(f"train.cuda_graphs=true needs a GPU, got train.device={cfg.device}, which is {device} here")
-    return "reduce-overhead" if cfg.cuda_graphs else None
 
 
 def other_checkout(folder: Path | None = None) -> str | None:

@@ -43,8 +43,7 @@ def run_steps(run: TrainingRun, until: int) -> None:
             continue
         run.set_lr()
         with run.meters.watch(run.progress.step):
-            losses = [run.forward_backward(micro_step) for micro_step in range(run.config.train.grad_accum_steps)]
-            run.update(losses)
+            run.make_step()
         due = run.count_step()
         if (failed_step := run.read_metrics(due)) is not None:
             run.roll_back(failed_step)

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any, NoReturn, TypeVar
 
 import torch
+from torch import Tensor
 
 from grouped_lm.config import Config
 from grouped_lm.data import Corpus, build_tokenizer
@@ -13,7 +14,6 @@ from grouped_lm.distributed.parallel import parallelize
 from grouped_lm.distributed.process_group import ProcessGroup
 from grouped_lm.errors import DivergedError
 from grouped_lm.evaluate.validation import validate
-from grouped_lm.heads.losses.functional import HeadLoss
 from grouped_lm.measure.memory import GIB
 from grouped_lm.models.lm import LanguageModel, count_params
 from grouped_lm.optim import build_optimizer, learning_rate, set_learning_rate
@@ -29,6 +29,7 @@ from grouped_lm.system.phases import phase, track
 from grouped_lm.system.runtime import describe_environment
 from grouped_lm.system.signals import StopSignals
 from grouped_lm.system.watchdog import Watchdog
+from grouped_lm.train.capture import CapturedStep
 from grouped_lm.train.checkpoints import Checkpoints, describe_origin
 from grouped_lm.train.meters import Meters
 from grouped_lm.train.prior import PriorTraining
@@ -76,12 +77,12 @@ class TrainingRun:
         with phase("measuring the processor, and the memory of the head"):
             self.meters = Meters(config, parallel, device)
         whole = group.size > 1 or train.compile or bool(config.optim.ema)  # an average is of whole tables
-        rows = None if whole else leave_out_unused_rows(config, model, corpus.train.counts)
+        if not whole:
+            leave_out_unused_rows(config, model, corpus.train.counts)
         with phase("building the optimizer"):
             optimizer = build_optimizer(config.optim, model)
-        if rows is not None:
-            rows.follow(optimizer)
         self.training_step = TrainingStep(config, parallel, optimizer, device)
+        self.captured = CapturedStep(self.training_step) if train.cuda_graphs else None
 
         self.environment = group.on_first(describe_environment, device)
         if group.size > 1:
@@ -138,18 +139,24 @@ class TrainingRun:
     def set_lr(self) -> None:
         """Set the learning rate of the next step."""
         self.lr = learning_rate(self.config.optim, self.progress.step, self.config.train.max_steps)
+        if self.training_step.device.type == "cuda":  # there a captured step has it in fp32: a plain one is the same
+            self.lr = torch.tensor(self.lr).item()
         set_learning_rate(self.training_step.optimizer, self.lr)
 
-    def forward_backward(self, micro_step: int) -> HeadLoss:
-        """Add the gradient of one micro-batch, fetch the next one, and return the loss."""
+    def make_step(self) -> None:
+        """Update the weights once."""
+        (self.captured or self.training_step).make(self._micro_batches(), self.progress.step, self.lr)
+
+    def _micro_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the micro-batches of the next step. The one after each is fetched while the device computes."""
         accum = self.config.train.grad_accum_steps
-        index = (self.progress.step + self.history.skipped_steps) * accum + micro_step
-        input_ids, targets = self.prefetcher.batch(index)
-        loss = self.training_step.forward_backward(input_ids, targets, is_last=micro_step == accum - 1)
-        if self.prior is not None:
-            self.prior.train_on(input_ids, targets, index, self.lr / self.config.optim.lr)
-        self.prefetcher.prefetch(index + 1)
-        return loss
+        first = (self.progress.step + self.history.skipped_steps) * accum
+        for index in range(first, first + accum):
+            input_ids, targets = self.prefetcher.batch(index)
+            yield input_ids, targets
+            if self.prior is not None:
+                self.prior.train_on(input_ids, targets, index, self.lr / self.config.optim.lr)
+            self.prefetcher.prefetch(index + 1)
 
     def fit_weight(self) -> LanguageModel:
         """Fit the share of the counts, if there are some, and return the model to evaluate; with averaged weights."""
@@ -157,10 +164,6 @@ class TrainingRun:
             return self.model
         self.prior.fit_weight(self.progress.step)
         return self.prior.mixed
-
-    def update(self, losses: list[HeadLoss]) -> None:
-        """Clip the gradient and update the weights."""
-        self.training_step.update(losses, self.progress.step, self.lr)
 
     def count_step(self) -> Due:
         """Count the step, and return the work that is due after it."""
@@ -221,6 +224,8 @@ class TrainingRun:
         """Return to the last checkpoint, and continue with the text after the failed step."""
         next_text = failed_step.step + self.history.skipped_steps + 1
         self.progress = self.checkpoints.roll_back()
+        if self.captured is not None:
+            self.captured.forget()
         self.history.skipped_steps = next_text - self.progress.step
         self.meters.restart(self.progress.step)
         self.tracker.rewind(self.metrics_log.rows())

@@ -15,6 +15,7 @@ from grouped_lm.distributed.process_group import ProcessGroup, join_process_grou
 from grouped_lm.errors import DiskError, GvcError
 from grouped_lm.heads import GroupedTokens, Head, needs_grouping
 from grouped_lm.heads.losses import kernels
+from grouped_lm.heads.losses.functional import set_static_sizes
 from grouped_lm.measure.memory import GIB
 from grouped_lm.models.lm import LanguageModel, build_lm
 from grouped_lm.plan.fake_step import with_train
@@ -93,6 +94,7 @@ def set_up_process(
     train = config.train
     device = process_group.device(resolve_device(train.device))
     kernels.set_mode(train.kernels, device)
+    set_static_sizes(train.cuda_graphs)
     set_threads(train.threads, process_group.local_size)
     keep_freed_memory()
     predicted = None

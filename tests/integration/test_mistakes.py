@@ -38,10 +38,6 @@ MISTAKES = [
     ("optim.lr=-1", "optim.lr must be in (0"),
     ("train.dtype=float8", "train.dtype must be one of float32, bfloat16, float16"),
     ("train.device=tpu", "train.device must be one of auto, cpu, cuda"),
-    (
-        "train.cuda_graphs=true",
-        "train.cuda_graphs=true needs train.compile=true, train.grad_accum_steps=1 and one process, got false, 1 and 1",
-    ),
     ("train.devices=0", "train.devices must be in [1, 1024], got 0"),
     (
         "train.devices=3",
@@ -300,12 +296,17 @@ def test_output_that_nobody_takes(workdir):
 def test_cuda_graphs_in_processes_that_torchrun_has_started(gvc, tiny, monkeypatch):
     for key, value in {"RANK": "1", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(key, value)
-    outcome = gvc("train", *tiny, "train.compile=true", "train.cuda_graphs=true")
+    outcome = gvc("train", *tiny, "train.cuda_graphs=true")
     assert_one_line(outcome, 2, "train.cuda_graphs=true needs one process, and 2 were started")
 
 
+def test_cuda_graphs_in_two_processes(gvc, tiny):
+    outcome = gvc("train", *tiny, "train.cuda_graphs=true", "train.devices=2")
+    assert_one_line(outcome, 2, "train.cuda_graphs=true needs one process, got 2 (train.devices x nodes)")
+
+
 def test_cuda_graphs_without_a_gpu(gvc, tiny, workdir):
-    outcome = gvc("train", *tiny, "train.compile=true", "train.cuda_graphs=true")
+    outcome = gvc("train", *tiny, "train.cuda_graphs=true")
     assert_one_line(outcome, 2, "train.cuda_graphs=true needs a GPU, got train.device=cpu, which is cpu here")
     assert list(workdir.iterdir()) == []
 

@@ -23,7 +23,7 @@ from grouped_lm.measure.memory import StepMemory
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.optim import build_optimizer
 from grouped_lm.optim.adamw import SparseRowsAdamW
-from grouped_lm.optim.training_step import StepMetricsBuffer
+from grouped_lm.optim.training_step import StepMetricsBuffer, measure
 from grouped_lm.train import progress
 from grouped_lm.train.loop import train
 
@@ -214,7 +214,7 @@ def test_an_update_that_is_not_finite_is_passed_over(sparse):
         optimizer.zero_grad()
         loss = model(ids).square().sum() * scale
         loss.backward()
-        unread.add(optimizer, [HeadLoss(loss)], model.weight.grad.norm(), 0, 0.1)
+        unread.add(measure(optimizer, [HeadLoss(loss)], model.weight.grad.norm()), 0, 0.1)
         optimizer.step()
 
     step(float("inf"))

@@ -93,7 +93,8 @@ def linear_nll(layer: Linear, targets: Tensor, reduction: str) -> Tensor:
         pairs = zip(states.split(chunk_rows), targets.split(chunk_rows), strict=True)
         if not torch.is_grad_enabled():  # the first call of `checkpoint` imports torch's compiler, which takes 2 s
             return torch.cat([plain_nll(s, weight, bias, t) for s, t in pairs])
-        losses = [checkpoint(plain_nll, s, weight, bias, t, use_reentrant=False) for s, t in pairs]
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # there are no random numbers
+        losses = [checkpoint(plain_nll, s, weight, bias, t, **options) for s, t in pairs]
         return torch.cat(losses)
     # F.linear_cross_entropy is as fast on a CPU, but holds the (C, D) gradient twice, and torch 2.13 rounds its summed
     # loss of bf16 inputs to bf16 (2871.2 came back as 2880), whatever its acc_dtype

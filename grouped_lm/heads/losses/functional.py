@@ -66,6 +66,20 @@ def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
     raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
 
 
+_static_sizes = False
+
+
+def set_static_sizes(needed: bool) -> None:
+    """Let losses have tensors whose sizes follow from those of the inputs alone, as a CUDA graph needs them."""
+    global _static_sizes
+    _static_sizes = needed
+
+
+def static_sizes() -> bool:
+    """Return whether `set_static_sizes` asked for it. It costs rows that count for nothing."""
+    return _static_sizes
+
+
 def may_look(values: Tensor) -> bool:
     """Return whether reading numbers is cheap: on a CPU, with nobody tracing. A GPU would wait for them."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling() and not is_fake(values)

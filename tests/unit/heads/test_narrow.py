@@ -1,5 +1,6 @@
 """Compressed heads make no tensor as wide as the vocabulary, and no step of theirs waits for the device."""
 
+import numpy as np
 import pytest
 import torch
 from head_cases import batch_of, head_of, plain_shortlist
@@ -9,9 +10,9 @@ from grouped_lm.config import AdamWConfig, Config, ModelConfig, TokenizerConfig
 from grouped_lm.evaluate.scoring import score_hidden
 from grouped_lm.heads import HEADS
 from grouped_lm.heads.decoding.truncation import Truncation
-from grouped_lm.models.lm import build_lm
+from grouped_lm.heads.losses import functional
 from grouped_lm.optim import build_optimizer
-from grouped_lm.plan.fake_step import faking, make_state, watch_step
+from grouped_lm.plan.fake_step import fake_model, faking, make_state, watch_step
 
 N, V, S, D = 128, 8_001, 90, 8
 COMPRESSED = ["grouped", "film", "class_full", "shortlist"]
@@ -72,7 +73,7 @@ def test_the_recorder_sees_the_full_softmax():
 def step_of(head):
     model = ModelConfig(n_layer=1, n_head=2, n_embd=D, block_size=16)
     config = Config(model=model, head=head, tokenizer=TokenizerConfig(name="bytes"), optim=AdamWConfig())
-    lm = build_lm(config).train()
+    lm = fake_model(config, counts=np.arange(257))
     optimizer = build_optimizer(config.optim, lm)
     make_state(lm, optimizer)
     batch = torch.zeros(2, 16, dtype=torch.int64)
@@ -80,7 +81,9 @@ def step_of(head):
 
 
 STEPS = {
-    **{name: HEADS[name].schema() for name in ("dense", "grouped", "film", "class_full", "shortlist")},
+    **{name: HEADS[name].schema() for name in ("dense", "grouped", "film", "class_full", "shortlist", "trim")},
+    "adaptive": HEADS["adaptive"].schema(cutoffs=[50, 120]),
+    "sampled": HEADS["sampled"].schema(samples=64),
     "dense in chunks": HEADS["dense"].schema(chunk_rows=8),
     "shortlist with all": plain_shortlist(shortlist_size=50, group_size=20, directions=0, shared_rows=30, reserve=True),
     "shortlist of its own": plain_shortlist(shortlist_size=50, directions=4, own_shortlist=True, start="counts"),
@@ -89,10 +92,15 @@ STEPS = {
 
 
 @pytest.mark.parametrize("head", STEPS.values(), ids=STEPS)
-def test_a_step_under_fake_tensors_needs_no_number_from_the_device(head):
+def test_a_step_under_fake_tensors_needs_no_number_from_the_device(head, monkeypatch):
     """A host sync (`.item()`, `.tolist()`, a mask as an index) raises where tensors have no numbers."""
+    monkeypatch.setattr(functional, "_static_sizes", True)  # as for a CUDA graph
     with faking():
         step_of(head)
+
+
+def test_every_head_is_among_the_fake_steps():
+    assert {head.name for head in STEPS.values()} == set(HEADS)
 
 
 def test_a_host_sync_is_noticed(monkeypatch):

@@ -6,11 +6,15 @@ from head_cases import plain_shortlist
 
 from grouped_lm.config import Config, GroupingConfig, ModelConfig, TokenizerConfig
 from grouped_lm.heads import HEADS, IGNORE_INDEX
+from grouped_lm.heads.losses import functional
 from grouped_lm.models.lm import build_lm
 from grouped_lm.system.runtime import autocast
 
 HEADS = {
-    **{name: HEADS[name].schema() for name in ("dense", "grouped")},
+    **{name: HEADS[name].schema() for name in ("dense", "grouped", "film", "class_full", "trim")},
+    "low_rank": HEADS["low_rank"].schema(rank=4),
+    "adaptive": HEADS["adaptive"].schema(cutoffs=[50, 120]),
+    "sampled": HEADS["sampled"].schema(samples=64),
     "dense in chunks": HEADS["dense"].schema(chunk_rows=8),
     "shortlist": plain_shortlist(
         shortlist_size=50, group_size=20, directions=0, shared_rows=100, reserve=True, start="counts"
@@ -39,10 +43,13 @@ def model_and_batch(head, **model):
         ("shortlist", {"activation_checkpointing": True, "body": "gpt_neo", "window_size": 8}, "bfloat16"),
     ],
 )
-def test_a_training_step_is_one_graph(head, model, dtype):
+def test_a_training_step_is_one_graph(head, model, dtype, monkeypatch):
+    monkeypatch.setattr(functional, "_static_sizes", True)  # as for a CUDA graph
+    torch._dynamo.reset()  # it compiles one function a few times only
     lm, input_ids, targets = model_and_batch(HEADS[head], **model)
     found = []
     for forward in (lm, torch.compile(lm, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(1)  # the sampled softmax draws tokens
         with autocast(torch.device("cpu"), dtype):
             loss = forward(input_ids, targets)
         found.append([loss.nll, *torch.autograd.grad(loss.objective(), list(lm.parameters()))])
