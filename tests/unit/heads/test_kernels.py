@@ -19,13 +19,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from grouped_lm.config import Config, ModelConfig, TokenizerConfig
 from grouped_lm.errors import ConfigError
 from grouped_lm.grouping import group_members
+from grouped_lm.heads import HEADS
 from grouped_lm.heads.losses import kernel_loss as losses
 from grouped_lm.heads.losses import kernels
 from grouped_lm.heads.losses.kernel_loss import TokenIndex, kernel_loss
 from grouped_lm.heads.losses.kernels import first, groups, inside, route, tiles, two_steps
 from grouped_lm.heads.losses.kernels.shared import add_by_group, route_groups, slot_losses
+from grouped_lm.plan.fake_step import fake_model, faking
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF = {torch.bfloat16: 5e-2, torch.float16: 5e-3}
@@ -408,6 +411,26 @@ def test_the_host_reads_nothing_and_sizes_follow_from_shapes(width, reduction, m
         assert weight.grad.shape == weight.shape
     assert dict(grids)["inside_rows"] == (20 // 16 + 2,)
     assert dict(grids)["table_rows"] == (len(index.work), -(-width // 64) if width > 32 else 1)
+
+
+def test_a_million_tokens_of_width_1024_keep_within_offsets_of_32_bits(monkeypatch):
+    largest = {}
+
+    def note(kernel, grid, *arguments, **options):
+        largest[kernel.__name__] = max(t.numel() for t in arguments if isinstance(t, Tensor))
+        tiles.launch(kernel, grid, *arguments, **options)
+
+    for module in (first, inside, route, two_steps):
+        monkeypatch.setattr(module, "launch", note)
+    model = ModelConfig(n_layer=1, n_head=2, n_embd=1024, block_size=16)
+    config = Config(model=model, head=HEADS["shortlist"].schema(), tokenizer=TokenizerConfig(name="bytes"))
+    with kernels.mode("plan"), faking():
+        head = fake_model(config, vocab_size=1_000_000).head
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden, targets = torch.zeros(4096, 1024, requires_grad=True), torch.zeros(4096, dtype=torch.int64)
+            head.loss(hidden, targets).backward()
+    assert max(largest.values()) == head.weight.numel() < 2**31
+    assert {"inside_rows", "table_rows"} <= set(largest)
 
 
 @pytest.mark.parametrize("keep", [True, False])
