@@ -1,8 +1,8 @@
 """Machines made of Linux namespaces, on which the engines' own software runs, and one line for each claim.
 
-A machine has its own network address, host name, mounts and processes. It shares the files of this machine, as the
-machines of a cluster share a file system. `enter` puts the whole script into an outer namespace: whatever happens to
-the script, the kernel ends all its processes and removes its networks and mounts. Linux, and root.
+A machine has its own network address, host name, mounts, processes and $TMPDIR. It shares the files of this machine,
+as the machines of a cluster share a file system. `enter` puts the whole script into an outer namespace: whatever
+happens to the script, the kernel ends all its processes and removes its networks and mounts. Linux, and root.
 """
 
 import json
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
@@ -22,6 +22,8 @@ NETWORK = "10.77.0"
 INSIDE = "GVC_LAB"
 REPOSITORY = Path(__file__).parents[2]
 GUIDE = REPOSITORY / "docs" / "guide" / "clusters.md"
+FOLDERS = {"HOME": "home", "TMPDIR": "tmp", "GVC_CACHE_DIR": "cache"}
+"""Folders of the lab in place of the user's own, by their environment variables."""
 SUMS = 1e-5
 """Nats. Several processes add the same numbers in another order."""
 
@@ -90,21 +92,25 @@ class Machine:
         link, inner = f"gvc{self._number}", f"gvc{self._number}i"
         sh(f"ip link add {link} type veth peer name {inner} && ip link set {link} master gvc0 up")
         sh(f"ip link set {inner} netns {self._pid}")
-        self.sh(f"hostname {self.name} && mount --bind {self._hosts} /etc/hosts && ip link set lo up")
-        self.sh(f"ip addr add {self.address}/24 dev {inner} && ip link set {inner} up")
+        own = Path(f"tmp-{self.name}").absolute()
+        own.mkdir(exist_ok=True)
+        self.sh(f"mount --bind {own} $TMPDIR && hostname {self.name} && mount --bind {self._hosts} /etc/hosts")
+        self.sh(f"ip link set lo up && ip addr add {self.address}/24 dev {inner} && ip link set {inner} up")
 
     def words(self, *words: str) -> list[str]:
         """Return the command that runs `words` on this machine."""
-        return ["nsenter", "-t", self._pid, "-n", "-u", "-m", "-p", f"--wd={Path.cwd()}", *words]
+        return ["nsenter", "-t", self._pid, "-n", "-u", "-m", "-p", "-W", str(Path.cwd()), *words]
 
     def sh(self, line: str) -> str:
         """Run a line of shell on this machine, and return what it prints."""
-        return subprocess.run(self.words("bash", "-c", line), check=True, capture_output=True, text=True).stdout
+        return answer(self.words("bash", "-c", line), line)
 
     def start(self, *words: str, log: Path, **environment: str) -> subprocess.Popen:
-        """Start a command on this machine."""
+        """Start a command on this machine. Its input is a pipe, its output goes to the end of `log`."""
         with log.open("ab") as file:
-            return subprocess.Popen(self.words(*words), stdout=file, stderr=file, env=os.environ | environment)
+            return subprocess.Popen(
+                self.words(*words), stdin=subprocess.PIPE, stdout=file, stderr=file, env=os.environ | environment
+            )
 
     def kill(self) -> None:
         """End the machine and all its processes at once, as a loss of power does."""
@@ -113,9 +119,14 @@ class Machine:
             self._first.wait()
 
 
-def sh(line: str, check: bool = True, seconds: float = 300) -> str:
+def sh(line: str, check: bool = True) -> str:
     """Run a line of shell, and return what it prints."""
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=seconds)
+    return answer(["bash", "-c", line], line, check)
+
+
+def answer(words: list[str], line: str, check: bool = True) -> str:
+    """Run a command, and return what it prints. If it fails, raise an AssertionError with its whole output."""
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     assert not check or done.returncode == 0, f"{line}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout.strip()
 
@@ -123,7 +134,7 @@ def sh(line: str, check: bool = True, seconds: float = 300) -> str:
 @contextmanager
 def lab(*names: str) -> Iterator[dict[str, Machine]]:
     """Give machines of these names, in a folder that they share. This process is the machine `head`."""
-    root = Path(tempfile.mkdtemp(prefix="gvc-engines-", dir="/var/tmp"))
+    root = Path(tempfile.mkdtemp(prefix="gvc-", dir="/var/tmp"))
     before = Path.cwd()
     hosts = root / "hosts"
     addresses = {"head": f"{NETWORK}.1"} | {name: f"{NETWORK}.{10 + i}" for i, name in enumerate(names)}
@@ -131,7 +142,10 @@ def lab(*names: str) -> Iterator[dict[str, Machine]]:
     sh(f"mount --bind {hosts} /etc/hosts && hostname head")
     sh(f"ip link add gvc0 type bridge && ip addr add {NETWORK}.1/24 dev gvc0 && ip link set gvc0 up")
     os.chdir(root)
-    os.environ |= {"GVC_CACHE_DIR": str(root / "cache"), "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    own = {variable: str(root / name) for variable, name in FOLDERS.items()}
+    for folder in own.values():
+        Path(folder).mkdir()
+    os.environ |= own | {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
     machines = {}
     try:
         for i, name in enumerate(names):
@@ -141,6 +155,9 @@ def lab(*names: str) -> Iterator[dict[str, Machine]]:
         os.chdir(before)
         for machine in machines.values():
             machine.kill()
+        assert os.getpid() == 1, "this process is not the first one of its namespace"
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)  # the daemons of this machine, which would write into the folder
         if os.environ.get("GVC_LAB_KEEP"):
             print(f"kept: {root}")
         else:

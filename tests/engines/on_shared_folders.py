@@ -1,5 +1,6 @@
 """`make test-shared`: two machines in one folder of a file system that tells neither of the other's locks (FUSE)."""
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -29,11 +30,15 @@ class Shared:
 
 
 def locks_are_not_shared(shared: Shared) -> str:
-    taken = [
-        machine.sh("flock -n shared/probe sleep 2 && echo taken &").strip() for machine in (shared.first, shared.second)
-    ]
-    assert taken == ["taken", "taken"], taken
-    return "both machines hold the lock of one file at once"
+    taken = Path("probe.taken")
+    with shared.first.start(
+        "flock", "-n", "shared/probe", "sh", "-c", f"touch {taken} && cat", log=Path("probe.log")
+    ) as holder:
+        wait_for("the first lock", taken.exists)
+        shared.first.sh("! flock -n shared/probe true")
+        shared.second.sh("flock -n shared/probe true")
+    assert holder.returncode == 0, Path("probe.log").read_text()
+    return "a lock keeps a process of the same machine away, and none of the other machine"
 
 
 def run_folder(shared: Shared) -> str:
@@ -54,8 +59,26 @@ def lost_machine(shared: Shared) -> str:
     shared.first.kill()
     shared.first.boot()
     shared.mount(shared.first)
-    assert shared.start(shared.second, "train", "hydra.run.dir=shared/lost").wait(timeout=150) == 0
+    code = shared.start(shared.second, "train", "hydra.run.dir=shared/lost").wait(timeout=150)
+    assert code == 0, Path(f"{shared.second.name}.log").read_text()[-2000:]
     return assert_same_curve("real/lost", "one")
+
+
+def stopped_process(shared: Shared) -> str:
+    """Stop a run as Ctrl-Z does, for longer than a lease lasts, and wake it when the other machine trains."""
+    sleeper = shared.start(shared.first, "train", "hydra.run.dir=shared/asleep", **gate("asleep", 8))
+    wait_for("step 8", Path("asleep.8.gate.reached").exists)
+    shared.first.sh("pkill -STOP -f hydra.run.dir=shared/asleep")
+    other = shared.start(shared.second, "train", "hydra.run.dir=shared/asleep", **gate("asleep", 12))
+    wait_for("step 12", Path("asleep.12.gate.reached").exists)
+    sleeper.send_signal(signal.SIGCONT)  # nsenter passes it on
+    code = sleeper.wait(timeout=60)
+    said = Path(f"{shared.first.name}.log").read_text()
+    assert code == BUSY, said
+    assert "was taken by another machine" in said, said
+    Path("asleep.12.gate").touch()
+    assert other.wait(timeout=120) == 0
+    return assert_same_curve("real/asleep", "one")
 
 
 def cache(shared: Shared) -> str:
@@ -95,6 +118,7 @@ def main() -> None:
             "locks are off": locks_are_not_shared,
             "a run folder in use is refused on the other machine": run_folder,
             "a run of a lost machine continues on the other one": lost_machine,
+            "a run that slept while the other machine took it over ends": stopped_process,
             "two machines prepare one text: one cache entry, equal curves": cache,
             "two drivers of one sweep: every job once": sweep,
         }.items():

@@ -1,6 +1,9 @@
 """`make test-slurm`: runs and sweeps on a real SLURM controller with two nodes."""
 
+import os
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import PIPE, STDOUT, Popen, run
 
@@ -38,10 +41,13 @@ class Runs:
 
     def sweep_line(self, folder: str) -> list[str]:
         """Return the guide's sweep, with eight jobs of one machine and one process."""
-        line = self.sweep.replace("train.devices=8 train.nodes=2 train.micro_batch_size=64", "train.devices=1")
         rates = f"optim.lr={','.join(RATES)}"
-        once = ["seed=0", "optim.warmup_steps=0", "optim.grad_clip=0", rates, f"hydra.sweep.dir={folder}"]
-        return [*line.split(), *self.words, *once]
+        return [*self.small_sweep(folder), "seed=0", "optim.warmup_steps=0", "optim.grad_clip=0", rates]
+
+    def small_sweep(self, folder: str) -> list[str]:
+        """Return the guide's sweep, with jobs of one machine and one process."""
+        line = self.sweep.replace("train.devices=8 train.nodes=2 train.micro_batch_size=64", "train.devices=1")
+        return [*line.split(), *self.words, f"hydra.sweep.dir={folder}"]
 
     def wait_until_held(self, name: str, job: str) -> None:
         def reached() -> bool:
@@ -53,7 +59,7 @@ class Runs:
     def open(self, name: str) -> None:
         Path(f"{name}.{HELD_AT}.gate").touch()
 
-    def finish(self, name: str, job: str, restarts: int | None) -> str:
+    def finish(self, name: str, job: str, restarts: int) -> str:
         """Wait for the end of the job, and compare its curve with that of an unbroken run of one process."""
         wait_for(
             f"the end of job {job}",
@@ -63,8 +69,7 @@ class Runs:
         assert slurm.state(job) == "COMPLETED", f"job {job} is {slurm.state(job)}:\n{said}"
         assert result(name)["state"] == "complete", result(name)
         assert result(name)["processes"] == 4, result(name)["processes"]
-        done = int(slurm.field(job, "Restarts"))
-        assert done == restarts or (restarts is None and done > 0), f"{done} restarts:\n{said}"
+        assert slurm.restarts(job) == restarts, f"{slurm.restarts(job)} restarts:\n{said}"
         return assert_same_curve(name, "one")
 
 
@@ -79,11 +84,29 @@ def two_nodes(runs: Runs) -> str:
 
 
 def time_limit(runs: Runs) -> str:
-    job = runs.submit("limit", "--time=1 --signal=TERM@30")
+    job = runs.submit("limit", "--time=30 --signal=TERM@30")
     runs.wait_until_held("limit", job)
-    return runs.finish(
-        "limit", job, None
-    )  # SLURM may send the signal up to a minute early, and again after the restart
+    shorten(job)
+    return runs.finish("limit", job, 1)
+
+
+def shorten(job: str) -> None:
+    """Let the time limit of a running job come near, and move it away when the job waits again."""
+    begun = slurm.restarts(job)
+    sh(f"scontrol update JobId={job} TimeLimit={(slurm.seconds(job) + 40) // 60 + 1}")
+    wait_for(f"job {job} in the queue again", lambda: slurm.restarts(job) > begun)
+    sh(f"scontrol update JobId={job} TimeLimit=30")
+
+
+def cancelled(runs: Runs) -> str:
+    job = runs.submit("cancelled")
+    runs.wait_until_held("cancelled", job)
+    sh(f"scancel {job}")
+    wait_for("the end of the job", lambda: slurm.state(job) == "CANCELLED")
+    assert result("cancelled")["state"] == "interrupted", result("cancelled")
+    time.sleep(5)  # the script's last line must not queue it again
+    assert slurm.state(job) == "CANCELLED", slurm.state(job)
+    return f"saved, and not queued again; sbatch continues: {runs.finish('cancelled', runs.submit('cancelled'), 0)}"
 
 
 def requeue(runs: Runs) -> str:
@@ -93,10 +116,15 @@ def requeue(runs: Runs) -> str:
     return runs.finish("requeue", job, 1)
 
 
+def preempt() -> None:
+    """Run a job of the higher partition on both nodes."""
+    sh("sbatch --wait -p urgent -N2 --exclusive -t 1 --output=urgent.out --wrap 'srun hostname'")
+
+
 def preemption(runs: Runs) -> str:
     job = runs.submit("preempted")
     runs.wait_until_held("preempted", job)
-    sh("sbatch --wait -p urgent -N2 --exclusive -t 1 --output=urgent.out --wrap 'srun hostname'")
+    preempt()
     return runs.finish("preempted", job, 1)
 
 
@@ -144,6 +172,57 @@ def drained_node(runs: Runs) -> str:
     return "both ran on node1; six were left alone"
 
 
+def start_held(runs: Runs, folder: str) -> tuple[Popen, str]:
+    """Start the guide's sweep with one job of one process, and return the driver and the job held at a checkpoint."""
+    words = [*runs.small_sweep(folder), "seed=0"]
+    with Path(f"{folder}.out").open("w") as log:
+        driver = Popen(words, stdout=log, stderr=STDOUT, env=os.environ | gate(folder, HELD_AT))
+
+    def reached() -> bool:
+        assert driver.poll() is None, Path(f"{folder}.out").read_text()
+        return Path(f"{folder}.{HELD_AT}.gate.reached").exists()
+
+    wait_for(f"step {HELD_AT} of {folder}", reached)
+    return driver, slurm.running()[-1]
+
+
+def stopped_sweep_job(runs: Runs, folder: str, stop: Callable[[str], object]) -> str:
+    """Stop the job of a sweep, and wait until the sweep is complete."""
+    driver, job = start_held(runs, folder)
+    stop(job)
+    code = driver.wait(timeout=300)
+    said = Path(f"{folder}.out").read_text() + Path(f"{folder}/only/job.log").read_text()
+    assert code == 0, said
+    assert result(f"{folder}/only").get("state") == "complete", said
+    assert slurm.restarts(job) == 1, said
+    assert "and saved" in said, said
+    return assert_same_curve(f"{folder}/only", "one")
+
+
+def cancelled_sweep_job(runs: Runs) -> str:
+    driver, job = start_held(runs, "sweep-cancelled")
+    sh(f"scancel {job}")
+    code = driver.wait(timeout=300)
+    said = Path("sweep-cancelled.out").read_text()
+    assert (code, slurm.state(job)) == (1, "CANCELLED"), f"{slurm.state(job)}: {said}"
+    assert "ended without a result" in said, said
+    sh(" ".join([*runs.small_sweep("sweep-cancelled"), "seed=0"]))
+    return assert_same_curve("sweep-cancelled/only", "one")
+
+
+def killed_driver(runs: Runs) -> str:
+    first, job = start_held(runs, "killed")
+    first.kill()
+    first.wait()
+    with Path("killed.2.out").open("w") as log:
+        second = Popen([*runs.small_sweep("killed"), "seed=0"], stdout=log, stderr=STDOUT)
+    wait_for("the job of the second driver", lambda: len(slurm.running()) == 2)
+    runs.open("killed")
+    assert second.wait(timeout=300) == 0, Path("killed.2.out").read_text()
+    assert slurm.state(job) == "COMPLETED", slurm.state(job)
+    return assert_same_curve("killed/only", "one")
+
+
 def two_node_job(runs: Runs) -> str:
     """Run the guide's sweep with one job, over two machines."""
     line = runs.sweep.replace("train.devices=8", "train.devices=2").replace("train.micro_batch_size=64 ", "")
@@ -168,8 +247,15 @@ def main() -> None:
             "a run continues after scontrol requeue": requeue,
             "a run that a job of a higher partition preempts continues": preemption,
             "a run that loses a node continues": lost_node,
+            "a cancelled run stays cancelled; sbatch again continues": cancelled,
             "a sweep of eight jobs, one cancelled, one that fails, more than MaxArraySize": eight_jobs,
             "a draining node gets no job; the sweep again does what is left": drained_node,
+            "a sweep's job at its time limit continues": lambda runs: stopped_sweep_job(runs, "sweep-limit", shorten),
+            "a sweep's job continues after a preemption": lambda runs: stopped_sweep_job(
+                runs, "sweep-preempted", lambda job: preempt()
+            ),
+            "a sweep's running job is cancelled: not queued again; the same line continues": cancelled_sweep_job,
+            "the driver of a sweep is killed: its job goes on, and the same line waits for it": killed_driver,
             "a sweep with a job over two nodes": two_node_job,
         }.items():
             claims.check(claim, lambda show=show: show(runs))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 from lab import NETWORK, Machine, sh, wait_for
@@ -74,12 +75,21 @@ def state(job: str | int) -> str:
     return sh(f"squeue -h -t all -j {job} -o %T", check=False).split("\n")[0]
 
 
-def field(job: str | int, key: str) -> str:
-    """Return one field of `scontrol show job`, such as Restarts."""
-    words = sh(f"scontrol show job {job}").split()
-    return next(word.partition("=")[2] for word in words if word.startswith(f"{key}="))
+def restarts(job: str) -> int:
+    """Return how often a job was queued again."""
+    return int(re.search(r"Restarts=(\d+)", sh(f"scontrol show job {job}"))[1])  # type: ignore[index]
+
+
+def seconds(job: str) -> int:
+    """Return for how long a job has run."""
+    return int(sh(f"squeue -h -j {job} -O TimeUsed:20 | awk -F: '{{print $(NF-1) * 60 + $NF}}'"))
 
 
 def jobs() -> list[dict]:
     """Return all jobs that the controller knows."""
     return json.loads(sh("squeue -t all --json"))["jobs"]
+
+
+def running() -> list[str]:
+    """Return the numbers of the jobs that run, the oldest first."""
+    return sorted(sh("squeue -h -r -t RUNNING -o %A").split(), key=int)
