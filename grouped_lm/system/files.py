@@ -1,16 +1,19 @@
 """Small files, and locks. A reader sees the old file or the whole new one, never half of one."""
 
 import json
+import math
+import os
+import re
 import secrets
 import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, SoftFileLease, Timeout
+from filelock import FileLock, LeaseCompromise, SoftFileLease, Timeout
 
 from grouped_lm.errors import BusyError
 
@@ -65,17 +68,75 @@ def shared_lock(path: Path, timeout: float = -1.0) -> Iterator[None]:
         Timeout: another process holds the lock.
     """
     with FileLock(path, timeout=timeout):
-        lease = SoftFileLease(lease_of(path), lease_duration=LEASE_S)
+        lease = SoftFileLease(lease_of(path), lease_duration=LEASE_S, on_compromise=end_if_taken)
         try:
             lease.acquire(timeout=0)
-        except Timeout:  # this machine's processes are kept away by flock, so it is another machine's
-            waiting = f"waiting {LEASE_S:.0f} s for a sign of it"
-            print(f"gvc: {path} is held on another machine, or was when that ended: {waiting}", file=sys.stderr)
-            lease.acquire(timeout=-1 if timeout < 0 else LEASE_S * 1.2)
+        except Timeout:
+            outlive(lease, path, math.inf if timeout < 0 else LEASE_S * 1.2)
         try:
             yield
         finally:
             lease.release()
+
+
+def outlive(lease: SoftFileLease, lock: Path, seconds: float) -> None:
+    """Acquire a lease when its holder releases it, or does not renew it for `LEASE_S` seconds.
+
+    The lease can do the latter itself on file systems that exchange two files at once. NFS and most of FUSE cannot.
+
+    Raises:
+        Timeout: the holder has renewed the lease in `seconds` seconds.
+    """
+    path, start = lease_of(lock), time.monotonic()
+    seen = read_claim(path)
+    since, told = start, False
+    while True:
+        with suppress(Timeout):
+            lease.acquire(timeout=0)
+            return
+        now = time.monotonic()
+        if (claim := read_claim(path)) != seen:
+            seen, since = claim, now
+        # A process of this machine that lives holds the lock file, which is ours.
+        if claim is not None and (is_of_this_machine(claim[1]) or now - since > LEASE_S):
+            remove_claim(path, claim)
+        elif now - start > seconds:
+            raise Timeout(str(path))
+        elif not told:
+            waiting, told = f"waiting {LEASE_S:.0f} s for a sign of it", True
+            print(f"gvc: {lock} is held on another machine, or was when that ended: {waiting}", file=sys.stderr)
+        time.sleep(LEASE_S / 100)
+
+
+def read_claim(lease: Path) -> tuple[int, str] | None:
+    """Return when a lease was renewed, in nanoseconds, and by whom. None if nobody holds it."""
+    try:
+        return lease.stat().st_mtime_ns, lease.read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def remove_claim(lease: Path, claim: tuple[int, str]) -> None:
+    """Remove a lease, unless somebody has renewed or taken it since `claim` was read."""
+    aside = lease.with_name(f"{lease.name}.{secrets.token_hex(8)}.tmp")
+    with suppress(OSError):  # another machine was faster
+        lease.rename(aside)
+        if read_claim(aside) != claim and not lease.exists():
+            aside.rename(lease)
+        aside.unlink()
+
+
+def end_if_taken(loss: LeaseCompromise) -> None:
+    """End this process if another one has taken its lease: it was stopped for so long that it seemed to be dead."""
+    if loss.reason == "owner-changed":
+        print(f"gvc: {loss.lock_file} was taken by another machine while this process slept: it ends", file=sys.stderr)
+        os._exit(BusyError.exit_code)  # the thread of the lease calls this; files are written by renaming
+
+
+def is_of_this_machine(claim: str) -> bool:
+    """Return whether the text of a lease names this machine."""
+    host = re.search(r"^host=([^?\n]*)", claim, re.MULTILINE)  # "?" and what follows name a container
+    return host is not None and host[1] == socket.gethostname()
 
 
 def lease_of(lock: Path) -> Path:
@@ -85,12 +146,8 @@ def lease_of(lock: Path) -> Path:
 
 def is_leased_elsewhere(lock: Path) -> bool:
     """Return whether another machine has renewed its lease of a lock file in the last `LEASE_S` seconds."""
-    try:
-        lease = lease_of(lock)
-        age, holder = time.time() - lease.stat().st_mtime, lease.read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return age < LEASE_S and f"\nhost={socket.gethostname()}" not in holder
+    claim = read_claim(lease_of(lock))
+    return claim is not None and time.time() - claim[0] / 1e9 < LEASE_S and not is_of_this_machine(claim[1])
 
 
 @contextmanager

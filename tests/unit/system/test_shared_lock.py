@@ -1,6 +1,9 @@
 """Locks in folders of several machines, of which each knows only the locks of its own processes."""
 
 import os
+import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -51,3 +54,40 @@ def test_a_lease_that_a_lost_machine_left_is_taken_over(lock):
             pass
     assert not lease_of(lock).exists()
     assert not is_held(lock)
+
+
+def test_a_file_system_without_exchange_takes_over_too(lock, monkeypatch):
+    """NFS and FUSE do not exchange two files at once."""
+    monkeypatch.setattr("filelock._soft._exclusive._recovery.exchange_names", lambda source, target: False)
+    with shared_lock(lock, 0):
+        assert "host=elsewhere" not in lease_of(lock).read_text()
+    assert list(lock.parent.iterdir()) == [lock]
+
+
+def test_a_machine_whose_name_begins_like_ours_is_another_one():
+    name = socket.gethostname()
+    assert files.is_of_this_machine(f"filelock/2\npid=1\nhost={name}?pidns-f0\nmode=lease")
+    assert not files.is_of_this_machine(f"filelock/2\npid=1\nhost={name}0\nmode=lease")
+
+
+SLEEPER = """
+import sys, time
+from pathlib import Path
+from grouped_lm.system import files
+files.LEASE_S = 0.6
+with files.shared_lock(Path(sys.argv[1]), 0):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_holder_ends_when_another_machine_has_taken_its_lease(tmp_path):
+    lock = tmp_path / ".lock"
+    sleeper = subprocess.Popen([sys.executable, "-c", SLEEPER, lock], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert sleeper.stdout.readline() == b"held\n"
+    taken = tmp_path / "taken"
+    taken.write_text(FOREIGN.format("1" * 32, 0.6))
+    taken.rename(lease_of(lock))
+    _, said = sleeper.communicate(timeout=60)
+    assert sleeper.returncode == 3
+    assert b"taken by another machine" in said
