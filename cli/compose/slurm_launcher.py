@@ -2,19 +2,27 @@
 
 SLURM refuses an array with more jobs than its MaxArraySize. And a job that was cancelled before it started is in no
 list of SLURM, so submitit waits for it without end. `install` makes arrays that the cluster accepts, and asks `squeue`
-which jobs are left.
+which jobs are left. SLURM stops a job for one of a higher partition with a SIGTERM, which submitit ignores.
+`queued_again` is its answer.
 """
 
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+
+from grouped_lm.errors import EXIT_PREEMPTED
+from grouped_lm.system.signals import signal_handlers
 
 MAX_ARRAY = 1001
 """SLURM's own default of MaxArraySize."""
@@ -57,6 +65,7 @@ def launch(self: Any, job_overrides: Sequence[Sequence[str]], initial_job_idx: i
 
     job_class: Any = SlurmJob
     plain, queue, size, results = job_class.results, Queue(), max_array_size(), list[JobReturn]()
+    warnings.filterwarnings("ignore", message='"cpus_per_gpu" requires')  # submitit means several tasks on a machine
     job_class.results = lambda job: results_of(job, plain, queue)
     try:
         for start in range(0, len(job_overrides), size):
@@ -86,9 +95,29 @@ def results_of(job: Any, plain: Callable[[Any], list[JobReturn]], queue: Queue) 
     return [JobReturn(status=JobStatus.COMPLETED, _return_value=math.inf)]
 
 
+@contextmanager
+def queued_again() -> Iterator[None]:
+    """Queue this SLURM job again after the block if SLURM has sent a SIGTERM in it: the training has saved.
+
+    A job that SLURM has ended already (`scancel`, the time limit, a preemption without a grace time) is left to SLURM.
+    """
+    stopped: list[int] = []
+    with signal_handlers((signal.SIGTERM,), lambda number, frame: stopped.append(number)):
+        yield
+    if not stopped:
+        return
+    job = os.environ["SLURM_JOB_ID"]
+    if os.environ.get("SLURM_PROCID", "0") == "0" and ask("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING":
+        ask("scontrol", "requeue", job)
+    raise SystemExit(EXIT_PREEMPTED)  # submitit writes no result then, and the driver waits for the next try
+
+
+def ask(*command: str) -> str:
+    """Return what a command of SLURM prints, whether it fails or not."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+
+
 def max_array_size() -> int:
     """Return the number of jobs that this cluster accepts in one array."""
-    command = ["scontrol", "show", "config"]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, re.MULTILINE)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
     return max(1, int(found[1]) if found else MAX_ARRAY)

@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import chdir, contextmanager
+from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -46,6 +46,7 @@ from .compose import (
 from .explain import RENAMED_SWEEPS, explained, missing_plugin, nearest
 from .run import launch
 from .shorthand import adopt_source
+from .slurm_launcher import queued_again
 
 LONGEST_MINUTES = 30 * 24 * 60
 """Limit for jobs of submitit on this machine; its own default is one hour."""
@@ -125,8 +126,9 @@ class SweepTask:
 
     def __call__(self, config: Config, run_dir: Path) -> float:
         """Run one job and return its validation loss for sweepers, infinite if it has none."""
-        with chdir(self.folder):
-            return run_limited(config, run_dir, self.limits, self.wait, share_of_job(HydraConfig.get().launcher))
+        launcher = HydraConfig.get().launcher
+        with chdir(self.folder), queued_again() if launcher_kind(launcher) == "Slurm" else nullcontext():
+            return run_limited(config, run_dir, self.limits, self.wait, share_of_job(launcher))
 
 
 def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
@@ -168,6 +170,9 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
             jobs.append((to_config(composed), run_dir))
     if launcher_kind(chosen.launcher) == "Ray":  # its workers stand in another folder
         words.append(f"hydra.sweep.dir={quoted(str(folder.absolute()))}")
+        init = chosen.launcher.ray.init
+        if (init.get("address") or os.environ.get("RAY_ADDRESS")) and "object_store_memory" not in init:
+            words.append("+hydra.launcher.ray.init.object_store_memory=null")  # a running Ray refuses Hydra's default
     for config, _ in track(jobs, "checking the jobs", len(jobs)):
         preflight(config, here=False)
     for config, run_dir in jobs_below(folder) if is_search(chosen.sweeper) else jobs:

@@ -50,6 +50,8 @@ def train_job(job: Path, run_dir: Path, processes: int) -> tuple[dict[str, Any],
 def main() -> None:
     """Train, then write the outcome or exit as `gvc train` would."""
     run_dir, scratch = Path(sys.argv[1]), Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    if hasattr(signal, "SIGUSR2"):  # SLURM sends it to all processes of a job; submitit answers it with a SIGTERM to us
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     stop_with_parent(int(sys.argv[2]))
     show_phases()
     processes = int(os.environ["WORLD_SIZE"]) if scratch else 1

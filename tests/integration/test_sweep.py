@@ -16,6 +16,7 @@ from filelock import FileLock
 from gate import Gate
 from grouped_lm.cli.compose.compose import HydraFlags, composing
 from grouped_lm.cli.compose.explain import missing_plugin
+from grouped_lm.cli.compose.sweep_plan import plan_sweep
 
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.errors import BusyError
@@ -262,6 +263,7 @@ def test_a_job_killed_from_outside_is_named_and_the_rest_finish(gvc, tiny):
         ["pgrep", "-f", f"grouped_lm.jobs.worker.*{Path.cwd()}.*seed=0"], capture_output=True, text=True
     )
     (worker,) = found.stdout.split()
+    subprocess.run(["kill", "-USR2", worker], check=True)  # SLURM sends this one before the time limit: it does nothing
     subprocess.run(["kill", "-9", worker], check=True)
     _, err = driver.communicate(timeout=600)
     assert driver.returncode == 1
@@ -297,6 +299,13 @@ def test_every_launcher_gives_the_same_figures(gvc, tiny, unbroken, launcher):
     assert outcome.returncode == 0, outcome.stderr
     assert results(Path("s")) == unbroken
     assert not list(Path("s").glob(".driver-*"))
+
+
+def test_a_running_ray_keeps_its_own_object_store(gvc, tiny):
+    """Hydra's launcher gives a size, which Ray refuses when it runs already."""
+    word, words = "+hydra.launcher.ray.init.object_store_memory=null", [*tiny, "head=dense", "hydra/launcher=ray"]
+    assert word not in plan_sweep("seeds", words, HydraFlags()).overrides
+    assert word in plan_sweep("seeds", [*words, "hydra.launcher.ray.init.address=auto"], HydraFlags()).overrides
 
 
 def test_slurm_without_slurm_is_refused_before_the_first_job(gvc, tiny, monkeypatch):
