@@ -133,11 +133,10 @@ class _Table(torch.autograd.Function):
         ids, row_of = ctx.saved_tensors
         if not d_table.is_sparse:
             return d_table.index_select(0, ids), None, None, None
-        places, values, numbers = row_of[d_table._indices()[0]], d_table._values(), torch.arange(len(ids)).to(ids)
-        if len(places) == len(ids) and not ids.is_cuda:  # each row once, in another order; a GPU would have to wait
-            order = torch.zeros_like(ids).index_copy_(0, places, numbers)
-            if torch.equal(places[order], numbers):
-                return values.index_select(0, order), None, None, None
+        places, values = row_of[d_table._indices()[0]], d_table._values()
+        if not ids.is_cuda:  # torch adds it in place to the gradient of the embedding, which is dense
+            shape = len(ids), values.shape[1]
+            return torch.sparse_coo_tensor(places[None], values, shape, check_invariants=False), None, None, None
         return values.new_zeros(len(ids), values.shape[1]).index_add_(0, places, values), None, None, None
 
 
