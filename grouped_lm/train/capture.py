@@ -111,6 +111,14 @@ class CapturedStep:
         graph = self._cuda.CUDAGraph()
         for group in self._plain.optimizer.param_groups:
             group["capturable"] = True
-        with self._cuda.graph(graph, stream=self._stream):
-            self._metrics = self._plain.apply(self._plain.losses(self._batches))
+        try:
+            with self._cuda.graph(graph, stream=self._stream):
+                self._metrics = self._plain.apply(self._plain.losses(self._batches))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # as in a head of one's own that reads a number
+            reason, head = str(error).partition("\n")[0], self._plain.config.head.name
+            raise ConfigError(
+                f"train.cuda_graphs=true cannot record a step of head={head}: {reason}; leave it out"
+            ) from error
         self._graph = graph
