@@ -43,7 +43,7 @@ def start(*words: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=made)
 
 
-def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_curve(gvc, tiny):
+def test_cases_K1_a_killed_process_is_restarted_and_the_run_ends_with_the_same_curve(gvc, tiny):
     words = ["train", *tiny, *LONG]
     assert gvc(*words, "hydra.run.dir=one").code == 0
     gate = Gate(20)
@@ -62,7 +62,7 @@ def test_a_killed_process_is_restarted_and_the_run_ends_with_the_same_curve(gvc,
     assert (result["state"], result["processes"]) == ("complete", 2)
 
 
-def test_a_stop_saves_and_another_number_of_processes_goes_on(gvc, tiny):
+def test_cases_K1_a_stop_saves_and_another_number_of_processes_goes_on(gvc, tiny):
     words = ["train", *tiny, *LONG, "hydra.run.dir=run"]
     gate = Gate(10)
     process = start(*words, "train.devices=2", "train.strategy=fsdp2", **gate.environment)

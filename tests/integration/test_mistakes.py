@@ -194,7 +194,7 @@ def test_a_key_of_another_source(gvc, workdir, command, words, message):
         ("data.train=[it's/x.txt,'y.txt']", "data.train=['it\\'s/x.txt','y.txt']"),
     ],
 )
-def test_case_C3_the_advice_on_quotes_works_as_printed(gvc, tiny, given, advice):
+def test_cases_C3_the_advice_on_quotes_works_as_printed(gvc, tiny, given, advice):
     for name in ("a,b/train.txt", "a=b/x.txt", "it's/x.txt", "y.txt"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text("Once upon a time there was a cat. " * 20)

@@ -76,6 +76,31 @@ def test_two_processes_go_on_to_the_bit_with_dropout_on(strategy, config, tmp_pa
     assert final_state(tmp_path / "cut") == final_state(tmp_path / "whole")
 
 
+def test_two_processes_start_from_another_run_as_one_does(config, tmp_path):
+    train_together(2, config("shortlist", max_steps=4), tmp_path / "source", "fsdp2")
+    made = dataclasses.replace(config("shortlist", max_steps=4), init_from=str(tmp_path / "source"))
+    train_together(1, made, tmp_path / "one")
+    for strategy in STRATEGIES:
+        train_together(2, made, tmp_path / strategy, strategy)
+        assert_same_curve(tmp_path / strategy, tmp_path / "one")
+    anew = config("shortlist", max_steps=4)
+    train_together(1, anew, tmp_path / "anew")
+    assert curve(tmp_path / "anew") != curve(tmp_path / "one")
+
+
+def test_two_processes_agree_on_the_micro_batch(config, tmp_path):
+    batch = {"max_steps": 4, "checkpoint_every_steps": 2}
+    made = config("dense", auto_micro_batch=True, micro_batch_size=2, grad_accum_steps=3, **batch)
+    train_together(2, made, tmp_path / "auto")
+    saved = json.loads((tmp_path / "auto" / "config.json").read_text())["train"]
+    assert [saved[key] for key in ("micro_batch_size", "grad_accum_steps")] == [6, 1]
+    train_together(2, config("dense", micro_batch_size=6, **batch), tmp_path / "hand")
+    assert curve(tmp_path / "auto") == curve(tmp_path / "hand")
+    assert drop_last_checkpoint(tmp_path / "auto") == 2
+    train_together(1, made, tmp_path / "auto")  # one process goes on with the same size
+    assert_same_curve(tmp_path / "auto", tmp_path / "hand")
+
+
 def test_each_process_draws_its_own_dropout(config, tmp_path):
     made = config("grouped", dropout=0.5, max_steps=2, hang_minutes=None)
     train_together(2, made, tmp_path / "run")

@@ -203,7 +203,7 @@ def test_command(gvc):
     assert "40.00 GiB of memory" in table.out
 
 
-def test_case_24_a_plan_fits_80_columns():
+def test_cases_24_a_plan_fits_80_columns():
     device = DEVICES["rtx3060"]
     config = compose(["model=debug", "tokenizer=bytes"])
     plans, _ = plan_heads(config, GIB, device)

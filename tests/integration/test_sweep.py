@@ -428,7 +428,7 @@ def test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again(
     assert changed == {name for name, state in states.items() if state == "failed"}
 
 
-def test_case_U5_ctrl_c_says_the_folder_the_jobs_and_the_command(gvc, tiny):
+def test_cases_U5_ctrl_c_says_the_folder_the_jobs_and_the_command(gvc, tiny):
     words = ["sweep", "seeds", *tiny, "head=dense", "seed=0,1,2", "hydra.sweep.dir=s"]
     assert gvc(*words, "--max-jobs", "1").code == 0
     gate = Gate(2)

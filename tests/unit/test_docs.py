@@ -51,7 +51,7 @@ def test_pictures_agree_with_the_committed_figures():
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == picture, "run: python docs/pictures.py"
 
 
-def test_case_C7_no_page_replaces_the_editable_install():
+def test_cases_C7_no_page_replaces_the_editable_install():
     texts = [page.read_text("utf-8") for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "Makefile"]]
     commands = re.findall(r"pip install [^`\n]*'\.\[[^`\n]*", "\n".join(texts))
     assert len(commands) > 5

@@ -338,7 +338,7 @@ def test_a_claim_that_is_none(old, new, said):
         load_claims(text.replace(old, new))
 
 
-def test_case_U13_a_smoke_test_answers_nothing_and_says_so():
+def test_cases_U13_a_smoke_test_answers_nothing_and_says_so():
     evidence = make_evidence()
     assert make_report(evidence, lambda _: None).banner == ""
     evidence["steps"] = [row | {"scale": "smoke"} for row in evidence["steps"]]
@@ -350,7 +350,7 @@ def test_case_U13_a_smoke_test_answers_nothing_and_says_so():
     assert "This is a smoke test." in str(render_page(report, lambda _: None))
 
 
-def test_case_U14_names_in_the_page_are_code():
+def test_cases_U14_names_in_the_page_are_code():
     page = str(render_page(make_report(make_evidence(), lambda _: None), lambda _: None))
     assert "(<code>film</code>)" in page
     assert "`" not in "".join(re.findall(r"<h3>.*?</h3>", page))
