@@ -152,6 +152,8 @@ def mistake_in_file(failure: Failure) -> str | None:
         return None
     path = folder / f"{found[1]}.yaml"
     file = str(path) if failure.flags.config_dir and path.is_file() else f"{found[1]}.yaml"
+    if key[1] == found[1].split("/")[0] == "experiment":  # Hydra puts a file without a package below its group's name
+        return f"{file}: its first line must be `# @package _global_`, so that its keys are those of the whole config"
     if re.match(r"Key '.*' not in", found[2]):
         return f"{file}: unknown key {key[1]}{nearest_key(key[1], known_keys([], failure.flags))}"
     return f"{file}: {describe_value(key[1], found[2])}"

@@ -39,6 +39,13 @@ def test_case_C1_a_mistake_in_a_file_names_file_and_key(gvc, workdir, text, line
         fails_with(gvc(command, "--config-dir", "own", "experiment=mine"), f"own/experiment/mine.yaml: {line}")
 
 
+def test_case_C1_a_file_without_its_package(gvc, workdir):
+    write_experiment("")
+    Path("own/experiment/mine.yaml").write_text("train:\n  max_steps: 3\n")
+    line = "its first line must be `# @package _global_`, so that its keys are those of the whole config"
+    fails_with(gvc("train", "--config-dir", "own", "experiment=mine"), f"own/experiment/mine.yaml: {line}")
+
+
 def test_case_C1_an_unknown_choice_in_a_file(gvc, workdir):
     write_experiment("defaults:\n  - override /head: gruoped\n")
     err = gvc("train", "--config-dir", "own", "experiment=mine").err

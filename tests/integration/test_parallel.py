@@ -94,7 +94,7 @@ def test_two_processes_agree_on_the_micro_batch(config, tmp_path):
     train_together(2, made, tmp_path / "auto")
     saved = json.loads((tmp_path / "auto" / "config.json").read_text())["train"]
     assert [saved[key] for key in ("micro_batch_size", "grad_accum_steps")] == [6, 1]
-    train_together(2, config("dense", micro_batch_size=6, **batch), tmp_path / "hand")
+    train_together(2, config("dense", micro_batch_size=6, grad_accum_steps=1, **batch), tmp_path / "hand")
     assert curve(tmp_path / "auto") == curve(tmp_path / "hand")
     assert drop_last_checkpoint(tmp_path / "auto") == 2
     train_together(1, made, tmp_path / "auto")  # one process goes on with the same size
