@@ -52,7 +52,8 @@ def enter(*packages: str) -> None:
         subprocess.run(["apt-get", "update", "-qq"], check=False, **quiet)
         done = subprocess.run(install, check=False, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, **quiet)
         if done.returncode:
-            skip(f"cannot install {' '.join(missing)}: {done.stderr.strip().splitlines()[-1:]}")
+            why = done.stderr.strip().splitlines() or ["apt-get says nothing"]
+            skip(f"cannot install {' '.join(missing)}: {why[-1]}")
     spaces = ["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     probe = subprocess.run([*spaces, "true"], check=False, capture_output=True, text=True)
     if probe.returncode:
