@@ -32,6 +32,8 @@ PARTS = {
     "prior_share": "val/prior_share",
 }
 """Values of `HeadLoss` and `MixedLoss` per token, and the metrics that are their means."""
+MEASURED = 1024
+"""Tokens of which the times of body and head are compared: the blocks of a head are slower for fewer."""
 TOP_K = 5
 """A target counts for the top-k accuracy if it is among so many most likely tokens."""
 
@@ -152,15 +154,18 @@ def measure_body_share(model: LanguageModel, tokens: np.ndarray, device: torch.d
     """Return the part of the time of `score_tokens` that the body takes, from some of the (N + 1,) tokens."""
     block_size: Any = model.body.block_size
     size = min(block_size, len(tokens) - 1)
-    input_ids, targets = (torch.from_numpy(tokens[i : i + size].astype(np.int64)).to(device) for i in (0, 1))
+    rows = max(1, min(MEASURED // size, (len(tokens) - 1) // size))
+    input_ids, targets = (
+        torch.from_numpy(tokens[i : i + rows * size].astype(np.int64)).view(rows, size).to(device) for i in (0, 1)
+    )
     clock = []
     for _ in range(2):  # the second time nothing is computed for the first time
         clock = [time.perf_counter()]
         with autocast(device, dtype):
-            hidden = model.hidden(input_ids.unsqueeze(0))[0]
+            hidden = model.hidden(input_ids).flatten(0, 1)
             float(hidden.sum())  # waits for a GPU
             clock.append(time.perf_counter())
-            float(score_hidden(model.head, hidden, targets)["nll"].sum())
+            float(score_hidden(model.head, hidden, targets.flatten())["nll"].sum())
         clock.append(time.perf_counter())
     return (clock[1] - clock[0]) / (clock[2] - clock[0])
 
