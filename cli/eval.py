@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, complete_run, say, starting
+from .options import Json, complete_run, plain_value, say, starting
 
 
 def evaluate(
@@ -76,4 +76,4 @@ def split_words(words: list[str]) -> tuple[list[Path], list[str]]:
     runs = [Path(word) for word in words if "=" not in word or Path(word).is_dir()]
     if not runs:
         raise ConfigError(f"no run folder among {' '.join(words)}: name one, as `gvc train` printed it")
-    return runs, [word for word in words if "=" in word and not Path(word).is_dir()]
+    return runs, [plain_value(word) for word in words if "=" in word and not Path(word).is_dir()]

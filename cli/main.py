@@ -2,10 +2,12 @@
 
 import atexit
 import contextlib
+import difflib
 import gc
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -22,6 +24,7 @@ from .diff import diff
 from .doctor import doctor
 from .eval import evaluate
 from .export import export, import_model
+from .options import expand_home
 from .plan import plan
 from .plot import plot
 from .reproduce import report, reproduce
@@ -61,6 +64,8 @@ app.command("doctor")(doctor)
 
 RENAMED_COMMANDS = {"ladder": "leaderboard"}
 """Names of the release before, answered with the new name."""
+TEXTS = ("--prompt", "--stop")
+"""Options whose value is any text."""
 UsageError: Any = typer.BadParameter.__mro__[1]  # Typer carries its own click and exports no other name for it
 
 
@@ -104,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from grouped_lm.system.signals import exit_on_sigterm
 
     atexit.register(gc.freeze)  # else the interpreter looks through a million objects at the end, for a second
+    open_closed_streams()
     with exit_on_sigterm():  # during training its own handler saves first
         if not os.environ.get("_GVC_COMPLETE"):
             from grouped_lm.system.phases import show_phases
@@ -116,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _run(words: list[str]) -> int:
     try:
         refuse_empty(words)
+        words = [expand_option(word) for word in words]
         if words and words[0] in RENAMED_COMMANDS:
             return _fail(f"gvc {words[0]} is now gvc {RENAMED_COMMANDS[words[0]]}", 2)
         code = app(words, standalone_mode=False) or 0
@@ -150,8 +157,26 @@ def refuse_empty(words: Sequence[str]) -> None:
 
     for before, word in zip(("gvc", *words), words, strict=False):
         name = word[:-1] if word.startswith("--") and word.endswith("=") else before
-        if (not word or name != before) and name not in ("--prompt", "--stop"):
+        if (not word or name != before) and name not in TEXTS:
             raise ConfigError(f"what follows {name} is empty: give it a value, or leave it out")
+
+
+def expand_option(word: str) -> str:
+    """Return `--out=~/x` with the home folder in place of `~`. Texts such as --prompt stay."""
+    name, equals, value = word.partition("=")
+    return f"{name}={expand_home(value)}" if equals and name.startswith("--") and name not in TEXTS else word
+
+
+def open_closed_streams() -> None:
+    """Open the null device in place of closed standard streams. Else a file opened later would be taken for them."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _usage_line(error: Any) -> str:
@@ -159,6 +184,11 @@ def _usage_line(error: Any) -> str:
     message = error.format_message()  # `message` is empty where an argument is missing
     if not message:
         return f"name a command of {error.ctx.command_path}, one of those above"
+    if unknown := re.match(r"No such command '(.*)'", message):
+        known = list(error.ctx.command.commands)
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"{error.ctx.command_path} has {', '.join(known)}"
+        return f"No such command '{unknown[1]}'; {hint}"
     given = [found["input"] for found in getattr(error.__cause__, "errors", list)()]
     return f"{message}, got {given[0]!r}" if given else message
 

@@ -1,6 +1,8 @@
 """Arguments and options that several commands share, and their completion in a shell."""
 
 import functools
+import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,31 @@ say = functools.partial(typer.echo, err=True)
 """Print a line on stderr."""
 GROUPS = ("model", "head", "grouping", "data", "tokenizer", "optim", "tracking", "experiment", "variant")
 """The config groups that completion offers."""
+
+
+_KEY_VALUE = re.compile(r"([+~]{0,2}[A-Za-z_][\w./@-]*)=(.+)", re.ASCII | re.DOTALL)
+_SYNTAX = re.compile(r"['\"\[\]{}(),\\$]")
+"""Characters with a meaning in Hydra's values: a value that has one is left as it is."""
+_NEED_QUOTES = re.compile(r"[^\w\s./@:%*?|+-]", re.ASCII)
+
+
+def expand_home(value: str) -> str:
+    """Return a path without its leading `~`, which no shell expands after an `=`."""
+    return os.path.expanduser(value) if value == "~" or value.startswith("~/") else value  # noqa: PTH111
+
+
+def plain_value(word: str) -> str:
+    """Return `KEY=VALUE` so that Hydra takes the value literally: paths from the home folder, umlauts, `=`, `#`."""
+    found = _KEY_VALUE.fullmatch(word)
+    if found is None or _SYNTAX.search(found[2]):
+        return word
+    value = expand_home(found[2])
+    return f"{found[1]}='{value}'" if _NEED_QUOTES.search(value) else f"{found[1]}={value}"
+
+
+def plain_values(words: list[str] | None) -> list[str] | None:
+    """Return the words of a command, each as `plain_value` has it."""
+    return words and [plain_value(word) for word in words]
 
 
 @contextmanager
@@ -94,6 +121,7 @@ Overrides = Annotated[
         metavar="KEY=VALUE",
         help="Config values, such as head=dense.",
         autocompletion=complete_override,
+        callback=plain_values,
     ),
 ]
 DEVICE_HELP = (
@@ -101,7 +129,8 @@ DEVICE_HELP = (
     "tflops=40,gbps=500,gib=12."
 )
 SavedOverrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Replace values of the run's own config.")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Replace values of the run's own config.", callback=plain_values),
 ]
 RunArgument = Annotated[
     Path,

@@ -26,11 +26,13 @@ def plot(
     Example: gvc plot runs/dense runs/grouped --out plots
     """
     with starting():
-        from grouped_lm.errors import RunFolderError, disk_errors
+        from grouped_lm.errors import ConfigError, RunFolderError, disk_errors
         from grouped_lm.report.curves import write_curves
         from grouped_lm.runs.table import collect_runs
         from grouped_lm.system.phases import phase
 
+    if out is not None and out.suffix.lower() in (".png", ".svg", ".pdf"):
+        raise ConfigError(f"--out takes a folder, for several files, got {out}: write --out {out.with_suffix('')}")
     rows = [row for row in collect_runs(runs) if row.get("train/loss") is not None]
     if not rows:
         raise RunFolderError(

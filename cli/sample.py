@@ -37,7 +37,7 @@ def sample(
     repetition_penalty: Annotated[
         float, typer.Option(min=1.0, metavar="X", help="Multiply the log-probabilities of tokens in the text.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, metavar="N", help="Seed of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of the draws.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON per story.")] = False,
 ) -> None:
@@ -50,12 +50,14 @@ def sample(
     """
     # Long because each option is an argument with its help text.
     with starting():
+        from grouped_lm.config import check_range
         from grouped_lm.generate import Sampling, generate_texts
         from grouped_lm.heads.decoding.truncation import Truncation
         from grouped_lm.runs.load import load_config
 
         from .compose.run import override_saved
 
+    check_range("--seed", seed, 0, 2**63 - 1)
     truncation = Truncation(top_k=top_k, top_p=top_p, min_p=min_p)
     sampling = Sampling(temperature=temperature, truncation=truncation, repetition_penalty=repetition_penalty)
     run = find_run(run, example)
@@ -113,5 +115,11 @@ def read_prompt(prompt: str, file: Path | None) -> str:
         if file is not None:
             return file.read_text(encoding="utf-8")
         return sys.stdin.buffer.read().decode("utf-8") if prompt == "-" else prompt
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the prompt from {file or 'stdin'}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"the prompt from {file or 'stdin'} is not UTF-8 at byte {error.start}; convert it, for instance with iconv"
+        ) from error
+    except OSError as error:
+        raise DataError(
+            f"cannot read the prompt from {file or 'stdin'}: {error.strerror}; give a text file, or --prompt TEXT"
+        ) from error

@@ -131,6 +131,18 @@ def parse_fields(schema: Any, values: Mapping[str, Any], path: str, owner: str =
     return schema(**{key: check_type(f"{prefix}{key}", types[key], value) for key, value in values.items()})
 
 
+KIND_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    list: "a list",
+    dict: "settings",
+    type(None): "null",
+}
+"""How messages call a type."""
+
+
 def check_type(path: str, kind: Any, value: Any) -> Any:
     """Return `value`, as a float where `kind` is float and the value is a whole number such as 1.
 
@@ -143,7 +155,8 @@ def check_type(path: str, kind: Any, value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
         return float(value)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        raise ConfigError(f"{path} must be {kind.__name__ if isinstance(kind, type) else kind}, got {value!r:.100}")
+        allowed = " or ".join(KIND_NAMES.get(k, k.__name__) for k in kinds)
+        raise ConfigError(f"{path} must be {allowed}, got {'null' if value is None else repr(value):.100}")
     return value
 
 

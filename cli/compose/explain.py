@@ -35,7 +35,13 @@ RAISED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 RAISED_COMPOSING = (ValueError, TypeError, AssertionError, RecursionError)
 """Other errors that Hydra raises for odd overrides and files. Caught only while it composes, when none of our own code
 runs."""
-VALUE_KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false", "string": "a text"}
+VALUE_KINDS = {
+    "Integer": "a whole number",
+    "Float": "a number",
+    "Boolean": "true or false",
+    "bool": "true or false",
+    "string": "a text",
+}
 """OmegaConf's name of a type -> ours."""
 
 
@@ -224,7 +230,8 @@ def wrong_value(failure: Failure) -> str:
 
 def describe_value(key: str, message: str, given: str = "") -> str:
     """Return one line for OmegaConf's message about the value of a key."""
-    found = re.match(r"(?:Value '(.*?)' of type|Cannot convert '(.*?)' to).*?(Integer|Float|Boolean|string)", message)
+    kinds = r"Integer|Float|Boolean|bool|string"
+    found = re.match(rf"(?:Value '(.*?)' (?:of type|is not)|Cannot convert '(.*?)' to).*?({kinds})", message)
     if found:
         return f"{key} takes {VALUE_KINDS[found[3]]}, got {given or found[1] or found[2]}"
     if "is not Optional" in message or "Incompatible value 'None'" in message:

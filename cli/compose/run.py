@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from grouped_lm.bench.settings import SUITES, BenchConfig
 from grouped_lm.config import Config, ModelConfig, check_choice
 from grouped_lm.errors import ConfigError, GvcError
-from grouped_lm.system.phases import phase, track
+from grouped_lm.system.phases import phase, say, track
 
 from . import slurm_launcher
 from .compose import (
@@ -82,6 +82,7 @@ def run(overrides: list[str], flags: HydraFlags) -> None:
     """Compose and check, then let Hydra train each job. The first process prints its run folder."""
     with phase("starting"):
         from grouped_lm.jobs.launch import check_processes, preflight, run_training
+        from grouped_lm.runs.folder import COMPLETE, RunFolder
 
     rank, size = check_processes()
     with explained(overrides, flags):
@@ -96,8 +97,11 @@ def run(overrides: list[str], flags: HydraFlags) -> None:
         overrides = [*overrides, "hydra.run.dir=.", "hydra.output_subdir=null"]
 
     def train_job(config: Config, run_dir: Path) -> Any:
+        was_complete = (RunFolder(run_dir).read_result() or {}).get("state") == COMPLETE
         result = run_training(config, run_dir, size)
         if rank == 0:
+            if was_complete:
+                say(f"gvc: {run_dir} was complete already: nothing is trained, and its figures stay")
             print(run_dir, flush=True)
         return result["val/loss"]
 

@@ -90,7 +90,8 @@ def config_from_hf(values: dict[str, Any], name: str) -> ModelConfig:
     """
     kind = values.get("model_type")
     if kind not in ("gpt2", "gpt_neo"):
-        raise DataError(f"only gpt2 and gpt_neo checkpoints can be imported, this one is {kind!r}")
+        own = ", an export of gvc: use the run folder that it was made from" if kind == "gvc" else ""
+        raise DataError(f"only gpt2 and gpt_neo checkpoints can be imported, this one is {kind!r}{own}")
     keys = KEYS[kind]
     sizes = [values.get(key) for key in keys[:4]]
     width, n_layer, n_head, block_size = (size if isinstance(size, int) else 0 for size in sizes)

@@ -283,7 +283,8 @@ class SweepDisplay:
         self._console = Console(stderr=True, highlight=False)
         self._started = time.monotonic()
         self._reported = {path for config, path in find_jobs() if job_state(config, path) in (COMPLETE, FAILED)}
-        self._ended_before = len(self._reported)
+        self._ended_before = self._ended = len(self._reported)
+        self._last_end = self._started
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -327,12 +328,17 @@ class SweepDisplay:
             figures = one_line(metrics, width - longest - OTHER_COLUMNS)
             rows.append(row | {"figures": failure_reason(path) if state == FAILED else figures})
         ended = sum(row["state"] in (COMPLETE, FAILED) for row in rows)
-        title = f"{ended}/{self._total} jobs{self._time_left(ended)}"
+        so_far = f"{format_seconds(time.monotonic() - self._started)} so far"
+        title = f"{ended}/{self._total} jobs, {so_far}{self._time_left(ended)}"
         return Table(columns=columns("job; state; step; last figures = figures"), rows=rows, title=title).terminal()
 
     def _time_left(self, ended: int) -> str:
+        """Return the mean time of the jobs that ended, for each job left, less the time since the last one ended."""
+        now = time.monotonic()
+        if ended != self._ended:
+            self._ended, self._last_end = ended, now
         ended_now = ended - self._ended_before
         if ended_now <= 0 or ended == self._total:
             return ""
-        left = (time.monotonic() - self._started) / ended_now * (self._total - ended)
-        return f", about {format_seconds(left)} left"
+        mean, left = (self._last_end - self._started) / ended_now, self._total - ended
+        return f", about {format_seconds(max(mean * left - (now - self._last_end), mean * (left - 1)))} left"

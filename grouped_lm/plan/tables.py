@@ -32,9 +32,11 @@ def bytes_unit(plans: Sequence[HeadPlan | DevicesPlan]) -> tuple[str, Callable[[
     return unit, lambda n_bytes: f"{n_bytes / factor:,.2f}"
 
 
-def format_hours(hours: float) -> str:
-    """Return hours with two decimals, or with two digits under 0.01."""
-    return f"{hours:,.2f}" if hours >= 0.01 else f"{hours:.2g}"
+def time_unit(plans: Sequence[HeadPlan | DevicesPlan]) -> tuple[str, Callable[[Any], str]]:
+    """Return one unit for the times of a table, that of the longest, and the function that formats a plan's time."""
+    longest = max(plan.hours for plan in plans)
+    unit, per_hour = next((u for u in (("hours", 1), ("minutes", 60)) if longest * u[1] >= 1), ("seconds", 3600))
+    return unit, lambda plan: f"{plan.hours * per_hour:,.2f}"
 
 
 def at_most(value: int, ceiling: int, unit: str) -> str:
@@ -64,7 +66,7 @@ def plan_title(config: Config, memory_bytes: int, device: Device) -> str:
 
 def summary_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device: Device) -> Table:
     """Return a line per head with the figures that decide, for a terminal on which `plan_table` does not fit."""
-    unit, in_unit = bytes_unit(plans)
+    (unit, in_unit), (time, in_time) = bytes_unit(plans), time_unit(plans)
     cells: dict[str, Callable[[HeadPlan], str]] = {
         "head": lambda p: p.head,
         f"peak\n{unit}": lambda p: in_unit(p.peak_bytes),
@@ -73,7 +75,7 @@ def summary_table(config: Config, plans: list[HeadPlan], memory_bytes: int, devi
         "less\nmemory": lambda p: f"{p.memory_ratio:.2f}x",
         "faster": lambda p: f"{p.speed_ratio:.2f}x",
         "tokens/s": lambda p: f"{p.tokens_per_sec:,.0f}",
-        "hours": lambda p: format_hours(p.hours),
+        time: in_time,
     }
     table = Table(title=plan_title(config, memory_bytes, device), title_justify="left", box=box.SIMPLE_HEAD)
     table.padding = (0, 1, 0, 0)
@@ -86,7 +88,7 @@ def summary_table(config: Config, plans: list[HeadPlan], memory_bytes: int, devi
 
 def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device: Device) -> Table:
     """Return the heads side by side."""
-    unit, in_unit = bytes_unit(plans)
+    (unit, in_unit), (time, in_time) = bytes_unit(plans), time_unit(plans)
 
     def part(kind: str) -> Callable[[HeadPlan], str]:
         return lambda p: in_unit(p.parts[kind])
@@ -106,7 +108,7 @@ def plan_table(config: Config, plans: list[HeadPlan], memory_bytes: int, device:
         "memory, times less than dense": lambda p: f"{p.memory_ratio:.2f}x",
         "speed, times that of dense, predicted": lambda p: f"{p.speed_ratio:.2f}x",
         "tokens per second, predicted": lambda p: f"{p.tokens_per_sec:,.0f}",
-        "hours, predicted": lambda p: format_hours(p.hours),
+        f"{time}, predicted": in_time,
     }
     return side_by_side(plan_title(config, memory_bytes, device), {plan.head: plan for plan in plans}, cells)
 
@@ -181,7 +183,7 @@ def devices_table(
 ) -> Table:
     """Return heads and strategies side by side."""
     train, model, processes = config.train, config.model, plans[0].processes
-    unit, in_unit = bytes_unit(plans)
+    (unit, in_unit), (time, in_time) = bytes_unit(plans), time_unit(plans)
     cells: dict[str, Callable[[DevicesPlan], str]] = {
         f"peak memory of each device, predicted, {unit}": lambda p: in_unit(p.peak_bytes),
         "  weights": lambda p: in_unit(p.weights_bytes),
@@ -196,7 +198,7 @@ def devices_table(
         "ms of all communication": lambda p: f"{1000 * p.exchange_s:,.2f}",
         "share of the time spent computing": lambda p: f"{p.efficiency:.1%}",
         "tokens per second of all, predicted": lambda p: f"{p.tokens_per_sec:,.0f}",
-        "hours, predicted": lambda p: format_hours(p.hours),
+        f"{time}, predicted": in_time,
     }
     title = (
         f"{model.name}, {processes} x {device.name} over {link.name}, micro_batch_size {train.micro_batch_size} of all "

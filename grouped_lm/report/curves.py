@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from grouped_lm.errors import RunFolderError
 from grouped_lm.report.figures import AXES
 from grouped_lm.report.series import collect_points, describe, names_of_runs
 from grouped_lm.report.style import (
@@ -20,6 +21,7 @@ from grouped_lm.report.style import (
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.query import MEMORY, Row
 from grouped_lm.runs.table import whole_rows
+from grouped_lm.system.phases import say
 
 TOKENS, MINUTES = "trainer/tokens", "minutes"
 LABELS = {TOKENS: "tokens", MINUTES: "minutes of training"}
@@ -53,8 +55,9 @@ def read_curve(row: Row, name: str, in_bits: bool) -> Curve:
     Minutes are those of training steps, from the measured speed. Bits per byte of the training loss are those of its
     tokens at the validation text's bytes per token.
     """
-    with RunFolder(Path(row["run"])).metrics.open("rb") as file:
-        logged = list(whole_rows(file))
+    metrics = RunFolder(Path(row["run"])).metrics
+    lines = metrics.read_bytes().split(b"\n") if metrics.is_file() else []
+    logged = [found for found in whole_rows(lines) if isinstance(found.get(TOKENS), int | float)]
     per_nat = next((m["val/bits_per_byte"] / m["val/loss"] for m in logged if m.get("val/loss")), None)
     factor = per_nat if in_bits else 1.0
     rate = next((m["throughput/tokens_per_sec"] for m in logged if m.get("throughput/tokens_per_sec")), None)
@@ -78,9 +81,17 @@ def write_curves(rows: list[Row], folder: Path) -> list[Path]:
 
     Raises:
         PlotLibraryError: matplotlib is not installed.
+        RunFolderError: no run has rows in its metrics.jsonl.
     """
     in_bits = len({row["tokenizer"] for row in rows}) > 1
     curves = [read_curve(row, name, in_bits) for row, name in zip(rows, names_of_runs(rows), strict=True)]
+    for row, curve in zip(rows, curves, strict=True):
+        if not curve.rows:
+            say(f"gvc: warning: {row['run']} is left out: its metrics.jsonl is missing or has no rows")
+    rows = [row for row, curve in zip(rows, curves, strict=True) if curve.rows]
+    curves = [curve for curve in curves if curve.rows]
+    if not curves:
+        raise RunFolderError("no run has rows in its metrics.jsonl: name runs that have")
     below, label = describe_runs(rows), BITS if in_bits else NATS
     plots: dict[str, Draw] = {}
     for x, name in ((TOKENS, "loss-tokens"), (MINUTES, "loss-minutes")):

@@ -91,6 +91,8 @@ def _figure(label: str, form: str, key: str, figures: list[Any]) -> dict[str, st
     change = ""
     if first and second is not None:
         change = f"{second - first:+.4f}" if key in LOSSES else f"x {second / first:.3f}"
+        if key in LOSSES and form.endswith("%}"):
+            change = f"{100 * (second - first):+.1f} points"
     return {"figure": label, "0": show(first, form), "1": show(second, form), "change": change}
 
 

@@ -112,12 +112,20 @@ def metrics_table(title: str, metrics: dict[str, Any]) -> Table:
 
 
 def print_table(table: Table) -> None:
-    """Print a table on stdout. On a terminal it is split into blocks of columns that fit the width."""
-    console = Console(highlight=False)
+    """Print a table on stdout. On a terminal it is split into blocks of columns that fit the width.
+
+    Title and caption use the width of the terminal, also above a narrow table. Elsewhere they are not wrapped.
+    """
+    console, bare = Console(highlight=False), copy(table)
+    bare.title = bare.caption = None
     if not console.is_terminal:
-        console = Console(highlight=False, width=natural_width(table))
-    for block in column_blocks(table, console.width):
+        console = Console(highlight=False, width=natural_width(bare))
+    if table.title:
+        console.print(table.title, style="table.title", soft_wrap=not console.is_terminal)
+    for block in column_blocks(bare, console.width):
         console.print(block)
+    if table.caption:
+        console.print(table.caption, style="table.caption", soft_wrap=not console.is_terminal)
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -9,6 +9,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from grouped_lm.cli.options import plain_value
+from grouped_lm.cli.sample import read_prompt
+
+from grouped_lm.errors import DataError
 
 HEADS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "head").glob("*.yaml"))
 GVC = str(Path(sys.executable).parent / "gvc")
@@ -93,6 +97,56 @@ def test_case_C8_a_closed_pipe_ends_quietly(workdir):
 )
 def test_case_C9_values_and_removals_in_our_own_words(gvc, workdir, word, line):
     fails_with(gvc("train", word), line)
+
+
+@pytest.mark.parametrize(
+    ("word", "plain"),
+    [
+        ("data.train=~/a b.txt", "data.train=/home/me/a b.txt"),
+        ("hydra.run.dir=~", "hydra.run.dir=/home/me"),
+        ("data.train=größe.txt", "data.train='größe.txt'"),
+        ("data.train=~/é#1.txt", "data.train='/home/me/é#1.txt'"),
+        ("data.train=a=b/x.txt", "data.train='a=b/x.txt'"),
+        ("data.train='~/x,y.txt'", "data.train='~/x,y.txt'"),
+        ("~head", "~head"),
+        ("+note=a", "+note=a"),
+        ("optim.lr=1e-3,1e-4", "optim.lr=1e-3,1e-4"),
+        ("seed=range(0,3)", "seed=range(0,3)"),
+        ("name=${oc.env:USER}", "name=${oc.env:USER}"),
+        ("~/folder", "~/folder"),
+        ("=", "="),
+    ],
+)
+def test_case_24_values_that_shell_and_hydra_leave_alone(monkeypatch, word, plain):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert plain_value(word) == plain
+
+
+def test_case_24_paths_from_home_with_umlauts_and_signs(gvc, tiny, workdir, monkeypatch):
+    monkeypatch.setenv("HOME", str(workdir))
+    Path("größe #1=a.txt").write_text("Once upon a time there was a cat. " * 20)
+    made = gvc("data", "order", *tiny, "data.train=~/größe #1=a.txt", "--out=~/order.csv")
+    assert made.code == 0, made.err
+    assert Path("order.csv").is_file()
+    assert not Path("~").exists()
+
+
+def test_case_24_closed_streams_are_no_defect(workdir):
+    words = f"'{sys.executable}' -c 'from grouped_lm.cli.main import main; main()'"
+    for closed in ("2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            ["bash", "-c", f"{words} config head {closed}"], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert ("head=dense" in done.stdout) == (closed == "2>&-")
+
+
+def test_case_24_prompts_that_cannot_be_read_are_one_line(workdir):
+    Path("a.txt").write_bytes(b"a\xffb")
+    for name, message in (("a.txt", "is not UTF-8 at byte 1"), ("no.txt", "No such file"), (".", "Is a directory")):
+        with pytest.raises(DataError, match=message) as refused:
+            read_prompt("", Path(name))
+        assert "Errno" not in str(refused.value)
 
 
 def test_case_U10_version_and_help(gvc, workdir):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_report import HOLD, make_run
@@ -11,6 +12,7 @@ from test_report import HOLD, make_run
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.heads import DenseConfig, GroupedConfig
 from grouped_lm.jobs.sweep import SweepDisplay, job_state
+from grouped_lm.plan.tables import time_unit
 from grouped_lm.report.figures import draw_pareto
 from grouped_lm.report.series import Point
 from grouped_lm.report.style import make_figure, styled_matplotlib
@@ -101,6 +103,26 @@ def test_case_U4_a_job_in_training_is_called_running(tmp_path):
         assert [[*column.cells] for column in table.columns[2:]] == [[f"10/{config.train.max_steps}"], ["loss 4.500"]]
         holder.communicate()
     assert job_state(config, run) == "unfinished"
+
+
+def test_case_24_the_time_left_of_a_sweep_falls_while_a_job_runs(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("grouped_lm.jobs.sweep.time.monotonic", lambda: clock[0])
+    display = SweepDisplay(list, 3)
+    shown = []
+    for clock[0], ended in ((50.0, 0), (60.0, 1), (90.0, 1), (500.0, 1), (520.0, 3)):
+        shown.append(display._time_left(ended))
+    assert shown == ["", ", about 2:00 left", ", about 1:30 left", ", about 1:00 left", ""]
+    assert display.table().title == "0/3 jobs, 8:40 so far"
+
+
+@pytest.mark.parametrize(
+    ("hours", "unit", "text"), [(30.0, "hours", "30.00"), (0.5, "minutes", "30.00"), (0.001, "seconds", "3.60")]
+)
+def test_case_24_the_times_of_a_plan_have_one_unit(hours, unit, text):
+    plans = [SimpleNamespace(hours=hours), SimpleNamespace(hours=hours / 9)]
+    found, shown = time_unit(plans)
+    assert (found, shown(plans[0])) == (unit, text)
 
 
 @pytest.mark.parametrize(("rates", "from_zero"), [((1000.0, 1010.0), True), ((1000.0, 1500.0), False)])

@@ -97,6 +97,28 @@ def test_case_24_plot_without_a_loss_is_one_line(gvc, tmp_path):
     assert outcome.err == "gvc: error: no loss is logged in runs/new: wait for the first row of metrics.jsonl\n"
 
 
+@pytest.mark.parametrize("content", [None, b"", b'null\n3\n{"a": 1}\n\xff\xfe\n{"trainer/tokens": "x"}\n{"trainer/to'])
+def test_case_24_plot_of_a_run_that_lost_its_metrics(gvc, pair, content):
+    result = json.loads((pair[0] / "result.json").read_text())
+    (pair[0] / "result.json").write_text(json.dumps(result | {"train/loss": 5.1}))  # as a whole run has it
+    metrics = pair[0] / "metrics.jsonl"
+    metrics.unlink() if content is None else metrics.write_bytes(content)
+    alone = gvc("plot", "runs/dense")
+    assert (alone.code, alone.out) == (3, "")
+    assert alone.err.splitlines() == [
+        "gvc: warning: runs/dense is left out: its metrics.jsonl is missing or has no rows",
+        "gvc: error: no run has rows in its metrics.jsonl: name runs that have",
+    ]
+    assert not (pair[0] / "plots").exists()
+
+
+def test_case_24_plot_into_a_picture_names_the_folder(gvc, pair):
+    refused = gvc("plot", "runs/dense", "--out", "loss.png")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--out takes a folder, for several files, got loss.png: write --out loss" in refused.err
+    assert not Path("loss.png").exists()
+
+
 def test_case_24_diff_shows_keys_figures_and_places(gvc, pair):
     out = gvc("diff", "runs/dense", "runs/grouped").out
     assert "head.name" in out

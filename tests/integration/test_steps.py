@@ -112,15 +112,19 @@ STEP = "{name: a, about: x, minutes: 1, command: gvc doctor}"
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("minutes: 9", "minutes: long", "minutes must be float, got 'long'"),
-        ("gvc doctor", "[gvc, doctor]", "command must be str"),
+        ("minutes: 9", "minutes: long", "minutes must be a number, got 'long'"),
+        ("gvc doctor", "[gvc, doctor]", "command must be a text"),
         ("gvc doctor", "rm -r /", "must begin with gvc"),
         ("gvc doctor", "'gvc doctor {folder}'", "{folder} is none of {out}"),
         ("gvc doctor", "'gvc eval {run}'", "belong together"),
         ("gvc doctor", "'gvc doctor \"'", "cannot be split"),
         (STEP, f"{STEP}, {STEP}", "step 'a' is there twice"),
         ("name: a", "name: ../a", "without /"),
-        ("minutes: 1,", "minutes: 1, each: /etc/*, makes: x, side_by_side: yes,", "side_by_side must be int"),
+        (
+            "minutes: 1,",
+            "minutes: 1, each: /etc/*, makes: x, side_by_side: yes,",
+            "side_by_side must be a whole number",
+        ),
         ("stories: null", "novel: null", "texts must be overrides"),
         ("stories: null", "stories: 3", "texts must be overrides"),
     ],

@@ -18,6 +18,8 @@ from grouped_lm.data.text import EOT_TEXT, Fragment, unix_line_ends, valid_unico
 from grouped_lm.errors import DataError
 
 BLOCK_BYTES = 1 << 20
+NUL_SHARE = 0.2
+"""A .txt file with a larger share of NUL bytes at its start is refused. UTF-16 has half of them, in English text."""
 FRAGMENT_CHARS = 1 << 20
 """A document longer than this is yielded in fragments of about this size."""
 
@@ -31,6 +33,9 @@ _MAGIC = {
     b"BZh": "a bzip2 file: unpack it with bunzip2",
     b"\xfd7zXZ": "an xz file: unpack it with unxz",
     b"\x28\xb5\x2f\xfd": "a zstd file: unpack it with unzstd",
+    b"%PDF": "a PDF file: extract its text, for instance with pdftotext",
+    codecs.BOM_UTF16_LE: "UTF-16 text: iconv -f UTF-16 -t UTF-8 converts it",
+    codecs.BOM_UTF16_BE: "UTF-16 text: iconv -f UTF-16 -t UTF-8 converts it",
     b"PAR1": "a parquet file: rename it to .parquet",
 }
 """First bytes of files that are often given as text, and what to do with them."""
@@ -48,7 +53,7 @@ def read_file(path: Path, text_field: str) -> Iterator[Fragment]:
     suffix = path.suffix.lower()
     with reading(path):
         if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty")
+            raise DataError(f"{path} is empty: give a file with text")
         with path.open("rb") as file:
             start = file.read(8)
         for magic, kind in _MAGIC.items():
@@ -74,6 +79,12 @@ def decode_blocks(path: Path) -> Iterator[str]:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 raise DataError(_not_utf8(path, offset - pending + error.start)) from error
+            if not begun and text.count("\0") > NUL_SHARE * len(text):
+                raise DataError(
+                    f"{path} is mostly NUL bytes: is it UTF-16 or binary? iconv -f UTF-16LE -t UTF-8 converts the first"
+                )
+            if "\0" in text:
+                warn_once(f"{path} has NUL bytes; they are read as characters of the text")
             if text:
                 yield text if begun else text.removeprefix("\ufeff")
                 begun = True

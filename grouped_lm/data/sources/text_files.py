@@ -115,8 +115,10 @@ def _matches(pattern: str, key: str) -> list[Path]:
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         problem = f"is a folder without {', '.join(SUFFIXES)} files"
-    elif path.exists():
+    elif path.is_file():
         files, problem = [path], ""
+    elif path.exists():
+        files, problem = [], "is a pipe or a device, which cannot be read twice; write its text into a file"
     else:
         files = _glob(str(path)) or _glob(_escape_folder(path))
         problem = "matches no file" if glob.has_magic(pattern) else "does not exist"

@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import lzma
+import os
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,34 @@ def test_case_C4_brackets_stay_a_set_where_they_match(tmp_path):
         (tmp_path / name / "a.txt").write_text(name)
     assert read(tmp_path / "v[12]" / "*.txt") == ["v1", "v2"]
     assert "matches no file" in refusal(tmp_path / "v[34]" / "*.txt")
+
+
+def test_case_24_utf_16_is_named_with_and_without_a_byte_order_mark(tmp_path):
+    for name, codec in (("le", "utf-16-le"), ("be", "utf-16-be"), ("bom", "utf-16")):
+        path = tmp_path / f"{name}.txt"
+        path.write_bytes((STORY * 9).encode(codec))
+        assert "UTF-16" in refusal(path)
+
+
+def test_case_24_a_few_nul_bytes_are_noted_once(tmp_path, caplog):
+    path = tmp_path / "a.txt"
+    path.write_text(f"{STORY}\0{STORY}\0" * 9)
+    with caplog.at_level(logging.WARNING):
+        assert read(path) == [f"{STORY}\0{STORY}\0" * 9]
+    assert [record.message for record in caplog.records] == [
+        f"{path} has NUL bytes; they are read as characters of the text"
+    ]
+
+
+def test_case_24_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert "is a pipe or a device" in refusal(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match="/dev/null is a pipe or a device"):
+        read("/dev/null")
+
+
+def test_case_24_a_pdf_and_an_empty_file(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"%PDF-1.7 ...")
+    assert "pdftotext" in refusal(tmp_path / "a.txt")
+    (tmp_path / "b.txt").touch()
+    assert refusal(tmp_path / "b.txt").endswith("b.txt is empty: give a file with text")

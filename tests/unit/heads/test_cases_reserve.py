@@ -157,7 +157,7 @@ def test_t4_biases_start_at_the_shares_of_the_text(name, own):
     ("values", "message"),
     [
         ({"reserve": 0.6}, r"head.reserve must be in \[0, 0.5\], got 0.6"),
-        ({"reserve": "yes"}, r"head.reserve must be bool \| float"),
+        ({"reserve": "yes"}, r"head.reserve must be true or false or a number"),
         ({"start": "counts"}, r"it needs head\.bias=true"),
         ({"start": "count"}, r"head\.start must be one of zero, counts"),
     ],

@@ -50,6 +50,15 @@ def test_a_column_too_wide_for_any_block_stands_beside_the_first():
     assert shown(table, 60).replace("│", "").count("z") == 70
 
 
+def test_case_24_title_and_caption_are_wider_than_a_narrow_table(capsys):
+    table = Table(title="a title of several words", caption="a caption of " + "many " * 30)
+    table.add_column("n")
+    print_table(table)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a title of several words"
+    assert lines[-1].count("many") == 30
+
+
 def test_a_pipe_gets_all_columns_side_by_side(capsys):
     print_table(wide_table(30))
     lines = capsys.readouterr().out.splitlines()
