@@ -2,7 +2,6 @@
 
 import atexit
 import contextlib
-import difflib
 import gc
 import io
 import logging
@@ -184,11 +183,8 @@ def _usage_line(error: Any) -> str:
     message = error.format_message()  # `message` is empty where an argument is missing
     if not message:
         return f"name a command of {error.ctx.command_path}, one of those above"
-    if unknown := re.match(r"No such command '(.*)'", message):
-        known = list(error.ctx.command.commands)
-        near = difflib.get_close_matches(unknown[1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"{error.ctx.command_path} has {', '.join(known)}"
-        return f"No such command '{unknown[1]}'; {hint}"
+    if re.fullmatch("No such command '[^']*'[.]", message):  # none has a similar name, else Typer says it
+        return f"{message[:-1]}; there are {', '.join(error.ctx.command.commands)}"
     given = [found["input"] for found in getattr(error.__cause__, "errors", list)()]
     return f"{message}, got {given[0]!r}" if given else message
 

@@ -55,8 +55,8 @@ def read_curve(row: Row, name: str, in_bits: bool) -> Curve:
     Minutes are those of training steps, from the measured speed. Bits per byte of the training loss are those of its
     tokens at the validation text's bytes per token.
     """
-    metrics = RunFolder(Path(row["run"])).metrics
-    lines = metrics.read_bytes().split(b"\n") if metrics.is_file() else []
+    file = RunFolder(Path(row["run"])).metrics
+    lines = file.read_bytes().split(b"\n") if file.is_file() else []
     logged = [found for found in whole_rows(lines) if isinstance(found.get(TOKENS), int | float)]
     per_nat = next((m["val/bits_per_byte"] / m["val/loss"] for m in logged if m.get("val/loss")), None)
     factor = per_nat if in_bits else 1.0

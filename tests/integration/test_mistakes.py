@@ -93,9 +93,9 @@ def test_float16_with_a_cut_vocabulary_is_refused(gvc, tiny, workdir):
         ("data halve", "Missing argument 'TEXT'"),
         ("data halve x.txt", "Missing option '--out'"),
         ("leaderboard --nothing", "No such option: --nothing"),
-        ("nothing", "No such command 'nothing'; gvc has demo, train, "),
-        ("trian", "No such command 'trian'; did you mean train?"),
-        ("data prepar", "No such command 'prepar'; did you mean prepare?"),
+        ("nothing", "No such command 'nothing'; there are demo, train, "),
+        ("trian", "No such command 'trian'. Did you mean 'train'"),
+        ("data prepar", "No such command 'prepar'. Did you mean 'prepare'"),
     ],
 )
 def test_missing_and_unknown_words(gvc, workdir, words, message):
