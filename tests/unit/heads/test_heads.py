@@ -223,7 +223,7 @@ def test_initial_loss_is_that_of_a_uniform_guess():
         ({"name": "grouped", "group_size": "seven"}, "head.group_size must be a whole number"),
         ({"name": "grouped", "group_size": 0}, r"head.group_size must be in \[1"),
         ({"name": "adaptive", "cutoffs": [20, 5]}, "head.cutoffs must be rising"),
-        ({"name": "adaptive", "cutoffs": 5}, "head.cutoffs must be"),
+        ({"name": "adaptive", "cutoffs": 5}, "head.cutoffs must be a list"),
         ({"name": "shortlist", "directions": -1}, r"head.directions must be in \[0"),
         ({"name": "shortlist", "shared_rows": 0}, "directions=0 .* give head.shared_rows too"),
         ({"name": "shortlist", "start": "count"}, r"head.start must be one of zero, counts"),
