@@ -170,7 +170,7 @@ def unknown_key(failure: Failure) -> str | None:
     groups = failure.groups
     chosen = {o.key_or_group: o.input_line or "" for o in failure.overrides if o.key_or_group in groups}
     keys = known_keys(list(chosen.values()), failure.flags)
-    if failure.saved is not None:  # its groups are those of the run, but for those that are chosen anew
+    if failure.saved is not None:  # its groups are those of the run, but for those that are chosen here
         own = {part: value for part, value in failure.saved.items() if part not in chosen}
         keys = [key for key in keys if key.partition(".")[0] in chosen] + list(walk(own))
     for override in failure.overrides:

@@ -89,7 +89,7 @@ def outlive(lease: SoftFileLease, lock: Path, seconds: float) -> None:
     """
     path, start = lease_of(lock), time.monotonic()
     seen = read_claim(path)
-    since, told = start, False
+    since, warned = start, False
     while True:
         with suppress(Timeout):
             lease.acquire(timeout=0)
@@ -102,8 +102,8 @@ def outlive(lease: SoftFileLease, lock: Path, seconds: float) -> None:
             remove_claim(path, claim)
         elif now - start > seconds:
             raise Timeout(str(path))
-        elif not told:
-            waiting, told = f"waiting {LEASE_S:.0f} s for a sign of it", True
+        elif not warned:
+            waiting, warned = f"waiting {LEASE_S:.0f} s for a sign of it", True
             print(f"gvc: {lock} is held on another machine, or was when that ended: {waiting}", file=sys.stderr)
         time.sleep(LEASE_S / 100)
 

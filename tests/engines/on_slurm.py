@@ -255,7 +255,7 @@ def main() -> None:
                 runs, "sweep-preempted", lambda job: preempt()
             ),
             "a sweep's running job is cancelled: not queued again; the same line continues": cancelled_sweep_job,
-            "the driver of a sweep is killed: its job goes on, and the same line waits for it": killed_driver,
+            "the driver of a sweep is killed: its job continues, and the same line waits for it": killed_driver,
             "a sweep with a job over two nodes": two_node_job,
         }.items():
             claims.check(claim, lambda show=show: show(runs))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.numpy import load_file
+from run_outputs import curve, newest_checkpoint, saved_tensors
 
 from grouped_lm.config import AdamWConfig, Config, ModelConfig, TokenizerConfig, TrackingConfig, TrainConfig
 from grouped_lm.data import TextConfig
@@ -187,19 +187,11 @@ def train_to_end(config: Config, run_dir: Path) -> None:
     assert code == 0, run_dir.with_suffix(".log").read_text()[-2000:]
 
 
-def curve(run_dir: Path) -> list[dict[str, Any]]:
-    """Every row of the record, without what a clock or an allocator says."""
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not k.startswith(("throughput", "time", "memory"))} for row in rows]
-
-
 def final_state(run_dir: Path) -> dict[str, bytes]:
     """Weights, moments and random state of the last checkpoint, as bytes."""
-    newest = sorted((run_dir / "checkpoints").glob("step-*"))[-1]
-    tensors = {name: value.tobytes() for name, value in load_file(newest / "state.safetensors").items()}
-    progress = json.loads((newest / "state.json").read_text())["progress"]
+    progress = json.loads((newest_checkpoint(run_dir) / "state.json").read_text())["progress"]
     counted = {k: progress[k] for k in ("step", "loss_sums", "loss_steps", "eval_due", "nonfinite", "skipped_steps")}
-    return tensors | {"progress": json.dumps(counted, sort_keys=True).encode()}
+    return saved_tensors(run_dir) | {"progress": json.dumps(counted, sort_keys=True).encode()}
 
 
 def assert_same(run_dir: Path, reference: Path, suite: str, seed: int) -> None:

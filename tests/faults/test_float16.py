@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from fault_tools import assert_same, curve, fork_train, nothing_measured, train_to_end, wait
+from fault_tools import assert_same, fork_train, nothing_measured, train_to_end, wait
 from processes import train_together
+from run_outputs import curve
 from test_resume import die_in_step
 
 from grouped_lm.errors import DivergedError

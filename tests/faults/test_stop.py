@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_tools import assert_same, curve, fork, fork_train, nothing_measured, replay, train_to_end, trials, wait
+from fault_tools import assert_same, fork, fork_train, nothing_measured, replay, train_to_end, trials, wait
+from run_outputs import curve
 
 from grouped_lm.data import prepare_data
 from grouped_lm.errors import BusyError, DiskError

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_tools import curve, final_state
+from fault_tools import final_state
+from run_outputs import curve
 
 GVC = str(Path(sys.executable).parent / "gvc")
 ANSWERS = {

@@ -1,11 +1,9 @@
 """`train.cuda_graphs` in whole runs: the record and the checkpoints of a run without, on a CPU that records graphs."""
 
-import json
-
 import pytest
 import recorded_graphs
 from grouped_lm.cli.compose.compose import HydraFlags, compose_jobs
-from safetensors.numpy import load_file
+from run_outputs import left_by
 
 from grouped_lm.heads import shortlist
 from grouped_lm.heads.losses import functional
@@ -27,14 +25,6 @@ def make_config(tiny, workdir, monkeypatch):
 
     yield make
     functional.set_static_sizes(False)
-
-
-def left_by(folder):
-    """The record without clocks, and the last checkpoint."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [{k: v for k, v in row.items() if not k.startswith(("throughput", "time", "memory"))} for row in lines]
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    return rows, {name: value.tobytes() for name, value in load_file(newest / "state.safetensors").items()}
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from fault_tools import curve
 from gate import Gate
+from run_outputs import curve
 from test_parallel import assert_same_curve
 
 from grouped_lm.config import TrainConfig

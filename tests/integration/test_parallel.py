@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from fault_tools import curve, final_state, nothing_measured
+from fault_tools import final_state, nothing_measured
 from processes import OPTIONS, together, train_together, with_head
+from run_outputs import curve
 
 import grouped_lm.train.setup as train_setup
 from grouped_lm.distributed.process_group import agree_on_attempt, group_timeout
@@ -83,9 +84,9 @@ def test_two_processes_start_from_another_run_as_one_does(config, tmp_path):
     for strategy in STRATEGIES:
         train_together(2, made, tmp_path / strategy, strategy)
         assert_same_curve(tmp_path / strategy, tmp_path / "one")
-    anew = config("shortlist", max_steps=4)
-    train_together(1, anew, tmp_path / "anew")
-    assert curve(tmp_path / "anew") != curve(tmp_path / "one")
+    fresh = config("shortlist", max_steps=4)
+    train_together(1, fresh, tmp_path / "fresh")
+    assert curve(tmp_path / "fresh") != curve(tmp_path / "one")
 
 
 def test_two_processes_agree_on_the_micro_batch(config, tmp_path):
@@ -97,7 +98,7 @@ def test_two_processes_agree_on_the_micro_batch(config, tmp_path):
     train_together(2, config("dense", micro_batch_size=6, grad_accum_steps=1, **batch), tmp_path / "hand")
     assert curve(tmp_path / "auto") == curve(tmp_path / "hand")
     assert drop_last_checkpoint(tmp_path / "auto") == 2
-    train_together(1, made, tmp_path / "auto")  # one process goes on with the same size
+    train_together(1, made, tmp_path / "auto")  # one process continues with the same size
     assert_same_curve(tmp_path / "auto", tmp_path / "hand")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from grouped_lm.cli.compose.compose import HydraFlags, compose_jobs
-from safetensors.numpy import load_file
+from run_outputs import left_by
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -65,14 +65,6 @@ def poisoned(*places: int):
         patch.setattr(LanguageModel, "forward", forward)
         patch.setattr(Prefetcher, "batch", batch)
         yield
-
-
-def left_by(folder):
-    """The record without clocks, and the last weights."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    rows = [{k: v for k, v in row.items() if not k.startswith(("throughput", "time", "memory"))} for row in lines]
-    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
-    return rows, {name: value.tobytes() for name, value in load_file(newest / "state.safetensors").items()}
 
 
 @pytest.mark.parametrize(
