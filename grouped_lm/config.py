@@ -178,6 +178,9 @@ class ModelConfig:
     """Longest context, tokens."""
     dropout: float = setting(0.0, 0, 0.99)
     """Probability, on embeddings, attention weights, attention output and MLP output."""
+    ln_f_gain: float = setting(1.0, 0, 1e3, open_low=True)
+    """Start of the weight of the last LayerNorm. It scales the states that the head gets, and so its first logits.
+    GPT-2 has 1. With weights of 0.02 and small widths the logits are then too small, and 3 learns faster."""
     window_size: int = setting(256, 1, 1_000_000, unit="tokens")
     """GPT-Neo's local attention span, tokens; every second layer uses it."""
     embedding: str = setting("table", choices=("table", "factorised"))

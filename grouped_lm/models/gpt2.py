@@ -128,6 +128,7 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList(Block(config, self.build_attention(layer)) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=LAYER_NORM_EPS)
         init_weights(self, self.c_proj_std())
+        nn.init.constant_(self.ln_f.weight, config.ln_f_gain)
 
     def build_attention(self, layer: int) -> nn.Module:
         """Return the attention of a layer."""

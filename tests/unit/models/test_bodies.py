@@ -232,6 +232,17 @@ def test_initialisation_has_the_twins_statistics(body: str) -> None:
 
 
 @pytest.mark.parametrize("body", BODIES)
+def test_the_last_layer_norm_starts_at_its_gain_and_nothing_else_changes(body: str) -> None:
+    models = []
+    for gain in (1.0, 3.0):
+        torch.manual_seed(0)
+        models.append(build_body(ModelConfig(body=body, n_layer=2, n_head=2, n_embd=8, ln_f_gain=gain), 20))
+    input_ids = torch.arange(9)[None]
+    assert dict(models[1].named_parameters())["ln_f.weight"].tolist() == [3.0] * 8
+    torch.testing.assert_close(models[1](input_ids), 3 * models[0](input_ids))
+
+
+@pytest.mark.parametrize("body", BODIES)
 def test_dropout_only_in_training(body: str) -> None:
     config = ModelConfig(body=body, n_layer=2, n_head=2, n_embd=8, block_size=9, window_size=4, dropout=0.3)
     model, input_ids = build_body(config, 5), torch.arange(9)[None] % 5
