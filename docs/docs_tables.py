@@ -27,14 +27,16 @@ DEFAULT = {
     "shortlist_size": "256",
     "grouping": "brown",
 }
-"""The settings of the default head in leaderboard.csv."""
+"""The settings in leaderboard.csv of the default head that was before the one of today."""
+BEFORE = "the default before (256 tokens)"
+"""What it is called in tables."""
 DENSE_BIAS = {"head": "dense", "bias": "True", "tied": "True", "bpe": ""}
 DENSE_PLAIN = {"head": "dense", "bias": "False", "tied": "True", "bpe": ""}
 HEADS: dict[str, Row] = {
-    "the default head": DEFAULT,
-    "the default with a shortlist of 1,024 tokens": DEFAULT | {"shortlist_size": "1024"},
-    "the default with groups of 448 tokens": DEFAULT | {"group_size": "448"},
-    "the default with a vector of its own per group": DEFAULT | {"directions": "1"},
+    BEFORE: DEFAULT,
+    "that with a shortlist of 1,024 tokens": DEFAULT | {"shortlist_size": "1024"},
+    "that with groups of 448 tokens": DEFAULT | {"group_size": "448"},
+    "that with a vector of its own per group": DEFAULT | {"directions": "1"},
     "`shortlist`, own 2,048, 4 directions": {
         "head": "shortlist",
         "shortlist_size": "2048",
@@ -180,7 +182,7 @@ def leaderboard_intervals() -> str:
 
 def own_vocabulary() -> str:
     """Return bits per byte of dense heads with a small vocabulary, minus those of the best dense head."""
-    heads = {"the default head": DEFAULT} | BPE
+    heads = {BEFORE: DEFAULT} | BPE
     rows = [
         [name, *[_difference_cell(place, head, "report_bits_per_byte") for place in PLACES]]
         for name, head in heads.items()
@@ -244,7 +246,7 @@ def _speed_table(name: str, key: str, form: Callable[[float], str]) -> str:
 
 def _label(head: str) -> str:
     if head == DEFAULT_LABEL:
-        return "**the default head**"
+        return f"**{BEFORE}**"
     if head == "shortlist":
         return "shortlist, 1,024 tokens, 1 direction"
     return head
@@ -451,7 +453,7 @@ def summary() -> str:
     gpu = {row["head"]: float(row["ms"]) for row in read("bench-heads-gpu.csv")}
     rows = [
         [
-            "Loss of the default head, minus dense ([quality])",
+            "Loss of the default before, minus dense ([quality])",
             f"{signed(min(mean[0]), 2)} to {signed(max(mean[0]), 2)} nats",
         ],
         [
@@ -481,10 +483,10 @@ def measured(head: str) -> Callable[[], str]:
 QUALITY_OF: dict[str, list[str]] = {
     "dense": ["`dense`, tied, a bias per token", "`dense`, tied, as in GPT-2"],
     "shortlist": [
-        "the default head",
-        "the default with a shortlist of 1,024 tokens",
-        "the default with groups of 448 tokens",
-        "the default with a vector of its own per group",
+        BEFORE,
+        "that with a shortlist of 1,024 tokens",
+        "that with groups of 448 tokens",
+        "that with a vector of its own per group",
         "`shortlist`, own 2,048, 4 directions",
     ],
     "trim": ["`trim` with biases", "`trim` without biases"],
@@ -522,7 +524,7 @@ def _measured_speed(head: str) -> str:
         default = step_rows("default-head/bench-steps.csv")
         models = [model for model in MODELS if (model, DEFAULT_LABEL) in default]
         cells = [f"{float(default[model, DEFAULT_LABEL]['over_dense']):.2f}x" for model in models]
-        rows = [["the default head", *cells]]
+        rows = [[BEFORE, *cells]]
     note = "Tokens per second of a whole training step over dense, on one CPU thread.\n\n"
     files = ["leaderboard.csv", "default-head/bench-steps.csv" if head == "shortlist" else "bench-steps.csv"]
     text = note + table(["setting", *[f"`{model}`" for model in models]], rows)

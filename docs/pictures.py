@@ -74,7 +74,7 @@ PICTURES: dict[str, tuple[Step, ...]] = {
         Step(
             "1. frequent tokens, groups, reserve",
             (
-                Part(0.4, "256 tokens", SHARED),
+                Part(0.4, "2,048 tokens", SHARED),
                 Part(0.4, "groups: mean rows", SHARED),
                 Part(0.2, "reserved", FIXED),
             ),

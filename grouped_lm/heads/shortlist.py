@@ -43,7 +43,7 @@ class ShortlistConfig(HeadOptions):
     """Config of the default head, `head=shortlist`: every weight is a row of the embedding."""
 
     name: str = "shortlist"
-    shortlist_size: int = setting(256, 0, 10**9, unit="tokens")
+    shortlist_size: int = setting(2048, 0, 10**9, unit="tokens")
     """Tokens K outside the groups, >= 0; more than V mean all V."""
     group_size: int | None = setting(None, 1, 10**9, unit="slots")
     """Slots per group S, in [1, V]; null means round(sqrt V)."""
