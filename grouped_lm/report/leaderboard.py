@@ -92,7 +92,8 @@ def _row_of(row: Row, reported: DocumentLosses | None, data: str | None) -> Row:
     values |= {key: getattr(config.model, key) for key in ("body", "n_embd", "n_layer")}
     tokenizer = config.tokenizer.name
     names = {"gpt2": None, "bpe": f"bpe={config.tokenizer.vocab_size}"}
-    options = [row["head_options"], names.get(tokenizer, f"tokenizer={tokenizer}")]
+    prior = f"prior={config.prior.name}" if config.prior.is_on else None
+    options = [row["head_options"], names.get(tokenizer, f"tokenizer={tokenizer}"), prior]
     return values | {
         "data": data or row["data"],
         "options": " ".join(filter(None, options)),

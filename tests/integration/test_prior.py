@@ -1,5 +1,6 @@
 """`prior=kneser_ney`: a run that predicts with counts too, and whose network is that of a run without."""
 
+import csv
 import json
 import os
 import signal
@@ -160,3 +161,13 @@ def test_counts_of_another_text_are_refused(gvc, tiny, tmp_path, trained):
     gone = gvc("sample", str(run))
     assert (gone.code != 0, "counts its training text" in gone.err) == (True, True)
     assert gvc("sample", str(run), "prior=none").code == 0
+
+
+def test_the_leaderboard_has_both_rows_and_names_the_prior(gvc, trained):
+    runs = [trained("plain"), trained("mixed", *PRIOR)]
+    outcome = gvc("leaderboard", *map(str, runs), "--csv", "rows.csv")
+    assert outcome.code == 0, outcome.err
+    with open("rows.csv", newline="", encoding="utf-8") as file:
+        rows = {"prior=kneser_ney" in row["options"].split(): row for row in csv.DictReader(file)}
+    assert rows.keys() == {False, True}
+    assert float(rows[True]["val_loss_nats"]) == pytest.approx(result_of(runs[1])["val/loss"], rel=1e-5)
