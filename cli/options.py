@@ -1,6 +1,5 @@
 """Arguments and options that several commands share, and their completion in a shell."""
 
-import functools
 import os
 import re
 import sys
@@ -13,8 +12,14 @@ from typing import Annotated
 import typer
 import yaml
 
-say = functools.partial(typer.echo, err=True)
-"""Print a line on stderr."""
+
+def say(text: str) -> None:
+    """Print lines on stderr; a terminal wraps them between words."""
+    from grouped_lm.system.phases import say
+
+    say(text)
+
+
 GROUPS = ("model", "head", "grouping", "data", "tokenizer", "optim", "tracking", "experiment", "variant")
 """The config groups that completion offers."""
 

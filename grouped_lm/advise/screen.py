@@ -96,6 +96,8 @@ class Screen:
         self.folder, self.say, self.steps = folder, say, steps
         self.windows = spread_windows(corpus.valid.tokens(), config.model.block_size)
         self.tracks: dict[tuple[str, int], Track] = {}
+        self.last_step = steps
+        """Where the bars end."""
         self.compared = 0
         """The last step at which all heads that were not cut before have a loss."""
         self._contexts = contextlib.ExitStack()
@@ -165,7 +167,7 @@ class Screen:
         run.valid = run.valid_on_the_way = replace(valid, manifest=valid.manifest | part)
         run.windows = run.windows_on_the_way = ValidWindows(self.windows, config.model.block_size, batch)
         title = f"seed {config.seed} {track.variant.name}" if track.seed else track.variant.name
-        run.display = TrainDisplay(title, self.steps, run.progress.step)
+        run.display = TrainDisplay(title, self.last_step, run.progress.step)
         track.run = run
         return run
 
@@ -229,6 +231,7 @@ def run_screen(screen: Screen, deadline: float | None, steps: int) -> None:
         ConfigError: not even the first comparison fits into the time.
     """
     clock, going = Clock(screen, deadline), list(screen.variants)
+    screen.last_step = min(steps, screen.steps)
     targets = sorted({min(steps, max(PROBE_STEPS, round(share * screen.steps))) for share in SHARES})
     if deadline is not None:
         screen.train(going[0], 0, min(PROBE_STEPS, targets[0]))

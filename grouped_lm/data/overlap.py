@@ -72,8 +72,9 @@ def is_in(wanted: np.ndarray, sorted_values: np.ndarray) -> np.ndarray:
     """Return which values of a row are in another, sorted one. `np.isin` would sort that one for each document."""
     if not len(sorted_values):
         return np.zeros(len(wanted), bool)
-    places = np.searchsorted(sorted_values, wanted)
-    return sorted_values[np.minimum(places, len(sorted_values) - 1)] == wanted
+    places = np.minimum(np.searchsorted(sorted_values, wanted), len(sorted_values) - 1)
+    found: np.ndarray = sorted_values[places] == wanted
+    return found
 
 
 def overlap_of_files(train: str, judged: str, n: int = 8, text_field: str = "text") -> Overlap:
@@ -82,8 +83,9 @@ def overlap_of_files(train: str, judged: str, n: int = 8, text_field: str = "tex
     Raises:
         DataError: nothing there, or unreadable; or no word in one of the texts.
     """
-    sources = [TextSource(find_files(text, key), text_field) for text, key in ((train, "TRAIN"), (judged, "TEXT"))]
-    overlap = measure_overlap(*(join_fragments(source.fragments()) for source in sources), n)
+    trained_on = TextSource(find_files(train, "TRAIN"), text_field)
+    other = TextSource(find_files(judged, "TEXT"), text_field)
+    overlap = measure_overlap(join_fragments(trained_on.fragments()), join_fragments(other.fragments()), n)
     if not overlap.documents:
         raise DataError(f"{judged} has no document with a word in it")
     return overlap

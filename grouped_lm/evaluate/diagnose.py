@@ -41,7 +41,7 @@ def _group_sign(metrics: dict[str, Any]) -> str | None:
         return f"{begin} That is the smaller part of the loss, so it is not what is bad here."
     return (
         f"{begin} That is most of the loss, but text is uncertain, and a dense model pays it too: compare nats with "
-        "head=dense before calling it bad. Of heads with groups the default, head=shortlist, has the least loss."
+        "head=dense before calling it bad."
     )
 
 

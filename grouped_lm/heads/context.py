@@ -30,6 +30,9 @@ from grouped_lm.heads.losses.functional import may_look
 from grouped_lm.heads.losses.kernel_loss import TokenIndex
 from grouped_lm.heads.unseen import MAX_SHARE, resolve_share
 
+SHORTLIST_SIZE = 2048
+"""Frequent tokens outside the groups, if a config does not say how many."""
+
 
 class HeadConfig(Protocol):
     """The config of a head: a dataclass with its name and its options."""
@@ -198,9 +201,12 @@ class Placement:
     n_shared: int | None = None  # Tokens with shared rows in a checkpoint; None where there is no checkpoint
 
 
-def place_tokens(shortlist_size: int, group_size: int | None, reserve: bool | float, context: HeadContext) -> Placement:
+def place_tokens(
+    shortlist_size: int | None, group_size: int | None, reserve: bool | float, context: HeadContext
+) -> Placement:
     """Return the K most frequent tokens as the shortlist (the first ids without counts), and all others in groups.
 
+    `shortlist_size` is K; None means `SHORTLIST_SIZE`, or V / 8 where that is less.
     With `reserve` groups of tokens that never occur in the training text are last, with fixed probabilities.
     """
     reserved = torch.empty(0)
@@ -211,6 +217,8 @@ def place_tokens(shortlist_size: int, group_size: int | None, reserve: bool | fl
         sizes = int(groups.max()) + 1, int(largest) + 1, int((groups < 0).sum())
         return Placement(groups, slots, *sizes, reserved, len(context.saved.get("sharing", ())))
     order, size = context.by_frequency(), check_group_size(group_size, context.vocab_size)
+    if shortlist_size is None:
+        shortlist_size = min(SHORTLIST_SIZE, context.vocab_size // 8)
     first, rest = order[:shortlist_size], order[shortlist_size:].sort().values
     token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)
     token_to_slot[first] = torch.arange(first.numel())

@@ -20,9 +20,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Column
 from rich.text import Text
 
+from grouped_lm.system.tables import shorten_middle
+
 Part = TypeVar("Part")
 PLAIN_AFTER_S = 10.0
 PLAIN_EVERY_S = 60.0
+BESIDE = 32
+"""Columns of the terminal for bar, counts and time."""
 _shown = False
 _open: list["Phase"] = []
 _progress: Progress | None = None
@@ -173,7 +177,7 @@ def _live() -> Progress:
         fixed = Column(no_wrap=True)
         _progress = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", table_column=fixed, markup=False),
+            _Description(table_column=fixed),
             _Bar(bar_width=None, table_column=Column(ratio=1)),
             _Count(table_column=fixed),
             TextColumn("{task.fields[note]}", table_column=fixed, markup=False),
@@ -184,6 +188,16 @@ def _live() -> Progress:
             redirect_stdout=False,  # stdout is data, also where both are one terminal
         )
     return _progress
+
+
+class _Description(ProgressColumn):
+    """What the phase does. The name before a colon loses its middle, so that the time left stays in sight."""
+
+    def render(self, task: Task) -> Text:
+        width = max(20, Console(stderr=True).width - BESIDE)
+        name, colon, what = task.description.rpartition(": ")
+        name = shorten_middle(name, max(8, width - len(colon + what)))
+        return Text(shorten_middle(name + colon + what, width))
 
 
 class _Bar(BarColumn):

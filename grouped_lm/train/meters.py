@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from grouped_lm.config import Config
@@ -44,7 +45,8 @@ def sent_bytes() -> int | None:
 class Meters:
     """The meters of one run. Call `start` before the first step."""
 
-    def __init__(self, config: Config, model: ParallelModel, device: torch.device) -> None:
+    def __init__(self, config: Config, model: ParallelModel, device: torch.device, tokens: np.ndarray) -> None:
+        """Measure the processor's speed and the memory of the head alone, with the first of the training tokens."""
         train, block_size, processes = config.train, config.model.block_size, model.process_group.size
         head = model.model.head
         self.step_tokens = train.micro_batch_size * train.grad_accum_steps * block_size
@@ -54,7 +56,9 @@ class Meters:
         self.head_peak_gib: float | None = None  # unknown where the head is in shards: these are not whole here
         if not model.shards:
             n_tokens = train.share(processes) * block_size
-            self.head_peak_gib = measure_head_peak_gib(head, n_tokens, config.model.n_embd, head.vocab_size, device)
+            targets = torch.from_numpy(np.resize(tokens[:n_tokens], n_tokens).astype(np.int64)).to(device)
+            sizes = n_tokens, config.model.n_embd, head.vocab_size
+            self.head_peak_gib = measure_head_peak_gib(head, *sizes, device, targets)
         self._throughput = Throughput()
         self.sent_bytes: int | None = None
         """Bytes that one step sends over the network. None before it is measured, and where Linux does not count."""

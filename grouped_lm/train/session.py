@@ -75,7 +75,7 @@ class TrainingRun:
         parallel = parallelize(model, train, group, device)
         self.n_params, self.n_head_params = count_params(model)
         with phase("measuring the processor, and the memory of the head"):
-            self.meters = Meters(config, parallel, device)
+            self.meters = Meters(config, parallel, device, corpus.train.tokens())
         whole = group.size > 1 or train.compile or bool(config.optim.ema)  # an average is of whole tables
         if not whole:
             leave_out_unused_rows(config, model, corpus.train.counts)

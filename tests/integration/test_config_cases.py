@@ -31,7 +31,7 @@ def test_case_24_config_explains_a_key(gvc):
 
 def test_case_24_config_explains_a_choice_and_a_part(gvc):
     out = gvc("config", "head=shortlist", "grouping=brown", "experiment=main_job").out
-    assert "head.shortlist_size=2048  [0, 1e+09] tokens\n    Tokens K outside the groups" in out
+    assert "head.shortlist_size=null  [0, 1e+09] tokens\n    Tokens K outside the groups" in out
     assert "It has no options." in out
     assert "  max_steps: 400\n" in out
     assert "data.hub_id=Salesforce/wikitext\n" in gvc("config", "data=wikitext").out

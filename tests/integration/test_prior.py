@@ -167,7 +167,7 @@ def test_the_leaderboard_has_both_rows_and_names_the_prior(gvc, trained):
     runs = [trained("plain"), trained("mixed", *PRIOR)]
     outcome = gvc("leaderboard", *map(str, runs), "--csv", "rows.csv")
     assert outcome.code == 0, outcome.err
-    with open("rows.csv", newline="", encoding="utf-8") as file:
+    with Path("rows.csv").open(newline="", encoding="utf-8") as file:
         rows = {"prior=kneser_ney" in row["options"].split(): row for row in csv.DictReader(file)}
     assert rows.keys() == {False, True}
     assert float(rows[True]["val_loss_nats"]) == pytest.approx(result_of(runs[1])["val/loss"], rel=1e-5)
