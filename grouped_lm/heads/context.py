@@ -206,7 +206,7 @@ def place_tokens(
 ) -> Placement:
     """Return the K most frequent tokens as the shortlist (the first ids without counts), and all others in groups.
 
-    `shortlist_size` is K; None means `SHORTLIST_SIZE`, or V / 8 where that is less.
+    `shortlist_size` is K. None means `SHORTLIST_SIZE`, or less: at most V / 8 and a quarter of the text's types.
     With `reserve` groups of tokens that never occur in the training text are last, with fixed probabilities.
     """
     reserved = torch.empty(0)
@@ -218,7 +218,8 @@ def place_tokens(
         return Placement(groups, slots, *sizes, reserved, len(context.saved.get("sharing", ())))
     order, size = context.by_frequency(), check_group_size(group_size, context.vocab_size)
     if shortlist_size is None:
-        shortlist_size = min(SHORTLIST_SIZE, context.vocab_size // 8)
+        types = context.vocab_size if context.counts is None else int((context.counts > 0).sum())
+        shortlist_size = min(SHORTLIST_SIZE, context.vocab_size // 8, types // 4)
     first, rest = order[:shortlist_size], order[shortlist_size:].sort().values
     token_to_group, token_to_slot = torch.full_like(order, -1), torch.zeros_like(order)
     token_to_slot[first] = torch.arange(first.numel())

@@ -44,7 +44,8 @@ class ShortlistConfig(HeadOptions):
 
     name: str = "shortlist"
     shortlist_size: int | None = setting(None, 0, 10**9, unit="tokens")
-    """Tokens K outside the groups, >= 0; more than V mean all V. Null means 2,048, or V / 8 where that is less."""
+    """Tokens K outside the groups, >= 0; more than V mean all V. Null means 2,048, or less: at
+    most V / 8, and a quarter of the different tokens that the training text has."""
     group_size: int | None = setting(None, 1, 10**9, unit="slots")
     """Slots per group S, in [1, V]; null means round(sqrt V)."""
     directions: int = setting(0, 0, 10**6)
