@@ -4,6 +4,7 @@ A moment is one allocation: only there can the peak rise. Every size is a consta
 same step at other shapes has the same moments, and bytes between measured shapes can be interpolated moment by moment.
 """
 
+import itertools
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,15 @@ from torch.utils._pytree import tree_leaves
 
 KINDS = ("weights", "gradients", "optimizer", "body", "head", "temporary")
 """What a byte is for: the last three are what lives between the first operator of a step and its last."""
+
+
+def parts_of(value: Any) -> tuple[Tensor, ...]:
+    """Return the dense tensors that hold a value's numbers: itself, or the parts of a sparse one; none of others."""
+    if not isinstance(value, Tensor):
+        return ()
+    if value.layout is torch.sparse_csr:
+        return value.crow_indices(), value.col_indices(), value.values()
+    return (value._indices(), value._values()) if value.is_sparse else (value,)
 
 
 class ModulePlace:
@@ -126,8 +136,8 @@ class LiveBytes(TorchDispatchMode):
         kind = "temporary" if backward else module.split(".")[0]
         kind = kind if kind in KINDS else "temporary"
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage()._cdata not in self._alive:
+        for leaf in itertools.chain.from_iterable(map(parts_of, tree_leaves(out))):
+            if leaf.untyped_storage()._cdata not in self._alive:
                 number = self._follow(leaf.untyped_storage(), kind, module)
                 if backward and func is torch.ops.aten.add.Tensor and not args[0]._is_view():
                     self._sums.add(number)

@@ -194,7 +194,8 @@ class _Description(ProgressColumn):
     """What the phase does. The name before a colon loses its middle, so that the time left stays in sight."""
 
     def render(self, task: Task) -> Text:
-        width = max(20, Console(stderr=True).width - BESIDE)
+        beside = BESIDE if task.total else BESIDE // 2
+        width = max(20, Console(stderr=True).width - beside)
         name, colon, what = task.description.rpartition(": ")
         name = shorten_middle(name, max(8, width - len(colon + what)))
         return Text(shorten_middle(name + colon + what, width))

@@ -43,7 +43,7 @@ def kl(model, before: torch.Tensor, ids: torch.Tensor) -> float:
         (plain_shortlist(shortlist_size=211), 1e-5),
         (ClassFullConfig(group_size=1), 1e-5),
         (ClassFullConfig(), 0.04),
-        (None, 1e-5),  # the default head: all of this vocabulary
+        (None, 0.04),  # the default head
         (ShortlistConfig(shortlist_size=50), 0.04),
         (plain_shortlist(shortlist_size=50, directions=2), 0.04),
         (plain_shortlist(shortlist_size=50, own_shortlist=True), 0.04),
