@@ -115,8 +115,8 @@ def comparison_table(rows: list[Row], wide: bool = True, width: int | None = Non
     Args:
         rows: one or more runs. Up to `FEW_RUNS` are columns, more are lines.
         wide: show every column; else those of `NARROW`.
-        width: characters of the terminal. With `wide=False`, columns that do not fit are left out, the least
-            important one first, and long names lose their middle. None: no limit.
+        width: characters of the terminal. Long names lose their middle. With `wide=False`, columns that do not fit are
+            left out, the least important one first. None: no limit.
     """
     filled = _filled(rows)
     same = [c for c in filled if c.key in SETTINGS and len(rows) > 1 and len({row.get(c.key) for row in rows}) == 1]
@@ -137,6 +137,8 @@ def comparison_table(rows: list[Row], wide: bool = True, width: int | None = Non
                 return table
     rows = [row | {"run": name} for row, name in zip(rows, names, strict=True)]
     if wide:
+        longest = max(NAME_WIDTH, (width or 10**6) // 3)  # columns beside it are in several tables if need be
+        rows = [row | {"run": shorten_middle(row["run"], longest)} for row in rows]
         return Table(columns=[RUN, *shown], rows=rows, title=title, note=note).terminal()
     return _narrow_table(rows, [c for c in shown if c.key in NARROW and (mixed or c.key != BITS)], title, note, width)
 
