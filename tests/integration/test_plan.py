@@ -72,7 +72,7 @@ def test_predicted_peak_is_that_of_the_loop(body, head, batch, tiny, workdir):
         ["head=dense", "head.chunk_rows=64", "tokenizer=gpt2", "train.dtype=bfloat16"],
         ["head=class_full", "tokenizer=gpt2"],
         ["head=class_full", "head.tied=false", "grouping=random"],
-        ["head=shortlist", "head.own_shortlist=true", "head.directions=4", "head.start=counts", "tokenizer=gpt2"],
+        ["head=shortlist", "head.own_shortlist=true", "head.directions=4", "head.shortlist_size=99", "tokenizer=gpt2"],
         ["head=dense", "head.chunk_rows=64", "tokenizer=gpt2"],
         ["head=grouped", "model.dropout=0.1"],
         ["head=grouped", "train.dtype=bfloat16"],
