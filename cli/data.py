@@ -103,7 +103,7 @@ def halve(
 @data_app.command()
 def overlap(
     train: Annotated[str, typer.Argument(metavar="TRAIN", help="The training text: a file, folder or glob.")],
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text that a model is judged on.")],
+    valid: Annotated[str, typer.Argument(metavar="VALID", help="The validation text, in the same way.")],
     n: Annotated[int, typer.Option("--n", metavar="WORDS", min=1, help="Words of an n-gram.")] = 8,
     at_most: Annotated[
         float, typer.Option(metavar="SHARE", min=0, max=1, help="Documents with a larger overlap are near-duplicates.")
@@ -112,25 +112,29 @@ def overlap(
     text_field: Annotated[str, typer.Option(metavar="NAME", help="The column of .jsonl and .parquet.")] = "text",
     as_json: Json = False,
 ) -> None:
-    """Measure how much of a judged text stands in the training text.
+    """Measure how much of a validation text is in the training text too.
 
-    It counts n-grams of words that both have. Judge a run without near-duplicates: gvc eval RUN data.valid=FILE
+    It counts n-grams of words that both have. Evaluate a run without near-duplicates: gvc eval RUN data.valid=FILE
 
     Example: gvc data overlap train.txt valid.txt --out fresh.txt
     """
     with starting():
-        from grouped_lm.data.overlap import overlap_of_files, write_documents
+        from grouped_lm.data.overlap import overlap_of_files
+        from grouped_lm.data.split import write_documents
+        from grouped_lm.errors import DataError
 
-    found = overlap_of_files(train, text, n, text_field)
+    found = overlap_of_files(train, valid, n, text_field)
     fresh = found.fresh(at_most)
     if out is not None:
-        write_documents(out, fresh)
+        if not fresh:
+            raise DataError(f"no document is left for {out}: give a larger --at-most")
+        write_documents({out: fresh})
     documents = len(found.documents)
     if as_json:
         figures = {"n": n, "share": found.total, "documents": documents, "at_most": at_most, "fresh": len(fresh)}
         print(json.dumps(figures | {"shares": found.shares.tolist()}, indent=2))
         return
-    print(f"{text}: {found.total:.1%} of its n-grams of {n} words stand in {train}")
+    print(f"{valid}: {found.total:.1%} of its n-grams of {n} words are in {train} too")
     print(f"{documents - len(fresh):,} of {documents:,} documents have more than {at_most:.0%}")
     if out is not None:
         print(f"{out}: the {len(fresh):,} others")

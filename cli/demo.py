@@ -76,8 +76,8 @@ def closing_sentence(results: dict[str, dict[str, Any]]) -> str:
         f", and the default trained {fast / slow:.1f} times as fast as dense on this machine" if fast and slow else ""
     )
     return (
-        f"After {tokens_of(results):,} tokens of generated stories, with one seed and the best learning rate of three "
-        f"for each head, the validation perplexity is {default} with the default head, {dense} with dense and {paper} "
+        f"After {tokens_of(results):,} tokens of generated stories, with one seed and a tuned learning rate for each "
+        f"head, the validation perplexity is {default} with the default head, {dense} with dense and {paper} "
         f"with the paper's head{speed}."
     )
 

@@ -15,9 +15,9 @@ import yaml
 
 def say(text: str) -> None:
     """Print lines on stderr; a terminal wraps them between words."""
-    from grouped_lm.system.phases import say
+    from grouped_lm.system import phases
 
-    say(text)
+    phases.say(text)
 
 
 GROUPS = ("model", "head", "grouping", "data", "tokenizer", "optim", "tracking", "experiment", "variant")

@@ -27,16 +27,16 @@ DEFAULT = {
     "shortlist_size": "256",
     "grouping": "brown",
 }
-"""The settings in leaderboard.csv of the default head that was before the one of today."""
-BEFORE = "the default before (256 tokens)"
-"""What it is called in tables."""
+"""The settings in leaderboard.csv of the default head of version 0.1. That of today has 2,048 tokens."""
+BEFORE = "`shortlist`, 256 tokens"
+"""What that head is called in tables."""
 DENSE_BIAS = {"head": "dense", "bias": "True", "tied": "True", "bpe": ""}
 DENSE_PLAIN = {"head": "dense", "bias": "False", "tied": "True", "bpe": ""}
 HEADS: dict[str, Row] = {
     BEFORE: DEFAULT,
-    "that with a shortlist of 1,024 tokens": DEFAULT | {"shortlist_size": "1024"},
-    "that with groups of 448 tokens": DEFAULT | {"group_size": "448"},
-    "that with a vector of its own per group": DEFAULT | {"directions": "1"},
+    "`shortlist`, 1,024 tokens": DEFAULT | {"shortlist_size": "1024"},
+    "`shortlist`, 256 tokens, groups of 448": DEFAULT | {"group_size": "448"},
+    "`shortlist`, 256 tokens, a vector per group": DEFAULT | {"directions": "1"},
     "`shortlist`, own 2,048, 4 directions": {
         "head": "shortlist",
         "shortlist_size": "2048",
@@ -453,7 +453,7 @@ def summary() -> str:
     gpu = {row["head"]: float(row["ms"]) for row in read("bench-heads-gpu.csv")}
     rows = [
         [
-            "Loss of the default before, minus dense ([quality])",
+            "Loss of `shortlist` with 256 tokens, minus dense ([quality])",
             f"{signed(min(mean[0]), 2)} to {signed(max(mean[0]), 2)} nats",
         ],
         [
@@ -465,7 +465,7 @@ def summary() -> str:
             f"{over['gpt2-128x3']:.1f}x to {over['gpt2-28m']:.1f}x",
         ],
         ["Memory of steps, dense over the paper's head, 33M ([memory])", f"up to {ratio['neo-33m']:.2f}x"],
-        ["Speed of the default head alone over dense, large GPU ([GPU])", f"{gpu['dense'] / gpu[DEFAULT_LABEL]:.1f}x"],
+        ["Speed of `shortlist` alone over dense, large GPU ([GPU])", f"{gpu['dense'] / gpu[DEFAULT_LABEL]:.1f}x"],
     ]
     return table(["measured", "result"], rows)
 
@@ -484,9 +484,9 @@ QUALITY_OF: dict[str, list[str]] = {
     "dense": ["`dense`, tied, a bias per token", "`dense`, tied, as in GPT-2"],
     "shortlist": [
         BEFORE,
-        "that with a shortlist of 1,024 tokens",
-        "that with groups of 448 tokens",
-        "that with a vector of its own per group",
+        "`shortlist`, 1,024 tokens",
+        "`shortlist`, 256 tokens, groups of 448",
+        "`shortlist`, 256 tokens, a vector per group",
         "`shortlist`, own 2,048, 4 directions",
     ],
     "trim": ["`trim` with biases", "`trim` without biases"],

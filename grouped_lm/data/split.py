@@ -1,5 +1,6 @@
 """Two halves of a text, document by document: one to choose by, one to report on."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from grouped_lm.data.sources import join_fragments
@@ -25,18 +26,29 @@ def halve(text: str, out: Path, text_field: str = "text") -> list[tuple[Path, in
     """
     source = TextSource(find_files(text, "TEXT"), text_field)
     documents = [document for document in join_fragments(source.fragments()) if document]
-    if any(EOT_TEXT in document for document in documents):
-        raise DataError(f"{text}: a document has {EOT_TEXT} inside, and would be two in a .txt")
     if len(documents) < 2:
         raise DataError(f"{text} has {len(documents)} documents; two halves need two or more")
     name = Path(text).stem.strip("*") or "text"
     parts = {out / f"{name}-a.txt": documents[::2], out / f"{name}-b.txt": documents[1::2]}
-    texts = {path: "".join(f"{document}\n{EOT_TEXT}\n" for document in own) for path, own in parts.items()}
-    for path, whole in texts.items():
-        if path.exists() and (not path.is_file() or path.read_bytes() != whole.encode()):
-            raise DataError(f"{path} is there and holds something else: give another --out, or remove it")
-    with disk_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
-        for path, whole in texts.items():
-            write_bytes(path, whole.encode())
+    write_documents(parts)
     return [(path, len(own)) for path, own in parts.items()]
+
+
+def write_documents(parts: Mapping[Path, Sequence[str]]) -> None:
+    """Write the documents of each .txt file, as `data=text` reads them; all files or none.
+
+    Raises:
+        DataError: a border of .txt inside a document, or a file of that name with another content.
+        DiskError: a file cannot be written.
+    """
+    for path, documents in parts.items():
+        if any(EOT_TEXT in document for document in documents):
+            raise DataError(f"{path}: a document has {EOT_TEXT} inside, and would be two in a .txt")
+    texts = {path: "".join(f"{text}\n{EOT_TEXT}\n" for text in own).encode() for path, own in parts.items()}
+    for path, whole in texts.items():
+        if path.exists() and (not path.is_file() or path.read_bytes() != whole):
+            raise DataError(f"{path} is there and holds something else: give another --out, or remove it")
+    for path, whole in texts.items():
+        with disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, whole)

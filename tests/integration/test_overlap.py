@@ -10,13 +10,13 @@ from grouped_lm.data.overlap import measure_overlap
 from grouped_lm.data.text import EOT_TEXT
 
 
-def shares_by_hand(train, judged, n):
+def shares_by_hand(train, valid, n):
     def grams(text):
         words = "".join(c if c.isalnum() else " " for c in text.lower()).split()
         return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
     known = {gram for text in train for gram in grams(text)}
-    found = [[gram in known for gram in grams(text)] for text in judged]
+    found = [[gram in known for gram in grams(text)] for text in valid]
     return [sum(own) / len(own) if own else 0.0 for own in found], sum(map(sum, found)) / max(1, sum(map(len, found)))
 
 
@@ -24,12 +24,12 @@ def shares_by_hand(train, judged, n):
 def test_shares_equal_a_literal_count(n):
     draw = random.Random(n)
     texts = [" ".join(draw.choices(["a", "B,", "c!", "dog"], k=draw.randrange(1, 40))) for _ in range(60)]
-    train, judged = texts[:40], [*texts[40:], texts[0].upper() + " ?"]
-    overlap = measure_overlap(train, judged, n)
-    shares, total = shares_by_hand(train, judged, n)
+    train, valid = texts[:40], [*texts[40:], texts[0].upper() + " ?"]
+    overlap = measure_overlap(train, valid, n)
+    shares, total = shares_by_hand(train, valid, n)
     np.testing.assert_allclose(overlap.shares, shares)
     assert overlap.total == pytest.approx(total)
-    assert measure_overlap([], judged, n).shares.tolist() == [0.0] * len(judged)
+    assert measure_overlap([], valid, n).shares.tolist() == [0.0] * len(valid)
 
 
 def test_near_duplicates_are_left_out(gvc, workdir):
@@ -39,7 +39,7 @@ def test_near_duplicates_are_left_out(gvc, workdir):
     (workdir / "valid.txt").write_text(f"{story.upper()}\n{EOT_TEXT}\n{new}\n")
     outcome = gvc("data", "overlap", "train.txt", "valid.txt", "--out", "fresh.txt")
     assert outcome.out.splitlines() == [
-        "valid.txt: 60.0% of its n-grams of 8 words stand in train.txt",
+        "valid.txt: 60.0% of its n-grams of 8 words are in train.txt too",
         "1 of 2 documents have more than 20%",
         "fresh.txt: the 1 others",
     ]
