@@ -10,59 +10,31 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import docs_contests
 import numpy as np
-from scipy import stats
+from docs_contests import RESULTS, table
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "runs" / "results"
 GIB = 2**30
 Row = dict[str, str]
 
-DEFAULT = {
-    "head": "shortlist",
-    "directions": "0",
-    "own_shortlist": "False",
-    "reserve": "True",
-    "shared_rows": "32768",
-    "shortlist_size": "256",
-    "grouping": "brown",
-}
-"""The settings in leaderboard.csv of the default head of version 0.1. That of today has 2,048 tokens."""
-BEFORE = "`shortlist`, 256 tokens"
-"""What that head is called in tables."""
-DENSE_BIAS = {"head": "dense", "bias": "True", "tied": "True", "bpe": ""}
-DENSE_PLAIN = {"head": "dense", "bias": "False", "tied": "True", "bpe": ""}
-HEADS: dict[str, Row] = {
-    BEFORE: DEFAULT,
-    "`shortlist`, 1,024 tokens": DEFAULT | {"shortlist_size": "1024"},
-    "`shortlist`, 256 tokens, groups of 448": DEFAULT | {"group_size": "448"},
-    "`shortlist`, 256 tokens, a vector per group": DEFAULT | {"directions": "1"},
-    "`shortlist`, own 2,048, 4 directions": {
+GROUPED: dict[str, Row] = {
+    "`grouped`": {"head": "grouped"},
+    "`film`": {"head": "film"},
+    "`class_full`": {"head": "class_full", "tied": "True"},
+    "`shortlist`, 256 tokens": {
         "head": "shortlist",
-        "shortlist_size": "2048",
-        "directions": "4",
-        "shared_rows": "0",
-        "own_shortlist": "True",
-        "reserve": "False",
+        "directions": "0",
+        "own_shortlist": "False",
+        "reserve": "True",
+        "shared_rows": "32768",
+        "shortlist_size": "256",
     },
-    "`dense`, tied, a bias per token": DENSE_BIAS,
-    "`dense`, tied, as in GPT-2": DENSE_PLAIN,
-    "`trim` with biases": {"head": "trim", "bias": "True"},
-    "`trim` without biases": {"head": "trim", "bias": "False"},
-    "`adaptive`": {"head": "adaptive"},
-    "`grouped`, the paper's head": {"head": "grouped", "grouping": "merge_rank"},
 }
-BPE = {
-    "`dense`, own vocabulary of 4,096": {"head": "dense", "bias": "True", "bpe": "4096"},
-    "`dense`, own vocabulary of 8,192": {"head": "dense", "bias": "True", "bpe": "8192"},
-}
-PLACES = {
-    "stories, width 128": ("tinystories", "128", "2457600", DENSE_BIAS),
-    "stories, width 256": ("tinystories", "256", "1228800", DENSE_BIAS),
-    "prose, width 128": ("prose", "128", "2457600", DENSE_PLAIN),
-}
-"""Text, width, tokens, and the best dense head there."""
+"""Heads with groups -> their settings in leaderboard.csv."""
 MODELS = ("gpt2-128x3", "gpt2-256x4", "gpt2-1m", "gpt2-8m", "gpt2-28m", "neo-33m")
+BEFORE = "`shortlist`, 256 tokens"
+"""What the default head of version 0.1 is called in tables of the benchmarks. That of today has 2,048 tokens."""
 DEFAULT_LABEL = "shortlist, mean rows"
 """The default head's name in the benchmark files."""
 
@@ -72,12 +44,6 @@ def read(name: str) -> tuple[Row, ...]:
     """Return the rows of a CSV file below runs/results."""
     with (RESULTS / name).open(encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; all columns but the first are aligned to the right."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def listing(paths: Sequence[str]) -> str:
@@ -120,88 +86,16 @@ def losses(place: tuple[str, str, str], wanted: Row, column: str, lr: str = "0.0
     return found
 
 
-def interval(differences: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean difference over seeds (t distribution), None for one seed."""
-    if len(differences) < 2:
-        return None
-    error = stats.sem(differences)
-    low, high = stats.t.interval(0.95, len(differences) - 1, np.mean(differences), error) if error else (0.0, 0.0)
-    return float(low), float(high)
-
-
-def difference(
-    place: str, head: Row, column: str = "report_loss_nats"
-) -> tuple[float, tuple[float, float] | None] | None:
-    """Return the mean difference of a head to the best dense head, paired by seed, and its interval."""
-    *where, dense = PLACES[place]
-    ours, theirs = (losses((where[0], where[1], where[2]), one, column) for one in (head, dense))
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return None
-    values = [ours[seed] - theirs[seed] for seed in seeds]
-    return float(np.mean(values)), interval(values)
-
-
-def signed(value: float, digits: int = 3) -> str:
-    """Return a number with its sign; zero has none."""
-    return f"{value:+.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
-
-
-def _difference_cell(place: str, head: Row, column: str = "report_loss_nats") -> str:
-    found = difference(place, head, column)
-    return "-" if found is None else signed(found[0])
-
-
-def _interval_cell(place: str, head: Row) -> str:
-    found = difference(place, head)
-    if found is None or found[1] is None or found[0] == 0:
-        return "-"
-    return f"{signed(found[1][0])} to {signed(found[1][1])}"
-
-
-def leaderboard() -> str:
-    """Return the losses of all heads minus those of the best dense head, at three places."""
-    rows = [[name, *[_difference_cell(place, head) for place in PLACES]] for name, head in HEADS.items()]
-    absolute = []
-    for place, (*where, dense) in PLACES.items():
-        found = losses((where[0], where[1], where[2]), dense, "report_loss_nats")
-        absolute.append(f"{place}: {np.mean(list(found.values())):.3f} nats")
-    text = table(["head", *PLACES], rows)
-    return text + f"\nThe best dense head has these losses: {'; '.join(absolute)}.\n" + _leaderboard_source()
-
-
 def _leaderboard_source() -> str:
     return f"\nSource: {listing(['leaderboard.csv'])}; each row has its commit and its device.\n"
-
-
-def leaderboard_intervals() -> str:
-    """Return the 95 % intervals over seeds of the differences in `leaderboard`."""
-    rows = [[name, *[_interval_cell(place, head) for place in PLACES]] for name, head in HEADS.items()]
-    return table(["head", *PLACES], [row for row in rows if set(row[1:]) != {"-"}]) + _leaderboard_source()
-
-
-def own_vocabulary() -> str:
-    """Return bits per byte of dense heads with a small vocabulary, minus those of the best dense head."""
-    heads = {BEFORE: DEFAULT} | BPE
-    rows = [
-        [name, *[_difference_cell(place, head, "report_bits_per_byte") for place in PLACES]]
-        for name, head in heads.items()
-    ]
-    return table(["head", *PLACES], rows) + _leaderboard_source()
 
 
 def groupings() -> str:
     """Return the validation loss of heads with groups under each grouping."""
     place = ("tinystories", "128", "1638400")
-    heads: dict[str, Row] = {
-        "`grouped`": {"head": "grouped"},
-        "`film`": {"head": "film"},
-        "`class_full`": {"head": "class_full", "tied": "True"},
-        "`shortlist`": {key: value for key, value in DEFAULT.items() if key != "grouping"},
-    }
     names = ["merge_rank", "random", "frequency", "sqrt_frequency", "kmeans", "brown"]
     rows = []
-    for label, head in heads.items():
+    for label, head in GROUPED.items():
         cells = []
         for grouping in names:
             size = {"group_size": "338"} if grouping == "sqrt_frequency" else {}  # its largest group
@@ -209,23 +103,6 @@ def groupings() -> str:
             cells.append(f"{found['0']:.3f}" if "0" in found else "-")
         rows.append([label, *cells])
     return table(["head", *[f"`{name}`" for name in names]], rows) + _leaderboard_source()
-
-
-def rates() -> str:
-    """Return the losses of one head of every kind at three learning rates."""
-    place = ("tinystories", "128", "1638400")
-    heads = {name: head for name, head in (HEADS | BPE).items() if "own 2,048" not in name} | {
-        "`class_full`": {"head": "class_full", "tied": "True", "grouping": "merge_rank"},
-        "`film`": {"head": "film", "grouping": "merge_rank"},
-        "`low_rank`, 64": {"head": "low_rank"},
-        "`sampled`": {"head": "sampled"},
-    }
-    rows = []
-    for name, head in heads.items():
-        found = [losses(place, head, "val_loss_nats", lr).get("0") for lr in ("0.002", "0.004", "0.008")]
-        if sum(loss is not None for loss in found) > 1:
-            rows.append([name, *["-" if loss is None else f"{loss:.3f}" for loss in found]])
-    return table(["head", "2e-3", "4e-3", "8e-3"], rows) + _leaderboard_source()
 
 
 def step_rows(name: str, batch: str = "8") -> dict[tuple[str, str], Row]:
@@ -443,23 +320,14 @@ def verdict_counts() -> str:
 
 def summary() -> str:
     """Return the five rows of results on the front page."""
-    quality = [difference(place, DEFAULT) for place in PLACES]
-    paper = [difference(place, HEADS["`grouped`, the paper's head"]) for place in PLACES]
-    mean = [[found[0] for found in kind if found] for kind in (quality, paper)]
     found = step_rows("default-head/bench-steps.csv")
     over = {model: float(found[model, DEFAULT_LABEL]["over_dense"]) for model in MODELS if (model, "dense") in found}
     claims = [row for row in read("bench-memory.csv") if row["part"] == "claim" and row["attention"] == "fused"]
     ratio = {model: max(float(row["memory_ratio"]) for row in claims if row["model"] == model) for model in MODELS[2:]}
     gpu = {row["head"]: float(row["ms"]) for row in read("bench-heads-gpu.csv")}
     rows = [
-        [
-            "Loss of `shortlist` with 256 tokens, minus dense ([quality])",
-            f"{signed(min(mean[0]), 2)} to {signed(max(mean[0]), 2)} nats",
-        ],
-        [
-            "Loss of the paper's head, minus dense ([quality])",
-            f"{signed(min(mean[1]), 2)} to {signed(max(mean[1]), 2)} nats",
-        ],
+        ["Loss of the default head, minus the best full softmax ([quality])", docs_contests.range_of("shortlist", 3)],
+        ["Loss of the paper's head, minus the best full softmax ([quality])", docs_contests.range_of("grouped")],
         [
             "Speed of training steps over dense, width 128 to 512 ([speed])",
             f"{over['gpt2-128x3']:.1f}x to {over['gpt2-28m']:.1f}x",
@@ -474,25 +342,12 @@ def measured(head: str) -> Callable[[], str]:
     """Return the function that gives the measured results of one head."""
 
     def block() -> str:
-        text = _measured_quality(head) + _measured_speed(head)
+        text = docs_contests.measured_quality(head) + _measured_speed(head)
         return text or "Nothing about this head is in a committed file yet.\n"
 
     return block
 
 
-QUALITY_OF: dict[str, list[str]] = {
-    "dense": ["`dense`, tied, a bias per token", "`dense`, tied, as in GPT-2"],
-    "shortlist": [
-        BEFORE,
-        "`shortlist`, 1,024 tokens",
-        "`shortlist`, 256 tokens, groups of 448",
-        "`shortlist`, 256 tokens, a vector per group",
-        "`shortlist`, own 2,048, 4 directions",
-    ],
-    "trim": ["`trim` with biases", "`trim` without biases"],
-    "adaptive": ["`adaptive`"],
-    "grouped": ["`grouped`, the paper's head"],
-}
 SPEED_OF: dict[str, list[str]] = {
     "dense": ["dense, compiled", "dense, CCE", "dense, chunked, tuned"],
     "shortlist": [],
@@ -504,14 +359,6 @@ SPEED_OF: dict[str, list[str]] = {
     "low_rank": ["low_rank"],
     "sampled": ["sampled"],
 }
-
-
-def _measured_quality(head: str) -> str:
-    rows = [[name, *[_difference_cell(place, HEADS[name]) for place in PLACES]] for name in QUALITY_OF.get(head, [])]
-    if not rows:
-        return ""
-    note = "Loss minus that of the best dense head, in nats; below 0 is better.\n\n"
-    return note + table(["setting", *PLACES], rows) + "\n"
 
 
 def _measured_speed(head: str) -> str:
@@ -526,9 +373,9 @@ def _measured_speed(head: str) -> str:
         cells = [f"{float(default[model, DEFAULT_LABEL]['over_dense']):.2f}x" for model in models]
         rows = [[BEFORE, *cells]]
     note = "Tokens per second of a whole training step over dense, on one CPU thread.\n\n"
-    files = ["leaderboard.csv", "default-head/bench-steps.csv" if head == "shortlist" else "bench-steps.csv"]
-    text = note + table(["setting", *[f"`{model}`" for model in models]], rows)
-    return text + f"\nSource: {listing(files if head in QUALITY_OF else files[1:])}.\n"
+    files = ["equal-tokens.csv"] if docs_contests.measured_quality(head) else []
+    files.append("default-head/bench-steps.csv" if head == "shortlist" else "bench-steps.csv")
+    return note + table(["setting", *[f"`{model}`" for model in models]], rows) + f"\nSource: {listing(files)}.\n"
 
 
 def published_runs() -> str:
@@ -576,18 +423,16 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "default-heads-memory": default_heads_memory,
     "default-steps": default_steps,
     "default-steps-ms": default_steps_ms,
+    "equal-time": docs_contests.equal_time,
+    "equal-tokens": docs_contests.equal_tokens,
     "gpu-heads": gpu_heads,
     "groupings": groupings,
     "heads-memory": heads_memory,
     "heads-speed": heads_speed,
     "large-clusters": large_clusters,
-    "leaderboard": leaderboard,
-    "leaderboard-intervals": leaderboard_intervals,
     "memory-claim": memory_claim,
     "memory-truth": memory_truth,
-    "own-vocabulary": own_vocabulary,
     "published-runs": published_runs,
-    "rates": rates,
     "share-of-cap": share_of_cap,
     "steps": steps,
     "summary": summary,

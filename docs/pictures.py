@@ -3,14 +3,18 @@
 Usage: python docs/pictures.py. It writes
 
 - docs/heads/NAME.svg: which softmaxes a token's probability is made of, with the numbers of GPT-2's vocabulary;
-- docs/results/summary.svg: loss against speed, from the committed figures.
+- docs/results/summary.svg: bits per byte against minutes, from the committed contest at equal tokens.
 """
 
 from dataclasses import dataclass
 from html import escape
+from math import log
 from pathlib import Path
+from statistics import fmean
 
-from docs_tables import DEFAULT, DEFAULT_LABEL, DENSE_BIAS, DENSE_PLAIN, HEADS, Row, difference, step_rows
+from docs_contests import boards, find, title_of
+
+from grouped_lm.report.leaderboard import Standing, curve_points
 
 DOCS = Path(__file__).parent
 SHARED, OWN, FIXED = "#0072b2", "#d55e00", "#7f7f7f"
@@ -118,98 +122,99 @@ def draw(name: str, steps: tuple[Step, ...]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Point:
-    """A head in the picture of loss against speed."""
-
-    label: str
-    settings: Row
-    """Of its rows in leaderboard.csv."""
-    bench: str
-    """Its name in default-head/bench-steps.csv."""
-    colour: str
-
-
-POINTS = (
-    Point("dense with biases", DENSE_BIAS, "dense", "#222222"),
-    Point("dense as in GPT-2", DENSE_PLAIN, "dense", "#777777"),
-    Point("the default head", DEFAULT, DEFAULT_LABEL, "#d55e00"),
-    Point("adaptive softmax", HEADS["`adaptive`"], "adaptive", "#009e73"),
-    Point("grouped (the paper's head)", HEADS["`grouped`, the paper's head"], "grouped", "#0072b2"),
-)
-PANELS = {
-    "width 128, 3 layers": ("stories, width 128", "gpt2-128x3"),
-    "width 256, 4 layers": ("stories, width 256", "gpt2-256x4"),
+COLOURS = {
+    "dense": "#222222",
+    "trim": "#777777",
+    "shortlist": "#d55e00",
+    "adaptive": "#009e73",
+    "grouped": "#0072b2",
+    "film": "#56b4e9",
 }
-"""Title of each panel, its place in `docs_tables.PLACES`, and its body in the benchmark."""
-PANEL_WIDTH, PANEL_HEIGHT, GAP, TOP = 330, 250, 56, 74
-"""Pixels."""
-FASTEST, LOWEST, HIGHEST = 10.0, -0.12, 0.68
-"""Ends of the axes: speed over dense, and nats."""
+"""Heads in the picture of loss against minutes."""
+NAMES = {"shortlist": "shortlist, the default", "grouped": "grouped, the paper's head"}
+PANEL = (64, 74, 480, 300)
+"""Left, top, width and height in pixels."""
+LOWEST, HIGHEST = 1.0, 1.8
+"""Bits per byte at the ends of the axis."""
+MINUTES = (0.2, 0.5, 1, 2, 5, 10, 20)
+"""Marks of the other axis, which is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Bits per byte of one head on the validation text along training, means over seeds."""
+
+    head: str
+    minutes: list[float]
+    bits: list[float]
+
+
+def curve_of(entry: Standing) -> Curve:
+    """Return the curve of a head; the minutes are those of training steps at the mean speed of its runs."""
+    first = entry.rows[0]
+    per_step = entry.tokens / int(first["steps"])
+    speed = fmean(float(row["tokens_per_sec"]) for row in entry.rows)
+    bits = float(first["val_bits_per_byte"]) / float(first["val_loss_nats"])
+    curves = [curve_points(row) for row in entry.rows]
+    steps = sorted(set.intersection(*map(set, curves)))
+    losses = [fmean(curve[step] for curve in curves) * bits for step in steps]
+    return Curve(entry.settings["name"], [step * per_step / speed / 60 for step in steps], losses)
 
 
 def draw_summary() -> str:
-    """Return the SVG of loss against speed."""
+    """Return the SVG of bits per byte against minutes, for the first place of the contest at equal tokens."""
+    place, entries = boards("equal-tokens")[0]
+    found = [entry for head in COLOURS if (entry := find(entries, head))]
+    left, top, width, height = PANEL
     body = [
-        f'<text x="{GAP}" y="22" class="title">Loss against speed: better is down and to the right</text>',
-        f'<text x="{GAP}" y="42">TinyStories, GPT-2 body, three seeds, 95 % intervals; speed on one CPU thread</text>',
+        f'<text x="{left}" y="22" class="title">Bits per byte against minutes of training on one CPU core</text>',
+        f'<text x="{left}" y="42">{title_of(place)}; down and to the left is better</text>',
+        *_axes(),
     ]
-    for number, (title, (place, model)) in enumerate(PANELS.items()):
-        left = GAP + number * (PANEL_WIDTH + GAP)
-        body += _axes(left, title, number == 0)
-        for point in POINTS:
-            body += _point(point, place, model, left)
-    width, height = GAP + 2 * (PANEL_WIDTH + GAP) - 24, TOP + PANEL_HEIGHT + 50
+    taken: list[float] = []
+    for curve in sorted(map(curve_of, found), key=lambda curve: curve.bits[-1]):
+        points = " ".join(f"{_x(x):.1f},{_y(y):.1f}" for x, y in zip(curve.minutes, curve.bits, strict=True))
+        colour = COLOURS[curve.head]
+        body.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        body.append(f'<circle cx="{_x(curve.minutes[-1]):.1f}" cy="{_y(curve.bits[-1]):.1f}" r="4" fill="{colour}"/>')
+        y = min([_y(curve.bits[-1]), *(other - 17 for other in taken[-1:])])
+        taken.append(y)
+        label = f"{NAMES.get(curve.head, curve.head)}: {curve.bits[-1]:.3f}"
+        body.append(f'<text x="{left + width + 10}" y="{y + 4:.1f}" style="fill:{colour}">{escape(label)}</text>')
+    wide, high = left + width + 230, top + height + 50
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'role="img">\n<title>Loss of heads minus that of the best dense head, against their speed</title>\n'
-        "<style>text{font:13px sans-serif;fill:#222}.title{font-weight:bold;font-size:16px}.bold{font-weight:bold}"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" '
+        'role="img">\n<title>Bits per byte of heads against minutes of training on one CPU core</title>\n'
+        "<style>text{font:13px sans-serif;fill:#222}.title{font-weight:bold;font-size:16px}"
         ".middle{text-anchor:middle}.end{text-anchor:end}.grid{stroke:#ddd}</style>\n"
         '<rect width="100%" height="100%" fill="#fff"/>\n' + "\n".join(body) + "\n</svg>\n"
     )
 
 
-def _x(left: float, speed: float) -> float:
-    return left + PANEL_WIDTH * speed / FASTEST
+def _x(minutes: float) -> float:
+    share = (log(minutes) - log(MINUTES[0])) / (log(MINUTES[-1]) - log(MINUTES[0]))
+    return PANEL[0] + PANEL[2] * max(0.0, share)
 
 
-def _y(nats: float) -> float:
-    return TOP + PANEL_HEIGHT * (HIGHEST - nats) / (HIGHEST - LOWEST)
+def _y(bits: float) -> float:
+    return PANEL[1] + PANEL[3] * (HIGHEST - min(bits, HIGHEST)) / (HIGHEST - LOWEST)
 
 
-def _axes(left: float, title: str, first: bool) -> list[str]:
-    bottom = TOP + PANEL_HEIGHT
-    lines = [f'<text x="{left + PANEL_WIDTH / 2}" y="{TOP - 8}" class="middle bold">{title}</text>']
-    for nats in (0.0, 0.2, 0.4, 0.6):
-        lines.append(f'<path d="M {left} {_y(nats):.1f} h {PANEL_WIDTH}" class="grid"/>')
-        lines.append(f'<text x="{left - 6}" y="{_y(nats) + 4:.1f}" class="end">{nats:.1f}</text>')
-    for speed in (1, 2, 4, 6, 8, 10):
-        lines.append(f'<text x="{_x(left, speed):.1f}" y="{bottom + 18}" class="middle">{speed}x</text>')
-    lines.append(f'<path d="M {left} {TOP} V {bottom} H {left + PANEL_WIDTH}" fill="none" stroke="#222"/>')
-    lines.append(
-        f'<text x="{left + PANEL_WIDTH / 2}" y="{bottom + 40}" class="middle">training speed over dense</text>'
-    )
-    if first:
-        middle = TOP + PANEL_HEIGHT / 2
-        label = "loss minus best dense, nats"
-        lines.append(f'<text x="14" y="{middle}" class="middle" transform="rotate(-90 14 {middle})">{label}</text>')
-    return lines
-
-
-def _point(point: Point, place: str, model: str, left: float) -> list[str]:
-    found = difference(place, point.settings)
-    assert found is not None, point.label
-    nats, interval = found
-    speed = float(step_rows("default-head/bench-steps.csv")[model, point.bench]["over_dense"])
-    x, y = _x(left, speed), _y(nats)
-    lines = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{point.colour}"/>']
-    if interval and nats:
-        low, high = (min(max(_y(value), TOP), TOP + PANEL_HEIGHT) for value in interval)
-        lines.append(f'<path d="M {x:.1f} {low:.1f} V {high:.1f}" stroke="{point.colour}" stroke-width="1.5"/>')
-    at, anchor = ((x + 10, y + 4), "start") if speed < 7 else ((x - 10, y + 4), "end")
-    style = f"fill:{point.colour};text-anchor:{anchor}"
-    lines.append(f'<text x="{at[0]:.1f}" y="{at[1]:.1f}" style="{style}">{escape(point.label)}</text>')
-    return lines
+def _axes() -> list[str]:
+    left, top, width, height = PANEL
+    bottom, middle = top + height, top + height / 2
+    lines = []
+    for tenths in range(round(10 * LOWEST), round(10 * HIGHEST) + 1, 2):
+        y = _y(tenths / 10)
+        lines.append(f'<path d="M {left} {y:.1f} h {width}" class="grid"/>')
+        lines.append(f'<text x="{left - 8}" y="{y + 4:.1f}" class="end">{tenths / 10:.1f}</text>')
+    for minutes in MINUTES:
+        lines.append(f'<path d="M {_x(minutes):.1f} {top} V {bottom}" class="grid"/>')
+        lines.append(f'<text x="{_x(minutes):.1f}" y="{bottom + 18}" class="middle">{minutes:g}</text>')
+    lines.append(f'<path d="M {left} {top} V {bottom} H {left + width}" fill="none" stroke="#222"/>')
+    lines.append(f'<text x="{left + width / 2}" y="{bottom + 40}" class="middle">minutes of training steps</text>')
+    label = f'<text x="16" y="{middle}" class="middle" transform="rotate(-90 16 {middle})">bits per byte</text>'
+    return [*lines, label]
 
 
 def pictures() -> dict[str, str]:

@@ -6,6 +6,7 @@ body), and repeats the choice with the other seeds. The choice is by the validat
 
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -209,6 +210,6 @@ def _values(override: Override) -> list[str]:
 
 
 def _without_folder(word: str) -> str:
-    """Return an override with the file's name in place of its path."""
+    """Return an override with the names of files in place of their paths, also in lists such as [A,B]."""
     key, _, value = word.partition("=")
-    return f"{key}={Path(value.strip(chr(39))).name}" if key in PATHS else word
+    return f"{key}={re.sub(r'[^][,]*/', '', value.strip(chr(39)))}" if key in PATHS else word

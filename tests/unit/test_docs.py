@@ -12,6 +12,7 @@ import torch
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.heads import HEADS
 from grouped_lm.runs.schema import list_keys, list_parts
+from grouped_lm.system.tables import csv_text
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -41,9 +42,22 @@ def test_generated_blocks_agree_with_the_committed_figures(page):
 def test_a_changed_figure_changes_the_page(monkeypatch):
     tables = importlib.import_module("docs_tables")
     rows = tuple(row | {"report_loss_nats": "9.5"} for row in tables.read("leaderboard.csv"))
-    before = tables.leaderboard()
+    before = tables.groupings()
     monkeypatch.setattr(tables, "read", lambda name: rows)
-    assert tables.leaderboard() != before
+    assert tables.groupings() != before
+
+
+def test_a_changed_contest_changes_the_page(monkeypatch, tmp_path):
+    contests = importlib.import_module("docs_contests")
+    before = contests.equal_tokens()
+    rows = contests.read_rows(contests.RESULTS / "equal-tokens.csv")
+    changed = [row | {"report_loss_nats": "9.5"} if row["head"] == "shortlist" else row for row in rows]
+    (tmp_path / "equal-tokens.csv").write_text(csv_text(changed), encoding="utf-8")
+    monkeypatch.setattr(contests, "RESULTS", tmp_path)
+    contests.boards.cache_clear()
+    assert "9.500" in contests.equal_tokens()
+    contests.boards.cache_clear()
+    assert "9.500" not in before
 
 
 def test_pictures_agree_with_the_committed_figures():

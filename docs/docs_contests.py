@@ -1,0 +1,145 @@
+"""The tables of the contests of heads, computed from runs/results/equal-tokens.csv and runs/results/equal-time.csv.
+
+Differences, intervals and the words "on par" are those of `gvc leaderboard`, which has the same figures.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from grouped_lm.report.contest import EXACT, Place, places
+from grouped_lm.report.documents import read_documents
+from grouped_lm.report.leaderboard import Standing, read_rows, short_names, standings
+
+RESULTS = Path(__file__).parents[1] / "runs" / "results"
+Board = tuple[Place, list[Standing]]
+PAPER, DEFAULT = "grouped", "shortlist"
+TEXTS = {"tinystories": "stories"}
+"""Names of texts in the CSV files -> names in tables."""
+
+
+@cache
+def boards(name: str) -> tuple[Board, ...]:
+    """Return the places of a contest, each with its heads, best first; none if it has no file."""
+    path = RESULTS / f"{name}.csv"
+    if not path.exists():
+        return ()
+    losses = read_documents(path)
+    return tuple(
+        (place, standings(place.rows, EXACT, place.choice, losses, place.timed)) for place in places(read_rows(path))
+    )
+
+
+def title_of(place: Place) -> str:
+    """Return the text of a place, and its body and tokens or its time."""
+    row = place.rows[0]
+    text = TEXTS.get(row["data"], row["data"])
+    if place.timed:
+        return f"{text}, {row['minutes']} minutes on {row['threads']} {'core' if row['threads'] == '1' else 'cores'}"
+    return f"{text}, width {row['n_embd']}, {row['n_layer']} layers, {int(row['tokens']) / 1e6:.1f} million tokens"
+
+
+def find(entries: Sequence[Standing], head: str) -> Standing | None:
+    """Return the variant of a head with the full vocabulary that has most seeds; of several, the best."""
+    own = [entry for entry in entries if entry.settings["name"] == head and entry.unit == "loss_nats"]
+    own = [entry for entry in own if entry.difference is not None]
+    return max(own, key=lambda entry: (entry.seeds, -entry.bits_per_byte), default=None)
+
+
+def reference_of(entries: Sequence[Standing]) -> Standing:
+    """Return the best full softmax: the head that all others are compared with."""
+    return next(entry for entry in entries if entry.difference == 0 and entry.settings["name"] in EXACT.split(","))
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Return a number with its sign; zero has none."""
+    return f"{value:+.{digits}f}" if round(value, digits) else f"{0:.{digits}f}"
+
+
+def span(ends: tuple[float | None, float | None] | None) -> str:
+    """Return an interval in words."""
+    if ends is None or ends[0] is None or ends[1] is None:
+        return "-"
+    return f"{signed(ends[0])} to {signed(ends[1])}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; all columns but the first are aligned to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _source(name: str, entries: Sequence[Standing]) -> str:
+    rows = [row for entry in entries for row in entry.rows]
+
+    def values(key: str) -> str:
+        return ", ".join(sorted({row[key] for row in rows if row[key]}))
+
+    commands = "".join(f"        {command}\n" for command in sorted({row["command"] for row in rows}))
+    text = f"Source: `runs/results/{name}.csv`, commit {values('commit')}, {values('machine')}."
+    return f'{text} Report text: {values("report_text")}.\n\n??? info "Commands"\n\n{commands}\n'
+
+
+def equal_tokens() -> str:
+    """Return one table for each text and body: every head after the same tokens."""
+    text = ""
+    for place, entries in boards("equal-tokens"):
+        names = short_names(entries)
+        rows = []
+        for entry in entries:
+            bits = " bits/byte" if entry.unit != "loss_nats" else ""
+            gap = "-" if entry.difference is None else signed(entry.difference) + bits
+            own = entry is reference_of(entries)
+            ends = ["-", "-", "-"] if own else [span((entry.low, entry.high)), span(entry.documents), entry.verdict]
+            cells = [f"{entry.loss:.3f}", f"{entry.bits_per_byte:.4f}", gap, *ends]
+            rows.append([f"`{names[entry.head]}`", entry.lr or "-", str(entry.seeds), *cells])
+        header = ["head", "rate", "seeds", "nats", "bits per byte", "minus the best full softmax"]
+        header += ["95 % over seeds", "95 % over documents", "on par"]
+        text += f"**{title_of(place)}**\n\n{table(header, rows)}\n{_source('equal-tokens', entries)}"
+    return text or NOTHING
+
+
+def equal_time() -> str:
+    """Return one table for each text and time: every head with its best body."""
+    text = ""
+    for place, entries in boards("equal-time"):
+        names = short_names(entries)
+        rows = []
+        for entry in entries:
+            first = entry.rows[0]
+            gap = "-" if entry.difference is None else signed(entry.difference, 4)
+            seen = f"{entry.tokens / 1e6:.1f}"
+            cells = [f"{first['n_embd']} x {first['n_layer']}", str(entry.seeds), seen, f"{entry.bits_per_byte:.4f}"]
+            rows.append([f"`{names[entry.head]}`", *cells, gap, span(entry.documents)])
+        header = ["head", "body", "seeds", "million tokens", "bits per byte", "minus the best full softmax"]
+        text += f"**{title_of(place)}**\n\n{table([*header, '95 % over documents'], rows)}\n"
+        text += _source("equal-time", entries)
+    return text or NOTHING
+
+
+NOTHING = "No run of this contest is committed yet.\n"
+
+
+def measured_quality(head: str) -> str:
+    """Return what both contests say of one head; "" if it is in neither."""
+    rows = []
+    for place, entries in boards("equal-tokens"):
+        names = short_names(entries)
+        for entry in entries:
+            if entry.settings["name"] == head and entry.difference is not None and entry.unit == "loss_nats":
+                cells = [title_of(place), str(entry.seeds), signed(entry.difference), span(entry.documents)]
+                rows.append([f"`{names[entry.head]}`", *cells])
+    if not rows:
+        return ""
+    note = "Loss minus that of the best full softmax, in nats; below 0 is better.\n\n"
+    return note + table(["head", "where", "seeds", "difference", "95 % over documents"], rows) + "\n"
+
+
+def range_of(head: str, digits: int = 2) -> str:
+    """Return the least and the largest difference of a head to the best full softmax over all places."""
+    found = [entry.difference for _, entries in boards("equal-tokens") if (entry := find(entries, head))]
+    gaps = sorted(gap for gap in found if gap is not None)
+    if not gaps:
+        return "-"
+    low, high = signed(gaps[0], digits), signed(gaps[-1], digits)
+    return f"{low} nats" if low == high else f"{low} to {high} nats"
