@@ -8,11 +8,14 @@ import csv
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import docs_contests
 import numpy as np
 from docs_contests import RESULTS, table
+
+from grouped_lm.system.tables import group_rows
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30
@@ -190,6 +193,26 @@ def default_heads_memory() -> str:
     """Return the peak memory of the default head alone and of its rivals, over the floor."""
     name = "default-head/bench-heads.csv"
     return _heads_table(name, lambda row: f"{float(row['peak_over_floor']):.2f}x") + source(name, read(name))
+
+
+def counts() -> str:
+    """Return the losses of networks and n-gram counts, alone and together; means over seeds."""
+
+    def place(row: Row) -> tuple[str, ...]:
+        text = row["run"].split("-")[0]  # the name of the text begins the name of the run
+        return f"{text}, width {row['model.n_embd']}, {float(row['trainer/tokens']) / 1e6:.1f} million tokens", row[
+            "head"
+        ]
+
+    body = []
+    for (where, head), own in group_rows(read("counts-beside-states.csv"), place).items():
+        keys = ("val/loss_head", "val/loss_prior", "val/loss_weight", "val/loss")
+        means = [fmean(float(row[key]) for row in own) for key in keys]
+        gain = means[0] - means[-1]
+        body.append([where, f"`{head}`", str(len(own)), *(f"{mean:.3f}" for mean in means), f"{gain:.3f}"])
+    header = ["where", "head", "seeds", "network", "counts", "both, one weight", "both, gate", "gain of the gate"]
+    note = "each row has its config and commit, and the command is in the log"
+    return f"{table(header, body)}\nSource: {listing(['counts-beside-states.csv'])}; {note}.\n"
 
 
 def decode() -> str:
@@ -418,6 +441,7 @@ def large_clusters() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "counts": counts,
     "decode": decode,
     "default-heads": default_heads,
     "default-heads-memory": default_heads_memory,
