@@ -94,7 +94,7 @@ def leaderboard(
             boards = [([board.text_row(row) for row in new], losses)]
     else:
         results = Path("runs/results")
-        files = [csv] if csv else [results / "leaderboard.csv", *sorted((results / "leaderboard").glob("equal-*.csv"))]
+        files = [csv] if csv else [results / "leaderboard.csv", *sorted(results.glob("equal-*.csv"))]
         if not files[0].is_file():
             raise ConfigError(f"--csv: there is no file {files[0]}, and no run folder is named")
         if report is not None or data is not None:

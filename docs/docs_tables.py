@@ -337,8 +337,8 @@ def verdict_counts() -> str:
         "does not hold": "{} do not hold",
         "not shown at this scale": "{} are not shown at this scale",
     }
-    parts = [names[word].format(words.count(word)) for word in names]
-    return f"Of {len(words)} claims:\n\n" + "".join(f"- {part}\n" for part in parts)
+    *parts, last = (names[word].format(words.count(word)) for word in names)
+    return f"Of {len(words)} claims {', '.join(parts)}, and {last}.\n"
 
 
 def summary() -> str:

@@ -29,6 +29,8 @@ from .sweep_plan import SweepPlan, drive, folder_name, plan_sweep
 SCORE, SPEED = "val/bits_per_byte", "throughput/tokens_per_sec"
 PATHS = ("data.train", "data.valid", "tokenizer.file")
 """Keys whose values are paths. A row of the leaderboard has the names of the files alone."""
+FOLDER = re.compile(r"[^][,']*/")
+"""The folder of a path, alone or in a list; quotes stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,4 +214,4 @@ def _values(override: Override) -> list[str]:
 def _without_folder(word: str) -> str:
     """Return an override with the names of files in place of their paths, also in lists such as [A,B]."""
     key, _, value = word.partition("=")
-    return f"{key}={re.sub(r'[^][,]*/', '', value.strip(chr(39)))}" if key in PATHS else word
+    return f"{key}={FOLDER.sub('', value)}" if key in PATHS else word

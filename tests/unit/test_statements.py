@@ -116,7 +116,7 @@ STATEMENTS = {
         lambda: verdicts("does not hold", "on-par-gpt2", "on-par-neo") and the_paper_is_far_behind()
     ),
     "There the default head was slower than dense.": the_default_was_slower_on_a_gpu,
-    "`head=trim` is simpler and keeps much of the gain there.": trim_keeps_half_of_the_gain,
+    "`variant=trim-bias` is simpler and keeps much of the gain there.": trim_keeps_half_of_the_gain,
     "In our runs its bits per byte are higher than those of the default head (quality).": own_vocabularies_are_behind,
     "After the same tokens of text seen once, the default head is on par with the best full softmax, and the paper's "
     "head is far behind.": lambda: the_default_is_on_par() and the_paper_is_far_behind(),
