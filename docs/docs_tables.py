@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 from typing import Any
 
 import docs_contests
@@ -338,7 +339,7 @@ def verdict_counts() -> str:
         "not shown at this scale": "{} are not shown at this scale",
     }
     *parts, last = (names[word].format(words.count(word)) for word in names)
-    return f"Of {len(words)} claims {', '.join(parts)}, and {last}.\n"
+    return fill(f"Of {len(words)} claims {', '.join(parts)}, and {last}.", 100) + "\n"
 
 
 def summary() -> str:

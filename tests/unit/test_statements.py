@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "runs" / "results"
 PAGES = ("README.md", "docs/results/quality.md")
-COMPARES = re.compile(r"\b(on par|better than|faster|slower|cheaper|behind|lower than|higher than|loses|savings|gain)\b")
+COMPARES = re.compile(
+    r"\b(on par|better than|faster|slower|cheaper|behind|lower than|higher than|loses|savings|gain)\b"
+)
 """Words that a sentence about a result has."""
 DEFINITIONS = {
     "`gvc plan` shows the largest possible gain before you train.",
