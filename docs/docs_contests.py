@@ -13,21 +13,23 @@ from grouped_lm.report.leaderboard import Standing, read_rows, short_names, stan
 
 RESULTS = Path(__file__).parents[1] / "runs" / "results"
 Board = tuple[Place, list[Standing]]
-PAPER, DEFAULT = "grouped", "shortlist"
+DEFAULT = {"shortlist_size": None, "directions": "0", "inner_scale": "false", "second_order": "false"}
+"""Options of the default head, `shortlist`. A size of null is not among the options of a row."""
+FRONT = "tinystories"
+"""The text of the first place of each contest."""
 TEXTS = {"tinystories": "stories"}
 """Names of texts in the CSV files -> names in tables."""
 
 
 @cache
 def boards(name: str) -> tuple[Board, ...]:
-    """Return the places of a contest, each with its heads, best first; none if it has no file."""
+    """Return the places of a contest, stories first, each with its heads, best first; none if it has no file."""
     path = RESULTS / f"{name}.csv"
     if not path.exists():
         return ()
     losses = read_documents(path)
-    return tuple(
-        (place, standings(place.rows, EXACT, place.choice, losses, place.timed)) for place in places(read_rows(path))
-    )
+    found = sorted(places(read_rows(path)), key=lambda place: place.rows[0]["data"] != FRONT)
+    return tuple((place, standings(place.rows, EXACT, place.choice, losses, place.timed)) for place in found)
 
 
 def title_of(place: Place) -> str:
@@ -40,15 +42,21 @@ def title_of(place: Place) -> str:
 
 
 def find(entries: Sequence[Standing], head: str) -> Standing | None:
-    """Return the variant of a head with the full vocabulary that has most seeds; of several, the best."""
+    """Return the variant of a head with the full vocabulary that has most seeds; of several, the best.
+
+    Of `shortlist` it is the default.
+    """
     own = [entry for entry in entries if entry.settings["name"] == head and entry.unit == "loss_nats"]
     own = [entry for entry in own if entry.difference is not None]
+    if head == "shortlist":
+        own = [entry for entry in own if all(entry.settings.get(key) == value for key, value in DEFAULT.items())]
     return max(own, key=lambda entry: (entry.seeds, -entry.bits_per_byte), default=None)
 
 
-def reference_of(entries: Sequence[Standing]) -> Standing:
-    """Return the best full softmax: the head that all others are compared with."""
-    return next(entry for entry in entries if entry.difference == 0 and entry.settings["name"] in EXACT.split(","))
+def reference_of(entries: Sequence[Standing]) -> Standing | None:
+    """Return the best full softmax: the head that all others are compared with; None where there is none."""
+    exact = (entry for entry in entries if entry.settings["name"] in EXACT.split(","))
+    return next((entry for entry in exact if entry.difference == 0 and entry.documents is None), None)
 
 
 def signed(value: float, digits: int = 3) -> str:

@@ -12,7 +12,7 @@ from math import log
 from pathlib import Path
 from statistics import fmean
 
-from docs_contests import boards, find, title_of
+from docs_contests import Board, boards, find, title_of
 
 from grouped_lm.report.leaderboard import Standing, curve_points
 
@@ -161,9 +161,9 @@ def curve_of(entry: Standing) -> Curve:
     return Curve(entry.settings["name"], [step * per_step / speed / 60 for step in steps], losses)
 
 
-def draw_summary() -> str:
-    """Return the SVG of bits per byte against minutes, for the first place of the contest at equal tokens."""
-    place, entries = boards("equal-tokens")[0]
+def draw_summary(place_and_heads: Board) -> str:
+    """Return the SVG of bits per byte against minutes, for one place of the contest at equal tokens."""
+    place, entries = place_and_heads
     found = [entry for head in COLOURS if (entry := find(entries, head))]
     left, top, width, height = PANEL
     body = [
@@ -193,11 +193,11 @@ def draw_summary() -> str:
 
 def _x(minutes: float) -> float:
     share = (log(minutes) - log(MINUTES[0])) / (log(MINUTES[-1]) - log(MINUTES[0]))
-    return PANEL[0] + PANEL[2] * max(0.0, share)
+    return PANEL[0] + PANEL[2] * min(max(0.0, share), 1.0)
 
 
 def _y(bits: float) -> float:
-    return PANEL[1] + PANEL[3] * (HIGHEST - min(bits, HIGHEST)) / (HIGHEST - LOWEST)
+    return PANEL[1] + PANEL[3] * (HIGHEST - max(LOWEST, min(bits, HIGHEST))) / (HIGHEST - LOWEST)
 
 
 def _axes() -> list[str]:
@@ -220,7 +220,8 @@ def _axes() -> list[str]:
 def pictures() -> dict[str, str]:
     """Return every picture by its place in docs/."""
     found = {f"heads/{name}.svg": draw(name, steps) for name, steps in PICTURES.items()}
-    return found | {"results/summary.svg": draw_summary()}
+    contest = boards("equal-tokens")
+    return found | ({"results/summary.svg": draw_summary(contest[0])} if contest else {})
 
 
 def main() -> None:
