@@ -17,7 +17,7 @@ DEFAULT = {"shortlist_size": None, "directions": "0", "inner_scale": "false", "s
 """Options of the default head, `shortlist`. A size of null is not among the options of a row."""
 FRONT = "tinystories"
 """The text of the first place of each contest."""
-TEXTS = {"tinystories": "stories"}
+TEXTS = {"tinystories": "TinyStories", "books": "Books", "wide": "Seven languages"}
 """Names of texts in the CSV files -> names in tables."""
 
 

@@ -132,7 +132,7 @@ COLOURS = {
 }
 """Heads in the picture of loss against minutes."""
 NAMES = {"shortlist": "shortlist, the default", "grouped": "grouped, the paper's head"}
-PANEL = (64, 74, 480, 300)
+PANEL = (60, 74, 370, 280)
 """Left, top, width and height in pixels."""
 LOWEST, HIGHEST = 1.0, 1.8
 """Bits per byte at the ends of the axis."""
@@ -167,7 +167,7 @@ def draw_summary(place_and_heads: Board) -> str:
     found = [entry for head in COLOURS if (entry := find(entries, head))]
     left, top, width, height = PANEL
     body = [
-        f'<text x="{left}" y="22" class="title">Bits per byte against minutes of training on one CPU core</text>',
+        f'<text x="{left}" y="22" class="title">Bits per byte against minutes on one CPU core</text>',
         f'<text x="{left}" y="42">{title_of(place)}; down and to the left is better</text>',
         *_axes(),
     ]
@@ -181,7 +181,7 @@ def draw_summary(place_and_heads: Board) -> str:
         taken.append(y)
         label = f"{NAMES.get(curve.head, curve.head)}: {curve.bits[-1]:.3f}"
         body.append(f'<text x="{left + width + 10}" y="{y + 4:.1f}" style="fill:{colour}">{escape(label)}</text>')
-    wide, high = left + width + 230, top + height + 50
+    wide, high = left + width + 200, top + height + 50
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" '
         'role="img">\n<title>Bits per byte of heads against minutes of training on one CPU core</title>\n'
