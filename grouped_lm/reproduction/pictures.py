@@ -54,13 +54,13 @@ def style(method: str) -> Style:
 def all_pictures(claims: Claims, evidence: Evidence) -> list[Picture]:
     """Return every picture for which the evidence has points."""
     return [
-        *gap_pictures(claims, evidence),
         *curve_pictures(claims, evidence),
         *memory_pictures(claims, evidence),
         *size_pictures(evidence),
         *front_pictures(claims, evidence),
         *decile_pictures(claims, evidence),
         *bench_pictures(claims, evidence),
+        *gap_pictures(claims, evidence),
     ]
 
 
