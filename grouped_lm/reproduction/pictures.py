@@ -9,7 +9,18 @@ from typing import Any
 from grouped_lm.bench.plots import draw_by_vocab, draw_claim, draw_rates
 from grouped_lm.report.figures import BY_SIZE, HEAD_MEMORY, PERPLEXITY, draw_by_group_size, draw_pareto
 from grouped_lm.report.series import Point, collect_points
-from grouped_lm.report.style import GREY, STYLES, Draw, Line, Style, draw_lines, finish, render_svg, set_log_scale, styles_by_head
+from grouped_lm.report.style import (
+    GREY,
+    STYLES,
+    Draw,
+    Line,
+    Style,
+    draw_lines,
+    finish,
+    render_svg,
+    set_log_scale,
+    styles_by_head,
+)
 from grouped_lm.reproduction.claims import Claims
 from grouped_lm.reproduction.cost_rules import in_chunks
 from grouped_lm.reproduction.evidence import Evidence, Row
@@ -42,7 +53,8 @@ class Picture:
     @cached_property
     def svg(self) -> str:
         """The drawn picture."""
-        return render_svg(self.draw, WIDE if self.section in WIDE_SECTIONS else SIZE)
+        wide = self.section in WIDE_SECTIONS or self.name.startswith("steps-")
+        return render_svg(self.draw, WIDE if wide else SIZE)
 
 
 def style(method: str) -> Style:
@@ -148,8 +160,11 @@ def gap_pictures(claims: Claims, evidence: Evidence) -> Iterator[Picture]:
     for setting in main_settings(claims, evidence)[:1]:
         gaps = [gap for gap in gaps_of(claims, evidence, setting) if len(gap.gaps) > 1]
         if gaps:
-            alt = f"Validation loss minus that of the full softmax along training; at the end {describe_trends(gaps)}."
-            yield Picture("gaps", "summary", alt, partial(draw_gaps, gaps=gaps, below=setting.model))
+            where = setting.describe()
+            alt = (
+                f"Validation loss minus that of the full softmax along training; after {where} {describe_trends(gaps)}."
+            )
+            yield Picture("gaps", "summary", alt, partial(draw_gaps, gaps=gaps, below=where))
 
 
 def draw_gaps(axes: Any, gaps: list[Gap], below: str) -> None:
@@ -169,7 +184,7 @@ def claimed_models(claims: Claims, rule: str) -> list[str]:
 
 
 def memory_pictures(claims: Claims, evidence: Evidence) -> Iterator[Picture]:
-    """Yield memory by part for the largest body and batch, and the claimed ratio over batches for the paper's bodies."""
+    """Yield memory by part for the largest body and batch, and the ratio over batches for the paper's bodies."""
     measured = [row for row in evidence["bench-memory"] if row.get("part") == "truth" and row.get("weights_bytes")]
     if measured:
         largest = max(measured, key=lambda row: (row["weights_bytes"], row["micro_batch_size"]))

@@ -16,7 +16,7 @@ from grouped_lm.reproduction.evidence import BENCHES, Evidence, collect_evidence
 from grouped_lm.reproduction.pictures import Picture, all_pictures
 from grouped_lm.reproduction.rules import Answer, answer_claims
 from grouped_lm.reproduction.tables import all_tables, verdicts_table
-from grouped_lm.reproduction.verdicts import SMOKE, WORDS, Verdict, matches
+from grouped_lm.reproduction.verdicts import SMOKE, WORDS, Verdict, matches, runs_in, setting_of
 from grouped_lm.system.files import write_text
 from grouped_lm.system.tables import Table, escape
 
@@ -110,13 +110,16 @@ def summary_sentence(answer: Answer) -> str:
 
 
 def side_by_side(claims: Claims, evidence: Evidence) -> list[dict[str, Any]]:
-    """Return one story of every method, for the first prompt and seed."""
+    """Return one story of every method at its best rate, for the first prompt and seed."""
     runs = {row["run"]: row for row in evidence["runs"]}
     stories: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in evidence["stories"]:
         run = runs.get(row["run"], {})
+        setting = setting_of(run)
         for key, method in claims.methods.items():
-            if key != "any_size" and row["index"] == 0 and run and matches(run, method):
+            if key == "any_size" or row["index"] != 0 or setting is None or not matches(run, method):
+                continue
+            if run in runs_in(evidence, method, setting).values():
                 where = (run.get("data"), run.get("model"), run.get("seed"), row["prompt"])
                 entry = stories.setdefault(where, {"texts": {}, "where": where})
                 entry["texts"].setdefault(method.name, f"{row['prompt']}{row.get('text', '')}")

@@ -220,10 +220,9 @@ def cpu_dtype() -> str:
     return "float32" if BF16_FLAGS.isdisjoint(flags) else "bfloat16"
 
 
-def expand(step: Step, scale: str, out: Path, texts: dict[str, str | None]) -> str:
-    """Return the command of a step with everything but {run} filled in."""
-    command, known = step.command, {"out": shlex.quote(str(out)), "name": step.name, "scale": scale, **texts}
-    known["cpu_dtype"] = cpu_dtype()
+def expand(step: Step, scale: str, out: Path, words: dict[str, str | None]) -> str:
+    """Return the command of a step with everything but {run} filled in; `words` are texts and the dtype."""
+    command, known = step.command, {"out": shlex.quote(str(out)), "name": step.name, "scale": scale, **words}
     for key, value in known.items():
         command = command.replace(f"{{{key}}}", value or f"{{{key}}}")
     return " ".join(command.split())

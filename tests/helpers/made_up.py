@@ -6,7 +6,7 @@ from grouped_lm.reproduction.evidence import TABLES, Evidence
 
 OPTIONS = {
     "dense": "bias=False chunk_rows=256 tied=True",
-    "shortlist": "directions=0 reserve=True shared_rows=32768 start=counts tied=True",
+    "shortlist": "directions=0 own_shortlist=False reserve=True shared_rows=32768 start=counts tied=True",
     "class_full": "tied=True",
     "class_full untied": "tied=False",
 }

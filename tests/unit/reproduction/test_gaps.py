@@ -3,13 +3,13 @@
 import math
 
 import pytest
+from made_up import make_run
 
 from grouped_lm.reproduction.claims import load_claims
 from grouped_lm.reproduction.evidence import TABLES
 from grouped_lm.reproduction.gaps import describe_trends, gaps_of, trend_of
 from grouped_lm.reproduction.tables import gaps_table
 from grouped_lm.reproduction.verdicts import setting_of
-from made_up import make_run
 
 TOKENS = (100_000, 200_000, 400_000, 800_000)
 
