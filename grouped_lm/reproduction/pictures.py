@@ -9,12 +9,24 @@ from typing import Any
 from grouped_lm.bench.plots import draw_by_vocab, draw_claim, draw_rates
 from grouped_lm.report.figures import BY_SIZE, HEAD_MEMORY, PERPLEXITY, draw_by_group_size, draw_pareto
 from grouped_lm.report.series import Point, collect_points
-from grouped_lm.report.style import GREY, STYLES, Draw, Line, Style, draw_lines, finish, render_svg, styles_by_head
+from grouped_lm.report.style import (
+    GREY,
+    STYLES,
+    Draw,
+    Line,
+    Style,
+    draw_lines,
+    finish,
+    render_svg,
+    set_log_scale,
+    styles_by_head,
+)
 from grouped_lm.reproduction.claims import Claims
 from grouped_lm.reproduction.cost_rules import in_chunks
 from grouped_lm.reproduction.evidence import Evidence, Row
-from grouped_lm.reproduction.tables import FAMILIES, MAIN, main_settings, runs_in
-from grouped_lm.reproduction.verdicts import Setting, setting_of
+from grouped_lm.reproduction.gaps import Gap, describe_trends, gaps_of
+from grouped_lm.reproduction.tables import FAMILIES, MAIN, main_settings
+from grouped_lm.reproduction.verdicts import Setting, runs_in, setting_of
 from grouped_lm.runs.query import MEMORY, QUALITY, SPEED
 from grouped_lm.system.tables import MIB, group_rows
 
@@ -41,12 +53,13 @@ class Picture:
     @cached_property
     def svg(self) -> str:
         """The drawn picture."""
-        return render_svg(self.draw, WIDE if self.section in WIDE_SECTIONS else SIZE)
+        wide = self.section in WIDE_SECTIONS or self.name.startswith("steps-")
+        return render_svg(self.draw, WIDE if wide else SIZE)
 
 
 def style(method: str) -> Style:
     """Return the style of one of the main methods: that of its head."""
-    head = {"dense": "dense", "paper": "grouped", "ours": "shortlist"}[method]
+    head = {"dense": "dense", "paper": "grouped", "film": "film", "ours": "shortlist"}[method]
     return styles_by_head([head])[head]
 
 
@@ -54,11 +67,12 @@ def all_pictures(claims: Claims, evidence: Evidence) -> list[Picture]:
     """Return every picture for which the evidence has points."""
     return [
         *curve_pictures(claims, evidence),
-        *memory_pictures(evidence),
+        *memory_pictures(claims, evidence),
         *size_pictures(evidence),
         *front_pictures(claims, evidence),
         *decile_pictures(claims, evidence),
         *bench_pictures(claims, evidence),
+        *gap_pictures(claims, evidence),
     ]
 
 
@@ -141,8 +155,36 @@ def draw_curves(axes: Any, curves: list[Curve], axis: str, title: str, below: st
     finish(axes, title, below, lines)
 
 
-def memory_pictures(evidence: Evidence) -> Iterator[Picture]:
-    """Yield memory by part for the largest body and batch, and the claimed ratio over batches."""
+def gap_pictures(claims: Claims, evidence: Evidence) -> Iterator[Picture]:
+    """Yield the gap to the full softmax against tokens in the main setting."""
+    for setting in main_settings(claims, evidence)[:1]:
+        gaps = [gap for gap in gaps_of(claims, evidence, setting) if len(gap.gaps) > 1]
+        if gaps:
+            where = setting.describe()
+            alt = (
+                f"Validation loss minus that of the full softmax along training; after {where} {describe_trends(gaps)}."
+            )
+            yield Picture("gaps", "summary", alt, partial(draw_gaps, gaps=gaps, below=where))
+
+
+def draw_gaps(axes: Any, gaps: list[Gap], below: str) -> None:
+    """Draw the gap of each method against tokens, on a logarithmic axis."""
+    lines = [Line(gap.name, [n / 1e6 for n in gap.gaps], list(gap.gaps.values()), style(gap.method)) for gap in gaps]
+    draw_lines(axes, lines)
+    axes.axhline(0, color=GREY, linewidth=1)
+    set_log_scale(axes.xaxis)
+    axes.set_xlabel("million tokens")
+    axes.set_ylabel("nats over the full softmax")
+    finish(axes, "Loss over the full softmax along training", below, lines)
+
+
+def claimed_models(claims: Claims, rule: str) -> list[str]:
+    """Return the bodies of the claim that a rule decides: those of the paper."""
+    return next((claim.options["models"] for claim in claims.claims if claim.rule == rule), [])
+
+
+def memory_pictures(claims: Claims, evidence: Evidence) -> Iterator[Picture]:
+    """Yield memory by part for the largest body and batch, and the ratio over batches for the paper's bodies."""
     measured = [row for row in evidence["bench-memory"] if row.get("part") == "truth" and row.get("weights_bytes")]
     if measured:
         largest = max(measured, key=lambda row: (row["weights_bytes"], row["micro_batch_size"]))
@@ -152,15 +194,17 @@ def memory_pictures(evidence: Evidence) -> Iterator[Picture]:
         parts = "; ".join(f"{row['head']} {row['measured_bytes'] / MIB:,.0f} MiB" for row in rows)
         alt = f"Peak memory of a training step by part, {shape}: {parts}."
         yield Picture("memory-by-part", "memory", alt, partial(draw_parts, rows=rows, below=shape))
-    claims = [row for row in evidence["bench-memory"] if row.get("part") == "claim" and row.get("head") is None]
-    if len({row["micro_batch_size"] for row in claims}) > 1:
-        best = max(claims, key=lambda row: row["memory_ratio"])
+    known = [row for row in evidence["bench-memory"] if row.get("part") == "claim" and row.get("head") is None]
+    models = claimed_models(claims, "memory_ratio")
+    rows = [row for row in known if row["model"] in models] or known
+    if len({row["micro_batch_size"] for row in rows}) > 1:
+        best = max(rows, key=lambda row: row["memory_ratio"])
         alt = (
             f"Peak memory of a step, dense over grouped, by batch, beside the paper's {best['claim_ratio']}x; the most "
             f"is {best['memory_ratio']:.2f}x with {best['model']}, {best['attention']} attention, batch "
             f"{best['micro_batch_size']}."
         )
-        yield Picture("memory-claim", "memory", alt, partial(draw_claim, rows=claims))
+        yield Picture("memory-claim", "summary", alt, partial(draw_claim, rows=rows))
 
 
 def draw_parts(axes: Any, rows: list[Row], below: str) -> None:
@@ -265,12 +309,14 @@ def bench_pictures(claims: Claims, evidence: Evidence) -> Iterator[Picture]:
     def named(table: str) -> list[Row]:
         return [row | {"head": names.get(row["head"], row["head"])} for row in evidence[table]]
 
+    claimed = claimed_models(claims, "speed_ratio")
     for model in dict.fromkeys(row["model"] for row in evidence["bench-steps"]):
         rows = [row for row in named("bench-steps") if row["model"] == model]
         if any(row["head"] == "no head" for row in rows) and len(rows) > 1:
             rates = "; ".join(f"{row['head']} {row['tokens_per_sec']:,.0f}" for row in rows)
             alt = f"Tokens per second of whole optimizer steps, {model}: {rates}."
-            yield Picture(f"steps-{model}", "speed", alt, partial(draw_rates, rows=rows, model=model))
+            section = "summary" if model in claimed else "speed"
+            yield Picture(f"steps-{model}", section, alt, partial(draw_rates, rows=rows, model=model))
     steps = sorted((row for row in named("bench-vocab") if row.get("part") == "step"), key=lambda r: r["vocab_size"])
     if len({row["vocab_size"] for row in steps}) < 2:
         return

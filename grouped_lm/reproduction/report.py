@@ -16,7 +16,7 @@ from grouped_lm.reproduction.evidence import BENCHES, Evidence, collect_evidence
 from grouped_lm.reproduction.pictures import Picture, all_pictures
 from grouped_lm.reproduction.rules import Answer, answer_claims
 from grouped_lm.reproduction.tables import all_tables, verdicts_table
-from grouped_lm.reproduction.verdicts import SMOKE, WORDS, Verdict, matches
+from grouped_lm.reproduction.verdicts import SMOKE, WORDS, Verdict, matches, runs_in, setting_of
 from grouped_lm.system.files import write_text
 from grouped_lm.system.tables import Table, escape
 
@@ -25,6 +25,8 @@ HEADING = ": the claims, checked"
 """The end of the first line of every report."""
 BEGIN, END = "<!-- verdicts -->\n", "<!-- end of verdicts -->\n"
 """Marks around the table of verdicts in a document."""
+SUMMARY = ("memory", "throughput", "on-par-gpt2")
+"""The claims that the summary is about."""
 SMOKE_BANNER = """This is a smoke test. It shows that every part of the reproduction works, and nothing about the \
 claims: no claim is answered at this scale."""
 
@@ -57,6 +59,15 @@ class Report:
         runs = f"{len(self.evidence['runs'])} runs" + (f" on {' and '.join(texts)}" if texts else "")
         bench_rows = sum(len(self.evidence[name]) for name in BENCHES)
         return (f"Scale {self.scale}: " if self.scale else "") + f"{runs}, {bench_rows:,} rows of benches."
+
+    def summary(self) -> list[str]:
+        """Return one sentence each on memory, speed and quality."""
+        answers = {answer.claim.id: answer for answer in self.answers}
+        return [summary_sentence(answers[claim]) for claim in SUMMARY if claim in answers]
+
+    def summary_pictures(self) -> list[Picture]:
+        """Return the pictures that stand before everything else."""
+        return [picture for picture in self.pictures if picture.section == "summary"]
 
     def counts(self) -> list[tuple[str, int]]:
         """Return how many claims got each verdict."""
@@ -92,14 +103,23 @@ def make_report(evidence: Evidence, say: Callable[[str], None]) -> Report:
     return Report(claims, evidence, answers, tables, pictures, stories)
 
 
+def summary_sentence(answer: Answer) -> str:
+    """Return a claim, its verdict and its figure as one sentence."""
+    figure = "" if answer.verdict.figure == "-" else f" ({answer.verdict.figure})"
+    return f'"{answer.claim.says.removesuffix(".")}": {answer.verdict.text}{figure}.'
+
+
 def side_by_side(claims: Claims, evidence: Evidence) -> list[dict[str, Any]]:
-    """Return one story of every method, for the first prompt and seed."""
+    """Return one story of every method at its best rate, for the first prompt and seed."""
     runs = {row["run"]: row for row in evidence["runs"]}
     stories: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in evidence["stories"]:
         run = runs.get(row["run"], {})
+        setting = setting_of(run)
         for key, method in claims.methods.items():
-            if key != "any_size" and row["index"] == 0 and run and matches(run, method):
+            if key == "any_size" or row["index"] != 0 or setting is None or not matches(run, method):
+                continue
+            if run in runs_in(evidence, method, setting).values():
                 where = (run.get("data"), run.get("model"), run.get("seed"), row["prompt"])
                 entry = stories.setdefault(where, {"texts": {}, "where": where})
                 entry["texts"].setdefault(method.name, f"{row['prompt']}{row.get('text', '')}")
@@ -116,13 +136,14 @@ def report_markdown(report: Report) -> str:
     text = f"# {paper['title']}{HEADING}\n\n{paper['authors']}, <{paper['url']}>\n\n"
     text += f"{report.origin()} " + "; ".join(f"{count} {word}" for word, count in report.counts()) + ".\n\n"
     text += f"**{report.banner}**\n\n" if report.banner else ""
+    text += "".join(f"- {escape(sentence)}\n" for sentence in report.summary()) + "\n"
+    text += pictures_markdown(report.summary_pictures())
     text += f"## Verdicts\n\n{verdicts_table(report.answers).markdown()}\n"
     for answer in report.answers:
         text += claim_markdown(answer)
     for key, title, tables, pictures in report.sections():
         text += f"## {title}\n\n"
-        for picture in pictures:
-            text += f"![{escape(picture.alt)}](figures/{picture.name}.svg)\n\n"
+        text += pictures_markdown(pictures)
         for table in tables:
             note = f" ({table.note})" if table.note else ""
             text += f"**{table.title}**{note}, `tables/{table.name}.csv`\n\n{table.markdown()}\n"
@@ -130,6 +151,11 @@ def report_markdown(report: Report) -> str:
             for method, story in entry["texts"].items():
                 text += f"**{method}**\n\n" + "".join(f"> {line}\n" for line in story.splitlines()) + "\n"
     return text
+
+
+def pictures_markdown(pictures: list[Picture]) -> str:
+    """Return the pictures, with what they show as the text beside them."""
+    return "".join(f"![{escape(picture.alt)}](figures/{picture.name}.svg)\n\n" for picture in pictures)
 
 
 def claim_markdown(answer: Answer) -> str:

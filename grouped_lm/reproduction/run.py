@@ -16,7 +16,7 @@ from typing import Any
 
 from grouped_lm.errors import ConfigError, disk_errors
 from grouped_lm.jobs.store import JobStore
-from grouped_lm.reproduction.steps import ROLES, Scale, Step, Text, expand, find_text
+from grouped_lm.reproduction.steps import ROLES, Scale, Step, Text, cpu_dtype, expand, find_text
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.system.files import read_json_dict, write_json, write_text
 from grouped_lm.system.tables import csv_text
@@ -59,13 +59,14 @@ class Reproduction:
             if role not in self.given:
                 self.given[role] = find_text(f"{name}={out / 'texts' / name}")
         own = {role: text.overrides(out / "texts") for role, text in self.given.items()}
+        self.cpu_dtype: str = before.get("cpu_dtype") or cpu_dtype()
         self.texts = {role: own.get(role, scale.texts.get(role)) for role in ROLES}
         self._store = JobStore(out, "steps")
         self._children: set[Popen[str]] = set()
 
     def command(self, step: Step) -> str:
         """Return the command of a step, as a user can type it."""
-        return expand(step, self.scale.name, self.out, self.texts)
+        return expand(step, self.scale.name, self.out, self.texts | {"cpu_dtype": self.cpu_dtype})
 
     def state(self, step: Step) -> StepState:
         """Return the recorded state of a step; a step whose command has changed is new."""
@@ -87,6 +88,7 @@ class Reproduction:
             DiskError: the folder cannot be written.
         """
         own: dict[str, Any] = {"scale": self.scale.name, "roles": {role: t.name for role, t in self.given.items()}}
+        own["cpu_dtype"] = self.cpu_dtype
         own["texts"] = {text.name: text.sha256() for text in self.given.values()}
         before = own | read_started(self.out)
         if before["scale"] != own["scale"]:
@@ -285,7 +287,7 @@ class Reproduction:
 
 
 def read_started(out: Path) -> dict[str, Any]:
-    """Return what `reproduce.json` says of a folder: its scale, the hashes of its texts, and their roles."""
+    """Return what `reproduce.json` says of a folder: scale, hashes of the texts, their roles, dtype of products."""
     values = read_json_dict(out / "reproduce.json") or {}
-    kinds = {"scale": str, "texts": dict, "roles": dict}
+    kinds = {"scale": str, "texts": dict, "roles": dict, "cpu_dtype": str}
     return {key: values[key] for key, kind in kinds.items() if isinstance(values.get(key), kind)}

@@ -1,7 +1,8 @@
 """The steps of a reproduction: lists of commands that a user can read and type.
 
 In a command, {out} is the folder of the reproduction, {scale} the name of the list, {name} the name of the step.
-{stories} and {other} are the overrides that name a text. {run} is a run folder, for steps that go through runs.
+{stories} and {other} are the overrides that name a text. {cpu_dtype} is bfloat16 where the CPU has instructions for it,
+else float32. {run} is a run folder, for steps that go through runs.
 """
 
 import hashlib
@@ -23,6 +24,8 @@ ROLES = ("stories", "other")
 """The text that the claims are about, and another text."""
 STORIES = "tinystories"
 """The name of the text that the claims are about begins with this."""
+BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""Names of such instructions in Linux's /proc/cpuinfo, on x86 and ARM."""
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 
 
@@ -100,7 +103,7 @@ def load_scale(name: str) -> Scale:
     return scale
 
 
-MARKS = ("{out}", "{scale}", "{name}", "{stories}", "{other}", "{run}")
+MARKS = ("{out}", "{scale}", "{name}", "{stories}", "{other}", "{cpu_dtype}", "{run}")
 """Placeholders of a command."""
 
 
@@ -208,9 +211,18 @@ def find_texts(given: list[str]) -> list[Text]:
     return texts
 
 
-def expand(step: Step, scale: str, out: Path, texts: dict[str, str | None]) -> str:
-    """Return the command of a step with everything but {run} filled in."""
-    command, known = step.command, {"out": shlex.quote(str(out)), "name": step.name, "scale": scale, **texts}
+def cpu_dtype() -> str:
+    """Return `bfloat16` if the processor has instructions for its products, else `float32`: bf16 is slower without."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return "float32"
+    return "float32" if BF16_FLAGS.isdisjoint(flags) else "bfloat16"
+
+
+def expand(step: Step, scale: str, out: Path, words: dict[str, str | None]) -> str:
+    """Return the command of a step with everything but {run} filled in; `words` are texts and the dtype."""
+    command, known = step.command, {"out": shlex.quote(str(out)), "name": step.name, "scale": scale, **words}
     for key, value in known.items():
         command = command.replace(f"{{{key}}}", value or f"{{{key}}}")
     return " ".join(command.split())

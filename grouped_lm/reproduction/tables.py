@@ -4,6 +4,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -12,15 +13,16 @@ from grouped_lm.evaluate.significance import compare_methods
 from grouped_lm.reproduction.claims import Claims, Method
 from grouped_lm.reproduction.cost_rules import PAIRED, in_chunks
 from grouped_lm.reproduction.evidence import BENCHES, Evidence, Row
+from grouped_lm.reproduction.gaps import describe_trends, gaps_of
 from grouped_lm.reproduction.rules import Answer
-from grouped_lm.reproduction.verdicts import ANY_TEXT, Setting, Verdict, by_seed, pair_runs, settings_of
+from grouped_lm.reproduction.verdicts import ANY_TEXT, Setting, Verdict, pair_runs, runs_in
 from grouped_lm.runs.folder import COMPLETE
 from grouped_lm.system.tables import Column, Table, columns, group_rows
 
 DEFINITIONS = yaml.safe_load(files("grouped_lm.reproduction").joinpath("tables.yaml").read_text(encoding="utf-8"))
 FAMILIES = {"gpt2": "GPT-2", "gpt_neo": "GPT-Neo"}
 """Bodies of the paper's two families, and how they are called."""
-MAIN = ("dense", "paper", "ours")
+MAIN = ("dense", "paper", "film", "ours")
 PAPER_SAYS = {"dense": "the standard", "paper": "on par, up to 3.4x less memory, up to 3x as fast"}
 
 
@@ -66,11 +68,6 @@ def main_settings(claims: Claims, evidence: Evidence, body: str | None = None) -
     return list(dict.fromkeys(pair.setting for pair in pairs if pair is not None))
 
 
-def runs_in(evidence: Evidence, method: Method, setting: Setting) -> dict[int, Row]:
-    """Return the complete runs of a method in a setting, by seed."""
-    return by_seed(settings_of(evidence, method, ANY_TEXT, None).get(setting, []))
-
-
 def method_rows(claims: Claims, evidence: Evidence, setting: Setting, names: Iterable[str]) -> Iterator[Row]:
     """Yield the means over seeds of each method that has runs in a setting, with its name as `method`."""
     dense = runs_in(evidence, claims.methods["dense"], setting)
@@ -81,7 +78,7 @@ def method_rows(claims: Claims, evidence: Evidence, setting: Setting, names: Ite
 
 
 def families_table(claims: Claims, evidence: Evidence) -> Table:
-    """Return dense, the paper's head and our best one for both families, beside the claims of the paper."""
+    """Return the main methods for both families, beside the claims of the paper."""
     rows: list[Row] = []
     for body, family in FAMILIES.items():
         for setting in main_settings(claims, evidence, body)[:1]:
@@ -152,6 +149,19 @@ def deciles_table(claims: Claims, evidence: Evidence) -> Table:
     return make_table("deciles", rows.values(), note, added)
 
 
+def gaps_table(claims: Claims, evidence: Evidence) -> Table:
+    """Return one row per number of training tokens, one column per method."""
+    setting = next(iter(main_settings(claims, evidence)), None)
+    gaps = list(gaps_of(claims, evidence, setting)) if setting else []
+    points = sorted(set(chain.from_iterable(gap.gaps for gap in gaps)))
+    rows: list[Row] = [
+        {"tokens": n, "millions": n / 1e6} | {gap.method: gap.gaps[n] for gap in gaps if n in gap.gaps} for n in points
+    ]
+    added = [Column(gap.name, gap.method, "{:+.3f}") for gap in gaps]
+    note = f"after {setting.describe()}: {describe_trends(gaps)}" if setting and gaps else ""
+    return make_table("gaps", rows, note, added)
+
+
 def memory_claim_table(evidence: Evidence) -> Table:
     """Return the predicted ratios, dense over a compressed head, one column per batch."""
     claims = [row for row in evidence["bench-memory"] if row.get("part") == "claim"]
@@ -187,6 +197,7 @@ def all_tables(claims: Claims, evidence: Evidence, answers: list[Answer]) -> dic
         verdicts_table(answers),
         families_table(claims, evidence),
         methods_table(claims, evidence),
+        gaps_table(claims, evidence),
         deciles_table(claims, evidence),
         memory_claim_table(evidence),
         environments_table(evidence),

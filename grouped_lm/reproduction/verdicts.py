@@ -13,6 +13,7 @@ from grouped_lm.reproduction.claims import Claim, Claims, Method
 from grouped_lm.reproduction.evidence import Evidence, Row, head_options
 from grouped_lm.reproduction.steps import STORIES
 from grouped_lm.runs.folder import COMPLETE
+from grouped_lm.system.tables import group_rows
 
 HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN = "holds", "holds where", "does not hold", "not shown at this scale"
 WORDS = (HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN)
@@ -114,7 +115,7 @@ def word_over(spans: list[tuple[float, float]], threshold: float, general: bool 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """The settings that two runs must share to be compared."""
+    """The settings that two runs must share to be compared. The learning rate is not among them: see `at_best_rate`."""
 
     data: str
     model: str
@@ -123,7 +124,6 @@ class Setting:
     micro_batch_size: int
     grad_accum_steps: int
     block_size: int
-    lr: float
 
     @property
     def tokens(self) -> int:
@@ -142,7 +142,7 @@ class Setting:
 def setting_of(row: Row) -> Setting | None:
     """Return the setting of a run; None if its config lacks a part of it."""
     keys = ("data", "model", "tokenizer", "train.max_steps", "train.micro_batch_size", "train.grad_accum_steps")
-    values = [row.get(key) for key in (*keys, "model.block_size", "optim.lr")]
+    values = [row.get(key) for key in (*keys, "model.block_size")]
     return None if None in values else Setting(*values)  # type: ignore[arg-type]
 
 
@@ -161,9 +161,16 @@ def is_text(data: str, wanted: str | None) -> bool:
 
 
 def best_setting(seeds: dict[Setting, int]) -> Setting | None:
-    """Return the setting with the most evidence: several seeds before one, then most tokens, then most seeds."""
-    known = [setting for setting, count in seeds.items() if count]
-    return max(known, key=lambda s: (min(seeds[s], 2), s.tokens, seeds[s], s), default=None)
+    """Return the setting with the most evidence: several seeds before one, then most tokens, then most seeds.
+
+    Of several, that of the claims' text and of a GPT-2 body.
+    """
+
+    def rank(setting: Setting) -> tuple[Any, ...]:
+        ours = setting.data.startswith(STORIES), setting.model.startswith("gpt2")
+        return (min(seeds[setting], 2), setting.tokens, seeds[setting], *ours, setting)
+
+    return max((setting for setting, count in seeds.items() if count), key=rank, default=None)
 
 
 def by_seed(rows: Iterable[Row]) -> dict[int, Row]:
@@ -176,13 +183,39 @@ def by_seed(rows: Iterable[Row]) -> dict[int, Row]:
 
 
 def settings_of(evidence: Evidence, method: Method, text: str | None, body: str | None) -> dict[Setting, list[Row]]:
-    """Return the runs of a method by setting, failed ones too."""
+    """Return the runs of a method at its best learning rate by setting, failed ones too."""
     settings: dict[Setting, list[Row]] = {}
     for row in evidence["runs"]:
         setting = setting_of(row)
         if setting and is_text(setting.data, text) and matches(row, method) and body in (None, row.get("model.body")):
             settings.setdefault(setting, []).append(row)
-    return settings
+    return {setting: at_best_rate(rows) for setting, rows in settings.items()}
+
+
+CHOSEN = ("optim.lr", "head_options", "train.dtype")
+"""Columns of which a method has the best values: runs that differ in one of them are never mixed."""
+
+
+def at_best_rate(rows: list[Row]) -> list[Row]:
+    """Return, for each group size, the runs of the best learning rate (and of one set of options, see `CHOSEN`).
+
+    The best has most complete seeds; of several, the least mean loss. A contest tries every rate with one seed, and the
+    best one with the others.
+    """
+
+    def rank(own: list[Row]) -> tuple[int, float]:
+        losses = [row["val/loss"] for row in by_seed(own).values()]
+        return -len(losses), sum(losses) / len(losses) if losses else 0.0
+
+    best: list[Row] = []
+    for own in group_rows(rows, lambda row: (row.get("group_size"),)).values():
+        best += min(group_rows(own, CHOSEN).values(), key=rank)
+    return best
+
+
+def runs_in(evidence: Evidence, method: Method, setting: Setting) -> dict[int, Row]:
+    """Return the complete runs of a method in a setting, by seed."""
+    return by_seed(settings_of(evidence, method, ANY_TEXT, None).get(setting, []))
 
 
 @dataclass(frozen=True)

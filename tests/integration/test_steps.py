@@ -47,7 +47,7 @@ def test_minutes_add_up(name):
     assert 0 < sum(step.minutes for step in scale.steps) <= scale.minutes
     assert len({step.name for step in scale.steps}) == len(scale.steps)
     assert [step.name for step in scale.steps if step.always] == ["report"]
-    assert scale.minutes <= {"smoke": 7, "cpu": 150}.get(name, 10**6)
+    assert scale.minutes <= {"smoke": 7, "cpu": 180}.get(name, 10**6)
 
 
 @pytest.mark.parametrize("name", [*SCALES, TINY])

@@ -148,7 +148,7 @@ def test_our_head_is_one_configuration():
     assert answers_to(evidence)["on-par-gpt2"].ours.word == HOLDS_WHERE
     for row in evidence["runs"]:
         if row["head"] == "shortlist":
-            row["head_options"] = row["head_options"].replace("directions=4", "directions=16")
+            row["head_options"] = row["head_options"].replace("directions=0", "directions=16")
     assert answers_to(evidence)["on-par-gpt2"].ours.word == NOT_SHOWN
 
 
@@ -159,12 +159,23 @@ def test_parity_of_the_papers_own_body_holds_outright():
     assert large.why.startswith("Better")
 
 
-def test_runs_that_differ_in_more_than_the_head_are_not_compared():
+def test_runs_that_differ_in_more_than_head_and_rate_are_not_compared():
     evidence = losses([0, 1], "dense", "grouped")
     for row in evidence["runs"]:
         if row["head"] == "grouped":
-            row["optim.lr"] = 0.003
+            row["train.max_steps"] = 301
     assert answers_to(evidence)["on-par-gpt2"].verdict.word == NOT_SHOWN
+
+
+def test_each_head_is_compared_at_its_best_learning_rate():
+    evidence = losses([0, 1], "dense", "grouped")
+    for row in [row for row in evidence["runs"] if row["head"] == "grouped"]:
+        worse = {"run": f"{row['run']},slow", "optim.lr": 0.008, "val/loss": row["val/loss"] + 1}
+        one_seed = {"run": f"{row['run']},lucky", "optim.lr": 0.002, "val/loss": 1.0}
+        evidence["runs"] += [row | worse, *([row | one_seed] if row["seed"] == 0 else [])]
+    verdict = answers_to(evidence)["on-par-gpt2"].verdict
+    assert verdict.value == pytest.approx(0.9)
+    assert not any(name.endswith((",slow", ",lucky")) for name in verdict.runs)
 
 
 def test_several_seeds_speak_before_a_longer_single_run():
