@@ -20,7 +20,7 @@ Array = np.ndarray[Any, Any]
 
 MAX_TOKENS = 20_000_000
 """The text is read from its start up to this number of tokens."""
-MAX_WORDS = 20_000
+MAX_WORDS = 50_000
 """Number of most frequent tokens that are clustered. Rarer tokens have too few neighbours; they are placed by id."""
 MAX_CONTEXTS = 1_000
 """Number of most frequent neighbours that are distinguished. All others count as one more."""
@@ -43,11 +43,12 @@ def by_kmeans_clusters(config: SeededConfig, inputs: GroupingInputs) -> Grouping
 
 
 def group_by_clusters(inputs: GroupingInputs, cluster: Callable[[Array, Array, int, Array], Array]) -> Grouping:
-    """Return a grouping of clusters of the tokens that occur; all other tokens are placed by id.
+    """Return a grouping of clusters of the tokens that occur, at most `MAX_WORDS`; all other tokens are placed by id.
 
     There are ceil(V / S) clusters. A cluster has at most twice its even share of the tokens that occur, so that the
     softmax inside groups has work in all of them. With `equal_sizes` the other tokens fill the clusters up, and group
-    sizes differ by at most one. Otherwise they get groups of their own, and the softmax inside clusters is short.
+    sizes differ by at most one. Otherwise they get groups of their own, and the softmax inside clusters is short. Then
+    no group has both tokens that occur and tokens that do not.
 
     Args:
         inputs: counts and text are needed.
@@ -57,8 +58,9 @@ def group_by_clusters(inputs: GroupingInputs, cluster: Callable[[Array, Array, i
     counts, ids, text, size = inputs.counts, inputs.ids, inputs.text, inputs.group_size
     vocab_size, order = counts.numel(), order_by_frequency(counts)
     n_group = math.ceil(vocab_size / size)
-    words = order[: min(MAX_WORDS, int((counts > 0).sum()))]
-    others = order[words.numel() :].sort().values
+    n_seen = int((counts > 0).sum())
+    words, rare, unseen = order.tensor_split([min(MAX_WORDS, n_seen), n_seen])
+    rare, unseen = rare.sort().values, unseen.sort().values
     sizes = np.full(n_group, vocab_size // n_group if inputs.equal_sizes else size)
     if inputs.equal_sizes:
         sizes[: vocab_size % n_group] += 1
@@ -67,10 +69,14 @@ def group_by_clusters(inputs: GroupingInputs, cluster: Callable[[Array, Array, i
     if words.numel():
         text_vocab_size = max(int(ids.max()), int(text.max(initial=0))) + 1
         clusters = cluster(text, ids[words].numpy(), text_vocab_size, capacity)
+    others = torch.cat([rare, unseen])
     if inputs.equal_sizes:
+        others = others.sort().values
         rest = np.repeat(np.arange(n_group), sizes - np.bincount(clusters, minlength=n_group))
     else:
-        rest = n_group + np.arange(others.numel()) // size
+        n_rare = math.ceil(rare.numel() / size)
+        parts = np.arange(rare.numel()) // size, n_rare + np.arange(unseen.numel()) // size
+        rest = n_group + np.concatenate(parts)
     labels = torch.from_numpy(np.concatenate([clusters, rest]))
     return group_by_labels(torch.cat([words, others]), torch.unique(labels, return_inverse=True)[1])
 

@@ -147,3 +147,12 @@ def test_heads_stay_exact_and_are_loaded_without_the_text(config, name):
     fresh.load_state_dict(head.state_dict())
     fresh.after_load()
     torch.testing.assert_close(fresh.log_prob(hidden), log_prob)
+
+
+@pytest.mark.parametrize("name", ["brown", "kmeans"])
+def test_tokens_that_never_occur_are_apart_also_where_rare_ones_are_not_clustered(name, monkeypatch):
+    monkeypatch.setattr("grouped_lm.grouping.clusters.MAX_WORDS", 40)
+    grouping, counts = build(name, 300, 10, seen=200, equal=False)
+    assert 40 < (counts > 0).sum() < 250
+    kinds = {(int(group), bool(count)) for group, count in zip(grouping.token_to_group, counts, strict=True)}
+    assert len(kinds) == grouping.n_group  # each group has one kind of token
