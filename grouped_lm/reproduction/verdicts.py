@@ -209,7 +209,8 @@ def at_best_rate(rows: list[Row]) -> list[Row]:
 
     best: list[Row] = []
     for own in group_rows(rows, lambda row: (row.get("group_size"),)).values():
-        best += min(group_rows(own, CHOSEN).values(), key=rank)
+        chosen: list[Row] = min(group_rows(own, CHOSEN).values(), key=rank)
+        best += chosen
     return best
 
 
