@@ -70,6 +70,15 @@ def own_vocabularies_are_behind() -> bool:
     return bool(own) and all(own)
 
 
+def the_larger_own_vocabulary_is_near() -> bool:
+    return all(
+        other.bits_per_byte < 1.01 * entry.bits_per_byte
+        for entry, entries in places("shortlist")
+        for other in entries
+        if other.settings.get("bpe") == "8192"
+    )
+
+
 def own_vocabularies_are_about_as_fast() -> bool:
     def speed(entry) -> float:  # bytes per second
         return fmean(float(row["tokens_per_sec"]) * entry.loss / entry.bits_per_byte for row in entry.rows)
@@ -135,6 +144,7 @@ STATEMENTS = {
     "In bits per byte they are behind the default head after the same tokens, at about the same speed.": (
         lambda: own_vocabularies_are_behind() and own_vocabularies_are_about_as_fast()
     ),
+    "The larger one is behind by little.": the_larger_own_vocabulary_is_near,
     "True: the default head leads early and is level at the end.": the_default_leads_early_and_is_level_at_the_end,
     "A count of n-grams is not far behind.": counts_are_near,
     "Both together predict better than either (Counts beside states).": counts_and_network_are_better_together,
