@@ -3,7 +3,7 @@
 Differences, intervals and the words "on par" are those of `gvc leaderboard`, which has the same figures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ FRONT = "tinystories"
 """The text of the first place of each contest."""
 TEXTS = {"tinystories": "TinyStories", "books": "Books", "wide": "Seven languages"}
 """Names of texts in the CSV files -> names in tables."""
+NOTHING = "No run of this contest is committed yet.\n"
 
 
 @cache
@@ -90,46 +91,43 @@ def _source(name: str, entries: Sequence[Standing]) -> str:
 
 def equal_tokens() -> str:
     """Return one table for each text and body: every head after the same tokens."""
-    text = ""
-    for place, entries in boards("equal-tokens"):
-        names = short_names(entries)
-        rows = []
-        for entry in entries:
-            bits = " bits/byte" if entry.unit != "loss_nats" else ""
-            gap = "-" if entry.difference is None else signed(entry.difference) + bits
-            own = entry is reference_of(entries)
-            ends = ["-", "-", "-"] if own else [span((entry.low, entry.high)), span(entry.documents), entry.verdict]
-            cells = [f"{entry.loss:.3f}", f"{entry.bits_per_byte:.4f}", gap, *ends]
-            rows.append([f"`{names[entry.head]}`", entry.lr or "-", str(entry.seeds), *cells])
-        header = ["head", "rate", "seeds", "nats", "bits per byte", "minus the best full softmax"]
-        header += ["95 % over seeds", "95 % over documents", "on par"]
-        text += f"**{title_of(place)}**\n\n{table(header, rows)}\n{_source('equal-tokens', entries)}"
-    return text or NOTHING
+
+    def cells(entry: Standing, is_reference: bool) -> list[str]:
+        bits = " bits/byte" if entry.unit != "loss_nats" else ""
+        gap = "-" if entry.difference is None else signed(entry.difference) + bits
+        ends = [span((entry.low, entry.high)), span(entry.documents), entry.verdict]
+        figures = [f"{entry.loss:.3f}", f"{entry.bits_per_byte:.4f}", gap]
+        return [entry.lr or "-", str(entry.seeds), *figures, *(["-"] * 3 if is_reference else ends)]
+
+    header = ["head", "rate", "seeds", "nats", "bits per byte", "minus the best full softmax"]
+    return _tables("equal-tokens", [*header, "95 % over seeds", "95 % over documents", "on par"], cells)
 
 
 def equal_time() -> str:
     """Return one table for each text and time: every head with its best body."""
+
+    def cells(entry: Standing, _: bool) -> list[str]:
+        body = f"{entry.rows[0]['n_embd']} x {entry.rows[0]['n_layer']}"
+        gap = "-" if entry.difference is None else signed(entry.difference, 4)
+        figures = [f"{entry.tokens / 1e6:.1f}", f"{entry.bits_per_byte:.4f}", gap, span(entry.documents)]
+        return [body, str(entry.seeds), *figures]
+
+    header = ["head", "body", "seeds", "million tokens", "bits per byte", "minus the best full softmax"]
+    return _tables("equal-time", [*header, "95 % over documents"], cells)
+
+
+def _tables(name: str, header: Sequence[str], cells: Callable[[Standing, bool], list[str]]) -> str:
+    """Return the table of each place of a contest; `cells` gets a head and whether it is the reference."""
     text = ""
-    for place, entries in boards("equal-time"):
-        names = short_names(entries)
-        rows = []
-        for entry in entries:
-            first = entry.rows[0]
-            gap = "-" if entry.difference is None else signed(entry.difference, 4)
-            seen = f"{entry.tokens / 1e6:.1f}"
-            cells = [f"{first['n_embd']} x {first['n_layer']}", str(entry.seeds), seen, f"{entry.bits_per_byte:.4f}"]
-            rows.append([f"`{names[entry.head]}`", *cells, gap, span(entry.documents)])
-        header = ["head", "body", "seeds", "million tokens", "bits per byte", "minus the best full softmax"]
-        text += f"**{title_of(place)}**\n\n{table([*header, '95 % over documents'], rows)}\n"
-        text += _source("equal-time", entries)
+    for place, entries in boards(name):
+        names, reference = short_names(entries), reference_of(entries)
+        rows = [[f"`{names[entry.head]}`", *cells(entry, entry is reference)] for entry in entries]
+        text += f"**{title_of(place)}**\n\n{table(header, rows)}\n{_source(name, entries)}"
     return text or NOTHING
 
 
-NOTHING = "No run of this contest is committed yet.\n"
-
-
 def measured_quality(head: str) -> str:
-    """Return what both contests say of one head; "" if it is in neither."""
+    """Return what the contest at equal tokens says of one head; "" if it is not there."""
     rows = []
     for place, entries in boards("equal-tokens"):
         names = short_names(entries)

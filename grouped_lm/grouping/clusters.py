@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 MAX_TOKENS = 20_000_000
 """The text is read from its start up to this number of tokens."""
 MAX_WORDS = 50_000
-"""Number of most frequent tokens that are clustered. Rarer tokens have too few neighbours; they are placed by id."""
+"""Number of most frequent tokens that are clustered. Rarer tokens are placed by id."""
 MAX_CONTEXTS = 1_000
 """Number of most frequent neighbours that are distinguished. All others count as one more."""
 SWEEPS = 8
@@ -60,7 +60,6 @@ def group_by_clusters(inputs: GroupingInputs, cluster: Callable[[Array, Array, i
     n_group = math.ceil(vocab_size / size)
     n_seen = int((counts > 0).sum())
     words, rare, unseen = order.tensor_split([min(MAX_WORDS, n_seen), n_seen])
-    rare, unseen = rare.sort().values, unseen.sort().values
     sizes = np.full(n_group, vocab_size // n_group if inputs.equal_sizes else size)
     if inputs.equal_sizes:
         sizes[: vocab_size % n_group] += 1
@@ -69,12 +68,11 @@ def group_by_clusters(inputs: GroupingInputs, cluster: Callable[[Array, Array, i
     if words.numel():
         text_vocab_size = max(int(ids.max()), int(text.max(initial=0))) + 1
         clusters = cluster(text, ids[words].numpy(), text_vocab_size, capacity)
-    others = torch.cat([rare, unseen])
     if inputs.equal_sizes:
-        others = others.sort().values
+        others = torch.cat([rare, unseen]).sort().values
         rest = np.repeat(np.arange(n_group), sizes - np.bincount(clusters, minlength=n_group))
     else:
-        n_rare = math.ceil(rare.numel() / size)
+        others, n_rare = torch.cat([rare.sort().values, unseen.sort().values]), math.ceil(rare.numel() / size)
         parts = np.arange(rare.numel()) // size, n_rare + np.arange(unseen.numel()) // size
         rest = n_group + np.concatenate(parts)
     labels = torch.from_numpy(np.concatenate([clusters, rest]))

@@ -178,7 +178,7 @@ def rare_tokens(case: Case) -> Verdict:
     for row in case.evidence["deciles"]:
         losses.setdefault(row["run"], {})[row["decile"].split(" (")[0]] = row["loss"]
     case.evidence = {**case.evidence, "runs": [row for row in case.evidence["runs"] if row["run"] in losses]}
-    missing = f"no runs of {first.name} and of {second.name} on real text that `gvc eval` has judged"
+    missing = f"no runs of {first.name} and of {second.name} on real text that `gvc eval` has evaluated"
     pair = trained_pair(case, first, second, missing)
     gaps: dict[str, list[float]] = {"decile 1": [], "decile 10": []}
     used: list[str] = []
@@ -189,7 +189,7 @@ def rare_tokens(case: Case) -> Verdict:
             for decile, values in gaps.items():
                 values.append(losses[names[1]][decile] - losses[names[0]][decile])
     if not used:
-        raise NoEvidenceError(f"no seed with a judged run of {first.name} and one of {second.name}")
+        raise NoEvidenceError(f"no seed with an evaluated run of {first.name} and one of {second.name}")
     worse = [rare - frequent for frequent, rare in zip(*gaps.values(), strict=True)]
     gap = compare_paired(worse, margin=case.threshold)
     frequent, rare = (sum(values) / len(values) for values in gaps.values())
@@ -266,7 +266,9 @@ def size_tasks(case: Case) -> Verdict:
                     gaps.append((own - other, z * math.hypot(_sd(own, n), _sd(other, m)), where, task))
                     runs += [row["run"] for s in (root, size) for row in sizes[s].values()]
     if not gaps:
-        raise NoEvidenceError("`gvc eval` has not judged runs of several group sizes, several seeds each, on real text")
+        raise NoEvidenceError(
+            "`gvc eval` has not evaluated runs of several group sizes, several seeds each, on real text"
+        )
     if not able:
         raise NoEvidenceError("no model is better than chance", runs)
     gaps = [entry for entry in gaps if entry[3] in able]

@@ -115,7 +115,7 @@ def word_over(spans: list[tuple[float, float]], threshold: float, general: bool 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """The settings that two runs must share to be compared. The learning rate is not among them: see `at_best_rate`."""
+    """The settings that two runs must share to be compared. The learning rate is not among them: see `best_runs`."""
 
     data: str
     model: str
@@ -189,14 +189,14 @@ def settings_of(evidence: Evidence, method: Method, text: str | None, body: str 
         setting = setting_of(row)
         if setting and is_text(setting.data, text) and matches(row, method) and body in (None, row.get("model.body")):
             settings.setdefault(setting, []).append(row)
-    return {setting: at_best_rate(rows) for setting, rows in settings.items()}
+    return {setting: best_runs(rows) for setting, rows in settings.items()}
 
 
 CHOSEN = ("optim.lr", "head_options", "train.dtype")
 """Columns of which a method has the best values: runs that differ in one of them are never mixed."""
 
 
-def at_best_rate(rows: list[Row]) -> list[Row]:
+def best_runs(rows: list[Row]) -> list[Row]:
     """Return, for each group size, the runs of the best learning rate (and of one set of options, see `CHOSEN`).
 
     The best has most complete seeds; of several, the least mean loss. A contest tries every rate with one seed, and the

@@ -81,9 +81,11 @@ def test_a_run_keeps_its_tokenizer(gvc, tiny, texts):
     run = gvc("train", *words).run_dir
     result = json.loads((run / "result.json").read_text())
     assert result["tokenizer"] == "bpe-300"
-    judged = gvc("eval", str(run), "--json", "data.train=gone.txt")
-    found = json.loads(judged.out)["val/bits_per_byte"]
-    assert found == pytest.approx(result["val/bits_per_byte"], rel=1e-6), judged.err  # rows are summed in another order
+    evaluated = gvc("eval", str(run), "--json", "data.train=gone.txt")
+    found = json.loads(evaluated.out)["val/bits_per_byte"]
+    assert found == pytest.approx(result["val/bits_per_byte"], rel=1e-6), (
+        evaluated.err
+    )  # rows are summed in another order
     assert gvc("sample", str(run), "--prompt", "Once").code == 0
     assert json.loads(gvc("ls", "run", "--json").out)[0]["vocab_size"] == 300
     groups = json.loads(Path(run / "grouping.json").read_text())

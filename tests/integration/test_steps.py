@@ -103,7 +103,7 @@ def test_scales_and_steps_that_there_are_not(tmp_path):
             load_scale(str(tmp_path / "bad.yaml"))
     with pytest.raises(ConfigError, match="it has order-stories, main-gpt2"):
         select_steps(load_scale("smoke"), ["report", "nosuch"])
-    assert [step.name for step in select_steps(load_scale("smoke"), ["report", "judge"])] == ["judge", "report"]
+    assert [step.name for step in select_steps(load_scale("smoke"), ["report", "evaluate"])] == ["evaluate", "report"]
 
 
 STEP = "{name: a, about: x, minutes: 1, command: gvc doctor}"
@@ -193,3 +193,15 @@ def test_two_texts_of_one_name_are_one_too_many(tmp_path):
     for given in (["a", "a"], ["a", "b", "c"]):
         with pytest.raises(ConfigError, match="one or two texts of different names"):
             find_texts([f"{name}={tmp_path}" for name in given])
+
+
+def test_the_dtype_of_a_folder_stays_on_another_processor(tmp_path, monkeypatch):
+    scale = load_scale("cpu")
+    step = next(step for step in scale.steps if "{cpu_dtype}" in step.command)
+    monkeypatch.setattr("grouped_lm.reproduction.run.cpu_dtype", lambda: "bfloat16")
+    first = Reproduction(scale, tmp_path, [])
+    first.prepare()
+    monkeypatch.setattr("grouped_lm.reproduction.run.cpu_dtype", lambda: "float32")
+    assert "train.dtype=bfloat16" in first.command(step)
+    assert Reproduction(scale, tmp_path, []).command(step) == first.command(step)
+    assert "train.dtype=float32" in Reproduction(scale, tmp_path / "other", []).command(step)
