@@ -81,7 +81,7 @@ bench-full: $(VENV)/.bench  ## The same on the full grid; after a stop, the same
 	@for suite in $(SUITES); do $(BIN)/gvc bench $$suite --grid full --out runs/results $(ARGS); done
 
 test-faults: $(VENV)/.developers  ## Run all faults and print the table of promises; TRIAL=kill-dense:123 repeats one trial, SEED=1 sets the first seed
-	FAULT_TRIAL='$(TRIAL)' $(if $(SEED),FAULT_SEED=$(SEED)) $(BIN)/pytest -m '' -n 2 --dist worksteal $(ARGS) \
+	FAULT_TRIAL='$(TRIAL)' FAULT_SEED=$(or $(SEED),$(shell date +%s)) $(BIN)/pytest -m '' -n 2 --dist worksteal $(ARGS) \
 	  tests/faults tests/integration/test_sweep.py::test_a_driver_killed_again_and_again_completes_every_job_once \
 	  tests/integration/test_sweep.py::test_diverging_starved_and_killed_jobs_in_one_sweep_are_named_and_run_again
 

@@ -159,7 +159,7 @@ def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
         check_config_files(Path(flags.config_dir))
 
     def compose_with(overrides: list[str], **kwargs: Any) -> DictConfig:
-        check_source(overrides, flags)
+        check_overrides(overrides, flags)
         return compose(config_name=flags.config_name, overrides=overrides, **kwargs)
 
     with initialize_config_module(config_module=CONF, version_base="1.3", job_name="gvc"):
@@ -219,14 +219,19 @@ def check_folders(overrides: list[Override]) -> None:
             raise ConfigError(f"{override.key_or_group} is empty: name a folder, or leave it out")
 
 
-def check_source(overrides: list[str], flags: HydraFlags) -> None:
-    """Refuse data.source=NAME: the options would stay those of another source.
+def check_overrides(overrides: list[str], flags: HydraFlags) -> None:
+    """Refuse what Hydra composes, but not as the user means it.
+
+    data.source=NAME would keep the options of another source. ~optim.lr would be the default of the library.
 
     Raises:
-        ConfigError: with the choice of data to write instead.
+        ConfigError: with the override to write instead.
     """
     for override in parse(overrides):
-        if override.key_or_group == "data.source":
+        key = override.key_or_group
+        if override.is_delete() and key.startswith(("head.", "optim.")):
+            raise ConfigError(f"{override.input_line}: a key cannot be removed; write {key}=VALUE")
+        if key == "data.source":
             choices = config_groups(flags.config_dir)["data"]
             name = override.value() if override.value() in choices else f"NAME, one of {', '.join(choices)}"
             raise ConfigError(f"{override.input_line} sets no options of that source: write data={name}")

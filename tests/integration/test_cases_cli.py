@@ -90,6 +90,8 @@ def test_case_C8_a_closed_pipe_ends_quietly(workdir):
         ("model.name=[a]", "model.name takes a text, got [a]"),
         ("train=3", "train is a group of keys: write train.NAME=VALUE"),
         ("~train.max_steps", "~train.max_steps: a key cannot be removed; write train.max_steps=VALUE"),
+        ("~optim.eps", "~optim.eps: a key cannot be removed; write optim.eps=VALUE"),
+        ("~optim.lr=0.1", "~optim.lr=0.1: a key cannot be removed; write optim.lr=VALUE"),
         ("~head=film", "~head=film: a choice cannot be removed; write head=NAME, one of " + ", ".join(HEADS)),
         ("tracking=null", "tracking=null: a choice is needed; there are none, tensorboard, wandb"),
         ("+tracking=none", "+tracking=none: tracking has a choice already; write tracking=none, without the +"),
