@@ -3,13 +3,15 @@
 Differences, intervals and the words "on par" are those of `gvc leaderboard`, which has the same figures.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 from grouped_lm.report.contest import EXACT, Place, places
 from grouped_lm.report.documents import read_documents
-from grouped_lm.report.leaderboard import Standing, read_rows, short_names, standings
+from grouped_lm.report.leaderboard import Standing, read_rows, standings
 
 RESULTS = Path(__file__).parents[1] / "runs" / "results"
 Board = tuple[Place, list[Standing]]
@@ -42,13 +44,20 @@ def title_of(place: Place) -> str:
     return f"{text}, width {row['n_embd']}, {row['n_layer']} layers, {int(row['tokens']) / 1e6:.1f} million tokens"
 
 
+def variant_of(entry: Standing) -> str:
+    """Return the variant as the command of its runs names it, and whether counts of n-grams are beside it."""
+    command = entry.rows[0]["command"]
+    counts = " with counts" if command.startswith("gvc sweep equal-time-counts ") else ""
+    return re.findall(r"\bvariant=([\w-]+)", command)[0] + counts
+
+
 def find(entries: Sequence[Standing], head: str) -> Standing | None:
     """Return the variant of a head with the full vocabulary that has most seeds; of several, the best.
 
     Of `shortlist` it is the default.
     """
     own = [entry for entry in entries if entry.settings["name"] == head and entry.unit == "loss_nats"]
-    own = [entry for entry in own if entry.difference is not None]
+    own = [entry for entry in own if entry.difference is not None and "prior" not in entry.settings]
     if head == "shortlist":
         own = [entry for entry in own if all(entry.settings.get(key) == value for key, value in DEFAULT.items())]
     return max(own, key=lambda entry: (entry.seeds, -entry.bits_per_byte), default=None)
@@ -95,11 +104,11 @@ def equal_tokens() -> str:
     def cells(entry: Standing, is_reference: bool) -> list[str]:
         bits = " bits/byte" if entry.unit != "loss_nats" else ""
         gap = "-" if entry.difference is None else signed(entry.difference) + bits
-        ends = [span((entry.low, entry.high)), span(entry.documents), entry.verdict]
+        ends = [span((entry.low, entry.high)), span(entry.documents), entry.verdict if entry.seeds > 1 else "one seed"]
         figures = [f"{entry.loss:.3f}", f"{entry.bits_per_byte:.4f}", gap]
         return [entry.lr or "-", str(entry.seeds), *figures, *(["-"] * 3 if is_reference else ends)]
 
-    header = ["head", "rate", "seeds", "nats", "bits per byte", "minus the best full softmax"]
+    header = ["variant", "rate", "seeds", "nats", "bits per byte", "minus the best full softmax"]
     return _tables("equal-tokens", [*header, "95 % over seeds", "95 % over documents", "on par"], cells)
 
 
@@ -112,7 +121,7 @@ def equal_time() -> str:
         figures = [f"{entry.tokens / 1e6:.1f}", f"{entry.bits_per_byte:.4f}", gap, span(entry.documents)]
         return [body, str(entry.seeds), *figures]
 
-    header = ["head", "body", "seeds", "million tokens", "bits per byte", "minus the best full softmax"]
+    header = ["variant", "body", "seeds", "million tokens", "bits per byte", "minus the best full softmax"]
     return _tables("equal-time", [*header, "95 % over documents"], cells)
 
 
@@ -120,8 +129,8 @@ def _tables(name: str, header: Sequence[str], cells: Callable[[Standing, bool], 
     """Return the table of each place of a contest; `cells` gets a head and whether it is the reference."""
     text = ""
     for place, entries in boards(name):
-        names, reference = short_names(entries), reference_of(entries)
-        rows = [[f"`{names[entry.head]}`", *cells(entry, entry is reference)] for entry in entries]
+        reference = reference_of(entries)
+        rows = [[f"`{variant_of(entry)}`", *cells(entry, entry is reference)] for entry in entries]
         text += f"**{title_of(place)}**\n\n{table(header, rows)}\n{_source(name, entries)}"
     return text or NOTHING
 
@@ -130,15 +139,26 @@ def measured_quality(head: str) -> str:
     """Return what the contest at equal tokens says of one head; "" if it is not there."""
     rows = []
     for place, entries in boards("equal-tokens"):
-        names = short_names(entries)
         for entry in entries:
             if entry.settings["name"] == head and entry.difference is not None and entry.unit == "loss_nats":
                 cells = [title_of(place), str(entry.seeds), signed(entry.difference), span(entry.documents)]
-                rows.append([f"`{names[entry.head]}`", *cells])
+                rows.append([f"`{variant_of(entry)}`", *cells])
     if not rows:
         return ""
     note = "Loss minus that of the best full softmax, in nats; below 0 is better.\n\n"
-    return note + table(["head", "where", "seeds", "difference", "95 % over documents"], rows) + "\n"
+    return note + table(["variant", "where", "seeds", "difference", "95 % over documents"], rows) + "\n"
+
+
+def speeds(*others: str) -> str:
+    """Return how many times as fast as other heads the default was trained, at the first place of the contest."""
+    (_, entries), *_ = boards("equal-tokens")
+    pairs = [(find(entries, "shortlist"), find(entries, other)) for other in others]
+    return ", ".join(f"{speed_of(own) / speed_of(other):.1f}x" for own, other in pairs if own and other)
+
+
+def speed_of(entry: Standing) -> float:
+    """Return the mean tokens per second of a head's runs."""
+    return fmean(float(row["tokens_per_sec"]) for row in entry.rows)
 
 
 def range_of(head: str, digits: int = 2) -> str:

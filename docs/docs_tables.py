@@ -352,12 +352,16 @@ def summary() -> str:
     rows = [
         ["Loss of the default head, minus the best full softmax ([quality])", docs_contests.range_of("shortlist", 3)],
         ["Loss of the paper's head, minus the best full softmax ([quality])", docs_contests.range_of("grouped")],
+        ["Speed of training of the default over dense, over `trim` ([quality])", docs_contests.speeds("dense", "trim")],
         [
-            "Speed of training steps over dense, width 128 to 512 ([speed])",
+            "Speed of steps with 256 frequent tokens over dense, width 128 to 512 ([speed])",
             f"{over['gpt2-128x3']:.1f}x to {over['gpt2-28m']:.1f}x",
         ],
         ["Memory of steps, dense over the paper's head, 33M ([memory])", f"up to {ratio['neo-33m']:.2f}x"],
-        ["Speed of `shortlist` alone over dense, large GPU ([GPU])", f"{gpu['dense'] / gpu[DEFAULT_LABEL]:.1f}x"],
+        [
+            "Speed of the head with 256 tokens alone over dense, large GPU ([GPU])",
+            f"{gpu['dense'] / gpu[DEFAULT_LABEL]:.1f}x",
+        ],
     ]
     return table(["measured", "result"], rows)
 

@@ -29,8 +29,8 @@ from .sweep_plan import SweepPlan, drive, folder_name, plan_sweep
 SCORE, SPEED = "val/bits_per_byte", "throughput/tokens_per_sec"
 PATHS = ("data.train", "data.valid", "tokenizer.file")
 """Keys whose values are paths. A row of the leaderboard has the names of the files alone."""
-FOLDER = re.compile(r"[^][,']*/")
-"""The folder of a path, alone or in a list; quotes stay."""
+PATH = re.compile(r"[^][,']*/[^][,']+")
+"""A path with a folder, alone or in a list; quotes stay outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Contest:
         swept = [f"{key}={','.join(own)}" for key, own in values.items()]
         plan = plan_sweep(self.name, [*swept, *self.others, *words, names], self.flags)
         jobs = [dict(zip(values, own, strict=True)) for own in itertools.product(*values.values())]
-        shown = [_without_folder(word) for word in self.others if not word.startswith("hydra.")]
+        shown = [without_folders(word) for word in self.others if not word.startswith("hydra.")]
         if "minutes" in notes:
             shown.append(f"contest.budgets=[{notes['minutes']:g}x{notes['threads']}]")
         notes_by_job = {}
@@ -211,7 +211,15 @@ def _values(override: Override) -> list[str]:
     return [override.get_value_element_as_str()]
 
 
-def _without_folder(word: str) -> str:
-    """Return an override with the names of files in place of their paths, also in lists such as [A,B]."""
+def without_folders(word: str) -> str:
+    """Return an override with the names of files in place of their paths, also in lists such as [A,B].
+
+    Two files of one name keep the last folder too.
+    """
     key, _, value = word.partition("=")
-    return f"{key}={FOLDER.sub('', value)}" if key in PATHS else word
+    if key not in PATHS:
+        return word
+    paths = PATH.findall(value)
+    names = [path.rsplit("/", 1)[1] for path in paths]
+    kept = 2 if len(set(names)) < len(set(paths)) else 1
+    return f"{key}={PATH.sub(lambda found: '/'.join(found[0].split('/')[-kept:]), value)}"

@@ -252,7 +252,7 @@ def standings(
     Args:
         rows: as `merge_rows` returns them, all of one place.
         reference: the head that others are compared with, in the variant with the best loss; several with commas. One
-            with GPT-2's vocabulary and figures of the report text goes first.
+            without a prior, with GPT-2's vocabulary and figures of the report text goes first.
         choice: columns that were chosen for each head.
         losses: those of `read_documents`, by the rows' keys.
         timed: whether bits per byte are compared, as bodies and vocabularies differ.
@@ -260,10 +260,15 @@ def standings(
     variants = group_rows(rows, ("head", "options", "grouping", "group_size"))
     chosen = {" ".join(filter(None, variant)): best_choice(own, choice) for variant, own in variants.items()}
 
-    def rank(name: str) -> tuple[str, bool, float]:
+    def rank(name: str) -> tuple[bool, str, bool, float]:
         own = chosen[name]
         known = _have_report(own)
-        return _vocabulary_in(own[0]), not known, float(_figures(own, "loss_nats", known).mean())
+        return (
+            "prior=" in own[0]["options"],
+            _vocabulary_in(own[0]),
+            not known,
+            float(_figures(own, "loss_nats", known).mean()),
+        )
 
     exact = reference.split(",")
     base = min((name for name, own in chosen.items() if own[0]["head"] in exact), key=rank, default=None)

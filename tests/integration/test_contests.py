@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.compose.contests import without_folders
 from grouped_lm.report.contest import notes_of
 from grouped_lm.runs.load import load_config
 
@@ -13,6 +14,20 @@ def results(folder: str) -> dict[str, dict]:
     """The result of every job, by the name of its folder."""
     paths = Path("runs", folder).glob("*/result.json")
     return {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("data.valid=/home/me/texts/valid.txt", "data.valid=valid.txt"),
+        ("data.train=[/a/one.txt,b/two.txt]", "data.train=[one.txt,two.txt]"),
+        ("data.train=['/a/b/train.txt','/a/c/train.txt']", "data.train=['b/train.txt','c/train.txt']"),
+        ("data.train=train.txt", "data.train=train.txt"),
+        ("data.name=a/b", "data.name=a/b"),
+    ],
+)
+def test_a_row_names_its_texts_without_their_folders(given, shown):
+    assert without_folders(given) == shown
 
 
 def test_equal_tokens_repeats_the_best_rate_with_other_seeds(gvc, tiny):

@@ -68,6 +68,12 @@ def test_two_runs_are_compared_on_a_text_that_both_were_judged_on():
     assert not found["grouped"].on_report
 
 
+def test_the_reference_is_a_head_without_counts():
+    rows = [row("dense", 3.0), row("dense", 2.6, options="prior=kneser_ney"), row("film", 3.1)]
+    found = {entry.head: entry.difference for entry in standings(rows)}
+    assert found == {name: pytest.approx(gap) for name, gap in zip(found, (-0.4, 0.0, 0.1), strict=True)}
+
+
 def test_a_leaderboard_of_one_own_vocabulary_has_differences_in_nats():
     rows = [row("dense", 3.0, options="bias=true bpe=512"), row("film", 3.1, options="bpe=512")]
     film = {entry.settings["name"]: entry for entry in standings(rows)}["film"]
