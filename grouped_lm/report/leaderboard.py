@@ -262,13 +262,8 @@ def standings(
 
     def rank(name: str) -> tuple[bool, str, bool, float]:
         own = chosen[name]
-        known = _have_report(own)
-        return (
-            "prior=" in own[0]["options"],
-            _vocabulary_in(own[0]),
-            not known,
-            float(_figures(own, "loss_nats", known).mean()),
-        )
+        known, counts = _have_report(own), "prior=" in own[0]["options"]
+        return counts, _vocabulary_in(own[0]), not known, float(_figures(own, "loss_nats", known).mean())
 
     exact = reference.split(",")
     base = min((name for name, own in chosen.items() if own[0]["head"] in exact), key=rank, default=None)
