@@ -33,7 +33,7 @@ def plot(
 
     if out is not None and out.suffix.lower() in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--out takes a folder, for several files, got {out}: write --out {out.with_suffix('')}")
-    rows = [row for row in collect_runs(runs) if row.get("train/loss") is not None]
+    rows = [row for row in collect_runs(runs) if row.get("train/loss", row.get("val/loss")) is not None]
     if not rows:
         raise RunFolderError(
             f"no loss is logged in {', '.join(map(str, runs))}: wait for the first row of metrics.jsonl"

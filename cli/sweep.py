@@ -72,7 +72,7 @@ def _run_plan(
 ) -> None:
     """Run the jobs of a sweep that are left, and write its tables and plots."""
     from grouped_lm.errors import ConfigError
-    from grouped_lm.jobs.sweep import failures
+    from grouped_lm.jobs.sweep import SweepLimits, driver_ledger, failures
     from grouped_lm.report.tables import runs_csv, write_results
     from grouped_lm.runs.tracking import log_sweep
     from grouped_lm.system.phases import phase
@@ -84,7 +84,9 @@ def _run_plan(
     if only_failed and not failures(plan.jobs):
         say(f"gvc: --only-failed: no job in {plan.folder} has failed, and none is run")
     try:
-        drive(plan, flags, max_jobs, fail_fast, only_failed)
+        with driver_ledger(plan.folder) as ledger:
+            limits = SweepLimits(ledger, max_jobs=max_jobs, fail_fast=fail_fast, only_failed=only_failed)
+            drive(plan, flags, limits)
     except (KeyboardInterrupt, SystemExit):
         say_how_to_go_on([plan], plan.total, words)
         raise

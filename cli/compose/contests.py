@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from omegaconf import OmegaConf
 
-from grouped_lm.config import Config, check_range
+from grouped_lm.config import Config, check_choice, check_range
 from grouped_lm.errors import ConfigError
-from grouped_lm.jobs.sweep import job_state
+from grouped_lm.jobs.sweep import SweepLimits, driver_ledger, job_state
 from grouped_lm.report.contest import note_jobs
 from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.runs.identity import config_hash
+from grouped_lm.system.runtime import describe_environment, resolve_device
 
 from .compose import HydraFlags, composing, config_groups, parse
 from .explain import explained
@@ -64,8 +66,8 @@ class Stage:
 
     plan: SweepPlan
     values: list[dict[str, str]]
-    notes: dict[str, dict[str, Any]]
-    """What each job belongs to, by the name of its folder."""
+    notes: dict[str, dict[str, dict[str, Any]]]
+    """What each job belongs to, by the name of its folder and the hash of its config."""
 
     def scores(self) -> list[float | None]:
         """Return the bits per byte of each job on its validation text, None where it is not complete."""
@@ -76,14 +78,27 @@ class Contest:
     """The stages of a contest. `settings` are those of the preset's key `contest`."""
 
     def __init__(self, name: str, overrides: list[str], flags: HydraFlags, settings: dict[str, Any]) -> None:
+        """Read what the preset sweeps, and what `overrides` give in its place.
+
+        Raises:
+            ConfigError: a setting of the contest is wrong, or another key is swept.
+        """
+        check_settings(settings)
         self.name, self.flags, self.settings = name, flags, settings
         with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with:
             base = compose_with([f"sweep={name}"], return_hydra_config=True)
             params = parse([f"{key}={value}" for key, value in base.hydra.sweeper.params.items()])
             given = parse(overrides)
-        keys = [override.key_or_group for override in params]
-        self.others = [override.input_line or "" for override in given if override.key_or_group not in keys]
-        self.values = {o.key_or_group: _values(o) for o in (*params, *given) if o.key_or_group in keys}
+            keys = [override.key_or_group for override in params]
+            self.values = {o.key_or_group: _values(o) for o in (*params, *given) if o.key_or_group in keys}
+        others = [override for override in given if override.key_or_group not in keys]
+        for override in others:
+            if override.is_sweep_override():
+                raise ConfigError(
+                    f"{override.input_line}: a contest sweeps {', '.join(keys)} alone. Give one value, and another "
+                    "hydra.sweep.dir for the next value"
+                )
+        self.others = [override.input_line or "" for override in others]
 
     def stages(self) -> Iterator[Stage]:
         """Yield the sweeps in turn. A choice among jobs of which none is complete is left out."""
@@ -100,9 +115,10 @@ class Contest:
         if "minutes" in notes:
             shown.append(f"contest.budgets=[{notes['minutes']:g}x{notes['threads']}]")
         notes_by_job = {}
-        for (_, path), own in zip(plan.jobs, jobs, strict=True):
+        for (config, path), own in zip(plan.jobs, jobs, strict=True):
             command = ["gvc sweep", self.name, *(f"{key}={value}" for key, value in own.items()), *shown]
-            notes_by_job[path.name] = {"contest": self.name, "command": " ".join(command), **notes}
+            note = {"contest": self.name, "command": " ".join(command), **notes}
+            notes_by_job[path.name] = {config_hash(config): note}
         return Stage(plan, jobs, notes_by_job)
 
     def _token_stages(self) -> Iterator[Stage]:
@@ -164,6 +180,7 @@ class Contest:
         ((config, path),) = stage.plan.jobs
         if not (result := _result(config, path)):
             return None
+        _check_machine(config, path)
         if (speed := result.get(SPEED)) is None:
             raise ConfigError(f"{path} has too few steps to measure its speed: raise contest.speed_steps")
         batch = config.train.micro_batch_size * config.train.grad_accum_steps * config.model.block_size
@@ -181,22 +198,17 @@ def contest_of(name: str, overrides: list[str], flags: HydraFlags) -> Contest | 
 
 
 def run_contest(contest: Contest, max_jobs: int | None, fail_fast: bool, only_failed: bool) -> list[SweepPlan]:
-    """Run the stages in turn, and return their plans."""
+    """Run the stages in turn, and return their plans. `max_jobs` and `fail_fast` are for all stages together."""
     plans = []
-    for stage in contest.stages():
-        before = _complete(stage.plan)
-        plans.append(stage.plan)
-        if max_jobs == 0:
-            break
-        note_jobs(stage.plan.folder, stage.notes)
-        drive(stage.plan, contest.flags, max_jobs, fail_fast, only_failed)
-        if max_jobs is not None:
-            max_jobs = max(0, max_jobs - _complete(stage.plan) + before)
+    stages = contest.stages()
+    first = next(stages)
+    with driver_ledger(first.plan.folder) as ledger:
+        limits = SweepLimits(ledger, max_jobs=max_jobs, fail_fast=fail_fast, only_failed=only_failed)
+        for stage in itertools.chain([first], stages):
+            plans.append(stage.plan)
+            note_jobs(stage.plan.folder, stage.notes)
+            drive(stage.plan, contest.flags, limits)
     return plans
-
-
-def _complete(plan: SweepPlan) -> int:
-    return sum(job_state(config, path) == COMPLETE for config, path in plan.jobs)
 
 
 def _result(config: Config, path: Path) -> dict[str, Any]:
@@ -204,8 +216,42 @@ def _result(config: Config, path: Path) -> dict[str, Any]:
     return (RunFolder(path).read_result() or {}) if job_state(config, path) == COMPLETE else {}
 
 
+def check_settings(settings: dict[str, Any]) -> None:
+    """Raise `ConfigError` for a wrong value of the key `contest`."""
+    check_choice("contest.kind", settings["kind"], ("tokens", "time"))
+    if settings["kind"] == "tokens":
+        return
+    budgets = settings["budgets"]
+    if not isinstance(budgets, list) or not budgets:
+        raise ConfigError(f"contest.budgets must be a list such as [10x1,60x1], got {budgets}")
+    for budget in budgets:
+        Budget.of(budget)
+    for key in ("speed_steps", "bodies"):
+        if not isinstance(settings[key], int):
+            raise ConfigError(f"contest.{key} must be a whole number, got {settings[key]}")
+        check_range(f"contest.{key}", settings[key], 1, 1e9)
+
+
+def _check_machine(config: Config, path: Path) -> None:
+    """Raise `ConfigError` if the job in `path` measured the speed of another machine."""
+    measured = RunFolder(path).read_environment()
+    now = describe_environment(resolve_device(config.train.device))
+    for key in ("cpu", "gpu"):
+        if measured.get(key) != now[key]:
+            raise ConfigError(
+                f"{path} has the speed of another machine ({key} {measured.get(key)}, here {now[key]}): "
+                "give another hydra.sweep.dir"
+            )
+
+
 def _values(override: Override) -> list[str]:
-    """Return the values of an override, one or several."""
+    """Return the values of an override, one or several.
+
+    Raises:
+        ConfigError: it is an interval or a pattern.
+    """
+    if override.is_interval_sweep() or isinstance(override.value(), Glob):
+        raise ConfigError(f"{override.input_line}: a contest takes a list of values")
     if override.is_sweep_override():
         return [str(value) for value in override.sweep_string_iterator()]
     return [override.get_value_element_as_str()]

@@ -25,7 +25,7 @@ from grouped_lm.config import Config
 from grouped_lm.errors import BusyError, ConfigError, GvcError
 from grouped_lm.jobs.device_slots import Share, visible_gpus
 from grouped_lm.jobs.launch import preflight
-from grouped_lm.jobs.sweep import SweepDisplay, SweepLimits, driver_ledger, failures, job_state, jobs_below, run_limited
+from grouped_lm.jobs.sweep import SweepDisplay, SweepLimits, failures, job_state, jobs_below, run_limited
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.system.files import shared_lock
 from grouped_lm.system.phases import phase, track
@@ -285,16 +285,11 @@ def ask_again(study: Any) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def drive(plan: SweepPlan, flags: HydraFlags, max_jobs: int | None, fail_fast: bool, only_failed: bool) -> None:
-    """Let Hydra run the jobs, or the trials of the search, that are left."""
-    with (
-        driver_ledger(plan.folder) as ledger,
-        SweepDisplay(plan.find_jobs, plan.total),
-        explained(plan.overrides, flags),
-    ):
-        limits = SweepLimits(ledger, max_jobs=max_jobs, fail_fast=fail_fast, only_failed=only_failed)
+def drive(plan: SweepPlan, flags: HydraFlags, limits: SweepLimits) -> None:
+    """Let Hydra run the jobs, or the trials of the search, that are left and that the limits allow."""
+    with SweepDisplay(plan.find_jobs, plan.total), explained(plan.overrides, flags):
         if plan.n_trials is not None:
-            with continued_study(plan, max_jobs) as search:
+            with continued_study(plan, limits.max_jobs) as search:
                 if search:
                     launch([*plan.overrides, *search], flags, SweepTask(limits, wait=False))
             return

@@ -20,6 +20,7 @@ from grouped_lm.data.token_file import TokenFile
 from grouped_lm.errors import DataError
 from grouped_lm.evaluate.counts import count_text, counts_tokens
 from grouped_lm.evaluate.metrics import sum_by_story
+from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.system.files import read_json_dict, write_json
 from grouped_lm.system.runtime import autocast, resolve_device, set_threads
@@ -50,7 +51,8 @@ def document_losses(run: Path, text: Path, step: int) -> DocumentLosses:
     The text is read in one piece, in windows without overlap, as validation during training does.
 
     Raises:
-        DataError: there is no such text.
+        DataError: there is no such text, or the run has lost its tokenizer.
+        DriftError: the run counts n-grams, and its training text has changed.
     """
     if not text.is_file():
         raise DataError(f"there is no text {text}")
@@ -61,6 +63,8 @@ def document_losses(run: Path, text: Path, step: int) -> DocumentLosses:
     data = TextConfig(train=str(text), valid=str(text), cache_dir=config.data.cache_dir)
     data.text_field = getattr(config.data, "text_field", data.text_field)
     config = replace(config, data=data, tokenizer=own_tokenizer(run, config.tokenizer))
+    if config.tokenizer.name == "bpe" and config.tokenizer.file is None:
+        raise DataError(f"{run} has no tokenizer.json, so {text} cannot be encoded as its training text was")
     split = prepare_split(config.data, config.tokenizer, "valid")
     nll = _count_losses(run, split, step) if counts_tokens(config) else _network_losses(run, config, split)
     nats, tokens = sum_by_story(nll, np.asarray(split.document_offsets()))
@@ -82,6 +86,7 @@ def _read(cache: Path) -> DocumentLosses | None:
 def _count_losses(run: Path, split: TokenFile, step: int) -> np.ndarray:
     """Return the (N,) nats of n-grams counted in the run's own training text."""
     config = load_config(run)
+    RunFolder(run).check_same_inputs(config)
     train = prepare_split(config.data, own_tokenizer(run, config.tokenizer), "train")
     model, _ = count_text(config, train, step)
     return -model.target_log_prob(np.asarray(split.tokens()))

@@ -203,7 +203,8 @@ def save_evaluation(evaluation: RunEvaluation, comparisons: dict[str, Any], name
     """
     write_json(evaluation.run / f"{name}.json", evaluation.metrics | comparisons)
     stories = {"nll": evaluation.story_nll.tolist(), "tokens": evaluation.story_tokens.tolist()}
-    write_json(evaluation.run / STORIES.format(name), {"sha256": evaluation.text_sha256} | stories)
+    about = {"sha256": evaluation.text_sha256, "trainer/step": evaluation.metrics["trainer/step"]}
+    write_json(evaluation.run / STORIES.format(name), about | stories)
     trained = load_config(evaluation.run)
     tracked = replace(trained, tracking=evaluation.config.tracking)
     numbers = {key: value for key, value in evaluation.metrics.items() if isinstance(value, int | float)}
@@ -222,13 +223,16 @@ class StoryLosses:
     """(documents,) targets of every story."""
     sha256: str
     """Of the tokens."""
+    step: int
+    """Step of the checkpoint."""
 
 
 def read_story_losses(run: Path, name: str = "eval") -> StoryLosses | None:
     """Return the losses that `gvc eval` has saved in a run folder, or None if there are none that can be read."""
     saved = read_json_dict(run / STORIES.format(name)) or {}
     try:
-        return StoryLosses(np.array(saved["nll"], float), np.array(saved["tokens"], int), str(saved["sha256"]))
+        columns = np.array(saved["nll"], float), np.array(saved["tokens"], int)
+        return StoryLosses(*columns, str(saved["sha256"]), int(saved["trainer/step"]))
     except (KeyError, ValueError, TypeError):
         return None
 
@@ -236,7 +240,8 @@ def read_story_losses(run: Path, name: str = "eval") -> StoryLosses | None:
 def compare_runs(evaluations: list[RunEvaluation]) -> dict[str, Any]:
     """Return the difference of every other run from the first, and of every other method from the first run's method.
 
-    Runs whose configs differ only in the seed belong to one method. ConfigError: the runs read different tokens.
+    Runs whose configs differ only in the seed belong to one method; of two runs of one seed the first counts.
+    ConfigError: the runs read different tokens.
     """
     first = evaluations[0]
     for other in evaluations[1:]:
@@ -253,18 +258,24 @@ def compare_runs(evaluations: list[RunEvaluation]) -> dict[str, Any]:
 
 
 def losses_by_method(evaluations: list[RunEvaluation]) -> dict[str, list[float]]:
-    """Return the losses of every method, by a name that lists the settings in which the methods differ."""
-    identities = [
-        {k: v for k, v in config_identity(e.config).items() if k != "seed" and not k.startswith("data.")}
-        for e in evaluations
-    ]
+    """Return the losses of every method, one for each seed, by a name with the settings in which the methods differ."""
+    identities = [_method_of(evaluation) for evaluation in evaluations]
     keys = sorted({key for identity in identities for key in identity})
     different = [key for key in keys if len({str(identity.get(key)) for identity in identities}) > 1]
-    losses: dict[str, list[float]] = {}
+    losses: dict[str, dict[int, float]] = {}
     for evaluation, identity in zip(evaluations, identities, strict=True):
         settings = [
             f"{key.removesuffix('.name')}={identity[key]}" for key in different if identity.get(key) is not None
         ]
         name = " ".join(settings) or f"head={evaluation.config.head.name}"
-        losses.setdefault(name, []).append(evaluation.metrics["val/loss"])
-    return losses
+        losses.setdefault(name, {}).setdefault(evaluation.config.seed, evaluation.metrics["val/loss"])
+    return {name: list(own.values()) for name, own in losses.items()}
+
+
+def _method_of(evaluation: RunEvaluation) -> dict[str, Any]:
+    """Return the settings of a run that decide what it has learnt, but for the seed and the validation text."""
+    left_out = ("seed", "data.valid", "data.max_valid_tokens")
+    own = {key: value for key, value in config_identity(evaluation.config).items() if not key.startswith("data.")}
+    trained = config_identity(load_config(evaluation.run))  # the text of the evaluation can be another one
+    own |= {key: value for key, value in trained.items() if key.startswith("data.")}
+    return {key: value for key, value in own.items() if key not in left_out}

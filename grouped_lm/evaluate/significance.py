@@ -24,11 +24,11 @@ class CheckpointDifference:
 
     difference: float
     """Nats per token."""
-    low: float
-    """95 % bootstrap interval over stories."""
-    high: float
-    p_value: float
-    """Two-sided permutation test: the sign of each story's difference is random."""
+    low: float | None
+    """95 % bootstrap interval over stories. None with one story."""
+    high: float | None
+    p_value: float | None
+    """Two-sided permutation test: the sign of each story's difference is random. None with one story."""
     stories: int
 
 
@@ -40,6 +40,9 @@ def compare_checkpoints(
     `first` and `second` have the (S,) nats of each story, `tokens` its (S,) targets.
     """
     gaps = second - first
+    difference = float(gaps.sum()) / float(tokens.sum())
+    if len(gaps) < 2:
+        return CheckpointDifference(difference=difference, low=None, high=None, p_value=None, stories=len(gaps))
     options = {"n_resamples": resamples, "vectorized": True, "random_state": seed}
     options["batch"] = max(1, min(resamples, BATCH_NUMBERS // len(gaps)))
 
@@ -49,7 +52,7 @@ def compare_checkpoints(
     interval = stats.bootstrap((gaps, tokens), per_token, paired=True, method="percentile", **options)
     signs = stats.permutation_test((gaps,), np.sum, permutation_type="samples", **options)
     return CheckpointDifference(
-        difference=float(gaps.sum()) / float(tokens.sum()),
+        difference=difference,
         low=float(interval.confidence_interval.low),
         high=float(interval.confidence_interval.high),
         p_value=float(signs.pvalue),

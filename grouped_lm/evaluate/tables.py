@@ -71,12 +71,14 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     """Print the differences between checkpoints, and the verdicts about methods."""
 
     def with_interval(row: dict[str, Any]) -> dict[str, Any]:
-        interval = "one seed" if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
-        return row | {"interval": interval, "of_seeds": " + ".join(map(str, row.get("seeds", ())))}
+        alone = "one seed" if "seeds" in row else "one story"
+        interval = alone if row["low"] is None else f"{row['low']:+.4f} to {row['high']:+.4f}"
+        p_value = "-" if row.get("p_value") is None else f"{row['p_value']:.4f}"
+        return row | {"interval": interval, "p": p_value, "of_seeds": " + ".join(map(str, row.get("seeds", ())))}
 
     names, difference = {"first": "{first}", "second": "{second}"}, {"nats per token": "{difference:+.4f}"}
     print_rows(
-        names | difference | {"95 % interval": "{interval}", "p": "{p_value:.4f}"},
+        names | difference | {"95 % interval": "{interval}", "p": "{p}"},
         [with_interval(row) for row in comparison["checkpoints"]],
         "These checkpoints, story by story (second less first)",
         texts=5,

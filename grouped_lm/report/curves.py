@@ -45,8 +45,9 @@ class Curve:
 
     @property
     def loss(self) -> str:
-        """The loss that is drawn as a line: `valid` if it was measured several times."""
-        return "valid" if len(self.points(TOKENS, "valid")[0]) > 1 else "train"
+        """The loss that is drawn as a line: `valid` if it was measured several times, or is the only one."""
+        valid, train = (len(self.points(TOKENS, loss)[0]) for loss in ("valid", "train"))
+        return "valid" if valid > 1 or not train else "train"
 
 
 def read_curve(row: Row, name: str, in_bits: bool) -> Curve:

@@ -46,6 +46,9 @@ def compare_two(first: Path, second: Path) -> dict[str, Any]:
         "checkpoints": [],
     }
     losses = [read_story_losses(path) for path in paths]
+    losses = [
+        own if own and own.step == row.get("trainer/step") else None for own, row in zip(losses, rows, strict=True)
+    ]
     if losses[0] is not None and losses[1] is not None and losses[0].sha256 == losses[1].sha256:
         tested = compare_checkpoints(losses[0].nll, losses[1].nll, losses[0].tokens)
         found["checkpoints"] = [{"first": str(first), "second": str(second)} | asdict(tested)]

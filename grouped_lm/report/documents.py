@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
-from grouped_lm.errors import DataError
+from grouped_lm.errors import DataError, disk_errors
 from grouped_lm.evaluate.documents import DocumentLosses
 from grouped_lm.evaluate.significance import compare_checkpoints
 from grouped_lm.system.files import read_json_dict, write_text
@@ -29,17 +30,24 @@ def documents_path(path: Path) -> Path:
 
 
 def merge_documents(path: Path, losses: dict[Key, DocumentLosses]) -> None:
-    """Add the losses of rows to the file beside the CSV at `path`. A text is kept once for each tokenizer."""
+    """Add the losses of rows to the file beside the CSV at `path`. A text is kept once for each tokenizer.
+
+    Raises:
+        DataError: the file is damaged.
+        DiskError: it cannot be written.
+    """
     if not losses:
         return
-    values = read_json_dict(documents_path(path)) or {"texts": {}, "rows": {}}
-    for key, own in losses.items():
-        text = {"tokens": own.tokens.tolist(), "text_bytes": own.text_bytes.tolist()}
-        name = hashlib.sha256(str(text).encode()).hexdigest()[:12]
-        values["texts"][name] = text
-        values["rows"]["|".join(key)] = {"text": name, "nats": np.round(own.nats, DIGITS).tolist()}
-    parts = (f'"{part}": {{\n{_lines(values[part])}\n}}' for part in ("texts", "rows"))
-    write_text(documents_path(path), "{" + ",\n".join(parts) + "}\n")
+    with disk_errors(path.parent), FileLock(path.with_suffix(".lock")):
+        read_documents(path)  # raises for a damaged file, which would else be replaced
+        values = read_json_dict(documents_path(path)) or {"texts": {}, "rows": {}}
+        for key, own in losses.items():
+            text = {"tokens": own.tokens.tolist(), "text_bytes": own.text_bytes.tolist()}
+            name = hashlib.sha256(str(text).encode()).hexdigest()[:12]
+            values["texts"][name] = text
+            values["rows"]["|".join(key)] = {"text": name, "nats": np.round(own.nats, DIGITS).tolist()}
+        parts = (f'"{part}": {{\n{_lines(values[part])}\n}}' for part in ("texts", "rows"))
+        write_text(documents_path(path), "{" + ",\n".join(parts) + "}\n")
 
 
 def _lines(values: dict[str, Any]) -> str:
@@ -56,7 +64,9 @@ def read_documents(path: Path) -> dict[Key, DocumentLosses]:
     file = documents_path(path)
     if not file.exists():
         return {}
-    values = read_json_dict(file) or {}
+    values = read_json_dict(file)
+    if values is None:
+        raise DataError(f"{file} is damaged: it is no JSON object. Delete it and run gvc leaderboard again")
     try:
         return {
             tuple(key.split("|")): DocumentLosses(
@@ -81,4 +91,4 @@ def document_interval(
     sizes = first[0].tokens if unit == "loss_nats" else texts[0] * math.log(2)
     base, own = (np.mean([losses.nats for losses in side], axis=0) for side in (first, second))
     compared = compare_checkpoints(base, own, sizes)
-    return compared.low, compared.high
+    return None if compared.low is None or compared.high is None else (compared.low, compared.high)

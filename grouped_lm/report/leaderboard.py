@@ -9,7 +9,7 @@ import csv
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import chain
@@ -21,6 +21,7 @@ from filelock import FileLock
 
 from grouped_lm.config import Config
 from grouped_lm.data import prepare_split
+from grouped_lm.data.sources.text_files import file_sha256
 from grouped_lm.errors import DataError, GvcError, RunFolderError, disk_errors
 from grouped_lm.evaluate.counts import counts_tokens
 from grouped_lm.evaluate.documents import DocumentLosses, document_losses
@@ -38,9 +39,17 @@ from grouped_lm.system.tables import Table, columns, csv_text, group_rows
 
 LISTS = yaml.safe_load(files("grouped_lm.report").joinpath("columns.yaml").read_text(encoding="utf-8"))
 COLUMNS = [*chain(*LISTS["leaderboard"])]
-KEY = (*SETTING, "head", "options", "grouping", "group_size", "seed", "lr", "contest", "minutes", "threads")
+KEY = (*SETTING, "head", "options", "grouping", "group_size", "seed", "lr", "contest", "minutes", "threads", "machine")
 """Columns that identify a run. A second run with the same values replaces the first."""
 REPORT = ("report_loss_nats", "report_bits_per_byte")
+MORE_OPTIONS = {
+    "model": ("block_size", "dropout"),
+    "grouping": ("seed",),
+    "optim": ("name", "beta1", "beta2", "eps", "weight_decay", "ema"),
+    "train": ("micro_batch_size", "grad_accum_steps", "dtype", "label_smoothing", "z_loss"),
+    "prior": ("order", "min_count"),
+}
+"""Settings of a run that stand among the options of its head if they are not the default ones."""
 CONFIDENCE = 0.95
 SHOWN = "head; lr; seeds; nats; bits/byte = bits; minus best {} = gap; 95 % = interval"
 SHOWN_TIMED = (
@@ -77,7 +86,8 @@ def leaderboard_rows(
     rows, documents = {}, {}
     for run in track(complete, "evaluating the runs", len(complete)):
         losses = document_losses(Path(run["run"]), report, run["trainer/step"]) if report else None
-        row = _row_of(run, losses, data) | {"report_text": report and report.name}
+        row = _row_of(run, losses, data)
+        row["report_text"] = report and f"{report.name} {file_sha256(report)[:8]}"
         rows[_key(row)] = row  # a repeated run is no second seed
         if losses is not None:
             documents[_key(row)] = losses
@@ -92,8 +102,7 @@ def _row_of(row: Row, reported: DocumentLosses | None, data: str | None) -> Row:
     values |= {key: getattr(config.model, key) for key in ("body", "n_embd", "n_layer")}
     tokenizer = config.tokenizer.name
     names = {"gpt2": None, "bpe": f"bpe={config.tokenizer.vocab_size}"}
-    prior = f"prior={config.prior.name}" if config.prior.is_on else None
-    options = [row["head_options"], names.get(tokenizer, f"tokenizer={tokenizer}"), prior]
+    options = [row["head_options"], names.get(tokenizer, f"tokenizer={tokenizer}"), *_more_options(config)]
     return values | {
         "data": data or row["data"],
         "options": " ".join(filter(None, options)),
@@ -109,6 +118,19 @@ def _row_of(row: Row, reported: DocumentLosses | None, data: str | None) -> Row:
         "epochs": _epochs(run, config, row["trainer/tokens"]) if notes else None,
         **{key: notes.get(key) for key in ("contest", "minutes", "threads", "command")},
     }
+
+
+def _more_options(config: Config) -> Iterator[str]:
+    """Yield the `MORE_OPTIONS` of a run that are not the default ones."""
+    for part, keys in MORE_OPTIONS.items():
+        own = getattr(config, part)
+        if part == "prior" and not own.is_on:
+            continue
+        usual = Config().optim if part == "optim" else type(own)()
+        for key in keys:
+            value = getattr(own, key, None)
+            if value is not None and value != getattr(usual, key, None):
+                yield f"{part}.{key}={value}"
 
 
 def _epochs(run: Path, config: Config, tokens: int) -> float | None:
@@ -146,7 +168,8 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
         for row in map(text_row, rows):
             old = merged.get(_key(row), {})
             same = old.get("val_loss_nats") == row["val_loss_nats"]
-            merged[_key(row)] = row | {key: old[key] for key in REPORT if same and not row[key]}
+            kept = [key for key in (*REPORT, "report_text") if same and not row["report_loss_nats"]]
+            merged[_key(row)] = row | {key: old[key] for key in kept}
         ordered = sorted(merged.values(), key=lambda row: [_natural(row.get(key, "")) for key in KEY])
         write_text(path, csv_text(ordered, COLUMNS))
     return ordered
@@ -251,8 +274,8 @@ def standings(
 
     Args:
         rows: as `merge_rows` returns them, all of one place.
-        reference: the head that others are compared with, in the variant with the best loss; several with commas. One
-            without a prior, with GPT-2's vocabulary and figures of the report text goes first.
+        reference: the head that others are compared with, in the variant with the best validation loss; several with
+            commas. One without a prior, with GPT-2's vocabulary and figures of the report text goes first.
         choice: columns that were chosen for each head.
         losses: those of `read_documents`, by the rows' keys.
         timed: whether bits per byte are compared, as bodies and vocabularies differ.
@@ -261,9 +284,8 @@ def standings(
     chosen = {" ".join(filter(None, variant)): best_choice(own, choice) for variant, own in variants.items()}
 
     def rank(name: str) -> tuple[bool, str, bool, float]:
-        own = chosen[name]
-        known, counts = _have_report(own), "prior=" in own[0]["options"]
-        return counts, _vocabulary_in(own[0]), not known, float(_figures(own, "loss_nats", known).mean())
+        own, counts = chosen[name], "prior=" in chosen[name][0]["options"]
+        return counts, _vocabulary_in(own[0]), not _have_report(own), float(_figures(own, "loss_nats", False).mean())
 
     exact = reference.split(",")
     base = min((name for name, own in chosen.items() if own[0]["head"] in exact), key=rank, default=None)
@@ -294,20 +316,30 @@ def _short_setting(key: str, value: str) -> str:
 
 def _settings(row: Row) -> dict[str, str]:
     """Return a row's head, options, grouping and group size by name."""
-    options = dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", row["options"].lower()))
+    options = dict(re.findall(r"([\w.]+)=(.*?)(?= [\w.]+=|$)", row["options"].lower()))
     groups = {key: row[key] for key in ("grouping", "group_size") if row[key]}
     return {"name": row["head"]} | options | groups
 
 
 def best_choice(rows: list[Row], choice: Sequence[str]) -> list[Row]:
-    """Return the rows of the choice with most seeds; of several, the one with the best mean validation loss."""
-    rates = group_rows(rows, tuple(choice)).values()
+    """Return the rows of the choice with most seeds; of several, the one with the best mean validation loss.
+
+    Two rows of one seed, such as those of two contests, are one run: the one with figures of the report text counts.
+    """
+
+    def one_per_seed(own: list[Row]) -> list[Row]:
+        found: dict[str, Row] = {}
+        for row in sorted(own, key=lambda row: (not row["report_loss_nats"], row["contest"], row["commit"])):
+            found.setdefault(row["seed"], row)
+        return [row for row in own if row is found[row["seed"]]]
+
+    rates = [one_per_seed(own) for own in group_rows(rows, tuple(choice)).values()]
     return min(rates, key=lambda own: (-len(own), np.mean([float(row["val_loss_nats"]) for row in own])))
 
 
 def _have_report(rows: Sequence[Row]) -> bool:
-    """Return whether all rows have figures of the report text."""
-    return all(row["report_loss_nats"] for row in rows)
+    """Return whether all rows have figures of one report text."""
+    return all(row["report_loss_nats"] for row in rows) and len({row["report_text"] for row in rows}) < 2
 
 
 def _figures(rows: Sequence[Row], unit: str, on_report: bool) -> np.ndarray:
@@ -323,7 +355,8 @@ def _standing(name: str, rows: list[Row], base: list[Row], losses: dict[Key, Doc
     on_report = _have_report([*rows, *others])
     same_vocabulary = not base or _vocabulary_in(rows[0]) == _vocabulary_in(base[0])
     unit = "loss_nats" if same_vocabulary and not timed else "bits_per_byte"
-    known = [[losses[_key(row)] for row in side if _key(row) in losses] for side in (others, own)]
+    both = [(row, other) for row, other in pairs if _key(row) in losses and _key(other) in losses]
+    known = [[losses[_key(pair[side])] for pair in both] for side in (1, 0)]
     gaps = (_figures(own, unit, on_report) - _figures(others, unit, on_report)).tolist()
     low, high = paired_interval(gaps, CONFIDENCE) or (None, None)
     return Standing(

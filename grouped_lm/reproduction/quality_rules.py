@@ -137,7 +137,7 @@ def accuracy_sign(case: Case) -> Verdict:
     if not seen:
         why = "no head with groups under the line, and trained dense runs beside it, with several seeds"
         raise NoEvidenceError(why)
-    best, pair, gap, accuracy = min(seen, key=lambda entry: entry[2].difference)
+    best, pair, gap, accuracy = min(seen, key=lambda entry: (word_of(entry[2]) != HOLDS, entry[2].difference))
     refuted = word_of(gap) == HOLDS
     how = "no worse than" if refuted else "not shown as good as"
     return replace(
@@ -287,7 +287,7 @@ def size_tasks(case: Case) -> Verdict:
 def _share(seeds: dict[int, Row], task: str) -> tuple[float, int] | None:
     """Return the mean share of right answers over two or more seeds, and the number of questions of one run."""
     rows = [row for row in seeds.values() if row.get(f"task/{task}_accuracy") is not None]
-    if not rows or len(seeds) < 2:
+    if len(rows) < 2:
         return None
     count = {"choice": "task/choices", "cloze": "task/clozes"}[task]
     return sum(row[f"task/{task}_accuracy"] for row in rows) / len(rows), int(rows[0][count])

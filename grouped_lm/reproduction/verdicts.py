@@ -147,7 +147,9 @@ def setting_of(row: Row) -> Setting | None:
 
 
 def matches(row: Row, method: Method) -> bool:
-    """Return whether a run is one of `method`."""
+    """Return whether a run is one of `method`, without counts of n-grams beside the network."""
+    if row.get("prior"):
+        return False
     known = head_options(row) | row
     root = default_group_size(row["vocab_size"]) if row.get("vocab_size") else None
     return all(known.get(key) == (root if value == "sqrt" else value) for key, value in method.match.items())
@@ -192,7 +194,7 @@ def settings_of(evidence: Evidence, method: Method, text: str | None, body: str 
     return {setting: best_runs(rows) for setting, rows in settings.items()}
 
 
-CHOSEN = ("optim.lr", "head_options", "train.dtype")
+CHOSEN = ("optim.lr", "head_options", "train.dtype", "optim.name", "optim.ema", "optim.weight_decay")
 """Columns of which a method has the best values: runs that differ in one of them are never mixed."""
 
 

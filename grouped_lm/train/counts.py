@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from grouped_lm.config import Config
-from grouped_lm.data import prepare_data
+from grouped_lm.data import build_tokenizer, prepare_data
+from grouped_lm.data.tokenizers.bpe import BPETokenizer
 from grouped_lm.evaluate.counts import count_text, counts_tokens, validate_counts
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.identity import config_hash
@@ -31,6 +32,9 @@ def count_steps(config: Config, folder: RunFolder) -> dict[str, Any] | None:
     corpus = prepare_data(config.data, config.tokenizer)
     environment = describe_environment(torch.device("cpu"))
     folder.write_start(config, environment, describe_inputs(config, corpus))
+    tokenizer = build_tokenizer(config.tokenizer, config.data)
+    if isinstance(tokenizer, BPETokenizer):
+        tokenizer.save(folder.tokenizer)
     metrics_log, tracker = MetricsLog(folder.metrics), start_tracking(config, folder.path)
     metrics_log.cut(0)
     tracker.rewind([])

@@ -122,6 +122,7 @@ def test_eval_of_a_run_against_itself_and_another(gvc, tiny, trained, texts):
     stories = [run["story/loss"] for run in found["runs"]]
     assert other["difference"] == pytest.approx(stories[2] - stories[0])
     assert [m["verdict"] for m in found["methods"]] == ["not shown"]
+    assert [m["seeds"] for m in found["methods"]] == [[1, 1]]  # a run that is named twice is one seed
     assert ["head=dense" in m["second"].split() for m in found["methods"]] == [True]
     table = gvc("eval", str(trained), str(dense), "--samples", "2").out
     assert "not shown" in table

@@ -80,6 +80,56 @@ def test_equal_time_fixes_the_steps_before_the_run(gvc, tiny):
     assert longer == [f"runs/equal-time/{best.replace('0.004', '0.008')}"]
 
 
+def test_failed_jobs_count_and_stop_all_stages(gvc, tiny):
+    words = ["sweep", "equal-time", *tiny, "variant=trim-bias,dense-bias", "model=debug", "seed=0", "tracking=none"]
+    words += ["contest.speed_steps=12", "contest.budgets=[0.004x1]", "optim.lr=1e8", "train.on_nonfinite=raise"]
+    assert gvc(*words, "--fail-fast").code == 1
+    assert [result["state"] for result in results("equal-time").values()] == ["failed"]
+    gvc(*words, "hydra.sweep.dir=runs/other", "--max-jobs", "1")
+    assert len(results("other")) == 1
+
+
+def test_notes_are_of_the_run_that_was_made(gvc, tiny):
+    words = ["sweep", "equal-tokens", *tiny, "variant=trim-bias", "model=debug", "optim.lr=1e-2", "tracking=none"]
+    assert gvc(*words, "seed=0,1").code == 0
+    gvc(*words, "seed=0,1", "train.max_steps=9", "--max-jobs", "1")
+    for name, result in results("equal-tokens").items():
+        command = notes_of(Path("runs/equal-tokens", name))["command"]
+        assert f"train.max_steps={result['trainer/step']}" in command
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "said"),
+    [
+        ("equal-time", "contest.budgets=10", "contest.budgets must be a list such as [10x1,60x1], got 10"),
+        ("equal-time", "contest.budgets=null", "contest.budgets must be a list"),
+        ("equal-time", "contest.budgets=10x1", "contest.budgets must be a list"),
+        ("equal-time", "contest.bodies=0", "contest.bodies must be in [1, 1e+09], got 0"),
+        ("equal-time", "contest.speed_steps=many", "contest.speed_steps must be a whole number, got many"),
+        ("equal-tokens", "contest.kind=foo", "contest.kind must be one of tokens, time"),
+        ("equal-tokens", "optim.lr=interval(1e-3,1e-2)", "a contest takes a list of values"),
+        ("equal-tokens", "variant=glob(dense-b*)", "a contest takes a list of values"),
+        ("equal-tokens", "optim.weight_decay=0,0.1", "a contest sweeps variant, model, optim.lr, seed alone"),
+    ],
+)
+def test_wrong_settings_are_named(gvc, tiny, name, word, said):
+    run = gvc("sweep", name, *tiny, word, "--dry-run")
+    assert run.code == 2
+    assert said in run.err
+    assert len(run.err.strip().splitlines()) == 1
+
+
+def test_the_speed_of_another_machine_is_refused(gvc, tiny):
+    words = ["sweep", "equal-time", *tiny, "variant=trim-bias", "model=debug", "seed=0", "tracking=none"]
+    words += ["contest.speed_steps=12", "contest.budgets=[0.004x1]"]
+    assert gvc(*words).code == 0
+    for path in Path("runs/equal-time").glob("speed*/environment.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"cpu": "another"}))
+    run = gvc(*words)
+    assert run.code == 2
+    assert "has the speed of another machine (cpu another, here" in run.err
+
+
 @pytest.mark.parametrize("budget", ["10", "x1", "0x1", "10x0", "ax1"])
 def test_wrong_budgets_are_named(gvc, tiny, budget):
     run = gvc("sweep", "equal-time", *tiny, f"contest.budgets=[{budget}]", "variant=trim-bias")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from grouped_lm.data import prepare_data
+from grouped_lm.errors import DataError, DriftError
 from grouped_lm.evaluate.documents import document_losses
 from grouped_lm.prior import build_kneser_ney
 from grouped_lm.runs.load import load_config
@@ -41,6 +42,30 @@ def test_a_run_of_counts_has_the_loss_of_its_model(gvc, tiny, texts):
         refused = gvc(*command)
         assert refused.code
         assert "counted n-grams and has no network" in refused.err
+
+
+def test_the_report_text_is_encoded_as_the_training_text_was(gvc, tiny, texts, tmp_path):
+    words = ["train", *tiny, "tokenizer=bpe", "tokenizer.vocab_size=300", "head=kneser_ney", "head.order=3"]
+    assert gvc(*words, "tracking=none", "hydra.run.dir=runs/counts").code == 0
+    run, text = Path("runs/counts"), Path(texts["valid"])
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    losses = document_losses(run, text, result["trainer/step"])
+    assert losses.loss == pytest.approx(result["val/loss"], abs=1e-5)
+    for cached in run.glob("documents-*.json"):
+        cached.unlink()
+    (run / "tokenizer.json").unlink()
+    with pytest.raises(DataError, match="has no tokenizer"):
+        document_losses(run, text, result["trainer/step"])
+
+
+def test_counts_of_a_text_that_changed_are_refused(gvc, tiny, texts):
+    text = Path("own.txt")
+    text.write_text(Path(texts["train"]).read_text(encoding="utf-8"), encoding="utf-8")
+    words = ["train", *tiny, "data.train=own.txt", "head=kneser_ney", "tracking=none", "hydra.run.dir=runs/counts"]
+    assert gvc(*words).code == 0
+    text.write_text(text.read_text(encoding="utf-8") + "One more.\n", encoding="utf-8")
+    with pytest.raises(DriftError, match=r"data\.train"):
+        document_losses(Path("runs/counts"), Path(texts["valid"]), 8)
 
 
 def test_wrong_settings_are_named(gvc, tiny):

@@ -18,7 +18,8 @@ from grouped_lm.report.leaderboard_plot import write_leaderboard_plot, write_min
 
 def row(head, loss, *, seed=0, lr="0.001", options="", report=None, curve="", bits=1.0):
     own = {"head": head, "options": options, "seed": str(seed), "lr": lr, "grouping": "", "group_size": ""}
-    own |= {"tokens": "2048"} | dict.fromkeys(("contest", "minutes", "threads"), "")
+    own |= {"tokens": "2048"} | dict.fromkeys(("contest", "minutes", "threads", "machine", "commit"), "")
+    own["report_text"] = "" if report is None else "report.txt 0123abcd"
     figures = {"val_loss_nats": str(loss), "val_bits_per_byte": str(bits), "curve": curve, "report_bits_per_byte": ""}
     return own | figures | {"report_loss_nats": "" if report is None else str(report)}
 
@@ -246,7 +247,13 @@ def contest_rows() -> list[dict]:
     rows = []
     for minutes in ("10", "60"):
         base = {"data": "stories", "body": "gpt2", "steps": "7", "contest": "equal-time", "minutes": minutes}
-        base |= {"threads": "1", "epochs": "0.5", "curve": "4:3.5 7:3.0", "command": "gvc sweep equal-time"}
+        base |= {
+            "threads": "1",
+            "machine": "a CPU",
+            "epochs": "0.5",
+            "curve": "4:3.5 7:3.0",
+            "command": "gvc sweep equal-time",
+        }
         for head, width, loss, bits in (
             ("dense", "128", 3.0, 1.0),
             ("dense", "256", 3.2, 1.1),
@@ -260,7 +267,7 @@ def contest_rows() -> list[dict]:
 def test_at_equal_time_each_head_has_its_best_body_and_the_reference_is_the_best_full_softmax(tmp_path):
     rows = merge_rows(tmp_path / "equal-time.csv", contest_rows())
     ten, sixty = places(rows)
-    assert ten.title == "stories, 10 minutes on 1 core, each head with its best body"
+    assert ten.title == "stories, 10 minutes on 1 core (a CPU), each head with its best body"
     assert (sixty.timed, sixty.reference) == (True, "dense,trim")
     found = {entry.head: entry for entry in standings(ten.rows, ten.reference, ten.choice, {}, ten.timed)}
     assert [entry.rows[0]["n_embd"] for entry in found.values()] == ["256", "128", "128"]
@@ -295,6 +302,68 @@ def test_intervals_over_documents_are_computed_from_the_file_beside_the_csv(tmp_
     path.with_name("equal-tokens-documents.json").write_text('{"rows": {"a": 1}}')
     with pytest.raises(DataError, match="is damaged"):
         read_documents(path)
+    path.with_name("equal-tokens-documents.json").write_text('{"rows": {')
+    with pytest.raises(DataError, match="is damaged"):
+        merge_documents(path, losses)  # what it had is not replaced
+
+
+def test_intervals_over_documents_are_of_the_seeds_of_the_difference():
+    rows = [row(head, 3.0 + seed, seed=seed, report=3.0 + seed) for head in ("dense", "film") for seed in (0, 1)]
+    losses = {}
+    for own in rows[1:]:  # those of dense with seed 0 are not known
+        nats = np.full(20, 10.0 * (3 + int(own["seed"])))
+        losses[tuple(leaderboard.text_row(own, KEY).values())] = DocumentLosses(nats, np.full(20, 10), np.full(20, 40))
+    film = {entry.head: entry for entry in standings(rows, losses=losses)}["film"]
+    assert film.difference == 0.0
+    assert film.documents == (0.0, 0.0)
+
+
+def test_losses_on_two_report_texts_are_not_compared():
+    rows = [row("dense", 3.0, report=3.3), row("film", 3.2, report=2.5) | {"report_text": "other.txt 4567cdef"}]
+    film = {entry.head: entry for entry in standings(rows)}["film"]
+    assert (film.difference, film.on_report) == (pytest.approx(0.2), False)
+
+
+def test_one_seed_of_two_contests_is_one_seed():
+    gaps = (0.004, 0.007, 0.013)
+    rows = [row("dense", 3 + seed, seed=seed) for seed in range(3)]
+    rows += [row("film", 3 + seed + gap, seed=seed) for seed, gap in enumerate(gaps)]
+    once = {entry.head: entry for entry in standings(rows)}["film"]
+    twice = [own | {"contest": name} for own in rows for name in ("ideas", "equal-tokens")]
+    found = {entry.head: entry for entry in standings(twice)}["film"]
+    assert (found.seeds, found.low, found.high) == (3, once.low, once.high)
+
+
+def test_the_reference_is_chosen_by_the_validation_text():
+    rows = [row("dense", 3.0, report=3.2), row("trim", 3.05, report=3.1)]
+    found = {entry.head: entry.difference for entry in standings(rows, "dense,trim")}
+    assert found == {"dense": 0.0, "trim": pytest.approx(-0.1)}
+
+
+def test_two_machines_are_two_places_at_equal_time():
+    rows = [own | {"machine": machine} for own in contest_rows() for machine in ("slow", "fast")]
+    found = [place for place in places(rows) if place.timed]
+    assert len(found) == 4
+    assert len({place.name for place in found}) == 4
+    assert all(len({own["machine"] for own in place.rows}) == 1 for place in found)
+
+
+def test_runs_that_differ_in_the_optimizer_are_two_rows(gvc, tiny, texts):
+    for name, words in {"plain": [], "ema": ["optim.ema=0.9"], "gate": ["prior=kneser_ney"]}.items():
+        assert gvc("train", *tiny, "head=dense", "tracking=none", f"hydra.run.dir=runs/{name}", *words).code == 0
+    rows, _ = leaderboard.leaderboard_rows([Path("runs")], None)
+    options = {own["options"].replace("bias=False chunk_rows=256 ", "") for own in rows}
+    assert len(rows) == len(options) == 3
+    assert sum("optim.ema=0.9" in own for own in options) == 1
+    names = short_names(standings([leaderboard.text_row(own) for own in rows])).values()
+    assert len(set(names)) == 3
+
+
+def test_a_kept_figure_keeps_its_text(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    merge_rows(path, [row("dense", 3.0, report=3.1)])
+    (kept,) = merge_rows(path, [row("dense", 3.0)])
+    assert (kept["report_loss_nats"], kept["report_text"]) == ("3.1", "report.txt 0123abcd")
 
 
 def test_on_par_is_a_verdict_over_seeds():

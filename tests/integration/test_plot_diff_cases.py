@@ -74,6 +74,14 @@ def test_case_24_plot_of_one_validation_draws_the_training_loss(tmp_path):
     assert figure.axes[0].get_ylim()[1] < 6.2  # the first losses do not hide the others
 
 
+def test_case_24_plot_draws_runs_of_counts_which_have_no_training_loss(gvc, tmp_path):
+    rows = [{key: value for key, value in row.items() if key != "train/loss"} for row in logged(validations=1)]
+    path = make_run(tmp_path / "counts", DenseConfig(), rows)
+    drawn = gvc("plot", str(path), "--out", str(tmp_path / "plots"))
+    assert drawn.code == 0, drawn.err
+    assert "loss-tokens.svg" in drawn.out
+
+
 def test_case_24_plot_of_several_tokenizers_is_in_bits_per_byte(pair, tmp_path):
     other = make_run(tmp_path / "bytes", DenseConfig(), logged(), {"tokenizer.name": "bytes"})
     rows = collect_runs([pair[0], other])
@@ -136,18 +144,27 @@ def test_case_24_diff_shows_keys_figures_and_places(gvc, pair):
     assert "Machine, commit and libraries are the same." in same
 
 
+def stories(nll, tokens) -> dict:
+    """What `gvc eval` keeps of a run of 100 steps."""
+    return {"nll": nll.tolist(), "tokens": tokens.tolist(), "sha256": "text", "trainer/step": 100}
+
+
 def test_case_24_diff_tests_the_losses_that_eval_kept(gvc, pair):
     tokens, generator = np.full(40, 10), np.random.default_rng(0)
     first = generator.normal(50, 1, 40)
     second = first + generator.normal(1, 0.1, 40)
     for path, nll in zip(pair, (first, second), strict=True):
-        write_json(path / "stories-eval.json", {"nll": nll.tolist(), "tokens": tokens.tolist(), "sha256": "text"})
+        write_json(path / "stories-eval.json", stories(nll, tokens))
     (tested,) = json.loads(gvc("diff", *map(str, pair), "--json").out)["checkpoints"]
     expected = compare_checkpoints(first, second, tokens)
     assert (tested["difference"], tested["p_value"]) == (expected.difference, expected.p_value)
     assert "These checkpoints, story by story" in gvc("diff", *map(str, pair)).out
-    write_json(pair[0] / "stories-eval.json", {"nll": first.tolist(), "tokens": tokens.tolist(), "sha256": "other"})
-    assert json.loads(gvc("diff", *map(str, pair), "--json").out)["checkpoints"] == []
+    for other in ({"sha256": "other"}, {"trainer/step": 50}):  # another text; a checkpoint before the last one
+        write_json(pair[0] / "stories-eval.json", stories(first, tokens) | other)
+        assert json.loads(gvc("diff", *map(str, pair), "--json").out)["checkpoints"] == []
+    for path in pair:
+        write_json(path / "stories-eval.json", stories(first[:1], tokens[:1]))
+    assert "one story" in gvc("diff", *map(str, pair)).out
 
 
 def test_case_24_diff_of_no_run_is_one_line(gvc, pair):

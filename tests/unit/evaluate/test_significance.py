@@ -13,6 +13,11 @@ def test_a_run_against_itself_is_exactly_zero():
     assert (found.difference, found.low, found.high, found.p_value) == (0.0, 0.0, 0.0, 1.0)
 
 
+def test_one_story_has_a_difference_and_no_interval():
+    found = compare_checkpoints(np.array([30.0]), np.array([32.0]), np.array([10]))
+    assert (found.difference, found.low, found.high, found.p_value, found.stories) == (0.2, None, None, None, 1)
+
+
 def test_a_difference_is_found_per_token():
     draws = np.random.default_rng(0)
     tokens = draws.integers(20, 200, 300)

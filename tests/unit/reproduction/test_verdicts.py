@@ -143,6 +143,24 @@ def test_models_that_know_frequencies_alone_decide_nothing(floor):
     assert ("3.00 of token frequencies alone" if floor else "nobody counted tinystories") in why
 
 
+def test_a_network_with_counts_beside_it_is_not_the_papers_head():
+    evidence = losses([0, 1, 2], "dense", "grouped")
+    alone = answers_to(evidence)["on-par-gpt2"].verdict
+    for row in losses([0, 1, 2], "grouped", step="counts")["runs"]:
+        evidence["runs"].append(row | {"prior": "gate", "head_options": "prior=gate", "val/loss": row["val/loss"] - 3})
+    assert answers_to(evidence)["on-par-gpt2"].verdict == alone
+
+
+def test_one_head_with_groups_as_good_as_dense_refutes_that_low_accuracy_is_a_sign_of_failure():
+    evidence = losses([0, 1, 2], "dense", "grouped", "class_full untied")
+    for row in evidence["runs"]:
+        if row["head"] == "class_full":
+            row["val/loss"] += 0.04  # on par
+        if row["head"] == "grouped":  # lower on average, and shown to be neither better nor worse
+            row["val/loss"] = {0: 4.25, 1: 4.05, 2: 4.25}[row["seed"]]
+    assert answers_to(evidence)["group-sign"].verdict.word == FAILS
+
+
 def test_our_head_is_one_configuration():
     evidence = losses([0, 1], "dense", "shortlist")
     assert answers_to(evidence)["on-par-gpt2"].ours.word == HOLDS_WHERE
