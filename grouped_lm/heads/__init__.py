@@ -5,7 +5,7 @@ Letters: D width, V vocabulary, T tokens of the training text.
 """
 
 from collections.abc import Mapping
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,6 +107,8 @@ def build_head(
         ConfigError: an unknown name or option, or a value of another type or out of range.
     """
     config = _config_of(head, options)
+    if wte is not None and not isinstance(wte, Tensor):
+        raise ConfigError(f"wte must be a tensor, got {type(wte).__name__}: give wte=embedding.weight")
     if wte is not None and wte.ndim == 2:
         vocab_size, n_embd = vocab_size or wte.shape[0], n_embd or wte.shape[1]
     if n_embd is None or vocab_size is None or n_embd < 1 or vocab_size < 1:
@@ -144,7 +146,8 @@ def _config_of(head: Any, options: dict[str, Any]) -> Any:
         return parse_head_config({"name": head} | options)
     if not is_dataclass(head) or isinstance(head, type) or getattr(head, "name", None) not in HEADS:
         raise ConfigError(f"head must be a name ({', '.join(HEADS)}) or a config of one, got {head!r}")
-    return replace(head, **options)
+    values = {spec.name: getattr(head, spec.name) for spec in fields(head)}
+    return parse_head_config(values | options)
 
 
 def _preferred_grouping(head: type[Head], has_counts: bool, has_text: bool) -> str:
@@ -162,7 +165,10 @@ def _checked_counts(counts: Any, vocab_size: int) -> Tensor | None:
         raise ConfigError(
             f"counts must be a tensor of shape ({vocab_size},), got {type(counts).__name__}: torch.as_tensor(counts)"
         )
-    known = torch.as_tensor(counts)
+    if isinstance(counts, np.ndarray) and counts.dtype.kind == "u":  # torch has few operations for these
+        counts = counts.astype(np.int64)
+    known = torch.as_tensor(counts).detach().cpu()
+    known = known.double() if known.is_floating_point() else known.long()
     if known.shape != (vocab_size,):
         raise ConfigError(
             f"counts must have shape ({vocab_size},), one number per token, got {tuple(known.shape)}: "

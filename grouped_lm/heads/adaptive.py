@@ -64,6 +64,11 @@ class AdaptiveHead(BestFirstHead):
         if self.vocab_size < 2:
             raise ConfigError(f"head=adaptive needs a vocabulary of at least 2 tokens, got {self.vocab_size}")
         cutoffs = [cutoff for cutoff in config.cutoffs if cutoff < self.vocab_size] or [self.vocab_size - 1]
+        if n_embd < config.div_value ** len(cutoffs):
+            raise ConfigError(
+                f"head=adaptive: cluster {len(cutoffs)} would have {n_embd} // {config.div_value:g}^{len(cutoffs)} = 0 "
+                "dimensions: take fewer head.cutoffs or a smaller head.div_value"
+            )
         self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(n_embd, self.vocab_size, cutoffs, config.div_value, config.bias)
         if config.bias:
             for tail in self.tails:

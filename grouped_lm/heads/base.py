@@ -81,6 +81,7 @@ class Head(nn.Module, ABC):
 
     def truncate(self, hidden: Tensor, truncation: Truncation) -> KeptTokens:
         """Return the tokens that `truncation` keeps for (N, D) states, likeliest first, equals by id."""
+        self.check_states(hidden)
         return truncate(self.log_prob(hidden), None, truncation)
 
     def topk(self, hidden: Tensor, k: int) -> KeptTokens:
@@ -96,11 +97,20 @@ class Head(nn.Module, ABC):
 
         The order is that of `truncate`: the likeliest first, equals by id. Without `blocks` it takes all V numbers.
         """
+        self.check_states(hidden)
         with torch.no_grad():
             blocks = self.blocks(hidden)
             if blocks is None:
                 return ranks_by_all(self.log_prob, hidden, tokens, most)
             return ranks_by_blocks(blocks, tokens, most)
+
+    def check_states(self, hidden: Tensor) -> None:
+        """Raise `ValueError` unless states are (N, D), as decoding takes them."""
+        if hidden.ndim != 2 or hidden.shape[1] != self.n_embd:
+            shape = tuple(hidden.shape)
+            raise ValueError(
+                f"decoding takes states of shape (N, {self.n_embd}), got {shape}: hidden[:, -1] of a batch"
+            )
 
     def blocks(self, hidden: Tensor) -> Blocks | None:
         """Return the tokens in blocks for (N, D) states, from which ranks are found faster; None: there are none."""
@@ -123,7 +133,13 @@ class Head(nn.Module, ABC):
             temperature: T >= 0. Tokens that the truncation keeps get weight p^(1/T); 0 takes the likeliest.
             truncation: which tokens may be drawn; None means all.
             num_samples: draws per state, >= 1.
+
+        Raises:
+            ValueError: the states have another shape, or the temperature is negative.
         """
+        self.check_states(hidden)
+        if temperature < 0:
+            raise ValueError(f"temperature must be 0 or more, got {temperature}")
         if temperature == 0:
             return self.argmax(hidden).unsqueeze(1).expand(-1, num_samples)
         return self.draw_tokens(hidden, generator, temperature, truncation or Truncation(), num_samples)
@@ -165,6 +181,10 @@ class Head(nn.Module, ABC):
 
     def gradient_rows(self) -> int:
         """Return the rows of the gradient of a tied (V, D) table, as `loss` on a CPU gives it: V unless sparse."""
+        return self.vocab_size
+
+    def token_rows(self) -> int:
+        """Return the rows of a matrix of the head that has one for each of its tokens: V, or fewer."""
         return self.vocab_size
 
     def trained_ids(self, seen: Tensor) -> Tensor | None:

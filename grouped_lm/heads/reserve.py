@@ -5,6 +5,7 @@ Letters: N tokens, D width, V vocabulary, H tokens without an occurrence.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ class ReserveMixin(Head):
     unseen: Tensor  # (V,) bool, true for the H tokens
     reserve_share: Tensor  # () fp32, r; 0 where no counts are known or no token is unseen
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the class of the head alone: that with the reserve is made at run time."""
+        return _empty_head, (type(self).__mro__[2],), self.__getstate__()
+
     def set_reserve(self, reserve: bool | float, counts: Tensor | None, text: Text | None) -> None:
         """Register the buffers; without counts no token is unseen, until a checkpoint is loaded."""
         unseen = torch.zeros(self.vocab_size, dtype=torch.bool) if counts is None else counts == 0
@@ -49,7 +54,7 @@ class ReserveMixin(Head):
         if reduction == "none" or torch.compiler.is_compiling() or static_sizes():
             loss = super().loss(hidden, targets, "none", accuracy)  # type: ignore[safe-super]
             counted = targets != IGNORE_INDEX
-            nll = -self.mixed(-at_least_fp32(loss.nll), self.unseen[targets.clamp_min(0)])
+            nll = -self.mixed(-at_least_fp32(loss.nll), self.unseen[targets.long().clamp_min(0)])
             change = (nll - loss.nll).masked_fill(~counted, 0)
             if reduction != "none":
                 loss = _summed(loss)
@@ -126,6 +131,12 @@ def _summed(loss: HeadLoss) -> HeadLoss:
     total, *others = (None if part is None else part.sum() for part in parts)
     assert total is not None
     return HeadLoss(total, *others)
+
+
+def _empty_head(head: type[Head]) -> Head:
+    """Return a head with a reserve that has no state yet, for pickle."""
+    kind = with_reserve(head)
+    return kind.__new__(kind)
 
 
 @cache

@@ -84,6 +84,15 @@ class SampledHead(Head):
         """Return a freshly initialised head; without counts, ids are taken as ranks."""
         return cls(config, context.token_weight(config.tied), log_proposal(config, context))
 
+    def _apply(self, fn: Any, recurse: bool = True) -> "SampledHead":
+        """Keep the proposal in fp32 or fp64, whatever the weights are cast to: few tokens were drawn otherwise."""
+        log_q = self.log_q
+        super()._apply(fn, recurse)
+        if not log_q.is_meta:
+            self.log_q = log_q.to(self.log_q.device, torch.promote_types(self.log_q.dtype, torch.float32))
+            self.after_load()
+        return self
+
     def after_load(self) -> None:
         """Update the cumulative proposal from `log_q`."""
         self.cumulative = self.log_q.double().exp().cumsum(0)

@@ -204,8 +204,8 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
     def find_table_rows(self) -> None:
         """Set `table_rows`, if all weights are rows of the table and at most half of its rows are trained.
 
-        With a tied table its gradient is then sparse. The other gradient of that table, from the embedding, is dense.
-        An optimizer of dense gradients takes their sum, and refuses the sparse one alone.
+        Where the tied table is no leaf, as in `gvc train`, its gradient is then sparse. That of a leaf is dense: an
+        optimizer of dense gradients refuses a sparse one.
         """
         self.table_rows = None
         rows_alone = self.directions is None and self.shortlist_weight is None and self.plain
@@ -399,6 +399,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         """Return the (N, C) log p(token | group) of the C tokens of one group."""
         ids = self.group_members()[group]
         ids = ids[ids >= 0]
+        states = self.inner_states(states, torch.full_like(states[:, 0], group, dtype=torch.int64))
         return at_least_fp32(F.linear(states, self.weight[ids], self.bias[ids])).log_softmax(-1)
 
     def log_prob(self, hidden: Tensor) -> Tensor:

@@ -86,6 +86,10 @@ class TrimHead(RegularisedHead):
         self.seen = torch.argsort(self.token_to_class, stable=True)[:n_seen]
         self.n_rest = self.vocab_size - n_seen
 
+    def token_rows(self) -> int:
+        """Return the number of tokens that are a class of their own."""
+        return len(self.seen)
+
     def trained_ids(self, seen: Tensor) -> Tensor:
         """Return the ids of the tokens that are a class of their own."""
         return self.seen

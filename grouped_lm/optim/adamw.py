@@ -71,9 +71,14 @@ class SparseRowsAdamW(torch.optim.AdamW):
 
 def token_tables(model: nn.Module) -> list[nn.Parameter]:
     """Return the matrices that have a row per token: the input embedding, and those of untied heads."""
-    sizes = {module.vocab_size for module in model.modules() if isinstance(module, Head)}
-    in_part = used_rows(model)
-    return [p for p in model.parameters() if p.ndim == 2 and (p.shape[0] in sizes or p in in_part)]
+    found = {id(parameter) for parameter in used_rows(model)}
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "wte":
+            found |= {id(p) for p in module.parameters(recurse=False) if p is getattr(module, "weight", None)}
+        if isinstance(module, Head):
+            sizes = module.vocab_size, module.token_rows()
+            found |= {id(p) for p in module.parameters() if p.ndim == 2 and p.shape[0] in sizes}
+    return [parameter for parameter in model.parameters() if id(parameter) in found]
 
 
 def split_by_decay(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from grouped_lm.distributed.process_group import local_tensor
+
 EMA = "ema"
 """Key of the average in the state of a parameter."""
 
@@ -28,18 +30,26 @@ def update_average(optimizer: torch.optim.Optimizer, decay: float, step: int) ->
         if EMA not in state:
             state[EMA] = parameter.detach().clone()
     if pairs:
-        averages, weights = [state[EMA] for _, state in pairs], [parameter.detach() for parameter, _ in pairs]
+        averages = [local_tensor(state[EMA]) for _, state in pairs]
+        weights = [local_tensor(parameter.detach()) for parameter, _ in pairs]
         torch._foreach_lerp_(averages, weights, 1 - decay_at(decay, step))
 
 
 @contextmanager
 def averaged_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Put the averages in place of the weights inside the block, where there are some."""
+    """Put the averages in place of the weights inside the block, where there are some.
+
+    Values change places, not tensors: a sharded weight has its numbers in a tensor of its own.
+    """
     swapped = [(parameter, state) for parameter, state in optimizer.state.items() if EMA in state]
 
+    @torch.no_grad()
     def swap() -> None:
         for parameter, state in swapped:
-            parameter.data, state[EMA] = state[EMA], parameter.data
+            weight, average = local_tensor(parameter.detach()), local_tensor(state[EMA])
+            before = weight.clone()
+            weight.copy_(average)
+            average.copy_(before)
 
     swap()
     try:

@@ -1,5 +1,6 @@
 """One training run: everything that the loop in `train.loop` works on, and what it does with it."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any, NoReturn, TypeVar
@@ -297,6 +298,10 @@ class TrainingRun:
         except StopRequested:
             self.save()  # with the validation still due
             self.interrupt()
+        if not math.isfinite(metrics["val/loss"]):
+            raise DivergedError(
+                f"validation at step {progress.step}: the loss is not finite; a lower optim.lr may help"
+            )
         if text.part:
             metrics["val/tokens"] = text.target_tokens
         self.training_step.model.reshard()

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 import yaml
 
 import grouped_lm
@@ -49,6 +50,16 @@ def test_case_C5_a_finished_run_whose_text_changed_is_refused(gvc, tiny, own_tex
     assert gvc(*words).code == 0
     Path("run/inputs.json").write_text('{"data.train": {"files": [3]}}')
     fails_in_one_line(gvc(*words), 3, "run/inputs.json is damaged")
+
+
+def test_case_C5_a_tokenizer_that_changes_the_text_is_refused(gvc, tiny, own_text):
+    model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))
+    model.normalizer, model.pre_tokenizer = tokenizers.normalizers.Lowercase(), tokenizers.pre_tokenizers.Metaspace()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=299, special_tokens=["[UNK]"], show_progress=False)
+    model.train_from_iterator([Path("train.txt").read_text(encoding="utf-8")], trainer)
+    model.save("other.json")
+    words = ["tokenizer=bpe", "tokenizer.vocab_size=300", "tokenizer.file=other.json"]
+    fails_in_one_line(gvc("train", *tiny, *own_text, *words), 3, "other.json is no byte-level BPE")
 
 
 def test_case_C5_files_of_a_folder_and_the_tokenizer_file(gvc, tiny, own_text):

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from fault_tools import final_state, nothing_measured
 from processes import OPTIONS, together, train_together, with_head
-from run_outputs import curve
+from run_outputs import curve, newest_checkpoint
+from safetensors.torch import load_file
 
 import grouped_lm.train.setup as train_setup
 from grouped_lm.distributed.process_group import agree_on_attempt, group_timeout
@@ -115,6 +116,20 @@ def test_rows_of_tables_that_no_token_touched_stand_still_in_shards_too(config, 
     train_together(1, made, tmp_path / "one")
     train_together(2, made, tmp_path / "two", "fsdp2")
     assert_same_curve(tmp_path / "two", tmp_path / "one")
+
+
+def test_the_average_of_sharded_weights_is_that_of_whole_ones(config, tmp_path):
+    made = config("dense", max_steps=6, eval_every_steps=3)
+    made = dataclasses.replace(made, optim=dataclasses.replace(made.optim, ema=0.9))
+    train_together(1, made, tmp_path / "one")
+    train_together(2, made, tmp_path / "two", "fsdp2")
+    assert_same_curve(tmp_path / "two", tmp_path / "one")
+    whole, sharded = (load_file(newest_checkpoint(tmp_path / name) / "state.safetensors") for name in ("one", "two"))
+    averages = [key for key in whole if key.endswith("/ema")]
+    assert averages
+    for key in averages:
+        torch.testing.assert_close(sharded[key], whole[key], rtol=1e-4, atol=1e-6)
+        assert not torch.equal(sharded[key], sharded[key.replace("optim/", "model/").removesuffix("/ema")])
 
 
 def test_an_error_is_every_process_s_own(config, tmp_path):

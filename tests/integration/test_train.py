@@ -101,6 +101,14 @@ def test_a_busy_folder_is_refused(gvc, tiny):
     assert "in use by another gvc" in outcome.err
 
 
+def test_a_validation_that_is_not_finite_is_a_divergence(gvc, tiny):
+    words = ["head=dense", "train.max_steps=1", "optim.lr=1e9", "optim.warmup_steps=0", "hydra.run.dir=run"]
+    outcome = gvc("train", *tiny, *words)
+    assert outcome.code == 7
+    assert "validation at step 1: the loss is not finite" in outcome.err
+    assert json.loads(Path("run/result.json").read_text(encoding="utf-8"))["state"] == "failed"
+
+
 def test_divergence_is_said_and_never_saved(gvc, tiny):
     outcome = gvc("train", *tiny, "optim.lr=1e9", "optim.warmup_steps=0", "optim.grad_clip=0", "hydra.run.dir=run")
     assert outcome.code == 7

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 
+PROBE = "A Wörd,  two\tspaces\nand Ünïcode: \u4e2d \U0001f600 it's 12 <|x|>"
+"""A text that a tokenizer with a normalizer, or without some characters, changes."""
+
+
 def byte_characters() -> dict[str, int]:
     """Return the byte of each character in the library's files, as in GPT-2's vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -97,6 +101,14 @@ def train_bpe(documents: Iterator[str], vocab_size: int) -> BPETokenizer:
     return tokenizer
 
 
+def is_byte_level(tokenizer: BPETokenizer) -> bool:
+    """Return whether every token stands for bytes, and a text comes back as it was."""
+    try:
+        return b"".join(map(tokenizer.token_bytes, tokenizer.encode(PROBE))) == PROBE.encode()
+    except KeyError:  # a character that stands for no byte
+        return False
+
+
 @lru_cache(maxsize=4)
 def read_bpe(path: Path, vocab_size: int) -> BPETokenizer:
     """Return the tokenizer in a tokenizer.json that `BPETokenizer.save` wrote.
@@ -110,6 +122,8 @@ def read_bpe(path: Path, vocab_size: int) -> BPETokenizer:
         tokenizer = BPETokenizer(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
     except Exception as error:  # the library raises plain Exception for what it cannot parse
         raise DataError(f"cannot read the tokenizer {path}: {str(error).splitlines()[0]}") from error
+    if not is_byte_level(tokenizer):
+        raise DataError(f"{path} is no byte-level BPE without changes to the text, such as `gvc train` makes")
     if tokenizer.vocab_size != vocab_size:
         raise DataError(f"{path} has {tokenizer.vocab_size} tokens, tokenizer.vocab_size is {vocab_size}")
     return tokenizer

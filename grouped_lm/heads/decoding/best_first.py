@@ -69,6 +69,7 @@ class BestFirstHead(RegularisedHead):
 
     def truncate(self, hidden: Tensor, truncation: Truncation) -> KeptTokens:
         """Return the tokens that `truncation` keeps for (N, D) states, likeliest first, equals by id."""
+        self.check_states(hidden)
         if truncation.keeps_all or not len(hidden) or self.group_members().numel() == 0:
             return super().truncate(hidden, truncation)
         return merge_kept(list(self._search(hidden, truncation)))

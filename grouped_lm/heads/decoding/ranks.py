@@ -112,7 +112,7 @@ def ranks_by_blocks(blocks: Blocks, tokens: Tensor, most: int, mixture: Mixture 
     for block in search.own_block[search.own_block >= 0].unique().tolist():
         search.open(block, search.own_block == block)
     search.count(everything, blocks.single, blocks.single_ids)
-    for block in search.likeliest.unique().tolist():  # the likeliest token is often there
+    for block in search.likeliest[search.likeliest >= 0].unique().tolist():  # the likeliest token is often there
         search.open(block, search.needs(block) & (search.likeliest == block))
     search.done |= search.likeliest == search.numbers
     needed = search.needs(slice(None)).any(1).nonzero().squeeze(1)

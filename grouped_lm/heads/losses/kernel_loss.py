@@ -119,7 +119,12 @@ def kernel_loss(
         index: of the tokens.
         targets: (N,) int64.
         reduction: mean, sum or none.
+
+    Raises:
+        ValueError: another reduction.
     """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
     buffers = index.token_class, index.token_slot, index.ids, index.starts, index.parts, index.fixed, index.work
     given = states.contiguous(), table[0].contiguous(), table[1], *first, *buffers, targets
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in given if t is not None)

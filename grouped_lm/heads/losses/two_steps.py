@@ -123,8 +123,8 @@ class TableRows(nn.Module):
         outside: (K,) ids of the shortlist.
         members: (G, S) ids of every group, -1 where it has no more.
         parts: (V,) fp32 share of every token in its group's mean row.
-        sparse: return the gradient of the table as a sparse tensor, for a table whose other gradients are dense; torch
-            adds up both in place.
+        sparse: return the gradient of a table that is no leaf as a sparse tensor. `grouped_lm.optim.used_rows` has
+            such a table.
     """
 
     ids: Tensor  # (T,), first the shortlist's, then the groups', by group and slot
@@ -210,7 +210,7 @@ class _TableRowsLoss(torch.autograd.Function):
             pairs = _Pairs(some, groups, width, starts, starts + slots[some])
             _add_pairs(table, pairs, states, weight, bias, (total, d_states, *inside))
 
-        ctx.ids, ctx.sparse, ctx.shape = table.ids, table.sparse, weight.shape
+        ctx.ids, ctx.sparse, ctx.shape = table.ids, table.sparse and not weight.is_leaf, weight.shape
         ctx.set_materialize_grads(False)  # no zeros for the output without a gradient
         ctx.mark_non_differentiable(first)
         ctx.save_for_backward(d_states, d_rows, d_bias, d_group_bias)

@@ -1,5 +1,6 @@
 """What a user of the library does and gets wrong: one default, one sentence for a mistake. Names hold the case's id."""
 
+import pickle
 import subprocess
 import sys
 import warnings
@@ -7,10 +8,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from head_cases import head_of
 
 import grouped_lm
 from grouped_lm.errors import ConfigError
-from grouped_lm.heads import DEFAULT_HEAD, GroupedConfig, ShortlistConfig, ShortlistHead, build_head
+from grouped_lm.heads import DEFAULT_HEAD, HEADS, GroupedConfig, ShortlistConfig, ShortlistHead, build_head
 
 V, D = 300, 8
 TEXT = np.random.default_rng(0).zipf(1.5, 5_000) % 250
@@ -131,6 +133,72 @@ def test_case_L5_targets_of_other_integers_count_as_ids():
     assert loss_of(head, hidden, torch.arange(4, dtype=torch.int32)).nll == loss_of(head, hidden).nll
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_case_L5_targets_of_other_integers_with_a_reserve(dtype, reduction):
+    head = build_head("dense", D, V, counts=torch.arange(V) % 3, tied=False, reserve=0.1)
+    hidden = torch.randn(4, D)
+    found, expected = (head.loss(hidden, torch.arange(4, dtype=own), reduction).nll for own in (dtype, torch.int64))
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_case_L5_decoding_takes_states_of_single_places(name):
+    head = head_of(name)
+    batch = torch.zeros(2, 5, head.n_embd).double()
+    for call in (
+        head.argmax,
+        head.sample,
+        lambda states: head.topk(states, 3),
+        lambda states: head.ranks(states, torch.zeros(2, dtype=torch.int64), 5),
+    ):
+        with pytest.raises(ValueError, match=r"decoding takes states of shape \(N, 6\), got \(2, 5, 6\)"):
+            call(batch)
+    with pytest.raises(ValueError, match="temperature must be 0 or more, got -1"):
+        head.sample(batch[:, -1], temperature=-1)
+    with pytest.raises(ValueError, match="reduction must be mean, sum or none, got 'avg'"):
+        head.loss(batch, torch.zeros(2, 5, dtype=torch.int64), "avg")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.int16, np.int64, np.float32])
+@pytest.mark.parametrize("name", ["shortlist", "sampled"])
+def test_case_L5_counts_of_every_type_give_one_head(name, dtype):
+    counts = np.where(np.arange(V) < 9, 200, np.arange(V) % 2 * 128).astype(dtype)
+    options = {"proposal": "frequency"} if name == "sampled" else {"shortlist_size": 4}
+    states = []
+    for own in (counts, torch.from_numpy(counts.astype(np.int64))):
+        torch.manual_seed(0)
+        states.append(build_head(name, counts=own, wte=embedding().weight, **options).state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items() if not key.endswith("weight"))
+
+
+def test_case_L6_the_default_head_alone_trains_with_any_optimizer():
+    table = embedding().weight
+    head = build_head("shortlist", wte=table, tokens=lambda: TEXT % (V // 3), shortlist_size=9)
+    assert head.table_rows is not None
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
+    hidden, targets = torch.randn(64, D), torch.arange(64)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = head(hidden, targets).nll
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("reserve", [False, 0.1])
+@pytest.mark.parametrize("name", HEADS)
+def test_case_L6_a_head_is_pickled(name, reserve):
+    head = head_of(name, reserve=reserve)
+    again = pickle.loads(pickle.dumps(head))
+    hidden = torch.randn(5, head.n_embd).double()
+    assert torch.equal(head.log_prob(hidden), again.log_prob(hidden))
+    assert type(again) is type(head)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -146,12 +214,23 @@ def test_case_L5_targets_of_other_integers_count_as_ids():
         ({"n_embd": D + 1}, r"needs wte, .* of shape \(300, 9\), got Parameter of shape \(300, 8\): .*tied=False"),
         ({"wte": None, "n_embd": D, "vocab_size": V}, r"needs wte, .* of shape \(300, 8\), got none"),
         ({"shortlist_size": -1}, r"head.shortlist_size must be in \[0, "),
+        ({"shortlist_size": "12"}, "head.shortlist_size must be a whole number or null, got '12'"),
+        ({"wte": torch.nn.Embedding(V, D)}, "wte must be a tensor, got Embedding: give wte=embedding.weight"),
     ],
 )
 def test_case_L5_wrong_things_to_build_from_get_one_sentence(given, message):
     with pytest.raises(ConfigError, match=message) as caught:
         build_head("shortlist", **({"wte": embedding().weight} | given))
     assert "\n" not in str(caught.value)
+
+
+def test_case_L5_options_beside_a_config_are_checked_like_those_beside_a_name():
+    with pytest.raises(ConfigError, match=r"unknown key head\.foo for head=shortlist"):
+        build_head(ShortlistConfig(), D, V, foo=1)
+    with pytest.raises(ConfigError, match=r"head\.shortlist_size must be a whole number or null, got 12\.5"):
+        build_head(ShortlistConfig(shortlist_size=12.5), wte=embedding().weight)
+    with pytest.raises(ConfigError, match=r"cluster 2 would have 8 // 4\^2 = 0 dimensions"):
+        build_head("adaptive", D, V, counts=torch.ones(V), cutoffs=[20, 100])
 
 
 def test_importing_heads_imports_torch_and_numpy_alone():

@@ -229,6 +229,15 @@ def test_draws_follow_their_proposal(proposal):
         assert head.log_q.argsort(descending=True).tolist() == list(range(10, -1, -1))  # counts are id % 11
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_draws_of_a_head_in_low_precision_follow_their_proposal(dtype):
+    head = head_of("sampled", 3_000, samples=100_000).to(dtype)
+    plain = head_of("sampled", 3_000, samples=100_000)
+    assert torch.equal(head.log_q, plain.log_q)
+    assert torch.equal(head.cumulative, plain.cumulative)
+    assert len(head.draw().unique()) > 2_900
+
+
 def test_no_head_but_dense_keeps_logits_of_the_whole_vocabulary():
     for name in HEADS:
         if name == "dense":

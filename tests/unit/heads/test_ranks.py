@@ -42,6 +42,23 @@ def test_ranks_are_those_of_the_sorted_joint_distribution(name, weights):
         torch.testing.assert_close(found.log_prob, joint.gather(1, targets.unsqueeze(1)).squeeze(1))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"inner_scale": True}, {"second_order": True}, {"own_shortlist": True}, {"shortlist_size": V + 5}],
+    ids=lambda options: next(iter(options)),
+)
+@torch.no_grad()
+def test_ranks_of_a_shortlist_with_options(options):
+    head = head_of("shortlist", V, 61, **({"directions": 0, "shared_rows": V} | options))
+    hidden = torch.randn(N, head.n_embd, generator=torch.Generator().manual_seed(0)).double()
+    joint, targets = head.log_prob(hidden), torch.arange(N) % V
+    own = joint.gather(1, targets.unsqueeze(1))
+    found = head.ranks(hidden, targets, V)
+    torch.testing.assert_close(found.log_prob, own.squeeze(1))
+    assert found.rank.tolist() == (joint > own).sum(1).tolist()
+    assert head.argmax(hidden).tolist() == joint.argmax(1).tolist()
+
+
 @pytest.mark.parametrize("name", ["dense", "shortlist"])
 @torch.no_grad()
 def test_a_diverged_model_predicts_nothing_right(name):

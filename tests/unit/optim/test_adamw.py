@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from grouped_lm.config import AdamWConfig
+from grouped_lm.config import AdamWConfig, Config, ModelConfig, TokenizerConfig
 from grouped_lm.heads import ClassFullConfig, DenseConfig, FilmConfig, GroupedConfig, build_head
+from grouped_lm.models.lm import build_lm
 from grouped_lm.optim import build_optimizer, learning_rate
 from grouped_lm.optim.adamw import SparseRowsAdamW, split_by_decay, token_tables
 
@@ -120,3 +121,11 @@ def test_tables_are_those_with_a_row_per_token():
     assert [p is model["wte"].weight for p in token_tables(model)] == [True]
     assert {tuple(p.shape) for p in token_tables(build_head(ClassFullConfig(tied=False), 8, 50))} == {(50, 8)}
     assert token_tables(build_head(GroupedConfig(), 8, 50)) == []
+    trim = build_head("trim", 8, 50, counts=torch.arange(50) % 3, tied=False)
+    assert [tuple(p.shape) for p in token_tables(trim)] == [(33, 8)]
+
+
+def test_a_matrix_of_the_body_with_as_many_rows_is_no_table():
+    model = ModelConfig(n_layer=1, n_head=2, n_embd=64, block_size=257)
+    config = Config(model=model, head=DenseConfig(), tokenizer=TokenizerConfig(name="bytes"))
+    assert [tuple(table.shape) for table in token_tables(build_lm(config, torch.ones(257)))] == [(257, 64)]  # no wpe
