@@ -198,12 +198,18 @@ def default_heads_memory() -> str:
 
 def counts() -> str:
     """Return the losses of networks and n-gram counts, alone and together; means over seeds."""
+    texts = {
+        "stories": "stories",
+        "books8m": "books, the same for both",
+        "books": "books, counts of 18.9 million tokens",
+        "wide": "seven languages, counts of 6 million tokens",
+    }
 
     def place(row: Row) -> tuple[str, ...]:
-        text = row["run"].split("-")[0]  # the name of the text begins the name of the run
-        return f"{text}, width {row['model.n_embd']}, {float(row['trainer/tokens']) / 1e6:.1f} million tokens", row[
-            "head"
-        ]
+        text = texts[row["run"].split("-")[0]]  # the name of the text begins the name of the run
+        twice = ", seen twice" if row["run"].endswith("-2x") else ""
+        tokens = f"{float(row['trainer/tokens']) / 1e6:.1f} million tokens"
+        return f"{text}, width {row['model.n_embd']}, {tokens}{twice}", row["head"]
 
     body = []
     for (where, head), own in group_rows(read("counts-beside-states.csv"), place).items():
@@ -352,6 +358,7 @@ def summary() -> str:
     rows = [
         ["Loss of the default head, minus the best full softmax ([quality])", docs_contests.range_of("shortlist", 3)],
         ["Loss of the paper's head, minus the best full softmax ([quality])", docs_contests.range_of("grouped")],
+        ["Bits per byte after 10 minutes on one core, default minus next best ([quality])", docs_contests.time_lead()],
         ["Speed of training of the default over dense, over `trim` ([quality])", docs_contests.speeds("dense", "trim")],
         [
             "Speed of steps with 256 frequent tokens over dense, width 128 to 512 ([speed])",

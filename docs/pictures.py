@@ -3,16 +3,17 @@
 Usage: python docs/pictures.py. It writes
 
 - docs/heads/NAME.svg: which softmaxes a token's probability is made of, with the numbers of GPT-2's vocabulary;
-- docs/results/summary.svg: bits per byte against minutes, from the committed contest at equal tokens.
+- docs/results/summary.svg: bits per byte against minutes, from the committed contest at equal tokens;
+- docs/results/equal-time.svg: the same from the contest at equal time.
 """
 
 from dataclasses import dataclass
 from html import escape
-from math import log
+from math import ceil, floor, log
 from pathlib import Path
 from statistics import fmean
 
-from docs_contests import Board, boards, find, title_of
+from docs_contests import Board, boards, find, title_of, variant_of
 
 from grouped_lm.report.leaderboard import Standing, curve_points
 
@@ -132,24 +133,71 @@ COLOURS = {
 }
 """Heads in the picture of loss against minutes."""
 NAMES = {"shortlist": "shortlist, the default", "grouped": "grouped, the paper's head"}
+TIMED = {
+    "dense-bias": "#222222",
+    "trim-bias": "#777777",
+    "shortlist": "#d55e00",
+    "adaptive-bias": "#009e73",
+    "bpe-4096": "#cc79a7",
+    "bpe-8192": "#e69f00",
+    "shortlist with counts": "#8b2500",
+}
+"""Variants in the picture of the contest at equal time."""
 PANEL = (60, 74, 370, 280)
 """Left, top, width and height in pixels."""
-LOWEST, HIGHEST = 1.0, 1.8
-"""Bits per byte at the ends of the axis."""
-MINUTES = (0.2, 0.5, 1, 2, 5, 10, 20)
-"""Marks of the other axis, which is logarithmic."""
+MINUTES = (0.2, 0.5, 1, 2, 5, 10, 20, 60)
+"""Marks of the minutes, which are logarithmic."""
 
 
 @dataclass(frozen=True)
 class Curve:
     """Bits per byte of one head on the validation text along training, means over seeds."""
 
-    head: str
+    label: str
+    colour: str
     minutes: list[float]
     bits: list[float]
 
 
-def curve_of(entry: Standing) -> Curve:
+@dataclass(frozen=True)
+class Axes:
+    """The ends of both axes: bits per byte, and minutes, which are logarithmic."""
+
+    lowest: float
+    highest: float
+    first: float
+    last: float
+
+    def x(self, minutes: float) -> float:
+        """Return the place of a time, in pixels."""
+        share = (log(minutes) - log(self.first)) / (log(self.last) - log(self.first))
+        return PANEL[0] + PANEL[2] * min(max(0.0, share), 1.0)
+
+    def y(self, bits: float) -> float:
+        """Return the place of bits per byte, in pixels."""
+        inside = max(self.lowest, min(bits, self.highest))
+        return PANEL[1] + PANEL[3] * (self.highest - inside) / (self.highest - self.lowest)
+
+    def lines(self) -> list[str]:
+        """Return the elements of the axes."""
+        left, top, width, height = PANEL
+        bottom, middle = top + height, top + height / 2
+        lines = []
+        for tenths in range(round(10 * self.lowest), round(10 * self.highest) + 1, 2):
+            y = self.y(tenths / 10)
+            lines.append(f'<path d="M {left} {y:.1f} h {width}" class="grid"/>')
+            lines.append(f'<text x="{left - 8}" y="{y + 4:.1f}" class="end">{tenths / 10:.1f}</text>')
+        for minutes in MINUTES:
+            if self.first <= minutes <= self.last:
+                lines.append(f'<path d="M {self.x(minutes):.1f} {top} V {bottom}" class="grid"/>')
+                lines.append(f'<text x="{self.x(minutes):.1f}" y="{bottom + 18}" class="middle">{minutes:g}</text>')
+        lines.append(f'<path d="M {left} {top} V {bottom} H {left + width}" fill="none" stroke="#222"/>')
+        lines.append(f'<text x="{left + width / 2}" y="{bottom + 40}" class="middle">minutes of training steps</text>')
+        label = f'<text x="16" y="{middle}" class="middle" transform="rotate(-90 16 {middle})">bits per byte</text>'
+        return [*lines, label]
+
+
+def curve_of(entry: Standing, label: str, colour: str) -> Curve:
     """Return the curve of a head; the minutes are those of training steps at the mean speed of its runs."""
     first = entry.rows[0]
     per_step = entry.tokens / int(first["steps"])
@@ -158,29 +206,27 @@ def curve_of(entry: Standing) -> Curve:
     curves = [curve_points(row) for row in entry.rows]
     steps = sorted(set.intersection(*map(set, curves)))
     losses = [fmean(curve[step] for curve in curves) * bits for step in steps]
-    return Curve(entry.settings["name"], [step * per_step / speed / 60 for step in steps], losses)
+    return Curve(label, colour, [step * per_step / speed / 60 for step in steps], losses)
 
 
-def draw_summary(place_and_heads: Board) -> str:
-    """Return the SVG of bits per byte against minutes, for one place of the contest at equal tokens."""
-    place, entries = place_and_heads
-    found = [entry for head in COLOURS if (entry := find(entries, head))]
+def draw_curves(subtitle: str, curves: list[Curve], axes: Axes) -> str:
+    """Return the SVG of bits per byte against minutes."""
     left, top, width, height = PANEL
     body = [
         f'<text x="{left}" y="22" class="title">Bits per byte against minutes on one CPU core</text>',
-        f'<text x="{left}" y="42">{title_of(place)}; down and to the left is better</text>',
-        *_axes(),
+        f'<text x="{left}" y="42">{subtitle}; down and to the left is better</text>',
+        *axes.lines(),
     ]
     taken: list[float] = []
-    for curve in sorted(map(curve_of, found), key=lambda curve: curve.bits[-1]):
-        points = " ".join(f"{_x(x):.1f},{_y(y):.1f}" for x, y in zip(curve.minutes, curve.bits, strict=True))
-        colour = COLOURS[curve.head]
-        body.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        body.append(f'<circle cx="{_x(curve.minutes[-1]):.1f}" cy="{_y(curve.bits[-1]):.1f}" r="4" fill="{colour}"/>')
-        y = min([_y(curve.bits[-1]), *(other - 17 for other in taken[-1:])])
+    for curve in sorted(curves, key=lambda curve: curve.bits[-1]):
+        points = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in zip(curve.minutes, curve.bits, strict=True))
+        last = f'cx="{axes.x(curve.minutes[-1]):.1f}" cy="{axes.y(curve.bits[-1]):.1f}"'
+        body.append(f'<polyline points="{points}" fill="none" stroke="{curve.colour}" stroke-width="2"/>')
+        body.append(f'<circle {last} r="4" fill="{curve.colour}"/>')
+        y = min([axes.y(curve.bits[-1]), *(other - 17 for other in taken[-1:])])
         taken.append(y)
-        label = f"{NAMES.get(curve.head, curve.head)}: {curve.bits[-1]:.3f}"
-        body.append(f'<text x="{left + width + 10}" y="{y + 4:.1f}" style="fill:{colour}">{escape(label)}</text>')
+        label = f"{curve.label}: {curve.bits[-1]:.3f}"
+        body.append(f'<text x="{left + width + 10}" y="{y + 4:.1f}" style="fill:{curve.colour}">{escape(label)}</text>')
     wide, high = left + width + 200, top + height + 50
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" '
@@ -191,37 +237,33 @@ def draw_summary(place_and_heads: Board) -> str:
     )
 
 
-def _x(minutes: float) -> float:
-    share = (log(minutes) - log(MINUTES[0])) / (log(MINUTES[-1]) - log(MINUTES[0]))
-    return PANEL[0] + PANEL[2] * min(max(0.0, share), 1.0)
+def draw_summary(board: Board) -> str:
+    """Return the picture of one place of the contest at equal tokens, on the half that settings were chosen by."""
+    place, entries = board
+    found = [(head, entry) for head in COLOURS if (entry := find(entries, head))]
+    curves = [curve_of(entry, NAMES.get(head, head), COLOURS[head]) for head, entry in found]
+    return draw_curves(title_of(place), curves, Axes(1.0, 1.8, 0.2, 20))
 
 
-def _y(bits: float) -> float:
-    return PANEL[1] + PANEL[3] * (HIGHEST - max(LOWEST, min(bits, HIGHEST))) / (HIGHEST - LOWEST)
-
-
-def _axes() -> list[str]:
-    left, top, width, height = PANEL
-    bottom, middle = top + height, top + height / 2
-    lines = []
-    for tenths in range(round(10 * LOWEST), round(10 * HIGHEST) + 1, 2):
-        y = _y(tenths / 10)
-        lines.append(f'<path d="M {left} {y:.1f} h {width}" class="grid"/>')
-        lines.append(f'<text x="{left - 8}" y="{y + 4:.1f}" class="end">{tenths / 10:.1f}</text>')
-    for minutes in MINUTES:
-        lines.append(f'<path d="M {_x(minutes):.1f} {top} V {bottom}" class="grid"/>')
-        lines.append(f'<text x="{_x(minutes):.1f}" y="{bottom + 18}" class="middle">{minutes:g}</text>')
-    lines.append(f'<path d="M {left} {top} V {bottom} H {left + width}" fill="none" stroke="#222"/>')
-    lines.append(f'<text x="{left + width / 2}" y="{bottom + 40}" class="middle">minutes of training steps</text>')
-    label = f'<text x="16" y="{middle}" class="middle" transform="rotate(-90 16 {middle})">bits per byte</text>'
-    return [*lines, label]
+def draw_equal_time(board: Board) -> str:
+    """Return the picture of one place of the contest at equal time."""
+    place, entries = board
+    found = [(variant_of(entry), entry) for entry in entries]
+    last = float(place.rows[0]["minutes"])
+    curves = [curve_of(entry, name, TIMED[name]) for name, entry in found if name in TIMED]
+    for curve in curves:  # the steps are those that fit into the time at the speed that was measured before
+        curve.minutes[:] = [last * minutes / curve.minutes[-1] for minutes in curve.minutes]
+    highest = 0.1 * ceil(10 * max(curve.bits[0] for curve in curves))
+    lowest = 0.1 * floor(10 * min(curve.bits[-1] for curve in curves))
+    return draw_curves(title_of(place), curves, Axes(lowest, highest, last / 10, last))
 
 
 def pictures() -> dict[str, str]:
     """Return every picture by its place in docs/."""
     found = {f"heads/{name}.svg": draw(name, steps) for name, steps in PICTURES.items()}
-    contest = boards("equal-tokens")
-    return found | ({"results/summary.svg": draw_summary(contest[0])} if contest else {})
+    tokens, time = boards("equal-tokens"), boards("equal-time")
+    found |= {"results/summary.svg": draw_summary(tokens[0])} if tokens else {}
+    return found | ({"results/equal-time.svg": draw_equal_time(time[0])} if time else {})
 
 
 def main() -> None:

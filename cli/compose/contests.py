@@ -111,7 +111,7 @@ class Contest:
         swept = [f"{key}={','.join(own)}" for key, own in values.items()]
         plan = plan_sweep(self.name, [*swept, *self.others, *words, names], self.flags)
         jobs = [dict(zip(values, own, strict=True)) for own in itertools.product(*values.values())]
-        shown = [without_folders(word) for word in self.others if not word.startswith("hydra.")]
+        shown = [without_folders(word) for word in self.others if not word.startswith(("hydra.", "contest.budgets="))]
         if "minutes" in notes:
             shown.append(f"contest.budgets=[{notes['minutes']:g}x{notes['threads']}]")
         notes_by_job = {}
