@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Json, Overrides, starting
+from .options import ConfigDir, Json, Overrides, check_file, starting
 
 data_app = typer.Typer(
     no_args_is_help=True,
@@ -16,7 +16,7 @@ data_app = typer.Typer(
 
 
 @data_app.command()
-def prepare(overrides: Overrides = None, as_json: Json = False) -> None:
+def prepare(overrides: Overrides = None, config_dir: ConfigDir = None, as_json: Json = False) -> None:
     """Tokenize a text into the cache.
 
     Example: gvc data prepare data=text data.train=train.txt data.valid=valid.txt
@@ -27,7 +27,7 @@ def prepare(overrides: Overrides = None, as_json: Json = False) -> None:
         from .compose.compose import HydraFlags
         from .compose.run import compose_one
 
-    config = compose_one(overrides or [], HydraFlags())
+    config = compose_one(overrides or [], HydraFlags(config_dir=config_dir))
     started = time.perf_counter()
     corpus = prepare_data(config.data, config.tokenizer)
     if as_json:
@@ -46,6 +46,7 @@ def prepare(overrides: Overrides = None, as_json: Json = False) -> None:
 @data_app.command()
 def order(
     overrides: Overrides = None,
+    config_dir: ConfigDir = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the figures as CSV.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -62,7 +63,8 @@ def order(
         from .compose.compose import HydraFlags
         from .compose.run import compose_one
 
-    config = compose_one(overrides or [], HydraFlags())
+    check_file("--out", out)
+    config = compose_one(overrides or [], HydraFlags(config_dir=config_dir))
     counts = prepare_split(config.data, config.tokenizer, "train").counts()
     counts[build_tokenizer(config.tokenizer, config.data).eot_id] = 0
     figures = {"data": config.data.name, "tokenizer": config.tokenizer.label} | measure_merge_order(counts)

@@ -26,12 +26,16 @@ def demo(overrides: Overrides = None) -> None:
 
     Example: gvc demo
     """
+    from grouped_lm.errors import ConfigError
     from grouped_lm.generate import Sampling, generate_texts
     from grouped_lm.jobs.launch import preflight, run_training
 
     from .compose.compose import HydraFlags
     from .compose.run import compose_one
 
+    for word in overrides or []:
+        if (key := word.partition("=")[0]) in ("head", "variant", "experiment"):
+            raise ConfigError(f"{word}: gvc demo compares three heads, so that it chooses {key} itself: leave it out")
     folder = Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     configs = {name: compose_one([*words, *(overrides or [])], HydraFlags()) for name, words in HEADS.items()}
     results: dict[str, dict[str, Any]] = {}

@@ -3,11 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import Json, complete_run, plain_value, say, starting
+
+if TYPE_CHECKING:
+    from grouped_lm.evaluate.run import RunEvaluation
 
 
 def evaluate(
@@ -30,13 +33,14 @@ def evaluate(
     """Evaluate the last checkpoint of a run on its whole validation set, or on its first eval.max_tokens=N tokens.
 
     Two runs or more are compared with the first: checkpoints by paired tests over stories, heads by an equivalence test
-    over seeds. The figures are written to eval.json in each run folder, with --data FILE to eval-FILE.json. --judge
-    needs judge.base_url=URL judge.model=NAME.
+    over seeds. The figures are written to eval.json in each run folder, those of another text FILE, or of a part of a
+    text, to eval-FILE.json. --judge needs judge.base_url=URL judge.model=NAME.
 
     Example: gvc eval runs/dense runs/grouped --samples 0
     """
     with starting():
         from grouped_lm.config import EvalConfig
+        from grouped_lm.errors import ConfigError
         from grouped_lm.evaluate.llm_judge import grade_run
         from grouped_lm.evaluate.run import compare_runs, evaluate_run, import_harness, save_evaluation
         from grouped_lm.evaluate.tables import print_comparison, print_run
@@ -49,6 +53,12 @@ def evaluate(
     if data is not None:
         overrides = ["data=text", *(f"data.{split}={quoted(str(data))}" for split in ("train", "valid")), *overrides]
     configs = [override_saved(replace(load_config(run), eval=EvalConfig()), overrides) for run in runs]
+    labels = list(dict.fromkeys(config.tokenizer.label for config in configs))
+    if len(labels) > 1:
+        raise ConfigError(
+            f"these runs have different tokenizers ({', '.join(labels)}), so their losses per token do not compare: "
+            "evaluate each alone, and compare bits per byte"
+        )
     names = tasks.split(",") if tasks else None
     if names:
         import_harness().check_tasks(names)
@@ -66,7 +76,27 @@ def evaluate(
         if comparisons:
             print_comparison(comparisons)
     for evaluation in evaluations:  # last: the metrics are printed even if a run folder cannot be written
-        save_evaluation(evaluation, comparisons, "eval" if data is None else f"eval-{data.stem}")
+        save_evaluation(evaluation, comparisons, file_name(evaluation, data))
+
+
+def file_name(evaluation: "RunEvaluation", data: Path | None) -> str:
+    """Return the name of the file of an evaluation: `eval` for a run on its own validation text as it was trained.
+
+    Other texts have names of their own, such as `eval-other`; two of one name also the start of the text's SHA-256.
+    """
+    from grouped_lm.runs.load import load_config
+    from grouped_lm.system.files import read_json_dict
+
+    config, saved = evaluation.config, load_config(evaluation.run)
+    same_text = replace(config.data, cache_dir=saved.data.cache_dir) == saved.data
+    if data is None and same_text and config.prior == saved.prior and config.eval.max_tokens is None:
+        return "eval"
+    stem = data.stem if data else Path(str(getattr(config.data, "valid", None) or config.data.name)).stem
+    stem += "" if config.prior == saved.prior else f"-prior-{config.prior.name}"
+    before = read_json_dict(evaluation.run / f"eval-{stem}.json")
+    if before and (before.get("text") or {}).get("sha256") != evaluation.text_sha256:
+        stem += f"-{evaluation.text_sha256[:8]}"
+    return f"eval-{stem}"
 
 
 def split_words(words: list[str]) -> tuple[list[Path], list[str]]:

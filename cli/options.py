@@ -141,6 +141,16 @@ RunArgument = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="A run folder, as gvc train prints it.", autocompletion=complete_run),
 ]
+
+
+def check_file(option: str, path: Path | None) -> None:
+    """Raise `ConfigError` if a file to write is a folder."""
+    from grouped_lm.errors import ConfigError
+
+    if path is not None and path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder: name a file in it")
+
+
 ConfigDir = Annotated[str | None, typer.Option(metavar="DIR", help="A folder with config files of your own.")]
 ConfigName = Annotated[str, typer.Option(metavar="NAME", help="The primary config, here or in --config-dir.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -39,6 +39,8 @@ def plan(
     # Long because each option is an argument with its help text.
     with starting():
         from grouped_lm.config import check_range
+        from grouped_lm.errors import ConfigError
+        from grouped_lm.evaluate.counts import counts_tokens
         from grouped_lm.measure.devices import find_device, find_interconnect, parse_bytes
         from grouped_lm.plan.devices import plan_heads_on_devices
         from grouped_lm.plan.heads import plan_heads
@@ -64,6 +66,8 @@ def plan(
     check_range("--nodes", nodes, 1, 10**6)
     memory_bytes = None if memory is None else parse_bytes(memory)
     config = compose_one(overrides or [], HydraFlags(config_dir=config_dir, config_name=config_name))
+    if counts_tokens(config):
+        raise ConfigError(f"head={config.head.name} counts n-grams, and gvc plan plans networks: take another head")
     with phase(f"reading the figures of {device}"):
         chosen = find_device(device, config.train.dtype)
     if chosen.name == "cpu" and devices > 1:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .options import Json, complete_run, starting
+from .options import Json, check_file, complete_run, starting
 
 
 def list_runs(
@@ -85,6 +85,7 @@ def leaderboard(
         from grouped_lm.report import leaderboard as board
         from grouped_lm.report.documents import merge_documents, read_documents
 
+    check_file("--csv", csv)
     if folders:
         new, losses = board.leaderboard_rows(folders, report, data)
         if csv:

@@ -173,7 +173,9 @@ def composing(flags: HydraFlags) -> Iterator[Callable[..., DictConfig]]:
 def to_config(composed: DictConfig) -> Config:
     """Return the typed config. It refuses what Hydra lets pass, such as `+typo=1`, NaN, or a negative count."""
     from grouped_lm.runs.load import PARSERS  # imports torch, which --cfg and --info need not wait for
+    from grouped_lm.runs.plugins import load_plugins
 
+    load_plugins()
     plain: Any = OmegaConf.to_container(composed, resolve=True)  # a typed node would carry added keys along
     label = (plain.pop("variant", None) or {}).get("label")
     variant = next((v for v in load_variants().values() if v.label == label), None) if label else None

@@ -18,6 +18,7 @@ def resume_run(run: Path, overrides: list[str]) -> None:
         RunFolderError: this is no run folder, or another process trains in it.
     """
     with phase("starting"):
+        from grouped_lm.evaluate.counts import counts_tokens
         from grouped_lm.jobs.launch import check_processes, preflight, run_training
         from grouped_lm.runs.folder import COMPLETE, RunFolder
         from grouped_lm.runs.load import load_config
@@ -29,7 +30,9 @@ def resume_run(run: Path, overrides: list[str]) -> None:
     refuse_other_run(run, saved, config, overrides)
     result = RunFolder(run).read_result() or {}
     if result.get("state") == COMPLETE:
-        if rank == 0:
+        if rank == 0 and counts_tokens(config):
+            say(f"gvc: {run} is complete: it has counted {result['trainer/tokens']:,} tokens")
+        elif rank == 0:
             more = start_command(run, [f"train.max_steps={2 * config.train.max_steps}"])
             say(f"gvc: {run} is complete: {result['trainer/step']:,} steps are done. For more steps:\n{more}")
     else:

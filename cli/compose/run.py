@@ -38,7 +38,7 @@ from .compose import (
     to_config,
 )
 from .explain import RAISED, RAISED_COMPOSING, explained
-from .shorthand import adopt_source, auto_micro_batch
+from .shorthand import adopt_source
 
 ConfigStore.instance().store(name="gvc_bench_schema", node=BenchConfig)
 DEFAULTS = ["gvc_bench_schema", "_self_", {"data": "tinytales"}, {"tokenizer": "gpt2"}, {"bench": "quick"}]
@@ -47,8 +47,8 @@ ConfigStore.instance().store(name=BENCH_CONFIG, node={"defaults": DEFAULTS})
 
 def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
     """Compose and check the config of a command that takes one."""
-    overrides = auto_micro_batch(overrides)
     with explained(overrides, flags), phase("reading the config"):
+        overrides = adopt_source(overrides)
         (config, _), *others = compose_jobs(overrides, flags)
     if others:
         count = len(others) + 1
@@ -151,6 +151,9 @@ def override_saved(config: Config, overrides: list[str]) -> Config:
             )
         if hydras := [o.input_line for o in parse(overrides) if str(o.key_or_group).startswith("hydra")]:
             raise ConfigError(f"{hydras[0]} is for new runs, and this one has its folder: leave it out")
+        for override in parse(overrides):
+            if override.key_or_group in ("variant", "experiment", "sweep", "bench"):
+                raise ConfigError(f"{override.input_line} is for new runs, and this one has its config: leave it out")
         composed = OmegaConf.create(asdict(config))
         fresh = compose_with([])
         composed.data.cache_dir = fresh.data.cache_dir  # a stranger's run may not say where we write

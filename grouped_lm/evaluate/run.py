@@ -173,8 +173,10 @@ def mean_tables(run: Path, scores: TokenScores, model: LanguageModel, cache_dir:
     The run's training text is prepared in `cache_dir`.
     """
     tables: dict[str, Any] = {"by_position": by_position(scores)}
-    trained = load_config(run)
+    trained, imported = load_config(run), (read_json_dict(run / "result.json") or {}).get("imported_from")
     try:
+        if imported:
+            raise DataError(f"{run} was imported: its training text is not known")
         data = replace(trained.data, cache_dir=cache_dir)
         training = prepare_split(data, own_tokenizer(run, trained.tokenizer), "train")
     except DataError:

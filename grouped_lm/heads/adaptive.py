@@ -28,7 +28,7 @@ class AdaptiveConfig(HeadOptions):
     cutoffs: list[int] = field(default_factory=lambda: [2_000, 10_000])
     """Ranks at which clusters begin, rising, >= 1. Those from V on are ignored; if none is left it is V - 1."""
     div_value: float | int = setting(4.0, 1, 1e6)
-    """Cluster i of 1, 2, ... has D // div_value^i dimensions, >= 1."""
+    """Cluster i of 1, 2, ... has D // div_value^i dimensions. With 0, its tokens stay equally likely."""
     bias: bool = False
     """A bias per token and cluster; torch's module has none in the clusters."""
 
@@ -64,11 +64,6 @@ class AdaptiveHead(BestFirstHead):
         if self.vocab_size < 2:
             raise ConfigError(f"head=adaptive needs a vocabulary of at least 2 tokens, got {self.vocab_size}")
         cutoffs = [cutoff for cutoff in config.cutoffs if cutoff < self.vocab_size] or [self.vocab_size - 1]
-        if n_embd < config.div_value ** len(cutoffs):
-            raise ConfigError(
-                f"head=adaptive: cluster {len(cutoffs)} would have {n_embd} // {config.div_value:g}^{len(cutoffs)} = 0 "
-                "dimensions: take fewer head.cutoffs or a smaller head.div_value"
-            )
         self.adaptive = nn.AdaptiveLogSoftmaxWithLoss(n_embd, self.vocab_size, cutoffs, config.div_value, config.bias)
         if config.bias:
             for tail in self.tails:

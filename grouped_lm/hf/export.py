@@ -44,7 +44,7 @@ def export_run(run: Path, target: Path) -> Path:
     if config.prior.is_on:
         raise ConfigError(
             f"{run} has prior={config.prior.name}, and transformers has no place for counts: export a run "
-            "with prior=none, whose network is the same"
+            "with prior=none. Its network is the same if this one has prior.held_out_tokens=0"
         )
     model, step = load_model(run, config, torch.device("cpu"))
     tokenizer = build_tokenizer(own_tokenizer(run, config.tokenizer))

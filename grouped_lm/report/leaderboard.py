@@ -64,7 +64,8 @@ def leaderboard_rows(
 ) -> tuple[list[Row], dict[Key, DocumentLosses]]:
     """Return one row per complete run below `folders`, and its losses on the documents of the report text.
 
-    Of runs that are equal in `KEY` the last one counts. Runs that measured the speed for a contest have no row.
+    Of runs that are equal in `KEY` the last one counts. Runs that measured the speed for a contest have no row,
+    nor have runs without a validation, such as imported ones.
 
     Args:
         folders: of runs.
@@ -76,11 +77,8 @@ def leaderboard_rows(
         CheckpointError: a run has no checkpoint.
         DataError: there is no such text.
     """
-    complete = [
-        row
-        for row in collect_runs(folders)
-        if row["state"] == COMPLETE and not notes_of(Path(row["run"])).get("measures_speed")
-    ]
+    measured = [row for row in collect_runs(folders) if row["state"] == COMPLETE and row.get("val/loss") is not None]
+    complete = [row for row in measured if not notes_of(Path(row["run"])).get("measures_speed")]
     if not complete:
         raise RunFolderError(f"no complete run in {', '.join(map(str, folders))}: `gvc ls` shows their states")
     rows, documents = {}, {}

@@ -26,6 +26,7 @@ from grouped_lm.prior.head import PriorHead, build_mixed
 from grouped_lm.prior.store import counted_text
 from grouped_lm.runs.checkpoint import load_latest
 from grouped_lm.runs.folder import RunFolder
+from grouped_lm.runs.plugins import load_plugins
 from grouped_lm.runs.train_state import head_buffers, unpack_model
 from grouped_lm.system.files import read_json_dict
 
@@ -50,6 +51,7 @@ PARSERS: dict[str, Callable[[Any], Any]] = {
 
 def parse_config(values: dict[str, Any]) -> Config:
     """Return the config that `config_to_dict` turned into a dict. Wrong keys and values raise a ConfigError."""
+    load_plugins()
     return config_from_dict(values, PARSERS)
 
 

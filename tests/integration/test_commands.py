@@ -114,6 +114,53 @@ def test_eval_of_a_frequency_grouping_needs_no_training_text(gvc, tiny, texts):
     assert figures["val/loss"] == pytest.approx(trained, abs=1e-7)
 
 
+def test_eval_of_another_text_keeps_the_run_s_own_figures(gvc, tiny, trained, texts):
+    assert gvc("eval", str(trained), "--samples", "0").code == 0
+    own = (trained / "eval.json").read_bytes()
+    others = [f"data.valid={texts['train']}"], ["eval.max_tokens=100"]
+    for words in others:
+        assert gvc("eval", str(trained), "--samples", "0", *words).code == 0
+    for number, text in enumerate(("One day a cat sat. ", "Two dogs ran home. ")):
+        Path(f"{number}").mkdir()
+        Path(f"{number}/same.txt").write_text(text * 20, encoding="utf-8")
+        assert gvc("eval", str(trained), "--samples", "0", "--data", f"{number}/same.txt").code == 0
+    assert (trained / "eval.json").read_bytes() == own
+    assert len(list(trained.glob("eval-same*.json"))) == 2
+    assert len(list(trained.glob("eval-*.json"))) == 4
+
+
+def test_eval_refuses_different_tokenizers_before_any_work(gvc, tiny, trained):
+    words = ["tokenizer=bpe", "tokenizer.vocab_size=300", "head=dense", "tracking=none", "hydra.run.dir=runs/bpe"]
+    assert gvc("train", *tiny, *words).code == 0
+    outcome = gvc("eval", str(trained), "runs/bpe", "--samples", "0")
+    assert outcome.code == 2
+    assert "these runs have different tokenizers" in outcome.err
+    assert not (trained / "eval.json").exists()
+
+
+@pytest.mark.parametrize("command", ["eval", "sample", "resume"])
+@pytest.mark.parametrize("word", ["variant=dense-bias", "experiment=main_job"])
+def test_a_run_keeps_its_config(gvc, trained, command, word):
+    outcome = gvc(command, str(trained), word)
+    assert outcome.code == 2
+    assert f"{word} is for new runs" in outcome.err
+
+
+def test_plan_and_data_prepare_know_the_run_that_weights_come_from(gvc, tiny, trained):
+    planned = json.loads(gvc("plan", f"init_from={trained}", "--device", "a100", "--json").out)
+    assert planned["model"] == "debug"
+    outcome = gvc("plan", *tiny, "head=kneser_ney")
+    assert outcome.code == 2
+    assert "head=kneser_ney counts n-grams" in outcome.err
+
+
+def test_a_folder_is_no_file_to_write(gvc, tiny, trained):
+    for words in (["data", "order", *tiny, "--out", "."], ["leaderboard", str(trained), "--csv", "."]):
+        outcome = gvc(*words)
+        assert outcome.code == 2
+        assert "is a folder: name a file in it" in outcome.err
+
+
 def test_eval_of_a_run_against_itself_and_another(gvc, tiny, trained, texts):
     dense = gvc("train", *tiny, "head=dense", "hydra.run.dir='runs/head=dense,seed=0'").run_dir
     found = json.loads(gvc("eval", str(trained), str(trained), str(dense), "--samples", "0", "--json").out)

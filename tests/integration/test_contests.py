@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from grouped_lm.cli.compose.contests import without_folders
 
-from cli.compose.contests import without_folders
 from grouped_lm.report.contest import notes_of
 from grouped_lm.runs.load import load_config
 

@@ -14,6 +14,14 @@ SMALL = [
 ]
 
 
+def test_the_demo_chooses_its_heads(gvc, workdir):
+    for word in ("head=dense", "variant=trim-bias", "experiment=main_job"):
+        outcome = gvc("demo", *SMALL, word)
+        assert outcome.code == 2
+        assert f"{word}: gvc demo compares three heads" in outcome.err
+    assert not Path("runs").exists()
+
+
 def test_the_demo_compares_three_heads_and_names_the_next_command(gvc):
     outcome = gvc("demo", *SMALL, "train.threads=1")
     assert outcome.code == 0, outcome.err

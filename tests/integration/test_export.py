@@ -147,3 +147,4 @@ def test_commands(gvc, tmp_path):
     assert gvc("import", exported, "--out", "imported").code == 0
     words = ["--temperature", "0", "--max-new-tokens", "9", "--prompt", "One"]
     assert gvc("sample", "imported", *words).out == gvc("sample", str(dense), *words).out
+    assert "no complete run in imported" in gvc("leaderboard", "imported").err  # it has no validation

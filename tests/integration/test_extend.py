@@ -3,7 +3,10 @@
 import csv
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +69,35 @@ def example(workdir, monkeypatch):
     for registry, content in zip(registries, before, strict=True):
         registry.clear()
         registry.update(content)
+
+
+@pytest.mark.parametrize(
+    ("page", "module", "words"),
+    [
+        ("head.md", "cosine_head", ["head=cosine", "head.scale=8"]),
+        ("grouping.md", "dealt_grouping", ["head=grouped", "grouping=dealt"]),
+        ("optimizer.md", "sgd_optimizer", ["head=dense", "optim=sgd"]),
+        ("data.md", "csv_source", ["head=dense", "data=csv"]),
+    ],
+)
+def test_the_examples_work_from_a_shell(tiny, texts, workdir, page, module, words):
+    assert save_example(page, workdir) == module
+    if page == "data.md":
+        words, tiny = [*words, *csv_files(texts)], [word for word in tiny if not word.startswith("data")]
+    gvc = Path(sys.executable).with_name("gvc")
+    command = [gvc, "train", "-m", "--config-dir", "conf", *tiny, *words, "train.max_steps=2", "seed=0,1"]
+    command += ["hydra.sweep.dir=runs/plugin", "tracking=none"]  # each job is a process of its own
+    environment = os.environ | {"GVC_PLUGINS": module}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list(Path("runs/plugin").glob("*/result.json"))) == 2
+
+
+def test_a_plugin_that_is_none_is_named(gvc, tiny, workdir, monkeypatch):
+    monkeypatch.setenv("GVC_PLUGINS", "nowhere")
+    outcome = gvc("train", *tiny)
+    assert outcome.code == 2
+    assert "GVC_PLUGINS=nowhere: nowhere cannot be imported" in outcome.err
 
 
 def test_a_head(gvc, tiny, example):
