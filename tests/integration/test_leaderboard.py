@@ -186,7 +186,9 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
 def test_a_run_that_was_repeated_is_no_second_seed(monkeypatch):
     runs = [row("dense", 3.0), row("dense", 3.1), row("dense", 2.9, seed=1)]
     monkeypatch.setattr(
-        leaderboard, "collect_runs", lambda folders: [own | {"state": "complete", "run": "x"} for own in runs]
+        leaderboard,
+        "collect_runs",
+        lambda folders: [own | {"state": "complete", "run": "x", "val/loss": 3.0} for own in runs],
     )
     monkeypatch.setattr(leaderboard, "_row_of", lambda own, losses, data: own)
     assert [own["val_loss_nats"] for own in leaderboard.leaderboard_rows([], None)[0]] == ["3.1", "2.9"]
