@@ -40,7 +40,6 @@ def evaluate(
     """
     with starting():
         from grouped_lm.config import EvalConfig
-        from grouped_lm.errors import ConfigError
         from grouped_lm.evaluate.llm_judge import grade_run
         from grouped_lm.evaluate.run import compare_runs, evaluate_run, import_harness, save_evaluation
         from grouped_lm.evaluate.tables import print_comparison, print_run
@@ -53,12 +52,7 @@ def evaluate(
     if data is not None:
         overrides = ["data=text", *(f"data.{split}={quoted(str(data))}" for split in ("train", "valid")), *overrides]
     configs = [override_saved(replace(load_config(run), eval=EvalConfig()), overrides) for run in runs]
-    labels = list(dict.fromkeys(config.tokenizer.label for config in configs))
-    if len(labels) > 1:
-        raise ConfigError(
-            f"these runs have different tokenizers ({', '.join(labels)}), so their losses per token do not compare: "
-            "evaluate each alone, and compare bits per byte"
-        )
+    check_tokenizers([config.tokenizer.label for config in configs])
     names = tasks.split(",") if tasks else None
     if names:
         import_harness().check_tasks(names)
@@ -77,6 +71,18 @@ def evaluate(
             print_comparison(comparisons)
     for evaluation in evaluations:  # last: the metrics are printed even if a run folder cannot be written
         save_evaluation(evaluation, comparisons, file_name(evaluation, data))
+
+
+def check_tokenizers(labels: list[str]) -> None:
+    """Raise `ConfigError` for runs of different tokenizers, before any of them is evaluated."""
+    from grouped_lm.errors import ConfigError
+
+    different = list(dict.fromkeys(labels))
+    if len(different) > 1:
+        raise ConfigError(
+            f"these runs have different tokenizers ({', '.join(different)}), so their losses per token do not compare: "
+            "evaluate each alone, and compare bits per byte"
+        )
 
 
 def file_name(evaluation: "RunEvaluation", data: Path | None) -> str:
