@@ -358,7 +358,7 @@ def summary() -> str:
     rows = [
         ["Loss of the default head, minus the best full softmax ([quality])", docs_contests.range_of("shortlist", 3)],
         ["Loss of the paper's head, minus the best full softmax ([quality])", docs_contests.range_of("grouped")],
-        ["Bits per byte after 10 minutes on one core, default minus next best ([quality])", docs_contests.time_lead()],
+        ["Bits per byte after 10 minutes, one seed, default minus next best ([quality])", docs_contests.time_lead()],
         ["Speed of training of the default over dense, over `trim` ([quality])", docs_contests.speeds("dense", "trim")],
         [
             "Speed of steps with 256 frequent tokens over dense, width 128 to 512 ([speed])",

@@ -26,7 +26,7 @@ from grouped_lm.heads import HEADS
 
 LOG = Path(os.environ.get("FAULT_LOG", Path(__file__).parents[2] / "runs" / "faults.jsonl"))
 BASE_SEED = int(os.environ.get("FAULT_SEED", "0"))
-"""`make test-faults` draws it anew each time; `make test` does the same trials every time."""
+"""`make test-faults` draws another one each time; `make test` does the same trials every time."""
 
 SUITES = {
     "kill-dense": "test_killed_at_random_moments[dense]",
