@@ -18,8 +18,10 @@ def plan(
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Memory of the device, such as 8GiB.")] = None,
     device: Annotated[str, typer.Option(metavar="NAME", help=DEVICE_HELP, autocompletion=complete_device)] = "cpu",
     tokens: Annotated[int | None, typer.Option(metavar="N", help="Tokens of the whole training.")] = None,
-    devices: Annotated[int, typer.Option(metavar="N", help="Devices of each machine.")] = 1,
-    nodes: Annotated[int, typer.Option(metavar="N", help="Machines.")] = 1,
+    devices: Annotated[
+        int | None, typer.Option(metavar="N", help="Devices of each machine; default train.devices.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(metavar="N", help="Machines; default train.nodes.")] = None,
     interconnect: Annotated[
         str | None, typer.Option(metavar="NAME|SIZE", help="Slowest link: nvlink4, ib-ndr, or 25GB per second.")
     ] = None,
@@ -68,6 +70,7 @@ def plan(
     config = compose_one(overrides or [], HydraFlags(config_dir=config_dir, config_name=config_name))
     if counts_tokens(config):
         raise ConfigError(f"head={config.head.name} counts n-grams, and gvc plan plans networks: take another head")
+    devices, nodes = devices or config.train.devices, nodes or config.train.nodes
     with phase(f"reading the figures of {device}"):
         chosen = find_device(device, config.train.dtype)
     if chosen.name == "cpu" and devices > 1:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
@@ -209,7 +210,7 @@ def describe_presets(flags: HydraFlags) -> list[str]:
     """Return a line per preset: its name, number of jobs, description, and time if it is known."""
     lines = []
     with composing(flags) as compose_with:
-        for name in config_groups()["sweep"]:
+        for name in config_groups(flags.config_dir)["sweep"]:
             try:
                 sweeper = compose_with([f"sweep={name}"], return_hydra_config=True).hydra.sweeper
             except HydraException as error:
@@ -217,10 +218,16 @@ def describe_presets(flags: HydraFlags) -> list[str]:
                 continue
             params: dict[str, Any] = dict(sweeper.get("params") or {})
             count = sweeper.n_trials if is_search(sweeper) else len(expand_jobs([], params))
-            text = (files(CONF) / "sweep" / f"{name}.yaml").read_text(encoding="utf-8")
+            text = preset_file(name, flags.config_dir).read_text(encoding="utf-8")
             about = " ".join(line[2:] for line in text.splitlines() if line.startswith("# ") and "@package" not in line)
             lines.append(f"{name:18} {count:3} jobs  {about}{known_duration(Path('runs') / name, count)}")
     return lines
+
+
+def preset_file(name: str, config_dir: str | None) -> Traversable:
+    """Return the file of a preset: the user's, or ours."""
+    own = Path(config_dir or ".") / "sweep" / f"{name}.yaml"
+    return own if config_dir and own.is_file() else files(CONF) / "sweep" / f"{name}.yaml"
 
 
 def known_duration(folder: Path, count: int) -> str:

@@ -89,7 +89,7 @@ def _body_state(model: LanguageModel, config: Config) -> dict[str, Tensor]:
 
 
 def import_checkpoint(source: Path, run: Path, tokenizer: str | None = None) -> Path:
-    """Make a run folder of a transformers checkpoint of GPT-2 or GPT-Neo, and return it.
+    """Make a run folder of a transformers checkpoint of GPT-2 or GPT-Neo, whole or not at all, and return it.
 
     Nothing is guessed: the tokenizer in the folder is compared with ours and kept or refused, and the output layer is
     tied where its weights equal the input embedding. A warning says what was left out.
@@ -102,8 +102,9 @@ def import_checkpoint(source: Path, run: Path, tokenizer: str | None = None) -> 
     Raises:
         DataError: files are missing or unreadable, or our bodies and tokenizers cannot hold the model.
         RunFolderError: `run` exists.
+        DiskError: `run` cannot be written.
     """
-    files.check_new(run)
+    files.check_new(run)  # before a large model is read
     values = files.read_config(source)
     model_config = names.config_from_hf(values, source.resolve().name)
     state = names.body_from_hf(files.read_weights(source), model_config.body)
@@ -114,14 +115,14 @@ def import_checkpoint(source: Path, run: Path, tokenizer: str | None = None) -> 
     config = Config(name=source.resolve().name, model=model_config, head=DenseConfig(tied=tied), tokenizer=kept_config)
     model = build_lm(config)
     _fill(model, state, tied, source)
-    folder = RunFolder(run)
-    run.mkdir(parents=True)
-    folder.write_start(config, describe_environment(torch.device("cpu")))
-    if isinstance(kept, BPETokenizer):
-        kept.save(folder.tokenizer)
-    write_checkpoint(folder.checkpoints, 0, pack(model, build_optimizer(config.optim, model), {}), keep=2)
-    origin = {"imported_from": str(source), "import_notes": notes}
-    write_json(folder.result, origin | {"state": COMPLETE, "trainer/step": 0})
+    with files.new_folder(run) as new:
+        folder = RunFolder(new)
+        folder.write_start(config, describe_environment(torch.device("cpu")))
+        if isinstance(kept, BPETokenizer):
+            kept.save(folder.tokenizer)
+        write_checkpoint(folder.checkpoints, 0, pack(model, build_optimizer(config.optim, model), {}), keep=2)
+        origin = {"imported_from": str(source), "import_notes": notes}
+        write_json(folder.result, origin | {"state": COMPLETE, "trainer/step": 0})
     for note in notes:
         log.warning("note: %s", note)
     return run

@@ -37,12 +37,12 @@ def new_folder(target: Path) -> Iterator[Path]:
     check_new(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export-") as temporary:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as temporary:
             folder = Path(temporary) / "whole"
             folder.mkdir()
             yield folder
-            for path in folder.iterdir():
-                path.chmod(0o644)  # safetensors writes 0600, and copies keep the mode of their source
+            for path in folder.rglob("*"):
+                path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600; copies keep their source's
             folder.chmod(0o755)
             folder.rename(target)
     except OSError as error:

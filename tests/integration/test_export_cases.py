@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from grouped_lm.config import TokenizerConfig
 from grouped_lm.data.tokenizers.build import build_tokenizer
-from grouped_lm.errors import DataError
+from grouped_lm.errors import DataError, DiskError
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.heads import (
     AdaptiveConfig,
@@ -191,6 +192,19 @@ def test_case_E3_a_tie_is_compared(tmp_path):
     (folder / "config.json").write_text(json.dumps(values))
     with pytest.raises(DataError, match=r"tie_word_embeddings false, and there is no lm_head.weight"):
         import_checkpoint(folder, tmp_path / "run", "bytes")
+
+
+def test_an_import_that_cannot_be_written_leaves_nothing(tmp_path):
+    folder = gpt2_folder(tmp_path / "source")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))  # smaller than the weights
+    try:
+        with pytest.raises(DiskError):
+            import_checkpoint(folder, tmp_path / "made" / "run", "bytes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not any((tmp_path / "made").iterdir())
+    assert import_checkpoint(folder, tmp_path / "made" / "run", "bytes") == tmp_path / "made" / "run"
 
 
 def test_the_card_of_an_imported_model_claims_no_training(tmp_path):

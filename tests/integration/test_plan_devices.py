@@ -171,6 +171,7 @@ def test_command(gvc):
         ("grouped", "fsdp2"),
     ]
     assert values["processes"] == 4
+    assert json.loads(gvc(*words[:-2], "train.devices=4", "--json").out) == values
     assert values["interconnect"]["name"] == "nvlink4"
     two = gvc(*words, "--nodes", "2", "--interconnect", "ib-ndr").out
     assert "8 x h100 over ib-ndr" in two

@@ -215,6 +215,17 @@ def test_unknown_and_missing_presets(gvc):
     assert len(listed.splitlines()) == len(list((Path(__file__).parents[2] / "conf" / "sweep").glob("*.yaml")))
 
 
+def test_presets_of_a_folder_of_the_users_own_are_listed(gvc, tmp_path):
+    own = tmp_path / "own" / "sweep"
+    own.mkdir(parents=True)
+    text = "# @package _global_\n# Two seeds of mine.\nhydra:\n  sweeper:\n    params:\n      seed: 0,1\n"
+    for name in ("mine", "seeds"):  # a new one, and one in place of ours
+        (own / f"{name}.yaml").write_text(text)
+    listed = gvc("sweep", "--list", "--config-dir", str(own.parent)).out
+    for name in ("mine", "seeds"):
+        assert re.search(rf"^{name} +2 jobs  Two seeds of mine\.", listed, re.M)
+
+
 def test_the_list_of_presets_fits_a_terminal(gvc, monkeypatch):
     monkeypatch.setattr("grouped_lm.system.console.terminal_width", lambda: 80)
     lines = gvc("sweep", "--list").out.splitlines()
