@@ -70,7 +70,7 @@ def evaluate(
         if comparisons:
             print_comparison(comparisons)
     for evaluation in evaluations:  # last: the metrics are printed even if a run folder cannot be written
-        save_evaluation(evaluation, comparisons, file_name(evaluation, data))
+        save_evaluation(evaluation, comparisons, file_name(evaluation, data, stride))
 
 
 def check_tokenizers(labels: list[str]) -> None:
@@ -85,20 +85,26 @@ def check_tokenizers(labels: list[str]) -> None:
         )
 
 
-def file_name(evaluation: "RunEvaluation", data: Path | None) -> str:
+def file_name(evaluation: "RunEvaluation", data: Path | None, stride: int | None) -> str:
     """Return the name of the file of an evaluation: `eval` for a run on its own validation text as it was trained.
 
     Other texts have names of their own, such as `eval-other`; two of one name also the start of the text's SHA-256.
+    So have another model, prior or stride.
     """
     from grouped_lm.runs.load import load_config
     from grouped_lm.system.files import read_json_dict
 
     config, saved = evaluation.config, load_config(evaluation.run)
     same_text = replace(config.data, cache_dir=saved.data.cache_dir) == saved.data
-    if data is None and same_text and config.prior == saved.prior and config.eval.max_tokens is None:
+    same_text = data is None and same_text and config.eval.max_tokens is None and not evaluation.text_changed
+    same_model = (config.prior, config.model) == (saved.prior, saved.model)
+    overlaps = stride is not None and stride < config.model.block_size
+    if same_text and same_model and not overlaps:
         return "eval"
     stem = data.stem if data else Path(str(getattr(config.data, "valid", None) or config.data.name)).stem
     stem += "" if config.prior == saved.prior else f"-prior-{config.prior.name}"
+    stem += "" if config.model == saved.model else "-other-model"
+    stem += f"-stride-{stride}" if overlaps else ""
     before = read_json_dict(evaluation.run / f"eval-{stem}.json")
     if before and (before.get("text") or {}).get("sha256") != evaluation.text_sha256:
         stem += f"-{evaluation.text_sha256[:8]}"

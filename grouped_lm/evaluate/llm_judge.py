@@ -26,7 +26,7 @@ from grouped_lm.data import build_tokenizer
 from grouped_lm.data.sources.tinytales import generate_stories
 from grouped_lm.errors import ConfigError, GvcError
 from grouped_lm.generate import Sampling, write_texts
-from grouped_lm.runs.load import load_model, own_tokenizer
+from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.system.files import read_json_dict, write_json
 from grouped_lm.system.runtime import resolve_device, set_threads
 from grouped_lm.system.secret_values import hide_secrets
@@ -71,6 +71,8 @@ def write_stories(run: Path, config: Config, say: Callable[[str], Any]) -> list[
     model, step = load_model(run, config, device)
     judge = config.judge
     asked = {"step": step} | {key: getattr(judge, key) for key in ("num_stories", "max_new_tokens", "temperature")}
+    if config.prior != load_config(run).prior:
+        asked["prior"] = config.prior.name
     path = run / "judge" / "stories.json"
     with contextlib.suppress(TypeError, KeyError):
         saved = read_json_dict(path) or {}

@@ -1,6 +1,7 @@
 """`gvc eval`: measure a trained run on a text, and compare runs."""
 
 import itertools
+import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -22,12 +23,15 @@ from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.heads import GroupedTokens
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.runs.identity import config_identity
+from grouped_lm.runs.inputs import changed_inputs
 from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.runs.tracking import start_tracking
 from grouped_lm.system.console import EvalDisplay
 from grouped_lm.system.files import read_json_dict, write_json
 from grouped_lm.system.phases import phase
 from grouped_lm.system.runtime import resolve_device, set_threads
+
+log = logging.getLogger(__name__)
 
 SAMPLES = 16
 """Texts that are generated for the `sample/...` metrics, at temperature 1 and without truncation."""
@@ -53,6 +57,8 @@ class RunEvaluation:
     """(documents,) targets of every story."""
     text_sha256: str
     """sha256 of the tokens. Only runs with the same one can be compared."""
+    text_changed: bool
+    """Whether the text has other contents than the run's validation text had in training."""
 
 
 def evaluate_run(
@@ -115,8 +121,20 @@ def _evaluate_run(
     metrics["diagnosis"] = diagnose(metrics, model.head)
     nll, counts = sum_by_story(alone.nll, starts)
     return RunEvaluation(
-        run=run, config=config, metrics=metrics, story_nll=nll, story_tokens=counts, text_sha256=sha256
+        run=run,
+        config=config,
+        metrics=metrics,
+        story_nll=nll,
+        story_tokens=counts,
+        text_sha256=sha256,
+        text_changed=bool(changed_text(run, "valid", valid.manifest["source"])),
     )
+
+
+def changed_text(run: Path, split: str, source: dict[str, Any]) -> str:
+    """Return how a text differs from that of the run's training, "" if it does not or if this is not known."""
+    saved = (read_json_dict(run / "inputs.json") or {}).get(f"data.{split}")
+    return changed_inputs({"": saved}, {"": source}) if isinstance(saved, dict) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +197,10 @@ def mean_tables(run: Path, scores: TokenScores, model: LanguageModel, cache_dir:
             raise DataError(f"{run} was imported: its training text is not known")
         data = replace(trained.data, cache_dir=cache_dir)
         training = prepare_split(data, own_tokenizer(run, trained.tokenizer), "train")
-    except DataError:
-        pass  # its source does not exist any more
+        if changed := changed_text(run, "train", training.manifest["source"]):
+            raise DataError(f"the training text of {run} has changed:{changed}")
+    except DataError as error:
+        log.info("no table by training frequency: %s", error)
     else:
         tables["by_frequency"] = by_frequency(scores, training.counts())
     if isinstance(model.head, GroupedTokens):

@@ -48,8 +48,7 @@ class FilmHead(SharedLayerHead):
         scale, rows = first_pair(self.by_slot(weight).permute(2, 0, 1))  # (D, G), (D, S)
         self.scale.copy_(scale.T)
         self.slot.weight.copy_(rows.T)
-        if bias is not None:
-            self.bias.copy_(self.by_slot(bias))
+        self.bias.copy_(torch.zeros_like(self.bias) if bias is None else self.by_slot(bias))  # not the log counts
 
     def start_tokens(self, log_share: Tensor) -> None:
         """Set the biases."""

@@ -127,8 +127,7 @@ class GroupedHead(SharedLayerHead):
         scale, rows = first_pair(self.by_slot(weight).permute(1, 0, 2))  # (S, G), (S, D)
         self.scale.copy_(scale.T)
         self.slot.weight.copy_(rows)
-        if bias is not None:
-            self.shift.copy_(self.by_slot(bias))
+        self.shift.copy_(torch.zeros_like(self.shift) if bias is None else self.by_slot(bias))  # not the log counts
 
     def start_tokens(self, log_share: Tensor) -> None:
         """Set the shifts."""

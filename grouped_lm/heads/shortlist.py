@@ -315,7 +315,7 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         groups, slots = self.groups_and_slots(flat.clamp_min(0))
         if self.reserved.numel():
             place = groups - self.n_learned
-            fixed = torch.where(place < 0, -self.log_rest(), -self.reserved[place.clamp_min(0)])
+            fixed = torch.where(place < 0, -self.log_rest(), -at_least_fp32(self.reserved)[place.clamp_min(0)])
             fixed, learned = fixed.masked_fill(~counted, 0), counted & (place < 0)
         else:
             fixed, learned = torch.zeros_like(groups, dtype=self.reserved.dtype), counted

@@ -3,6 +3,7 @@
 Letters: B batch, T sequence, N states, D width, V vocabulary, G groups, S slots per group.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,14 @@ class CompressedLM(nn.Module):
         Args:
             folder: returned; RunFolderError if it exists, DiskError if it cannot be written.
             tokenizer: of transformers, saved along.
+
+        Raises:
+            ConfigError: a model without position ids or attention, such as Bloom, MPT or Mamba.
         """
         target, body = Path(folder), self.model.base_model
+        check_body(body)
         values, state = head_to_hf(self.head, self.model.get_input_embeddings().weight)
+        values["width"] = self.head.n_embd  # that of the states may be another one
         names = {f"transformer.{name}": tensor for name, tensor in body.state_dict().items()}
         ids = {name: getattr(self.model.config, name, None) for name in ("bos_token_id", "eos_token_id")}
         with new_folder(target) as new:
@@ -120,6 +126,18 @@ class CompressedLM(nn.Module):
             card = {"title": target.name, "folder": target.name, "is_plain": False, "head": values["name"]}
             write_card(new, card | {"kind": type(self.model).__name__, "changes": str(self.report).splitlines()})
         return target
+
+
+def check_body(body: Any) -> None:
+    """Raise `ConfigError` for a body that `modeling_gvc.py` cannot call."""
+    needed = ("num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+    missing = [name for name in needed if not hasattr(body.config, name)]
+    takes = inspect.signature(body.forward).parameters
+    missing += [name for name in ("position_ids", "past_key_values") if name not in takes]
+    if missing:
+        raise ConfigError(
+            f"a compressed {type(body).__name__} cannot be saved, as it has no {', '.join(missing)}: use it as it is"
+        )
 
 
 def _refuse(reason: str) -> Callable[..., NoReturn]:
@@ -148,23 +166,24 @@ def compress(
     Args:
         model: a causal LM of transformers, whose last hidden state a linear layer maps to logits. It is changed.
         head: name or config of a `shortlist` (default), `class_full`, `film` or `grouped` head.
-        input_ids: (B, T) text to fit groups on and to distil with; None draws random tokens. The last eighth is kept
-            for the report alone.
+        input_ids: (B, T) text to fit groups on and to distil with, read in one pass; None draws random tokens. The
+            last eighth is kept for the report alone.
         distill_steps: steps of AdamW on the head's own weights towards the model's distribution, >= 0.
         lr: their learning rate, > 0.
-        grouping: how tokens are put into groups; None is by id.
+        grouping: how tokens are put into groups; None is by frequency where `counts` are given, else by id.
         counts: (V,) training occurrences, which put frequent tokens in the shortlist; None takes the first ids.
         seed: of everything drawn; torch's global generator is left as it was.
 
     Raises:
-        ConfigError: no model of transformers, an output layer that is not linear, or a head of another kind.
+        ConfigError: no model of transformers, an output layer that is not linear, a head of another kind, or rows that
+            are longer than the model can read.
     """
     check_range("distill_steps", distill_steps, 0)
     check_range("lr", lr, 0, open_low=True)
     layer = output_layer(model)
     vocab_size, width = layer.weight.shape
     if input_ids is not None:
-        _check_ids(input_ids, vocab_size)
+        _check_ids(input_ids, vocab_size, getattr(model.config, "max_position_embeddings", None))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         built = build_head(head or DEFAULT_HEAD, width, vocab_size, grouping, counts, layer.weight)
@@ -207,13 +226,16 @@ def output_layer(model: Any) -> nn.Linear:
     return layer
 
 
-def _check_ids(input_ids: Any, vocab_size: int) -> None:
+def _check_ids(input_ids: Any, vocab_size: int, longest: int | None) -> None:
     if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
         shape = tuple(getattr(input_ids, "shape", ()))
         kind = getattr(input_ids, "dtype", type(input_ids).__name__)
         raise ConfigError(f"input_ids must be a (B, T) tensor of token ids, got {kind} of shape {shape}")
     if not input_ids.numel() or int(input_ids.min()) < 0 or int(input_ids.max()) >= vocab_size:
         raise ConfigError(f"input_ids must hold ids in [0, {vocab_size}), got {input_ids.numel()} with others or none")
+    length = input_ids.shape[1]
+    if longest is not None and length > longest:
+        raise ConfigError(f"the model reads rows of at most {longest} tokens, got {length}: cut input_ids into rows")
 
 
 @torch.no_grad()

@@ -201,7 +201,8 @@ def add_reserve(log_prob: Tensor, head: Any) -> Tensor:
     if not hasattr(head, "reserve_share"):
         return log_prob
     share = at_least_fp32(head.reserve_share).to(log_prob.dtype)
-    kept, each = log_prob + torch.log1p(-share), (share / head.unseen.sum()).log()
+    kept, each = log_prob + torch.log1p(-share), (share / head.unseen.sum().clamp_min(1)).log()
+    each = torch.where(head.unseen, each, kept.detach())  # the sum of two infinities would have NaN gradients
     return torch.where(head.unseen, torch.logaddexp(kept, each), kept)
 
 
@@ -233,7 +234,8 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: GvcConfig) -> None:
         super().__init__(config)
         self.transformer = AutoModel.from_config(config.body)
-        self.head = HEADS[config.head["name"]](config.hidden_size, config.vocab_size, **config.head)
+        sizes = {"width": config.hidden_size, "vocab": config.vocab_size} | config.head
+        self.head = HEADS[config.head["name"]](**sizes)
         if config.head.get("reserve"):
             self.head.register_buffer("unseen", torch.zeros(config.vocab_size, dtype=torch.bool))
             self.head.register_buffer("reserve_share", torch.zeros(()))

@@ -124,9 +124,28 @@ def test_eval_of_another_text_keeps_the_run_s_own_figures(gvc, tiny, trained, te
         Path(f"{number}").mkdir()
         Path(f"{number}/same.txt").write_text(text * 20, encoding="utf-8")
         assert gvc("eval", str(trained), "--samples", "0", "--data", f"{number}/same.txt").code == 0
+    assert gvc("eval", str(trained), "--samples", "0", "--stride", "16").code == 0
     assert (trained / "eval.json").read_bytes() == own
+    assert (trained / "eval-valid-stride-16.json").exists()
     assert len(list(trained.glob("eval-same*.json"))) == 2
-    assert len(list(trained.glob("eval-*.json"))) == 4
+    assert len(list(trained.glob("eval-*.json"))) == 5
+
+
+def test_eval_notices_texts_that_changed_since_training(gvc, tiny, texts):
+    words = []
+    for split, text in texts.items():
+        Path(f"my-{split}.txt").write_text(Path(text).read_text(encoding="utf-8"), encoding="utf-8")
+        words.append(f"data.{split}=my-{split}.txt")
+    run = gvc("train", *tiny, *words, "hydra.run.dir=run").run_dir
+    assert "by_frequency" in json.loads(gvc("eval", str(run), "--samples", "0", "--json").out)
+    own = (run / "eval.json").read_bytes()
+    for split in texts:
+        with Path(f"my-{split}.txt").open("a", encoding="utf-8") as file:
+            file.write("One more day.\n")
+    figures = json.loads(gvc("eval", str(run), "--samples", "0", "--json").out)
+    assert "by_frequency" not in figures
+    assert (run / "eval.json").read_bytes() == own
+    assert json.loads((run / "eval-my-valid.json").read_text())["val/loss"] == figures["val/loss"]
 
 
 def test_eval_refuses_different_tokenizers_before_any_work(gvc, tiny, trained):

@@ -9,7 +9,7 @@ from test_compress import kl, small_gpt2
 
 import grouped_lm
 from grouped_lm.errors import ConfigError, RunFolderError
-from grouped_lm.heads import FilmConfig, ShortlistConfig
+from grouped_lm.heads import ClassFullConfig, FilmConfig, GroupedConfig, ShortlistConfig
 
 transformers = pytest.importorskip("transformers")
 V = 211
@@ -42,6 +42,7 @@ def test_case_L6_what_is_no_model_gets_one_line(arguments, line):
         ({"input_ids": torch.zeros(2, 3)}, r"got torch.float32 of shape \(2, 3\)"),
         ({"input_ids": torch.zeros(3, dtype=torch.int64)}, r"of shape \(3,\)"),
         ({"input_ids": torch.full((1, 3), V)}, rf"ids in \[0, {V}\)"),
+        ({"input_ids": torch.zeros(1, 65, dtype=torch.int64)}, "rows of at most 32 tokens, got 65: cut input_ids"),
         ({"distill_steps": -1}, "distill_steps must be in"),
         ({"lr": 0.0}, "lr must be in"),
         ({"head": "dense"}, "DenseHead cannot be fitted"),
@@ -118,6 +119,44 @@ def test_case_L6_the_default_head_is_fitted_whatever_its_start_and_precision(dty
     report = grouped_lm.compress(model.to(dtype), counts=counts, distill_steps=5).report
     assert report.kl_fitted < 0.1 < report.kl_before
     assert report.kl_after < 1.2 * report.kl_fitted
+
+
+@pytest.mark.parametrize("head", [GroupedConfig(start="counts"), FilmConfig(start="counts")], ids=str)
+def test_log_counts_at_the_start_do_not_stay_in_a_head_whose_layer_has_no_biases(head):
+    counts = torch.randint(0, 100, (V,), generator=torch.Generator().manual_seed(0))
+    report = grouped_lm.compress(small_gpt2(), head, counts=counts).report
+    plain = grouped_lm.compress(small_gpt2(), type(head)(), counts=counts).report
+    assert report.kl_fitted == pytest.approx(plain.kl_fitted, rel=1e-4)
+
+
+def test_a_saved_head_with_a_reserve_and_no_unseen_token_has_finite_gradients(tmp_path):
+    compressed = grouped_lm.compress(small_gpt2(), ClassFullConfig(reserve=True))
+    folder = compressed.save_pretrained(tmp_path / "saved")
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    ids = torch.randint(V, (2, 32))
+    again(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in again.parameters())
+
+
+@torch.no_grad()
+def test_states_may_have_another_width_than_the_body(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.OPTConfig(
+        vocab_size=V, hidden_size=16, word_embed_proj_dim=8, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    compressed = grouped_lm.compress(transformers.OPTForCausalLM(config).eval())
+    folder, ids = compressed.save_pretrained(tmp_path / "saved"), torch.randint(V, (2, 32))
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    torch.testing.assert_close(again(ids).logits, compressed.model(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_a_body_that_cannot_be_loaded_again_is_not_saved(tmp_path):
+    config = transformers.BloomConfig(vocab_size=V, hidden_size=16, n_layer=1, n_head=2)
+    compressed = grouped_lm.compress(transformers.BloomForCausalLM(config))
+    with pytest.raises(ConfigError, match="compressed BloomModel cannot be saved, as it has no max_position_emb"):
+        compressed.save_pretrained(tmp_path / "saved")
+    assert not any(tmp_path.iterdir())
 
 
 def test_case_L6_the_old_ways_to_save_and_resize_are_refused(tmp_path):
