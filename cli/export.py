@@ -15,8 +15,8 @@ def export(
 ) -> None:
     """Write the last checkpoint of a run, with its tokenizer, for transformers, and print the folder.
 
-    A dense head makes a plain GPT-2 or GPT-Neo. Other heads bring their own modelling file: load the folder with
-    AutoModelForCausalLM and trust_remote_code. README.md in the folder shows how.
+    A dense head without biases and reserve makes a plain GPT-2 or GPT-Neo. Other heads bring their own modelling file:
+    load the folder with AutoModelForCausalLM and trust_remote_code. README.md in the folder shows how.
 
     Example: gvc export runs/my-run --out my-model
     """

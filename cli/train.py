@@ -19,7 +19,7 @@ def train(
 ) -> None:
     """Train a model. The last line printed is the run folder.
 
-    Config groups: model, head, grouping, data, tokenizer, optim, tracking, experiment, variant, sweep.
+    Config groups: model, head, grouping, data, tokenizer, optim, prior, tracking, experiment, variant, sweep.
 
     init_from=RUN starts with the weights of another run. train.micro_batch_size=auto takes the largest micro-batch that
     fits into memory. gvc resume RUN continues a run that was stopped.

@@ -106,10 +106,11 @@ def equal_tokens() -> str:
         gap = "-" if entry.difference is None else signed(entry.difference) + bits
         ends = [span((entry.low, entry.high)), span(entry.documents), entry.verdict if entry.seeds > 1 else "one seed"]
         figures = [f"{entry.loss:.3f}", f"{entry.bits_per_byte:.4f}", gap]
-        return [entry.lr or "-", str(entry.seeds), *figures, *(["-"] * 3 if is_reference else ends)]
+        speed = f"{round(speed_of(entry), -2):,.0f}"
+        return [entry.lr or "-", str(entry.seeds), *figures, *(["-"] * 3 if is_reference else ends), speed]
 
     header = ["variant", "rate", "seeds", "nats", "bits per byte", "minus the best full softmax"]
-    return _tables("equal-tokens", [*header, "95 % over seeds", "95 % over documents", "on par"], cells)
+    return _tables("equal-tokens", [*header, "95 % over seeds", "95 % over documents", "on par", "tokens/s"], cells)
 
 
 def equal_time() -> str:
