@@ -31,7 +31,7 @@ def reproduce(
     Example: gvc reproduce --scale smoke
     """
     from grouped_lm.errors import DiskError, GvcError
-    from grouped_lm.reproduction.run import Reproduction
+    from grouped_lm.reproduction.run import DONE, Reproduction
     from grouped_lm.reproduction.steps import find_texts, load_scale, select_steps
 
     chosen = load_scale(scale)
@@ -56,6 +56,10 @@ def reproduce(
             failed = work.run(steps, say)
         except DiskError:
             write_page_of_what_there_is(folder)
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            done = sum(work.state(step).state == DONE for step in steps)
+            say(f"gvc: stopped: {done} of {len(steps)} steps are done in {folder}; the same command continues")
             raise
     for page in (folder / "report" / "report.html", folder / "report" / "report.md"):
         if page.exists():

@@ -15,6 +15,7 @@ from grouped_lm.advise.verdict import Trial, Verdict, decide, largest_body, sent
 from grouped_lm.config import Config
 from grouped_lm.data import prepare_data
 from grouped_lm.measure.devices import find_device
+from grouped_lm.models import estimate_body_flops_per_token
 from grouped_lm.plan.heads import step_tokens
 from grouped_lm.runs.identity import config_hash
 from grouped_lm.system.phases import phase, track
@@ -78,7 +79,8 @@ class Advice:
             return planned_sentence(self.costs)
         own, reference = (cost_of(self.costs, n).head_flops_per_token for n in (self.verdict.head, REFERENCE))
         limit, full = largest_body(own, reference) if own and reference else None, self.config.train.max_steps
-        advice = sentence(self.verdict, full, limit)
+        body = estimate_body_flops_per_token(self.config.model, self.config.model.block_size)
+        advice = sentence(self.verdict, full, limit, body)
         if self.verdict.step < full / 2:
             advice += f" The heads were compared at step {self.verdict.step:,}: more --minutes go on from there."
         return advice

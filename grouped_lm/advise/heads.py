@@ -14,6 +14,7 @@ from grouped_lm.measure.devices import Device
 from grouped_lm.models.lm import check_head
 from grouped_lm.plan.fake_step import UNKNOWN_SIZES, fake_step
 from grouped_lm.plan.heads import estimate_speed
+from grouped_lm.plan.launches import kernel_mode
 
 REFERENCE = "trim-bias"
 """The cheapest exact softmax: over the types that the text has. Every other head is compared with it."""
@@ -73,8 +74,9 @@ def estimate_cost(config: Config, variant: Variant, device: Device, counts: np.n
     """Return what a variant costs with the body, batch and dtype of a config. (V,) `counts` are those of the text."""
     own = variant_config(config, variant)
     try:
-        step = fake_step(own, counts=counts)
-        rate, flops = estimate_speed(own, step, device, counts)
+        with kernel_mode(device):
+            step = fake_step(own, counts=counts)
+            rate, flops = estimate_speed(own, step, device, counts)
     except UNKNOWN_SIZES:
         return HeadCost(variant=variant)
     peak = int(step.live.sum(1).max())

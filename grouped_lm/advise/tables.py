@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from grouped_lm.advise.heads import REFERENCE, HeadCost
-from grouped_lm.advise.verdict import Trial, Verdict, common_step, gap
+from grouped_lm.advise.verdict import ONE_SEED_NOISE, Trial, Verdict, common_step, gap
 from grouped_lm.config import Config
 from grouped_lm.measure.devices import Device
 from grouped_lm.plan.heads import WORTH
@@ -67,7 +67,7 @@ def screen_table(trials: Sequence[Trial], verdict: Verdict, full_steps: int, dev
         Column("tokens/s" if device.name == "cpu" else f"on {device.name}", "speed", "{:,.0f}"),
         Column(f"times {REFERENCE}", "times", "{:.2f}"),
     )
-    noise = "not measured" if verdict.noise is None else f"{verdict.noise:.3f} nats"
+    noise = f"taken as {ONE_SEED_NOISE} nats" if verdict.noise is None else f"{verdict.noise:.3f} nats"
     note = (
         "loss: nats per token on a part of the validation text. behind: loss above the lowest one, at the same step. "
         f"Heads within the noise ({noise}) are tied, and the fastest of them is first."

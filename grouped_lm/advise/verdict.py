@@ -12,6 +12,8 @@ from grouped_lm.plan.heads import WORTH
 
 Losses = Mapping[int, float]
 """Validation losses in nats per token, by step."""
+ONE_SEED_NOISE = 0.003
+"""Nats that stand for the noise where one seed leaves it unknown. Two seeds of one head often differ by more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class Verdict:
     """Heads whose loss is within the noise of the lowest one, that one included."""
     noise: float | None = None
     """Nats. How much the lead of the lowest loss over the next one changes with the seed; None with one seed."""
+    untrained: str | None = None
+    """Why the reference has no loss at this step, if it could not be trained."""
     gain: float | None = None
     """Loss of the reference minus that of the head at `gain_step`, nats."""
     gain_step: int = 0
@@ -54,12 +58,18 @@ class Verdict:
     @property
     def lower(self) -> bool:
         """Whether the loss of the head is below that of the reference by more than the noise."""
-        return self.gain is not None and self.gain > (self.noise or 0.0)
+        return self.gain is not None and self.gain > known_noise(self.noise)
 
     @property
     def worth_it(self) -> bool:
-        """Whether the head has a lower loss than the reference, or is `WORTH` times as fast."""
-        return self.head != REFERENCE and (self.lower or (self.speedup or 0.0) >= WORTH)
+        """Whether the head has a lower loss than the reference, or is `WORTH` times as fast, or there is no other."""
+        better = self.lower or (self.speedup or 0.0) >= WORTH or self.untrained is not None
+        return self.head != REFERENCE and better
+
+
+def known_noise(noise: float | None) -> float:
+    """Return the noise, or `ONE_SEED_NOISE` where it is not known."""
+    return ONE_SEED_NOISE if noise is None else noise
 
 
 def common_step(first: Trial, second: Trial, seed: int = 0) -> int:
@@ -96,7 +106,7 @@ def decide(trials: Sequence[Trial], step: int) -> Verdict | None:
         return None
     lead, *others = ranked
     noise = measure_noise(lead, others[0]) if others else None
-    tied = [lead, *(t for t in others if gap(lead, t, step) <= (noise or 0.0))]
+    tied = [lead, *(t for t in others if gap(lead, t, step) <= known_noise(noise))]
     head = max(tied, key=lambda t: t.tokens_per_sec or 0.0)
     reference = next((t for t in trials if t.name == REFERENCE and t.step), None)
     gain_step = 0 if reference is None else common_step(head, reference)
@@ -107,10 +117,17 @@ def decide(trials: Sequence[Trial], step: int) -> Verdict | None:
         ranking=[head.name, *(t.name for t in ranked if t is not head)],
         tied=[trial.name for trial in tied],
         noise=noise,
+        untrained=reference_problem(trials, step),
         gain=gap(head, reference, gain_step) if reference and gain_step else None,
         gain_step=gain_step,
         speedup=speeds[0] / speeds[1] if speeds[0] and speeds[1] else None,
     )
+
+
+def reference_problem(trials: Sequence[Trial], step: int) -> str | None:
+    """Return why the reference has no loss at a step, None if it has one or was only cut."""
+    reference = next((trial for trial in trials if trial.name == REFERENCE), None)
+    return reference.problem if reference and step not in reference.losses.get(0, {}) else None
 
 
 def largest_body(head_flops: float, reference_flops: float) -> float:
@@ -121,16 +138,22 @@ def largest_body(head_flops: float, reference_flops: float) -> float:
     return max(0.0, (reference_flops - WORTH * head_flops) / (WORTH - 1))
 
 
-def sentence(verdict: Verdict, full_steps: int, body_limit: float | None = None) -> str:
+def sentence(verdict: Verdict, full_steps: int, body_limit: float | None = None, body: float = 0.0) -> str:
     """Return which head to take, what it gains over the reference, and when not to bother, in one sentence.
 
-    `full_steps` is the length of a full run, and `body_limit` that of `largest_body`, None where it is not known.
+    Args:
+        verdict: that of the screen.
+        full_steps: the length of a full run.
+        body_limit: that of `largest_body`, None where it is not known.
+        body: FLOPs per token of the body that was screened.
     """
+    if verdict.untrained is not None and verdict.head != REFERENCE:
+        return f"Take variant={verdict.head}: variant={REFERENCE} could not be trained ({verdict.untrained})."
     when = f"after {verdict.gain_step:,} of {full_steps:,} steps"
     if verdict.head == REFERENCE:
         return (
             f"Take variant={REFERENCE}, the softmax over the types of the text: {when} no head that was screened has "
-            "a lower loss, so do not bother with another one."
+            "a loss that is lower beyond the noise, so do not bother with another one."
         )
     gains = []
     if verdict.gain is not None:
@@ -144,13 +167,13 @@ def sentence(verdict: Verdict, full_steps: int, body_limit: float | None = None)
             f"Do not bother: variant={verdict.head} is first, but {gained}, and variant={REFERENCE} is simpler and "
             "does as well."
         )
-    return f"Take variant={verdict.head}: {gained}; {_when_not(verdict, body_limit)}."
+    return f"Take variant={verdict.head}: {gained}; {_when_not(verdict, body_limit, body)}."
 
 
-def _when_not(verdict: Verdict, body_limit: float | None) -> str:
+def _when_not(verdict: Verdict, body_limit: float | None, body: float) -> str:
     if (verdict.speedup or 0.0) < WORTH:
         return "do not bother where speed is all that you need"
-    if not body_limit:
+    if not body_limit or body_limit <= body:  # the measured speed of this body says more than its FLOPs
         return "do not bother where the body takes nearly all of the time"
     only = " but for the loss" if verdict.lower else ""
     return (

@@ -39,10 +39,8 @@ def suite_plots(suite: str, rows: Sequence[Row]) -> dict[str, Draw]:
     plots: dict[str, Draw] = {}
 
     if suite == "heads":
-        for (n, d), own in group_rows(rows, ("n_tokens", "n_embd")).items():
-            plots[f"heads-time-n{n}-d{d}"] = partial(draw_times, rows=own, where=f"N {n:,}, D {d}")
-            plots[f"heads-memory-n{n}-d{d}"] = partial(draw_memory, rows=own, where=f"N {n:,}, D {d}")
-    elif suite == "steps":
+        return heads_plots(rows)
+    if suite == "steps":
         for (model,), own in group_rows(rows, ("model",)).items():
             plots[f"steps-{model}"] = partial(draw_rates, rows=own, model=model)
     elif suite == "memory":
@@ -56,7 +54,22 @@ def suite_plots(suite: str, rows: Sequence[Row]) -> dict[str, Draw]:
         steps = [row for row in rows if row["part"] == "step"]
         if len({row["vocab_size"] for row in steps}) > 1:
             plots["vocab-memory"] = partial(draw_by_vocab, rows=steps, key="bytes")
-            plots["vocab-time"] = partial(draw_by_vocab, rows=steps, key="ms")
+            if any(row.get("ms") for row in steps):
+                plots["vocab-time"] = partial(draw_by_vocab, rows=steps, key="ms")
+    return plots
+
+
+def heads_plots(rows: Sequence[Row]) -> dict[str, Draw]:
+    """Return the functions that draw time and memory of heads alone, by file name. The first V is not in the names."""
+    plots: dict[str, Draw] = {}
+    for (n, d, v), own in group_rows(rows, ("n_tokens", "n_embd", "vocab_size")).items():
+        name, where = f"n{n}-d{d}", f"N {n:,}, D {d}"
+        if f"heads-time-{name}" in plots:
+            name, where = f"{name}-v{v}", f"{where}, V {v:,}"
+        plots[f"heads-time-{name}"] = partial(draw_times, rows=own, where=where)
+        checked = [row for row in own if row.get("peak_bytes")]  # others were timed alone
+        if checked:
+            plots[f"heads-memory-{name}"] = partial(draw_memory, rows=checked, where=where)
     return plots
 
 

@@ -21,6 +21,7 @@ from grouped_lm.plan import communication
 from grouped_lm.plan.communication import Weights
 from grouped_lm.plan.fake_step import UNKNOWN_SIZES, averages_per_weight, fake_model, fake_step, with_shape, with_train
 from grouped_lm.plan.heads import seconds_per_step, step_tokens
+from grouped_lm.plan.launches import kernel_mode
 from grouped_lm.system.phases import track
 
 STRATEGIES = ("ddp", "fsdp2")
@@ -174,10 +175,11 @@ def plan_heads_on_devices(
         raise ConfigError(unplanned)
     total = tokens or config.train.max_steps * step_tokens(config)
     try:
-        plans = [
-            plan_devices(dataclasses.replace(config, head=head), processes, device, link, total)
-            for head in track(heads, "planning the heads", len(heads))
-        ]
+        with kernel_mode(device):
+            plans = [
+                plan_devices(dataclasses.replace(config, head=head), processes, device, link, total)
+                for head in track(heads, "planning the heads", len(heads))
+            ]
     except UNKNOWN_SIZES as error:
         raise ConfigError(unplanned) from error
     return list(itertools.chain.from_iterable(plans))

@@ -213,6 +213,7 @@ def devices_notes(device: Device, link: Interconnect) -> list[str]:
         "memory: live tensors of an eager step, within 10 % of 2 and 4 gloo processes; a GPU's context, workspaces, "
         "fragmentation and NCCL's buffers are not included",
         f"speed: {UTILISATION:.0%} of the peak FLOP/s, all of the link's bandwidth, no latency; not compared with GPUs",
+        *kernel_notes(device),
         f"{device.name}: {device.source}",
         f"{link.name}: {link.source}",
     ]

@@ -18,7 +18,7 @@ from grouped_lm.system.tables import Column, Table, columns, show
 
 MACHINE = ("cpu", "cpu_count", "gpu", "device", "threads", "platform")
 VERSIONS = ("commit", "python", "libraries")
-PER_TOKEN = ("val/loss", "val/perplexity")
+PER_TOKEN = ("val/loss", "val/perplexity", "val/loss_head", "val/loss_prior", "val/loss_weight")
 """Figures that compare only where text and tokenizer are the same."""
 LOSSES = ("val/loss", "val/bits_per_byte", "val/group_accuracy", "val/token_in_group_accuracy")
 """Figures whose difference is shown; of others the ratio is."""
@@ -73,7 +73,7 @@ def print_diff(found: dict[str, Any]) -> None:
         print_table(Table(columns=[Column("key", "key"), *pair], rows=rows, title="Config").terminal())
     else:
         print("The configs are equal.")
-    figures = [_figure(label, form, key, found["figures"][key]) for label, key, form in CLOSING_ROWS]
+    figures = [_figure(column, found["figures"][column.key], found["same_text"]) for column in CLOSING_ROWS]
     shown = [row for row in figures if row]
     numbers = [Column(name, str(place), "{:}") for place, name in enumerate(names)]
     change = columns("second to first = change {:}")
@@ -86,13 +86,15 @@ def print_diff(found: dict[str, Any]) -> None:
     print_lines(notes(found))
 
 
-def _figure(label: str, form: str, key: str, figures: list[Any]) -> dict[str, str] | None:
+def _figure(column: Column, figures: list[Any], same_text: bool) -> dict[str, str] | None:
     """Return a line of the table of figures; None if neither run has the figure."""
-    first, second = figures
+    (label, key, form), (first, second) = column, figures
     if first is None and second is None:
         return None
     change = ""
-    if first and second is not None:
+    if key in PER_TOKEN and not same_text:
+        change = "-"
+    elif first and second is not None:
         change = f"{second - first:+.4f}" if key in LOSSES else f"x {second / first:.3f}"
         if key in LOSSES and form.endswith("%}"):
             change = f"{100 * (second - first):+.1f} points"

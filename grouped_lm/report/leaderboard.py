@@ -11,15 +11,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from filelock import FileLock
 
-from grouped_lm.config import Config
+from grouped_lm.config import Config, ModelConfig
 from grouped_lm.data import prepare_split
 from grouped_lm.data.sources.text_files import file_sha256
 from grouped_lm.errors import DataError, GvcError, RunFolderError, disk_errors
@@ -29,9 +31,10 @@ from grouped_lm.evaluate.significance import NOT_SHOWN, compare_paired, paired_i
 from grouped_lm.report.contest import SETTING, Place, notes_of
 from grouped_lm.report.documents import Key, document_interval
 from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.runs.identity import is_identity, iter_settings
 from grouped_lm.runs.load import load_config, own_tokenizer
 from grouped_lm.runs.query import Row
-from grouped_lm.runs.table import collect_runs, whole_rows
+from grouped_lm.runs.table import collect_runs, run_labels, source_label, whole_rows
 from grouped_lm.system.console import peak_memory_gib
 from grouped_lm.system.files import write_text
 from grouped_lm.system.phases import track
@@ -42,14 +45,11 @@ COLUMNS = [*chain(*LISTS["leaderboard"])]
 KEY = (*SETTING, "head", "options", "grouping", "group_size", "seed", "lr", "contest", "minutes", "threads", "machine")
 """Columns that identify a run. A second run with the same values replaces the first."""
 REPORT = ("report_loss_nats", "report_bits_per_byte")
-MORE_OPTIONS = {
-    "model": ("block_size", "dropout"),
-    "grouping": ("seed",),
-    "optim": ("name", "beta1", "beta2", "eps", "weight_decay", "ema"),
-    "train": ("micro_batch_size", "grad_accum_steps", "dtype", "label_smoothing", "z_loss"),
-    "prior": ("order", "min_count"),
-}
-"""Settings of a run that stand among the options of its head if they are not the default ones."""
+IN_COLUMNS = (
+    *("seed", "model.name", "model.body", "model.n_embd", "model.n_layer", "grouping.name", "optim.lr"),
+    *("train.max_steps", "train.auto_micro_batch", "train.threads", "prior.name", "prior.mix"),
+)
+"""Settings that have columns of their own, and those that rows never had. Head, data and tokenizer have columns too."""
 CONFIDENCE = 0.95
 SHOWN = "head; lr; seeds; nats; bits/byte = bits; minus best {} = gap; 95 % = interval"
 SHOWN_TIMED = (
@@ -98,12 +98,9 @@ def _row_of(row: Row, reported: DocumentLosses | None, data: str | None) -> Row:
     config, environment, notes = load_config(run), RunFolder(run).read_environment(), notes_of(run)
     values = {column: row.get(key) for column, key in LISTS["from_run"].items()}
     values |= {key: getattr(config.model, key) for key in ("body", "n_embd", "n_layer")}
-    tokenizer = config.tokenizer.name
-    names = {"gpt2": None, "bpe": f"bpe={config.tokenizer.vocab_size}"}
-    options = [row["head_options"], names.get(tokenizer, f"tokenizer={tokenizer}"), *_more_options(config)]
     return values | {
         "data": data or row["data"],
-        "options": " ".join(filter(None, options)),
+        "options": options_of(config),
         "seed": config.seed,
         "lr": None if counts_tokens(config) else config.optim.lr,
         "report_loss_nats": reported and reported.loss,
@@ -118,17 +115,37 @@ def _row_of(row: Row, reported: DocumentLosses | None, data: str | None) -> Row:
     }
 
 
+def options_of(config: Config) -> str:
+    """Return the options of the head, the vocabulary, and all other settings of a run that are not the usual ones."""
+    tokenizer, labels = config.tokenizer.name, run_labels(config)
+    names = {"gpt2": None, "bpe": f"bpe={config.tokenizer.vocab_size}"}
+    options = [labels["head_options"], names.get(tokenizer, f"tokenizer={tokenizer}"), *_more_options(config)]
+    return " ".join(filter(None, options))
+
+
 def _more_options(config: Config) -> Iterator[str]:
-    """Yield the `MORE_OPTIONS` of a run that are not the default ones."""
-    for part, keys in MORE_OPTIONS.items():
-        own = getattr(config, part)
-        if part == "prior" and not own.is_on:
+    """Yield the settings that decide what a run computes, have no column, and are not the usual ones.
+
+    Those of the body are the usual ones of its shape, so that the bodies of conf/model have no options.
+    """
+    usual = {path: value for path, _, value in iter_settings(Config())}
+    usual |= _usual_body(config.model.body, config.model.n_embd, config.model.n_layer)
+    for path, spec, value in iter_settings(config):
+        elsewhere = path in IN_COLUMNS or path.startswith(("head.", "data.", "tokenizer."))
+        if not is_identity(spec) or elsewhere or (path.startswith("prior.") and not config.prior.is_on):
             continue
-        usual = Config().optim if part == "optim" else type(own)()
-        for key in keys:
-            value = getattr(own, key, None)
-            if value is not None and value != getattr(usual, key, None):
-                yield f"{part}.{key}={value}"
+        if value != usual.get(path, spec.default):
+            yield f"{path}={source_label(config) if path == 'init_from' else value}"
+
+
+@cache
+def _usual_body(body: str, n_embd: int, n_layer: int) -> dict[str, Any]:
+    """Return the settings, but for block_size, of the first preset of conf/model with this shape, or the defaults."""
+    folder = files("grouped_lm.conf") / "model"
+    presets = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(folder.iterdir(), key=str))
+    shaped = (one for one in presets if one and (one["body"], one["n_embd"], one["n_layer"]) == (body, n_embd, n_layer))
+    usual = ModelConfig(**next(shaped, {}))
+    return {path: value for path, _, value in iter_settings(usual, "model.") if path != "model.block_size"}
 
 
 def _epochs(run: Path, config: Config, tokens: int) -> float | None:

@@ -10,7 +10,7 @@ from grouped_lm.report.contest import Place
 from grouped_lm.report.leaderboard import Standing, curve_points, short_names
 from grouped_lm.report.style import Line, draw_lines, finish, save_figure, set_log_scale, styles_by_head
 
-TIMED = ("data", "threads")
+TIMED = ("data", "threads", "machine")
 """Columns in which runs at equal time are alike in one figure."""
 MAX_GAP = 0.4
 """Nats at the end of training. Heads beyond are named in the subtitle instead of drawn, if they are the minority."""
@@ -53,15 +53,18 @@ def write_tokens_plot(where: str, standings: Sequence[Standing], stem: Path) -> 
 
 
 def write_minutes_plots(timed: Sequence[tuple[Place, Sequence[Standing]]], folder: Path) -> list[Path]:
-    """Draw bits per byte against minutes, one figure for each text and number of cores; return the files."""
+    """Draw bits per byte against minutes, one figure for each text, number of cores and machine; return the files."""
     drawn = []
     alike: dict[tuple[str, ...], list[tuple[Place, Sequence[Standing]]]] = {}
     for place, found in timed:
         alike.setdefault(tuple(place.rows[0][key] for key in TIMED), []).append((place, found))
-    for (data, threads), own in alike.items():
-        cores = "one core" if threads == "1" else f"{threads} cores"
-        stem = folder / f"minutes-{data}-{threads}".replace("/", "-")
-        drawn += save_figure(stem, partial(draw_minutes, timed=own, where=f"{data}, {cores}"), (11.0, 5.0))
+    machines = sorted({machine for _, _, machine in alike})
+    for (data, threads, machine), own in alike.items():
+        name, where = f"minutes-{data}-{threads}", f"{data}, {'one core' if threads == '1' else f'{threads} cores'}"
+        if len(machines) > 1:
+            name, where = f"{name}-{machines.index(machine) + 1}", f"{where}, {machine}"
+        draw = partial(draw_minutes, timed=own, where=where)
+        drawn += save_figure(folder / name.replace("/", "-"), draw, (11.0, 5.0))
     return drawn
 
 

@@ -72,8 +72,9 @@ def collect_points(rows: list[Row]) -> list[Point]:
 
 
 def settings_of(row: Row) -> Row:
-    """Return the settings of a run such as `optim.lr`, and the device that it ran on."""
-    return {key: value for key, value in row.items() if re.fullmatch(r"[a-z]+\.\w+|device", key) and value is not None}
+    """Return the settings of a run such as `optim.lr`, the run that it began with, and the device that it ran on."""
+    known = re.compile(r"[a-z]+\.\w+|init_from|device")
+    return {key: value for key, value in row.items() if known.fullmatch(key) and value is not None}
 
 
 def _series_names(rows: list[Row]) -> list[str]:

@@ -25,11 +25,14 @@ from grouped_lm.reproduction.verdicts import (
     sizes_in,
     word_over,
 )
+from grouped_lm.runs.table import EQUAL_FOR_RATIOS
 from grouped_lm.system.tables import group_rows
 
 PAIRED = "grouped"
 """The head of those rows of `gvc bench memory` that name none."""
 HEAD_MEMORY = "memory/peak_head_gib"
+STEPS_ALIKE = ("model", "micro_batch_size", "block_size", "threads", "device", "dtype", "machine", "commit")
+"""Columns in which whole steps must be equal to be compared. Old tables lack device and dtype: a CPU, float32."""
 MIN_SIZES, MIN_SIZES_BESIDE = 5, 2
 """Fewest sizes, and fewest on each side of sqrt V, that show where memory is smallest."""
 
@@ -90,20 +93,29 @@ def gpu_cells(case: Case, key: str, sign: int, seeds: int) -> list[Cell]:
     cells = []
     own_rows = settings_of(case.evidence, case.method, None, None)
     for setting, rows in sorted(settings_of(case.evidence, case.dense, None, None).items()):
-        pair = [
-            [r[key] for r in by_seed(runs).values() if r.get("memory/peak_gpu_gib") and r.get(key) and not in_chunks(r)]
+        both = [
+            [row for row in runs if row.get("memory/peak_gpu_gib") and row.get(key) and not in_chunks(row)]
             for runs in (rows, own_rows.get(setting, []))
         ]
-        fewest = min(map(len, pair))
-        if fewest < seeds or setting.model not in case.options["models"]:
-            continue
-        above, below = pair if sign < 0 else pair[::-1]
-        ratio = (sum(above) / len(above)) / (sum(below) / len(below))
-        low, high = min(above) / max(below), max(above) / min(below)
-        where = f"{setting.model}, batch {setting.micro_batch_size}, on a GPU"
-        note = " (one run)" if fewest == 1 else ""
-        cells.append(Cell(setting.model, where, ratio, low, high, setting.describe(), note, setting.micro_batch_size))
+        for pair in pairs_alike(*both) if setting.model in case.options["models"] else ():
+            values = [[row[key] for row in by_seed(runs).values()] for runs in pair]
+            fewest = min(map(len, values))
+            if fewest < max(seeds, 1):
+                continue
+            above, below = values if sign < 0 else values[::-1]
+            ratio = (sum(above) / len(above)) / (sum(below) / len(below))
+            low, high = min(above) / max(below), max(above) / min(below)
+            device = pair[0][0].get("device")
+            where = f"{setting.model}, batch {setting.micro_batch_size}, on a GPU" + (f" ({device})" if device else "")
+            note, batch = " (one run)" if fewest == 1 else "", setting.micro_batch_size
+            cells.append(Cell(setting.model, where, ratio, low, high, setting.describe(), note, batch))
     return cells
+
+
+def pairs_alike(first: Iterable[Row], second: Iterable[Row]) -> list[tuple[list[Row], list[Row]]]:
+    """Return the runs of two methods in groups that may be compared in speed and memory: of one device, dtype, body."""
+    one, other = group_rows(first, EQUAL_FOR_RATIOS), group_rows(second, EQUAL_FOR_RATIOS)
+    return [(rows, other[key]) for key, rows in one.items() if key in other]
 
 
 def in_chunks(row: Row) -> bool:
@@ -174,16 +186,23 @@ def speed_ratio(case: Case) -> Verdict:
     cells = gpu_cells(case, "throughput/tokens_per_sec", 1, seeds=2)
     if cells:
         return verdict_of(case, cells, "{low:.2f}x to {high:.2f}x (range of seeds)")
-    shared = ("model", "micro_batch_size", "block_size", "threads", "commit")
-    for (model, batch, length, threads, _), (dense, own) in pairs_of(
-        case, case.evidence["bench-steps"], shared
-    ).items():
-        where = f"{model}, {batch} x {length} tokens, {threads} CPU {'thread' if threads == 1 else 'threads'}"
+    for dense, own in pairs_of(case, case.evidence["bench-steps"], STEPS_ALIKE).values():
+        model = dense["model"]
+        where = f"{model}, {dense['micro_batch_size']} x {dense['block_size']} tokens, {_place(dense)}"
         ratios = dense["ms"] / own["ms"], dense["ms_q1"] / own["ms_q3"], dense["ms_q3"] / own["ms_q1"]
         cells.append(Cell(model, where, *ratios, f"bench-steps {model}"))
     if not cells:
         raise NoEvidenceError(f"no steps of {case.method.name} beside dense ones")
     return verdict_of(case, cells, "{low:.2f}x to {high:.2f}x (quartiles of both)")
+
+
+def _place(row: Row) -> str:
+    """Return what the row of a bench was measured on."""
+    dtype = row.get("dtype") or "float32"
+    place = f"{row.get('threads')} CPU {'thread' if row.get('threads') == 1 else 'threads'}"
+    if (row.get("device") or "cpu") != "cpu":
+        place = f"a GPU ({str(row.get('machine') or row['device']).partition(',')[0]})"
+    return place if dtype == "float32" else f"{place}, {dtype}"
 
 
 def flops_ratio(case: Case) -> Verdict:
@@ -241,11 +260,13 @@ def _listed(cells: Iterable[tuple[Any, ...]]) -> str:
 def gain_by_vocabulary(case: Case) -> Verdict:
     """Is the memory ratio at every V from `least` on at least `threshold` times the ratio at `base`?
 
-    The word is "holds" only if V reaches `most` and every peak was measured.
+    The steps are those of the body and batch with the most V. The word is "holds" only if V reaches `most` and every
+    peak was measured.
     """
     base = case.options["base"]
     steps = (row for row in case.evidence["bench-vocab"] if row.get("part") == "step")
-    pairs = {int(size): pair for (size,), pair in pairs_of(case, steps, ("vocab_size",)).items()}
+    alike = [pairs_of(case, rows, ("vocab_size",)) for rows in group_rows(steps, STEPS_ALIKE).values()]
+    pairs = {int(size): pair for (size,), pair in max(alike, key=len, default={}).items()}
     memory = {size: _bytes(pair[0]) / _bytes(pair[1]) for size, pair in pairs.items() if all(map(_bytes, pair))}
     times = {size: a["ms"] / b["ms"] for size, (a, b) in pairs.items() if a.get("ms") and b.get("ms")}
     large = sorted(size for size in memory if size >= case.options["least"])

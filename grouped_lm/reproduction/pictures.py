@@ -22,7 +22,7 @@ from grouped_lm.report.style import (
     styles_by_head,
 )
 from grouped_lm.reproduction.claims import Claims
-from grouped_lm.reproduction.cost_rules import in_chunks
+from grouped_lm.reproduction.cost_rules import STEPS_ALIKE, in_chunks
 from grouped_lm.reproduction.evidence import Evidence, Row
 from grouped_lm.reproduction.gaps import Gap, describe_trends, gaps_of
 from grouped_lm.reproduction.tables import FAMILIES, MAIN, main_settings
@@ -311,21 +311,24 @@ def bench_pictures(claims: Claims, evidence: Evidence) -> Iterator[Picture]:
 
     claimed = claimed_models(claims, "speed_ratio")
     for model in dict.fromkeys(row["model"] for row in evidence["bench-steps"]):
-        rows = [row for row in named("bench-steps") if row["model"] == model]
+        own = group_rows((row for row in named("bench-steps") if row["model"] == model), STEPS_ALIKE)
+        rows = max(own.values(), key=len)
         if any(row["head"] == "no head" for row in rows) and len(rows) > 1:
             rates = "; ".join(f"{row['head']} {row['tokens_per_sec']:,.0f}" for row in rows)
             alt = f"Tokens per second of whole optimizer steps, {model}: {rates}."
             section = "summary" if model in claimed else "speed"
             yield Picture(f"steps-{model}", section, alt, partial(draw_rates, rows=rows, model=model))
-    steps = sorted((row for row in named("bench-vocab") if row.get("part") == "step"), key=lambda r: r["vocab_size"])
+    alike = group_rows((row for row in named("bench-vocab") if row.get("part") == "step"), STEPS_ALIKE).values()
+    largest = max(alike, key=lambda rows: len({row["vocab_size"] for row in rows}), default=[])
+    steps = sorted(largest, key=lambda row: row["vocab_size"])
     if len({row["vocab_size"] for row in steps}) < 2:
         return
     for name, key, what, columns in (
         ("vocab-memory", "bytes", "Peak memory", ("measured_bytes", "predicted_bytes")),
         ("vocab-time", "ms", "Time", ("ms",)),
     ):
-        largest = {row["head"]: row["vocab_size"] for row in steps if any(row.get(column) for column in columns)}
-        if largest:
-            ends = ", ".join(f"{head} up to {size:,} tokens" for head, size in largest.items())
+        last = {row["head"]: row["vocab_size"] for row in steps if any(row.get(column) for column in columns)}
+        if last:
+            ends = ", ".join(f"{head} up to {size:,} tokens" for head, size in last.items())
             alt = f"{what} of a step over vocabularies: {ends}; the figures are in the table."
             yield Picture(name, "vocabularies", alt, partial(draw_by_vocab, rows=steps, key=key))

@@ -16,7 +16,7 @@ from typing import Any
 
 from grouped_lm.errors import ConfigError, disk_errors
 from grouped_lm.jobs.store import JobStore
-from grouped_lm.reproduction.steps import ROLES, Scale, Step, Text, cpu_dtype, expand, find_text
+from grouped_lm.reproduction.steps import ROLES, Scale, Step, Text, cpu_dtype, expand, text_in
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.system.files import read_json_dict, write_json, write_text
 from grouped_lm.system.tables import csv_text
@@ -57,7 +57,8 @@ class Reproduction:
         before = read_started(out)
         for role, name in before.get("roles", {}).items() if before.get("scale") == scale.name else ():
             if role not in self.given:
-                self.given[role] = find_text(f"{name}={out / 'texts' / name}")
+                folder = out / "texts" / name
+                self.given[role] = text_in(folder, name, f"{name}={folder}")
         own = {role: text.overrides(out / "texts") for role, text in self.given.items()}
         self.cpu_dtype: str = before.get("cpu_dtype") or cpu_dtype()
         self.texts = {role: own.get(role, scale.texts.get(role)) for role in ROLES}
@@ -70,11 +71,15 @@ class Reproduction:
 
     def state(self, step: Step) -> StepState:
         """Return the recorded state of a step; a step whose command has changed is new."""
+        recorded = self._recorded(step)
+        return recorded if recorded.command == self.command(step) else StepState()
+
+    def _recorded(self, step: Step) -> StepState:
+        """Return the recorded state of a step, which can be that of another command."""
         try:
-            recorded = StepState(**self._store.read(step.name) or {})
+            return StepState(**self._store.read(step.name) or {})
         except TypeError:
             return StepState()
-        return recorded if recorded.command == self.command(step) else StepState()
 
     def missing_text(self, step: Step) -> str | None:
         """Return the role of a text that a step needs and does not have."""
@@ -147,6 +152,7 @@ class Reproduction:
             if before.state == DONE and not (step.always or self._runs_left(step)):
                 say(f"{label}: done before, in {before.seconds / 60:.1f} minutes")
                 continue
+            self._forget_results(step)
             say(f"{label}: {step.about} (about {step.minutes:g} minutes)")
             started = time.monotonic() - (0.0 if step.always else before.seconds)
             with self._recording_time(step, started):
@@ -210,6 +216,13 @@ class Reproduction:
         paths = sorted(self.out.glob(step.each)) if step.each else []
         complete = [path for path in paths if (RunFolder(path).read_result() or {}).get("state") == COMPLETE]
         return [path for path in complete if everything or not (path / str(step.makes)).exists()]
+
+    def _forget_results(self, step: Step) -> None:
+        """Remove what an `each` step has made with another command than that of today."""
+        if self._recorded(step).command not in ("", self.command(step)):
+            with disk_errors(self.out):
+                for path in self._runs_left(step, everything=True):
+                    (path / str(step.makes)).unlink(missing_ok=True)
 
     def _run_step(self, step: Step, say: Callable[[str], None]) -> str | None:
         """Run the command of a step, for `each` steps once per run that needs it; return the reason of a failure."""

@@ -176,9 +176,14 @@ def find_text(given: str) -> Text:
         DataError: there is no such folder, or it does not hold one training and one validation file.
         ConfigError: the name cannot be part of a path.
     """
-    name, _, rest = given.rpartition("=")
-    folder = Path(rest)
-    name = name or folder.resolve().name
+    name, _, rest = given.partition("=")
+    if not rest or "/" in name:  # the folder's own path has the sign
+        name, rest = "", given
+    return text_in(Path(rest), name or Path(rest).resolve().name, given)
+
+
+def text_in(folder: Path, name: str, given: str) -> Text:
+    """Return the text of a folder by a name. Errors are those of `find_text`, and quote what was given."""
     check_label("--data NAME", name)
     if not folder.is_dir():
         raise DataError(f"--data {given}: {folder} is no folder; it takes one with train.txt and valid.txt")

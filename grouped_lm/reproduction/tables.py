@@ -11,7 +11,7 @@ import yaml
 
 from grouped_lm.evaluate.significance import compare_methods
 from grouped_lm.reproduction.claims import Claims, Method
-from grouped_lm.reproduction.cost_rules import PAIRED, in_chunks
+from grouped_lm.reproduction.cost_rules import PAIRED, in_chunks, pairs_alike
 from grouped_lm.reproduction.evidence import BENCHES, Evidence, Row
 from grouped_lm.reproduction.gaps import describe_trends, gaps_of
 from grouped_lm.reproduction.rules import Answer
@@ -92,20 +92,20 @@ def families_table(claims: Claims, evidence: Evidence) -> Table:
 def method_row(method: Method, runs: dict[int, Row], dense: dict[int, Row]) -> Row:
     """Return the means of one method over seeds, and its difference to the dense runs of the same setting."""
 
-    def mean(rows: dict[int, Row], key: str) -> float | None:
-        values = [row[key] for row in rows.values() if row.get(key) is not None]
+    def mean(rows: Iterable[Row], key: str) -> float | None:
+        values = [row[key] for row in rows if row.get(key) is not None]
         return statistics.fmean(values) if values else None
 
     losses = [row["val/loss"] for _, row in sorted(runs.items())]
     row: Row = {
         "head": method.name + (" (in chunks)" if any(map(in_chunks, runs.values())) else ""),
         "seeds": len(runs),
-        "perplexity": mean(runs, "val/perplexity"),
+        "perplexity": mean(runs.values(), "val/perplexity"),
         "loss": statistics.fmean(losses),
         "loss_sd": statistics.stdev(losses) if len(losses) > 1 else None,
-        "bits_per_byte": mean(runs, "val/bits_per_byte"),
-        "tokens_per_sec": mean(runs, "throughput/tokens_per_sec"),
-        "peak_gib": mean(runs, "memory/peak"),
+        "bits_per_byte": mean(runs.values(), "val/bits_per_byte"),
+        "tokens_per_sec": mean(runs.values(), "throughput/tokens_per_sec"),
+        "peak_gib": mean(runs.values(), "memory/peak"),
         "runs": "; ".join(str(r["run"]) for _, r in sorted(runs.items())),
     }
     if not dense or method.match["head"] == "dense":
@@ -113,11 +113,14 @@ def method_row(method: Method, runs: dict[int, Row], dense: dict[int, Row]) -> R
     gap = compare_methods([r["val/loss"] for _, r in sorted(dense.items())], losses)
     row |= {"over_dense": gap.difference, "low": gap.low, "high": gap.high}
     row["interval"] = "one seed" if gap.low is None else f"{gap.low:+.3f} to {gap.high:+.3f}"
-    speed, peak = mean(dense, "throughput/tokens_per_sec"), mean(dense, "memory/peak")
-    if speed and row["tokens_per_sec"]:
-        row["speed_ratio"] = row["tokens_per_sec"] / speed
-    if peak and row["peak_gib"]:
-        row["memory_ratio"] = (row["peak_gib"] / peak) ** -1
+    pairs = pairs_alike(dense.values(), runs.values())
+    alike = max(pairs, key=lambda pair: min(map(len, pair)), default=([], []))
+    speed, own_speed = (mean(rows, "throughput/tokens_per_sec") for rows in alike)
+    peak, own_peak = (mean(rows, "memory/peak") for rows in alike)
+    if speed and own_speed:
+        row["speed_ratio"] = own_speed / speed
+    if peak and own_peak:
+        row["memory_ratio"] = (own_peak / peak) ** -1
     return row
 
 

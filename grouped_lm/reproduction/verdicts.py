@@ -9,10 +9,13 @@ from itertools import groupby
 from typing import Any
 
 from grouped_lm.grouping import default_group_size
+from grouped_lm.report.series import settings_of as run_settings
 from grouped_lm.reproduction.claims import Claim, Claims, Method
 from grouped_lm.reproduction.evidence import Evidence, Row, head_options
 from grouped_lm.reproduction.steps import STORIES
 from grouped_lm.runs.folder import COMPLETE
+from grouped_lm.runs.query import text_of
+from grouped_lm.runs.table import COST_SETTINGS
 from grouped_lm.system.tables import group_rows
 
 HOLDS, HOLDS_WHERE, FAILS, NOT_SHOWN = "holds", "holds where", "does not hold", "not shown at this scale"
@@ -124,6 +127,8 @@ class Setting:
     micro_batch_size: int
     grad_accum_steps: int
     block_size: int
+    text: tuple[str, ...]
+    """Tells texts of one label apart: see `text_of`."""
 
     @property
     def tokens(self) -> int:
@@ -142,15 +147,19 @@ class Setting:
 def setting_of(row: Row) -> Setting | None:
     """Return the setting of a run; None if its config lacks a part of it."""
     keys = ("data", "model", "tokenizer", "train.max_steps", "train.micro_batch_size", "train.grad_accum_steps")
-    values = [row.get(key) for key in (*keys, "model.block_size")]
+    values = [*(row.get(key) for key in (*keys, "model.block_size")), text_of(row)]
     return None if None in values else Setting(*values)  # type: ignore[arg-type]
+
+
+ADDED = {"head.inner_scale": False, "head.second_order": False}
+"""Options of heads that older tables lack, and what they had instead."""
 
 
 def matches(row: Row, method: Method) -> bool:
     """Return whether a run is one of `method`, without counts of n-grams beside the network."""
     if row.get("prior"):
         return False
-    known = head_options(row) | row
+    known = ADDED | head_options(row) | row
     root = default_group_size(row["vocab_size"]) if row.get("vocab_size") else None
     return all(known.get(key) == (root if value == "sqrt" else value) for key, value in method.match.items())
 
@@ -194,12 +203,14 @@ def settings_of(evidence: Evidence, method: Method, text: str | None, body: str 
     return {setting: best_runs(rows) for setting, rows in settings.items()}
 
 
-CHOSEN = ("optim.lr", "head_options", "train.dtype", "optim.name", "optim.ema", "optim.weight_decay")
-"""Columns of which a method has the best values: runs that differ in one of them are never mixed."""
+def chosen_in(row: Row) -> tuple[Any, ...]:
+    """Return all settings that decide what a run computes, but for its seed: runs of a method share all of them."""
+    settings = {key: value for key, value in run_settings(row).items() if key not in (*COST_SETTINGS, "device")}
+    return row.get("head_options"), row.get("grouping"), *sorted(settings.items())
 
 
 def best_runs(rows: list[Row]) -> list[Row]:
-    """Return, for each group size, the runs of the best learning rate (and of one set of options, see `CHOSEN`).
+    """Return, for each group size, the runs of the best learning rate, and of one set of other options.
 
     The best has most complete seeds; of several, the least mean loss. A contest tries every rate with one seed, and the
     best one with the others.
@@ -211,7 +222,7 @@ def best_runs(rows: list[Row]) -> list[Row]:
 
     best: list[Row] = []
     for own in group_rows(rows, lambda row: (row.get("group_size"),)).values():
-        chosen: list[Row] = min(group_rows(own, CHOSEN).values(), key=rank)
+        chosen: list[Row] = min(group_rows(own, chosen_in).values(), key=rank)
         best += chosen
     return best
 
@@ -252,25 +263,38 @@ def pair_runs(
     return None if best is None else pairs[best]
 
 
+VALID_TOKENS = "data.max_valid_tokens"
+"""Runs that differ in it alone have one training text, and two keys of `text_of`."""
+
+
 def check_trained(evidence: Evidence, setting: Setting, rows: Iterable[Row], runs: Iterable[str] = ()) -> None:
     """Check that runs can decide something: that they know more than how frequent tokens are.
 
     Raises:
         NoEvidenceError: their mean loss is not below the unigram entropy of the training text (nats per token), or
-            that entropy is not known.
+            that entropy is not known. Of several texts with one label, all must be counted, and the least entropy
+            decides.
     """
-    losses, text = [row["val/loss"] for row in rows], (setting.data, setting.tokenizer)
-    counted = [row for row in evidence["order"] if (row.get("data"), row.get("tokenizer")) == text]
-    floor = next((row["unigram_nats"] for row in counted if row.get("unigram_nats") is not None), None)
+    own = list(rows)
+    known = [row for row in evidence["runs"] if row.get(VALID_TOKENS) == own[0].get(VALID_TOKENS)]
+    texts = {text_of(row) for row in _labelled(known, setting)}
+    floors = [row["unigram_nats"] for row in _labelled(evidence["order"], setting) if row.get("unigram_nats")]
     why = f"nobody counted {setting.data}, which says what models must beat: `gvc data order` of its training text"
-    if floor is not None:
-        loss = sum(losses) / len(losses)
+    if floors and len(floors) < len(texts):
+        why = f"{len(texts)} texts are called {setting.data}, and not all were counted: give each its data.name"
+    elif floors:
+        loss, floor = sum(row["val/loss"] for row in own) / len(own), min(floors)
         if loss < floor:
             return
         why = (
             f"models that lose {loss:.2f} nats, no less than the {floor:.2f} of token frequencies alone, are untrained"
         )
     raise NoEvidenceError(why, runs)
+
+
+def _labelled(rows: Iterable[Row], setting: Setting) -> list[Row]:
+    """Return the rows with the label and the tokenizer of a setting."""
+    return [row for row in rows if (row.get("data"), row.get("tokenizer")) == (setting.data, setting.tokenizer)]
 
 
 Sizes = dict[int, dict[int, Row]]

@@ -37,6 +37,7 @@ LABELS = (
     "tokenizer",
     "vocab_size",
     "seed",
+    "init_from",
     "device",
 )
 """Columns that every row has. They are None in the row of a folder that cannot be read."""
@@ -163,8 +164,15 @@ def run_labels(config: Config) -> Row:
         "tokenizer": config.tokenizer.label,
         "vocab_size": vocab_size,
         "seed": config.seed,
+        "init_from": source_label(config),
         "device": config.train.device,
     }
+
+
+def source_label(config: Config) -> str | None:
+    """Return the last part of the path `init_from` with a hash of the whole, None for a run from scratch."""
+    source = config.init_from
+    return source and f"{Path(source).name}-{hashlib.sha256(source.encode()).hexdigest()[:6]}"
 
 
 def run_settings(config: Config) -> Row:

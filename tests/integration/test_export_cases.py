@@ -207,6 +207,16 @@ def test_an_import_that_cannot_be_written_leaves_nothing(tmp_path):
     assert import_checkpoint(folder, tmp_path / "made" / "run", "bytes") == tmp_path / "made" / "run"
 
 
+def test_an_imported_model_is_trained_further(tmp_path, gvc, tiny):
+    source = import_checkpoint(gpt2_folder(tmp_path / "source"), tmp_path / "run", "bytes")
+    words = [word for word in tiny if not word.startswith(("model=", "tokenizer="))]
+    run = gvc("train", f"init_from={source}", *words, "train.max_steps=2").run_dir
+    before, after = (load_model(path, load_config(path), torch.device("cpu"))[0] for path in (source, run))
+    assert load_config(run).head == DenseConfig(tied=True)
+    moved = (after.body.wte.weight - before.body.wte.weight).abs().max()
+    assert 0 < moved < 0.1  # it starts at the imported weights
+
+
 def test_the_card_of_an_imported_model_claims_no_training(tmp_path):
     run = import_checkpoint(gpt2_folder(tmp_path / "source"), tmp_path / "run", "bytes")
     card = (export_run(run, tmp_path / "out") / "README.md").read_text()

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from grouped_lm.cli.compose.compose import HydraFlags, composing, to_config
 
 from grouped_lm.errors import DataError
 from grouped_lm.evaluate.documents import DocumentLosses
@@ -181,6 +183,17 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     assert gvc("leaderboard", "runs", "--report", str(other), "--data", "small", "--csv", "leaderboard.csv").code == 0
     again = next(csv.DictReader((workdir / "leaderboard.csv").open()))
     assert float(again["report_loss_nats"]) == pytest.approx(float(again["val_loss_nats"]), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["equal-tokens", "equal-time"])
+def test_a_contest_of_today_names_its_rows_as_the_committed_one_did(name):
+    path = Path(__file__).parents[2] / "runs" / "results" / f"{name}.csv"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = {(own["options"], own["n_embd"], own["n_layer"]): own for own in csv.DictReader(file)}
+    with composing(HydraFlags()) as compose_with:
+        for own in rows.values():
+            _, _, sweep, *words = shlex.split(own["command"])
+            assert leaderboard.options_of(to_config(compose_with([f"sweep={sweep}", *words]))) == own["options"]
 
 
 def test_a_run_that_was_repeated_is_no_second_seed(monkeypatch):

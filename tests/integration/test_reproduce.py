@@ -131,12 +131,14 @@ def test_asked_to_stop_it_stops_and_so_does_its_child(workdir):
         " data.num_train_stories=90000000'}\n"
     )
     words = [GVC, "reproduce", "--scale", "own.yaml", "--out", "r"]
-    driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for("steps/long.log")
     time.sleep(0.5)
     (child,) = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
     driver.send_signal(signal.SIGTERM)
-    assert driver.wait(60) == 75
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 75
+    assert said.splitlines()[-1] == "gvc: stopped: 0 of 1 steps are done in r; the same command continues"
     assert not Path(f"/proc/{child}").exists()
     state = json.loads(Path("r/steps/long.json").read_text())
     assert state["state"] == "begun"

@@ -180,7 +180,7 @@ def test_folders_that_are_no_text(tmp_path, files):
     with pytest.raises(DataError, match="is no folder"):
         find_text(f"a={tmp_path / 'none'}")
     with pytest.raises(ConfigError, match="without /"):
-        find_text(f"../a={tmp_path}")
+        find_text(f"..\\a={tmp_path}")
 
 
 def test_two_texts_of_one_name_are_one_too_many(tmp_path):

@@ -47,6 +47,19 @@ def test_a_changed_figure_changes_the_page(monkeypatch):
     assert tables.groupings() != before
 
 
+def test_heads_on_a_gpu_are_those_of_one_shape(monkeypatch):
+    tables = importlib.import_module("docs_tables")
+    rows = tables.read("bench-heads-gpu.csv")
+    before, summary = tables.gpu_heads(), tables.summary()
+    changes = ({"n_tokens": "8192"}, {"n_embd": "768"}, {"vocab_size": "128256"})
+    more = rows + tuple(row | change | {"ms": "9999"} for change in changes for row in rows)
+    read = tables.read
+    monkeypatch.setattr(tables, "read", lambda name: more if name == "bench-heads-gpu.csv" else read(name))
+    assert (tables.gpu_heads(), tables.summary()) == (before, summary)
+    more = (*rows[:-1], rows[-1] | {"peak_bytes": ""})  # it was timed, but not checked
+    assert tables.gpu_heads().split("\n\n")[0].endswith(" | - |")
+
+
 def test_a_changed_contest_changes_the_page(monkeypatch, tmp_path):
     contests = importlib.import_module("docs_contests")
     before = contests.equal_tokens()

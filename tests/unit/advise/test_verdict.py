@@ -76,6 +76,41 @@ def test_where_nothing_is_gained_the_sentence_says_so():
     assert not first.worth_it
 
 
+def test_a_reference_that_could_not_be_trained_is_not_said_to_do_as_well():
+    short = Trial(name="trim-bias", losses={0: {}}, problem="this step needs 9 GiB, and 8 GiB are free")
+    verdict = decide([trial("good", 5.1, 4.0), trial("next", 5.2, 4.1), short], 400)
+    said = "Take variant=good: variant=trim-bias could not be trained (this step needs 9 GiB, and 8 GiB are free)."
+    assert (sentence(verdict, 400), verdict.worth_it) == (said, True)
+    diverged = Trial(name="trim-bias", losses={0: {50: 5.0}}, tokens_per_sec=3_000.0, problem="diverged at step 60")
+    late = decide([trial("good", 5.1, 4.0), diverged], 400)
+    assert "could not be trained (diverged at step 60)" in sentence(late, 400)
+    cut = Trial(name="trim-bias", losses={0: {50: 5.3}}, tokens_per_sec=3_000.0)
+    assert "could not be trained" not in sentence(decide([trial("good", 5.1, 4.0), cut], 400), 400)
+
+
+def test_with_one_seed_a_hair_is_no_gain():
+    verdict = decide([trial("other", 5.1, 4.0799, speed=1_500.0), REFERENCE], 400)
+    assert verdict.noise is None
+    assert sentence(verdict, 400).startswith("Take variant=trim-bias")
+    fast = decide([trial("other", 5.1, 4.0799), REFERENCE], 400)
+    assert (fast.head, fast.lower, fast.worth_it) == ("other", False, True)  # for its speed
+    slow = decide([trial("other", 5.1, 4.07, speed=1_500.0), REFERENCE], 400)
+    assert sentence(slow, 400).startswith("Take variant=other: its loss is 0.010 nats below")
+
+
+def test_a_lower_loss_within_the_noise_is_not_denied():
+    reference = trial("trim-bias", 5.1, 4.005, second=[5.1])
+    verdict = decide([trial("other", 5.1, 4.0, speed=3_000.0, second=[5.2]), reference], 400)
+    assert verdict.ranking == ["trim-bias", "other"]
+    assert "no head that was screened has a loss that is lower beyond the noise" in sentence(verdict, 400)
+
+
+def test_a_limit_below_the_body_that_was_screened_is_not_named():
+    verdict = decide([trial("good", 5.1, 4.0), REFERENCE], 400)
+    assert "more than 12 MFLOPs" in sentence(verdict, 400, 12e6, 11e6)
+    assert sentence(verdict, 400, 12e6, 50e6).endswith("do not bother where the body takes nearly all of the time.")
+
+
 def test_the_largest_body_has_the_smallest_gain_in_speed():
     body = largest_body(1e6, 12e6)
     assert (body + 12e6) / (body + 1e6) == pytest.approx(1.1)

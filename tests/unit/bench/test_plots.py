@@ -1,0 +1,30 @@
+"""The plots of a bench, of rows in which figures are missing."""
+
+from grouped_lm.bench.plots import suite_plots, write_bench_plots
+
+
+def head_row(head, **others):
+    row = {"n_tokens": 4096, "n_embd": 128, "vocab_size": 50257, "head": head, "ms": 2.0, "ms_q1": 1.9, "ms_q3": 2.1}
+    return row | {"peak_bytes": 2**30, "tied_table_bytes": 2**20, "floor_bytes": 2**25} | others
+
+
+def test_a_peer_that_was_timed_but_not_checked_has_no_bar_of_memory(tmp_path):
+    failed = {key: value for key, value in head_row("dense, CCE").items() if not key.endswith("_bytes")}
+    drawn = write_bench_plots("heads", [head_row("dense"), failed], tmp_path)
+    assert {path.stem for path in drawn} == {"bench-heads-time-n4096-d128", "bench-heads-memory-n4096-d128"}
+    assert "dense, CCE" in (tmp_path / "bench-heads-time-n4096-d128.svg").read_text()
+    assert "dense, CCE" not in (tmp_path / "bench-heads-memory-n4096-d128.svg").read_text()
+    assert list(suite_plots("heads", [failed])) == ["heads-time-n4096-d128"]
+
+
+def test_two_vocabularies_are_two_plots():
+    names = list(suite_plots("heads", [head_row("dense"), head_row("dense", vocab_size=128256)]))
+    assert names == [f"heads-{kind}-n4096-d128{end}" for end in ("", "-v128256") for kind in ("time", "memory")]
+
+
+def test_steps_of_which_none_was_run_have_no_plot_of_time(tmp_path):
+    shape = {"part": "step", "model": "gpt2-3m", "micro_batch_size": 2, "block_size": 128, "head": "dense"}
+    rows = [shape | {"vocab_size": size, "predicted_bytes": 9 * size} for size in (10_000, 50_257)]
+    drawn = write_bench_plots("vocab", rows, tmp_path)
+    assert {path.stem for path in drawn} == {"bench-vocab-memory"}
+    assert list(suite_plots("vocab", [row | {"ms": 3.0} for row in rows])) == ["vocab-memory", "vocab-time"]
