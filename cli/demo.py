@@ -34,8 +34,11 @@ def demo(overrides: Overrides = None) -> None:
     from .compose.run import compose_one
 
     for word in overrides or []:
-        if (key := word.partition("=")[0]) in ("head", "variant", "experiment"):
+        if (key := word.partition("=")[0].lstrip("+~")) in ("head", "variant", "experiment"):
             raise ConfigError(f"{word}: gvc demo compares three heads, so that it chooses {key} itself: leave it out")
+        if key.startswith("hydra") or key == "data":
+            what = "generates its text" if key == "data" else "makes a folder in runs/"
+            raise ConfigError(f"{word}: gvc demo {what} itself: leave it out, or take gvc train")
     folder = Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     configs = {name: compose_one([*words, *(overrides or [])], HydraFlags()) for name, words in HEADS.items()}
     results: dict[str, dict[str, Any]] = {}

@@ -20,7 +20,7 @@ def say(text: str) -> None:
     phases.say(text)
 
 
-GROUPS = ("model", "head", "grouping", "data", "tokenizer", "optim", "tracking", "experiment", "variant")
+GROUPS = ("model", "head", "grouping", "data", "tokenizer", "optim", "prior", "tracking", "experiment", "variant")
 """The config groups that completion offers."""
 
 

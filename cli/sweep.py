@@ -128,6 +128,7 @@ def say_how_to_go_on(plans: "list[SweepPlan]", total: int | None, words: list[st
 
     jobs = [job for plan in plans for job in plan.find_jobs()]
     done = sum(job_state(config, path) == COMPLETE for config, path in jobs)
-    known = total or f"{len(jobs)} or more"
-    say(f"gvc: stopped: {done} of {known} jobs are complete in {plans[0].folder}; to continue:")
+    known, folder = total or f"{len(jobs)} or more", plans[0].folder
+    say(f"gvc: stopped: {done} of {known} jobs are complete in {folder}; to continue:")
+    words = [f"hydra.sweep.dir={folder}" if w.startswith("hydra.sweep.dir=") and "${" in w else w for w in words]
     say(shlex.join(["gvc", "sweep", *words]))  # not wrapped, so that it can be copied

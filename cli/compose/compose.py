@@ -5,7 +5,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,13 @@ from grouped_lm.errors import ConfigError
 CONF = "grouped_lm.conf"
 BENCH_CONFIG = "gvc_bench"
 """The primary config of `gvc bench`."""
+VARIANT_KEYS = ("label", "description", "screen")
+"""What a file of the group `variant` says of itself. All else in it is part of the whole config."""
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 """Most nodes of a user's config file with its aliases expanded. Our largest config has 100."""
+WHOLE_CONFIG = "`# @package _global_`, so that its keys are those of the whole config"
+"""The first line of a file that chooses several parts of the config."""
 NO_GROUPS = ("__pycache__", "hydra", "reproduction")
 """Folders of `conf` that are no config groups."""
 
@@ -177,7 +181,10 @@ def to_config(composed: DictConfig) -> Config:
 
     load_plugins()
     plain: Any = OmegaConf.to_container(composed, resolve=True)  # a typed node would carry added keys along
-    label = (plain.pop("variant", None) or {}).get("label")
+    described = plain.pop("variant", None) or {}
+    if wrong := [key for key in described if key not in VARIANT_KEYS]:
+        raise ConfigError(f"unknown key variant.{wrong[0]}: the first line of a variant's file must be {WHOLE_CONFIG}")
+    label = described.get("label")
     variant = next((v for v in load_variants().values() if v.label == label), None) if label else None
     if variant and variant.head["name"] != plain["head"]["name"]:
         raise ConfigError(two_heads(variant.name, plain["head"]["name"]))
@@ -198,8 +205,10 @@ def two_heads(variant: str, head: str) -> str:
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """Return the overrides as Hydra parses them."""
-    return OverridesParser.create().parse_overrides(overrides)
+    """Return the overrides as Hydra parses them. While it composes, it also knows the choices of head=glob(d*)."""
+    hydra = GlobalHydra.instance()
+    loader = hydra.config_loader() if hydra.is_initialized() else None
+    return OverridesParser.create(config_loader=loader).parse_overrides(overrides)
 
 
 def quoted(text: str) -> str:
@@ -240,18 +249,28 @@ def check_overrides(overrides: list[str], flags: HydraFlags) -> None:
 
 
 def compose_jobs(overrides: list[str], flags: HydraFlags) -> list[tuple[Config, Path | None]]:
-    """Return the checked config of every job, and its run folder if the user named one. No folder is made."""
+    """Return the checked config of every job, and its run folder if there is one job. No folder is made."""
     check_folders(parse(overrides))
     with composing(flags) as compose_with:
         sweeps = [o.input_line or "" for o in parse(overrides) if o.is_sweep_override()] if flags.multirun else []
         plain = [o for o in overrides if o not in sweeps]
         base = compose_with(plain, return_hydra_config=True)
+        check_base(base, flags)
         is_multirun = flags.multirun or str(base.hydra.mode).endswith("MULTIRUN")
         if not is_multirun:
-            named = [o for o in parse(overrides) if o.key_or_group == "hydra.run.dir"]
-            return [(to_config(compose_with(overrides)), Path(str(named[-1].value())) if named else None)]
+            return [(to_config(compose_with(overrides)), Path(base.hydra.run.dir))]
         jobs = expand_jobs(overrides, dict(base.hydra.sweeper.get("params") or {}))
         return [(to_config(compose_with(job)), None) for job in jobs]
+
+
+def check_base(base: DictConfig, flags: HydraFlags) -> None:
+    """Raise `ConfigError` for a primary config without our defaults, and for a contest, which is more than its jobs."""
+    if any(part.name not in base for part in fields(Config)):
+        path = Path(flags.config_dir or "") / f"{flags.config_name}.yaml"
+        raise ConfigError(f"{path} lacks parts of the config: begin it with `defaults: [config, _self_]`")
+    if base.get("contest"):
+        name = base.hydra.runtime.choices.get("sweep")
+        raise ConfigError(f"sweep={name} is a contest, whose later jobs follow from earlier ones: gvc sweep {name}")
 
 
 def config_groups(config_dir: str | None = None) -> dict[str, list[str]]:

@@ -24,11 +24,17 @@ from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.identity import config_hash
 from grouped_lm.system.runtime import describe_environment, resolve_device
 
-from .compose import HydraFlags, composing, config_groups, parse
+from .compose import HydraFlags, composing, config_groups, parse, quoted
 from .explain import explained
 from .sweep_plan import SweepPlan, drive, folder_name, plan_sweep
 
 SCORE, SPEED = "val/bits_per_byte", "throughput/tokens_per_sec"
+SWEPT = {"tokens": ("variant", "model", "optim.lr", "seed"), "time": ("variant", "model", "seed")}
+"""The keys that a contest of each kind sweeps."""
+SETTINGS = {"tokens": (), "time": ("budgets", "speed_steps", "bodies")}
+"""The keys of `contest` beside `kind`."""
+TIMED = ("train.threads", "train.max_steps", "train.eval_every_steps")
+"""Keys that a contest at equal time sets for each budget."""
 PATHS = ("data.train", "data.valid", "tokenizer.file")
 """Keys whose values are paths. A row of the leaderboard has the names of the files alone."""
 PATH = re.compile(r"[^][,']*/[^][,']+")
@@ -87,18 +93,37 @@ class Contest:
         self.name, self.flags, self.settings = name, flags, settings
         with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with:
             base = compose_with([f"sweep={name}"], return_hydra_config=True)
-            params = parse([f"{key}={value}" for key, value in base.hydra.sweeper.params.items()])
+            params = parse([f"{key}={value}" for key, value in (base.hydra.sweeper.get("params") or {}).items()])
             given = parse(overrides)
             keys = [override.key_or_group for override in params]
-            self.values = {o.key_or_group: _values(o) for o in (*params, *given) if o.key_or_group in keys}
-        others = [override for override in given if override.key_or_group not in keys]
-        for override in others:
-            if override.is_sweep_override():
+            needed = SWEPT[settings["kind"]]
+            if lacking := [key for key in needed if key not in keys]:
                 raise ConfigError(
-                    f"{override.input_line}: a contest sweeps {', '.join(keys)} alone. Give one value, and another "
-                    "hydra.sweep.dir for the next value"
+                    f"sweep={name} lacks {', '.join(lacking)} in hydra.sweeper.params: such a contest sweeps "
+                    f"{', '.join(needed)}"
                 )
-        self.others = [override.input_line or "" for override in others]
+            self.values = {o.key_or_group: _values(o) for o in (*params, *given) if o.key_or_group in keys}
+            others = [override for override in given if override.key_or_group not in keys]
+            for override in others:
+                self._check_setting(override, keys)
+            self.others = [override.input_line or "" for override in others]
+            if any(override.key_or_group == "hydra.sweep.dir" for override in others):  # one folder for all stages
+                words = [f"sweep={name}", *self.others]
+                folder = compose_with(words, return_hydra_config=True).hydra.sweep.dir
+                self.others.append(f"hydra.sweep.dir={quoted(folder)}")
+
+    def _check_setting(self, override: Override, swept: list[str]) -> None:
+        """Raise `ConfigError` for several values of a key that is not swept, and for what the contest sets itself."""
+        key, word = override.key_or_group, override.input_line
+        if key in TIMED and self.settings["kind"] == "time":
+            raise ConfigError(f"{word}: {self.name} chooses {key} itself, for each of contest.budgets: leave it out")
+        if key == "hydra.sweep.subdir":
+            raise ConfigError(f"{word}: a contest names the folders of its jobs itself: leave it out")
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{word}: a contest sweeps {', '.join(swept)} alone. Give one value, and another "
+                "hydra.sweep.dir for the next value"
+            )
 
     def stages(self) -> Iterator[Stage]:
         """Yield the sweeps in turn. A choice among jobs of which none is complete is left out."""
@@ -218,8 +243,11 @@ def _result(config: Config, path: Path) -> dict[str, Any]:
 
 def check_settings(settings: dict[str, Any]) -> None:
     """Raise `ConfigError` for a wrong value of the key `contest`."""
-    check_choice("contest.kind", settings["kind"], ("tokens", "time"))
-    if settings["kind"] == "tokens":
+    kind = str(settings.get("kind"))
+    check_choice("contest.kind", kind, tuple(SWEPT))
+    if lacking := [f"contest.{key}" for key in SETTINGS[kind] if key not in settings]:
+        raise ConfigError(f"contest.kind={kind} needs {', '.join(lacking)}, and this preset lacks them")
+    if kind == "tokens":
         return
     budgets = settings["budgets"]
     if not isinstance(budgets, list) or not budgets:

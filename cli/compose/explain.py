@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from grouped_lm.bench.variants import load_variants
 from grouped_lm.errors import ConfigError, GvcError
 
-from .compose import BENCH_CONFIG, CONF, HydraFlags, composing, config_groups, parse, quoted, two_heads
+from .compose import BENCH_CONFIG, CONF, WHOLE_CONFIG, HydraFlags, composing, config_groups, parse, quoted, two_heads
 
 NAMES = yaml.safe_load(files("grouped_lm.cli.compose").joinpath("names.yaml").read_text(encoding="utf-8"))
 COMMON_NAMES: dict[str, str] = NAMES["common"]
@@ -152,23 +152,30 @@ def mistake_in_file(failure: Failure) -> str | None:
         where = names[0] if failure.flags.config_dir and names else "a config file"
         known = failure.groups[group]
         return f"{where}: {group}: {choice} is not known{nearest(choice, known)}; there are {', '.join(known)}"
+    if packed := re.search(r"In '((?:experiment|sweep|variant)/[^']+)': Could not override '[^']*@", text):
+        return f"{named_file(packed[1], failure)}: its first line must be {WHOLE_CONFIG}"
     found = re.match(r"In '([^']+)': \w+ raised while composing config:\n(.*)", text, re.DOTALL)
     key = found and re.search(r"full_key: (\S+)", found[2])
     if not found or not key:
         return None
-    path = folder / f"{found[1]}.yaml"
-    file = str(path) if failure.flags.config_dir and path.is_file() else f"{found[1]}.yaml"
-    if key[1] == found[1].split("/")[0] == "experiment":  # Hydra puts a file without a package below its group's name
-        return f"{file}: its first line must be `# @package _global_`, so that its keys are those of the whole config"
+    file = named_file(found[1], failure)
+    if key[1] == found[1].split("/")[0] and key[1] in ("experiment", "sweep", "variant"):
+        return f"{file}: its first line must be {WHOLE_CONFIG}"  # else Hydra puts it below its group's name
     if re.match(r"Key '.*' not in", found[2]):
         return f"{file}: unknown key {key[1]}{nearest_key(key[1], known_keys([], failure.flags))}"
     return f"{file}: {describe_value(key[1], found[2])}"
 
 
+def named_file(config: str, failure: Failure) -> str:
+    """Return the path of a config such as variant/mine, if it is the user's own, or else our name of it."""
+    path = Path(failure.flags.config_dir or ".") / f"{config}.yaml"
+    return str(path) if failure.flags.config_dir and path.is_file() else f"{config}.yaml"
+
+
 def unknown_key(failure: Failure) -> str | None:
     """Explain a key that does not exist, and several values for a command that takes one."""
     groups = failure.groups
-    chosen = {o.key_or_group: o.input_line or "" for o in failure.overrides if o.key_or_group in groups}
+    chosen = {o.key_or_group: first_choice(o) for o in failure.overrides if o.key_or_group in groups}
     keys = known_keys(list(chosen.values()), failure.flags)
     if failure.saved is not None:  # its groups are those of the run, but for those that are chosen here
         own = {part: value for part, value in failure.saved.items() if part not in chosen}
@@ -271,6 +278,13 @@ def nearest_key(key: str, keys: list[str]) -> str:
         return f"; did you mean {part}.{near[0]}?"
     same = [name for name in keys if name == COMMON_NAMES.get(last) or name.endswith(f".{last}")]
     return f"; did you mean {same[0]}?" if len(same) == 1 else f"; {part} has {', '.join(own)}"
+
+
+def first_choice(override: Override) -> str:
+    """Return the override of a group with the first of its values; of a pattern, whose choices Hydra finds, all."""
+    if not override.is_discrete_sweep() or isinstance(override.value(), Glob):
+        return override.input_line or ""
+    return f"{override.key_or_group}={next(override.sweep_string_iterator())}"
 
 
 def known_keys(group_choices: list[str], flags: HydraFlags) -> list[str]:

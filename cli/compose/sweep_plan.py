@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -20,7 +20,7 @@ from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from grouped_lm.config import Config
 from grouped_lm.errors import BusyError, ConfigError, GvcError
@@ -28,6 +28,7 @@ from grouped_lm.jobs.device_slots import Share, visible_gpus
 from grouped_lm.jobs.launch import preflight
 from grouped_lm.jobs.sweep import SweepDisplay, SweepLimits, failures, job_state, jobs_below, run_limited
 from grouped_lm.runs.folder import COMPLETE, RunFolder
+from grouped_lm.runs.identity import changed_fields, config_identity
 from grouped_lm.system.files import shared_lock
 from grouped_lm.system.phases import phase, track
 
@@ -54,7 +55,7 @@ LONGEST_MINUTES = 30 * 24 * 60
 STUDY = "study.db"
 STUDY_NAME = "gvc"
 ABANDONED = "abandoned_trials"
-"""Attribute of the study: the trials that a killed process left, which are repeated under new numbers."""
+"""Attribute of the study: trials that were killed, or whose job failed, which are repeated under new numbers."""
 
 
 def launcher_kind(launcher: Any) -> str:
@@ -140,40 +141,22 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
     """
     if name in RENAMED_SWEEPS:
         raise ConfigError(f"sweep {name} is now {RENAMED_SWEEPS[name]}")
-    words = [f"sweep={name}", *overrides]
-    with explained(words, flags), composing(flags) as compose_with, phase("composing the jobs"):
-        presets = config_groups(flags.config_dir)["sweep"]
-        if name not in presets:
-            raise ConfigError(f"sweep {name} is not known{nearest(name, presets)}; there are {', '.join(presets)}")
-        base = compose_with([f"sweep={name}"], return_hydra_config=True)
-        check_folders(parse(overrides))
-        given = {o.key_or_group for o in parse(overrides)}
-        params = {key: value for key, value in (base.hydra.sweeper.get("params") or {}).items() if key not in given}
-        swept = sorted({*params, *(o.key_or_group for o in parse(overrides) if o.is_sweep_override())})
-        words = [f"sweep={name}", "hydra.sweeper.params=null", *(f"{key}={value}" for key, value in params.items())]
-        words += adopt_source(overrides, params)
-        defaults = {"hydra.sweep.dir": f"runs/{name}"}
-        defaults |= {} if env_value(WANDB_VARIABLES["group"]) else {"tracking.group": name}
-        defaults["hydra.sweep.subdir"] = f'"{folder_name(swept)}"'
-        words += [f"{key}={value}" for key, value in defaults.items() if key not in given]
+    with explained([f"sweep={name}", *overrides], flags), composing(flags) as compose_with, phase("composing the jobs"):
+        words = words_of_sweep(name, overrides, flags, compose_with)
         same = [o.input_line or "" for o in parse(words) if not o.is_sweep_override()]  # for every job
         chosen = compose_with(same, return_hydra_config=True).hydra
         check_launcher(chosen.launcher)
-        if launcher_kind(chosen.launcher) == "Local" and "hydra.launcher.timeout_min" not in given:
-            words.append(f"hydra.launcher.timeout_min={LONGEST_MINUTES}")
+        folder = Path(chosen.sweep.dir)
+        words += words_of_launcher(chosen.launcher, folder, {o.key_or_group for o in parse(overrides)})
         jobs = []
         for job in expand_jobs(interval_ends(words) if is_search(chosen.sweeper) else words, {}):
             composed = compose_with(job, return_hydra_config=True)
-            folder = Path(composed.hydra.sweep.dir)
             run_dir = folder / composed.hydra.sweep.subdir
             OmegaConf.set_struct(composed, False)
             del composed["hydra"]
             jobs.append((to_config(composed), run_dir))
-    if launcher_kind(chosen.launcher) == "Ray":  # its workers stand in another folder
-        words.append(f"hydra.sweep.dir={quoted(str(folder.absolute()))}")
-        init = chosen.launcher.ray.init
-        if (init.get("address") or os.environ.get("RAY_ADDRESS")) and "object_store_memory" not in init:
-            words.append("+hydra.launcher.ray.init.object_store_memory=null")  # a running Ray refuses Hydra's default
+    if is_search(chosen.sweeper):
+        refuse_other_search(folder, jobs)
     for config, _ in track(jobs, "checking the jobs", len(jobs)):
         preflight(config, here=False)
     for config, run_dir in jobs_below(folder) if is_search(chosen.sweeper) else jobs:
@@ -185,6 +168,55 @@ def plan_sweep(name: str, overrides: list[str], flags: HydraFlags) -> SweepPlan:
     if twice:
         raise ConfigError(f"two jobs would share the folder {twice[0]}: leave hydra.sweep.subdir to gvc")
     return SweepPlan(folder, words, jobs)
+
+
+def words_of_sweep(
+    name: str, overrides: list[str], flags: HydraFlags, compose_with: Callable[..., DictConfig]
+) -> list[str]:
+    """Return the overrides of a sweep: those of its preset, those that are given, and gvc's own for its folder."""
+    presets = config_groups(flags.config_dir)["sweep"]
+    if name not in presets:
+        raise ConfigError(f"sweep {name} is not known{nearest(name, presets)}; there are {', '.join(presets)}")
+    base = compose_with([f"sweep={name}"], return_hydra_config=True)
+    check_folders(parse(overrides))
+    given = {o.key_or_group for o in parse(overrides)}
+    if "hydra.run.dir" in given:
+        raise ConfigError("gvc sweep has hydra.sweep.dir, the folder of all jobs, and not hydra.run.dir")
+    params = {key: value for key, value in (base.hydra.sweeper.get("params") or {}).items() if key not in given}
+    swept = sorted({*params, *(o.key_or_group for o in parse(overrides) if o.is_sweep_override())})
+    words = [f"sweep={name}", "hydra.sweeper.params=null", *(f"{key}={value}" for key, value in params.items())]
+    words += adopt_source(overrides, params)
+    defaults = {"hydra.sweep.dir": f"runs/{name}"}
+    defaults |= {} if env_value(WANDB_VARIABLES["group"]) else {"tracking.group": name}
+    defaults["hydra.sweep.subdir"] = f'"{folder_name(swept)}"'
+    return words + [f"{key}={value}" for key, value in defaults.items() if key not in given]
+
+
+def words_of_launcher(launcher: Any, folder: Path, given: set[str]) -> list[str]:
+    """Return the overrides that a launcher needs, beside the `given` keys, and the one folder of the sweep.
+
+    The folder is composed once, since Hydra would compose another one from ${now:...} for each job.
+    """
+    kind = launcher_kind(launcher)
+    words = [f"hydra.sweep.dir={quoted(str(folder.absolute() if kind == 'Ray' else folder))}"]  # Ray stands elsewhere
+    if kind == "Local" and "hydra.launcher.timeout_min" not in given:
+        words.append(f"hydra.launcher.timeout_min={LONGEST_MINUTES}")
+    if kind == "Ray":
+        init = launcher.ray.init
+        if (init.get("address") or os.environ.get("RAY_ADDRESS")) and "object_store_memory" not in init:
+            words.append("+hydra.launcher.ray.init.object_store_memory=null")  # a running Ray refuses Hydra's default
+    return words
+
+
+def refuse_other_search(folder: Path, jobs: list[tuple[Config, Path]]) -> None:
+    """Raise `ConfigError` if the trials in `folder` are of another search than the one between the ends `jobs`."""
+    first, *others = (config_identity(config) for config, _ in jobs)
+    swept = {key for other in others for key in first.keys() | other.keys() if first.get(key) != other.get(key)}
+    for config, _ in jobs_below(folder):
+        saved = config_identity(config)
+        old, new = ({key: value for key, value in found.items() if key not in swept} for found in (saved, first))
+        if changed := changed_fields(old, new):
+            raise ConfigError(f"{folder} has trials of another search ({changed}): give another hydra.sweep.dir")
 
 
 def interval_ends(words: list[str]) -> list[str]:
@@ -225,9 +257,9 @@ def describe_presets(flags: HydraFlags) -> list[str]:
 
 
 def preset_file(name: str, config_dir: str | None) -> Traversable:
-    """Return the file of a preset: the user's, or ours."""
-    own = Path(config_dir or ".") / "sweep" / f"{name}.yaml"
-    return own if config_dir and own.is_file() else files(CONF) / "sweep" / f"{name}.yaml"
+    """Return the file of a preset: ours, or else the user's. Hydra looks for it in this order too."""
+    ours = files(CONF) / "sweep" / f"{name}.yaml"
+    return ours if ours.is_file() else Path(config_dir or ".") / "sweep" / f"{name}.yaml"
 
 
 def known_duration(folder: Path, count: int) -> str:
@@ -249,9 +281,9 @@ def is_search(sweeper: Any) -> bool:
 def continued_study(plan: SweepPlan, at_most: int | None) -> Iterator[list[str]]:
     """Lock the study of a search, and yield the overrides for the trials that are left, none if all are done.
 
-    Trials that a killed process left are repeated first, with the same values, so that their jobs continue from their
-    checkpoints. The sampler's seed depends on the number of trials, or it would propose the first values again. This
-    call runs `at_most` trials, or all if that is None.
+    Trials that a killed process left, and those that failed, are repeated first, with the same values, so that their
+    jobs continue from their checkpoints. The sampler's seed depends on the number of trials, or it would propose the
+    first values again. This call runs `at_most` trials, or all if that is None.
     """
     import optuna
 
@@ -267,7 +299,7 @@ def continued_study(plan: SweepPlan, at_most: int | None) -> Iterator[list[str]]
             ended = [t for t in study.trials if t.state.is_finished() and t.number not in abandoned]
             left = max(0, (plan.n_trials or 0) - len(ended))
             overrides = [
-                f"hydra.sweeper.storage={storage}",
+                f"hydra.sweeper.storage={quoted(storage)}",
                 f"hydra.sweeper.study_name={STUDY_NAME}",
                 f"hydra.sweeper.n_trials={left if at_most is None else min(left, at_most)}",
                 "hydra.sweeper.max_failure_rate=1.0",
@@ -281,15 +313,19 @@ def continued_study(plan: SweepPlan, at_most: int | None) -> Iterator[list[str]]
 
 
 def ask_again(study: Any) -> None:
-    """Close the trials that a killed process left open, and queue their values as new trials."""
+    """Close the trials that a killed process left open, and queue their values as new trials, as those that failed."""
     from optuna.trial import TrialState
 
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.set_user_attr(ABANDONED, [*study.user_attrs.get(ABANDONED, []), trial.number])
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE)):
+        abandoned, is_open = study.user_attrs.get(ABANDONED, []), trial.state == TrialState.RUNNING
+        if trial.number in abandoned or not (is_open or math.isinf(trial.value)):
+            continue
+        study.set_user_attr(ABANDONED, [*abandoned, trial.number])
         if trial.params:  # none if it was killed before it chose
             with warnings.catch_warnings(action="ignore"):  # optuna 2 calls the method experimental
                 study.enqueue_trial(trial.params)
-        study.tell(trial.number, state=TrialState.FAIL)
+        if is_open:
+            study.tell(trial.number, state=TrialState.FAIL)
 
 
 def drive(plan: SweepPlan, flags: HydraFlags, limits: SweepLimits) -> None:

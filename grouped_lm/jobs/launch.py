@@ -114,7 +114,8 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True, pr
         RunFolder(run_dir).check_same_run(config)
     if config.init_from is not None and not (run_dir and list_checkpoints(RunFolder(run_dir).checkpoints)):
         check_source(config)
-    corpus = prepare_data(config.data, config.tokenizer)
+    reading = RunFolder(run_dir).with_tokenizer(config) if run_dir is not None else config
+    corpus = prepare_data(reading.data, reading.tokenizer)
     TrainBatches(corpus.train.tokens(), config.model.block_size, config.train.micro_batch_size, config.seed)
 
 

@@ -25,7 +25,7 @@ from rich.live import Live
 from rich.table import Table as RichTable
 
 from grouped_lm.config import Config, config_to_dict
-from grouped_lm.errors import BusyError, GvcError
+from grouped_lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, BusyError, DivergedError, GvcError
 from grouped_lm.jobs.device_slots import Share
 from grouped_lm.runs.folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runs.identity import config_hash
@@ -40,6 +40,8 @@ LOG = "job.log"
 RUNNING = "running"
 BUSY_EXIT = 64
 """A worker's exit code if another process trains in its folder."""
+DIVERGED_LOSS = 1e300
+"""What a search is told of a job that diverged: a finite loss, since infinite ones are tried again."""
 POLL_SECONDS = 1.0
 FOLLOW_SECONDS = 120.0
 """How long a job's other machines wait until its first one has started to train."""
@@ -116,11 +118,17 @@ def _run_locked(config: Config, run_dir: Path, wait: bool, environment: dict[str
         print(f"gvc: {run_dir.name} was made with another config: kept as {aside}, trained again", file=sys.stderr)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_json(RunFolder(run_dir).job, config_to_dict(config))
+    before = _written_at(RunFolder(run_dir).result)
     while (code := _run_child(run_dir, environment)) == BUSY_EXIT:
         if not wait:
             return RUNNING
         time.sleep(1.0)
-    return _record_end(run_dir, code)
+    return _record_end(run_dir, code, before)
+
+
+def _written_at(path: Path) -> int:
+    """Return the time stamp of a file, 0 if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def is_follower(config: Config) -> bool:
@@ -163,14 +171,20 @@ def _run_child(run_dir: Path, environment: dict[str, str]) -> int:
             raise
 
 
-def _record_end(run_dir: Path, code: int) -> str:
-    """Return the state that the child left; write the reason if the child could not."""
+def _record_end(run_dir: Path, code: int, before: int) -> str:
+    """Return the state that the child left; write the reason if the child could not.
+
+    `before` is the time stamp of result.json before the child: an older result says nothing about this end.
+    """
     folder = RunFolder(run_dir)
-    state = (folder.read_result() or {}).get("state")
+    is_new = _written_at(folder.result) != before or code in (EXIT_INTERRUPTED, EXIT_PREEMPTED)
+    result = (folder.read_result() if is_new else None) or {}
+    state = result.get("state")
     if code == 0 and state == COMPLETE:
         return COMPLETE
     if state == INTERRUPTED and code > 0:
         return INTERRUPTED
+    why = result.get("reason")
     if state != FAILED or code < 0:
         lines = (run_dir / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
         why = next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word")
@@ -178,7 +192,8 @@ def _record_end(run_dir: Path, code: int) -> str:
             why = f"killed by signal {-code} ({signal.Signals(-code).name})"
         if code == -signal.SIGKILL:
             why += ", from outside or by the system for want of memory"
-        folder.write_failure(why, exit_code=code)
+    known = result if state == FAILED else {}
+    write_json(folder.result, known | {"state": FAILED, "reason": why, "exit_code": code})
     return FAILED
 
 
@@ -241,6 +256,13 @@ class SweepLimits:
                 return True
         return self.max_jobs is None
 
+    def give_back(self) -> None:
+        """Take back one start that `allow` counted: another driver has the job."""
+        for start in self.ledger.glob("start-*"):
+            with contextlib.suppress(FileNotFoundError):
+                start.unlink()
+                return
+
     def note(self, state: str, run_dir: Path) -> None:
         """Record the state of a job for the rest of this call."""
         with contextlib.suppress(FileNotFoundError):  # no ledger: a queued job can outlive its driver
@@ -254,7 +276,9 @@ class SweepLimits:
 
 
 def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, share: Share) -> float:
-    """Run one job in its share of the machine, if the limits allow it, and return its validation loss, else infinity.
+    """Run one job in its share of the machine, if the limits allow it, and return its validation loss.
+
+    That is infinite for a job that is not complete, and `DIVERGED_LOSS` for one that diverged.
 
     With `wait` it only waits for jobs of other drivers, and takes them over if these die.
     """
@@ -267,9 +291,12 @@ def run_limited(config: Config, run_dir: Path, limits: SweepLimits, wait: bool, 
             elif state != COMPLETE and (wait or limits.allow(state)):
                 state = run_job(config, run_dir, wait=wait, environment=environment)
                 limits.note(state, run_dir)
+                if state == RUNNING and not wait:
+                    limits.give_back()
+    result = RunFolder(run_dir).read_result() or {}
     if state != COMPLETE:
-        return math.inf
-    return (RunFolder(run_dir).read_result() or {})["val/loss"]
+        return DIVERGED_LOSS if result.get("exit_code") == DivergedError.exit_code else math.inf
+    return result["val/loss"]
 
 
 class SweepDisplay:

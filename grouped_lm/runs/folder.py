@@ -8,6 +8,7 @@ import hashlib
 import json
 import shlex
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ class RunFolder:
             return
         if not complete:
             saved.pop("init_from", None)
-        now = describe_inputs(config)
+        now = describe_inputs(self.with_tokenizer(config))
         try:
             changed = changed_inputs(saved, now)
         except (KeyError, TypeError, AttributeError) as error:
@@ -115,6 +116,16 @@ class RunFolder:
                 f"{self.path} was trained with other files, which have changed since: {changed}: "
                 "restore them, or give another hydra.run.dir (hydra.sweep.dir) to train again"
             )
+
+    def with_tokenizer(self, config: Config) -> Config:
+        """Return the config to read text with: the run's own tokenizer where its `tokenizer.file` is gone.
+
+        The identity of the run keeps the name of that file.
+        """
+        file = config.tokenizer.file
+        if file is None or Path(file).exists() or not self.tokenizer.exists():
+            return config
+        return replace(config, tokenizer=replace(config.tokenizer, file=str(self.tokenizer)))
 
     def mirror(self, config: Config, identity: dict[str, str]) -> Path | None:
         """Return the folder for copies of the checkpoints, or None without `train.mirror`.

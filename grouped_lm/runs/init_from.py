@@ -8,6 +8,7 @@ from grouped_lm.config import Config
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.errors import CheckpointError, ConfigError
 from grouped_lm.heads import needs_grouping
+from grouped_lm.prior.config import KneserNeyConfig
 from grouped_lm.runs.checkpoint import list_checkpoints, load_latest
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.identity import changed_fields, config_identity
@@ -35,6 +36,10 @@ def check_source(config: Config) -> None:
     """
     source = Path(config.init_from or "")
     saved = load_config(source)
+    if isinstance(saved.head, KneserNeyConfig):
+        raise CheckpointError(
+            f"init_from={source} counted n-grams and has no weights to start from: leave init_from out"
+        )
     if not list_checkpoints(RunFolder(source).checkpoints):
         raise CheckpointError(f"init_from={source} has no checkpoint yet: train it first")
     if changed := changed_fields(weights_settings(saved), weights_settings(config)):

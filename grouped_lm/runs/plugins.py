@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from grouped_lm.errors import ConfigError
+from grouped_lm.errors import ConfigError, GvcError
 
 VARIABLE = "GVC_PLUGINS"
 
@@ -17,7 +17,7 @@ def load_plugins() -> None:
     """Import the modules that GVC_PLUGINS names, from the current folder or from what is installed.
 
     Raises:
-        ConfigError: there is no such module, or it cannot be imported.
+        GvcError: there is no such module, it cannot be imported, or it registers what is refused.
     """
     names = [name for name in (part.strip() for part in os.environ.get(VARIABLE, "").split(",")) if name]
     here = str(Path.cwd())
@@ -30,4 +30,10 @@ def load_plugins() -> None:
             raise ConfigError(
                 f"{VARIABLE}={os.environ[VARIABLE]}: {name} cannot be imported ({error}): name a .py file of this "
                 "folder without its .py, or an installed module"
+            ) from error
+        except GvcError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"{VARIABLE}={os.environ[VARIABLE]}: {name} has a mistake ({type(error).__name__}: {error}): mend it"
             ) from error

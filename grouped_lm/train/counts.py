@@ -29,10 +29,11 @@ def count_steps(config: Config, folder: RunFolder) -> dict[str, Any] | None:
     if not counts_tokens(config):
         return None
     train = config.train
-    corpus = prepare_data(config.data, config.tokenizer)
+    reading = folder.with_tokenizer(config)
+    corpus = prepare_data(reading.data, reading.tokenizer)
     environment = describe_environment(torch.device("cpu"))
-    folder.write_start(config, environment, describe_inputs(config, corpus))
-    tokenizer = build_tokenizer(config.tokenizer, config.data)
+    folder.write_start(config, environment, describe_inputs(reading, corpus))
+    tokenizer = build_tokenizer(reading.tokenizer, reading.data)
     if isinstance(tokenizer, BPETokenizer):
         tokenizer.save(folder.tokenizer)
     metrics_log, tracker = MetricsLog(folder.metrics), start_tracking(config, folder.path)

@@ -28,7 +28,7 @@ def train(config: Config, run_dir: Path) -> dict[str, Any]:
 def train_steps(config: Config, folder: RunFolder, process_group: ProcessGroup) -> dict[str, Any]:
     """Train to the end. This is not part of `train` because a DDP model must be deleted before its process group."""
     config, device, predicted_bytes = set_up_process(config, folder, process_group)
-    corpus = prepare_corpus(config)
+    corpus = prepare_corpus(folder.with_tokenizer(config))
     model = build_model(config, corpus, folder)
     with TrainingRun(config, folder, process_group, corpus, model, device, predicted_bytes) as run:
         run_steps(run, config.train.max_steps)

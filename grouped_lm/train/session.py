@@ -68,7 +68,9 @@ class TrainingRun:
         batches = TrainBatches(tokens, block_size, train.micro_batch_size, config.seed, group.rank, group.size)
         self.prefetcher = Prefetcher(batches.batch, device)
         self.valid = corpus.valid
-        self.valid_on_the_way = self.valid.first(config.eval.max_tokens, build_tokenizer(config.tokenizer, config.data))
+        reading = folder.with_tokenizer(config)
+        tokenizer = build_tokenizer(reading.tokenizer, reading.data)
+        self.valid_on_the_way = self.valid.first(config.eval.max_tokens, tokenizer)
         valid_batch = train.eval_batch_size or train.share(group.size)
         self.windows, self.windows_on_the_way = (
             ValidWindows(text.tokens(), block_size, valid_batch) for text in (self.valid, self.valid_on_the_way)
@@ -95,7 +97,7 @@ class TrainingRun:
         self.checkpoints = Checkpoints(folder, config, *parts)
         self.progress, self.history = self.checkpoints.resume()
         environment = self.environment | {"commits": self.checkpoints.commits}
-        group.on_first(folder.write_start, config, environment, describe_inputs(config, corpus))
+        group.on_first(folder.write_start, config, environment, describe_inputs(reading, corpus))
         group.on_first(write_tokens, folder, config, model.head)
 
         self.predicted_gib = None if predicted_bytes is None else predicted_bytes / GIB

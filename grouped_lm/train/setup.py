@@ -148,6 +148,7 @@ def build_model(config: Config, corpus: Corpus, folder: RunFolder) -> LanguageMo
 
 def write_tokens(folder: RunFolder, config: Config, head: Head) -> None:
     """Write the tokenizer, if it was trained on this run's text, and a description of the groups, if there are any."""
+    config = folder.with_tokenizer(config)
     tokenizer = build_tokenizer(config.tokenizer, config.data)
     if isinstance(tokenizer, BPETokenizer):
         tokenizer.save(folder.tokenizer)

@@ -228,6 +228,36 @@ def test_init_from_refuses_other_weights(gvc, tiny, own_text):
     assert gvc(*words, "train.max_steps=1").code == 0  # other text, the run's own tokenizer
 
 
+def test_a_run_from_another_with_a_bpe_goes_on_without_that_one(gvc, tiny, own_text):
+    tokenizer = ["tokenizer=bpe", "tokenizer.vocab_size=300"]
+    assert gvc("train", *tiny, *own_text, *tokenizer, "head=dense", "train.max_steps=1", "hydra.run.dir=a").code == 0
+    words = ["train", "tracking=none", "train.device=cpu", "train.threads=1", "train.micro_batch_size=2", "init_from=a"]
+    words += ["train.max_steps=4"]
+    assert gvc(*words, "hydra.run.dir=whole").code == 0
+    with stopped_in_step(2, signal.SIGTERM):
+        assert gvc(*words, "hydra.run.dir=cut").code == 75
+    shutil.rmtree("a")
+    outcome = gvc("resume", "cut")
+    assert outcome.code == 0, outcome.err
+    assert weights("cut", 4) == weights("whole", 4)
+    config = [json.loads(Path(run, "config.json").read_text()) for run in ("cut", "whole")]
+    assert config[0]["tokenizer"] == config[1]["tokenizer"]
+    assert config[0]["tokenizer"]["file"] == "a/tokenizer.json"
+    inputs = json.loads(Path("cut/inputs.json").read_text())["tokenizer.file"]["files"]
+    assert (
+        inputs[0]["sha256"] == json.loads(Path("whole/inputs.json").read_text())["tokenizer.file"]["files"][0]["sha256"]
+    )
+    assert gvc("resume", "cut").code == 0  # complete
+
+
+def test_init_from_counts_is_refused_with_the_reason(gvc, tiny):
+    assert gvc("train", *tiny, "head=kneser_ney", "train.max_steps=1", "hydra.run.dir=run").code == 0
+    refused = gvc("train", "init_from=run", "tracking=none", "train.device=cpu", "head=dense", "hydra.run.dir=x")
+    assert refused.code == 5
+    line = "gvc: error: init_from=run counted n-grams and has no weights to start from: leave init_from out"
+    assert refused.err.splitlines()[-1] == line
+
+
 TRACKING = {"WANDB_PROJECT": "mine", "WANDB_ENTITY": "team", "WANDB_RUN_GROUP": "group", "WANDB_MODE": "disabled"}
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from grouped_lm.cli.compose.compose import config_groups
+from grouped_lm.cli.options import GROUPS
 
 from grouped_lm.runs.schema import list_keys, list_parts
 
@@ -70,3 +71,7 @@ def test_case_24_config_every_key_has_a_meaning():
 def test_case_24_config_numbers_of_train_and_head_have_ranges():
     keys = [key for part in list_parts() if part.path in ("train", "head", "model", "optim") for key in list_keys(part)]
     assert [key.path for key in keys if key.kind in ("int", "float", "int or null") and not key.limits] == []
+
+
+def test_a_shell_completes_every_group_of_a_run():
+    assert set(GROUPS) == set(config_groups()) - {"bench", "sweep"}

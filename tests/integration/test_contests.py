@@ -10,6 +10,12 @@ from grouped_lm.report.contest import notes_of
 from grouped_lm.runs.load import load_config
 
 
+@pytest.fixture(scope="session")
+def untimed(tiny) -> list[str]:
+    """`tiny` without what a contest at equal time chooses itself."""
+    return [word for word in tiny if not word.startswith(("train.max_steps=", "train.threads="))]
+
+
 def results(folder: str) -> dict[str, dict]:
     """The result of every job, by the name of its folder."""
     paths = Path("runs", folder).glob("*/result.json")
@@ -55,8 +61,8 @@ def test_equal_tokens_repeats_the_best_rate_with_other_seeds(gvc, tiny):
     assert [path.stat().st_mtime_ns for path in sorted(Path("runs").glob("*/*/result.json"))] == times
 
 
-def test_equal_time_fixes_the_steps_before_the_run(gvc, tiny):
-    words = ["sweep", "equal-time", *tiny, "variant=trim-bias", "model=debug,gpt2-1m", "seed=0", "tracking=none"]
+def test_equal_time_fixes_the_steps_before_the_run(gvc, untimed):
+    words = ["sweep", "equal-time", *untimed, "variant=trim-bias", "model=debug,gpt2-1m", "seed=0", "tracking=none"]
     words += ["contest.speed_steps=12", "contest.bodies=1"]
     run = gvc(*words, "contest.budgets=[0.004x1]")
     assert run.code == 0, run.err
@@ -80,8 +86,8 @@ def test_equal_time_fixes_the_steps_before_the_run(gvc, tiny):
     assert longer == [f"runs/equal-time/{best.replace('0.004', '0.008')}"]
 
 
-def test_failed_jobs_count_and_stop_all_stages(gvc, tiny):
-    words = ["sweep", "equal-time", *tiny, "variant=trim-bias,dense-bias", "model=debug", "seed=0", "tracking=none"]
+def test_failed_jobs_count_and_stop_all_stages(gvc, untimed):
+    words = ["sweep", "equal-time", *untimed, "variant=trim-bias,dense-bias", "model=debug", "seed=0", "tracking=none"]
     words += ["contest.speed_steps=12", "contest.budgets=[0.004x1]", "optim.lr=1e8", "train.on_nonfinite=raise"]
     assert gvc(*words, "--fail-fast").code == 1
     assert [result["state"] for result in results("equal-time").values()] == ["failed"]
@@ -106,21 +112,32 @@ def test_notes_are_of_the_run_that_was_made(gvc, tiny):
         ("equal-time", "contest.budgets=10x1", "contest.budgets must be a list"),
         ("equal-time", "contest.bodies=0", "contest.bodies must be in [1, 1e+09], got 0"),
         ("equal-time", "contest.speed_steps=many", "contest.speed_steps must be a whole number, got many"),
+        ("equal-time", "train.max_steps=50", "equal-time chooses train.max_steps itself"),
+        ("equal-time", "train.threads=2", "equal-time chooses train.threads itself"),
+        ("equal-time", "train.eval_every_steps=5", "equal-time chooses train.eval_every_steps itself"),
+        ("equal-time", "hydra.sweep.subdir=x", "hydra.sweep.subdir=x: a contest names the folders of its jobs itself"),
+        ("equal-tokens", "hydra.sweep.subdir=x", "hydra.sweep.subdir=x: a contest names the folders of its jobs"),
+        ("equal-tokens", "hydra.run.dir=x", "gvc sweep has hydra.sweep.dir"),
+        (
+            "equal-tokens",
+            "contest.kind=time",
+            "contest.kind=time needs contest.budgets, contest.speed_steps, contest.b",
+        ),
         ("equal-tokens", "contest.kind=foo", "contest.kind must be one of tokens, time"),
         ("equal-tokens", "optim.lr=interval(1e-3,1e-2)", "a contest takes a list of values"),
         ("equal-tokens", "variant=glob(dense-b*)", "a contest takes a list of values"),
         ("equal-tokens", "optim.weight_decay=0,0.1", "a contest sweeps variant, model, optim.lr, seed alone"),
     ],
 )
-def test_wrong_settings_are_named(gvc, tiny, name, word, said):
-    run = gvc("sweep", name, *tiny, word, "--dry-run")
+def test_wrong_settings_are_named(gvc, tiny, untimed, name, word, said):
+    run = gvc("sweep", name, *(untimed if name == "equal-time" else tiny), word, "--dry-run")
     assert run.code == 2
     assert said in run.err
     assert len(run.err.strip().splitlines()) == 1
 
 
-def test_the_speed_of_another_machine_is_refused(gvc, tiny):
-    words = ["sweep", "equal-time", *tiny, "variant=trim-bias", "model=debug", "seed=0", "tracking=none"]
+def test_the_speed_of_another_machine_is_refused(gvc, untimed):
+    words = ["sweep", "equal-time", *untimed, "variant=trim-bias", "model=debug", "seed=0", "tracking=none"]
     words += ["contest.speed_steps=12", "contest.budgets=[0.004x1]"]
     assert gvc(*words).code == 0
     for path in Path("runs/equal-time").glob("speed*/environment.json"):
@@ -135,3 +152,21 @@ def test_wrong_budgets_are_named(gvc, tiny, budget):
     run = gvc("sweep", "equal-time", *tiny, f"contest.budgets=[{budget}]", "variant=trim-bias")
     assert run.code == 2
     assert "contest.budgets" in run.err
+
+
+def test_a_contest_of_ones_own_that_sweeps_too_little(gvc, tiny, workdir):
+    (workdir / "own" / "sweep").mkdir(parents=True)
+    text = "# @package _global_\ncontest:\n  kind: tokens\nhydra:\n  sweeper:\n    params:\n      seed: 0\n"
+    (workdir / "own" / "sweep" / "mine.yaml").write_text(text)
+    run = gvc("sweep", "mine", *tiny, "--config-dir", "own", "--dry-run")
+    assert run.code == 2
+    assert "sweep=mine lacks variant, model, optim.lr in hydra.sweeper.params" in run.err
+
+
+def test_all_stages_have_the_one_folder_that_a_time_names(gvc, tiny):
+    words = ["sweep", "equal-tokens", *tiny, "variant=dense-bias", "model=debug", "optim.lr=1e-3", "seed=0,1"]
+    run = gvc(*words, "train.max_steps=1", "hydra.sweep.dir=runs/${now:%H%M%S%f}")
+    assert run.code == 0, run.err
+    (folder,) = Path("runs").iterdir()
+    assert run.run_dir == folder
+    assert len(results(folder.name)) == 2

@@ -19,6 +19,10 @@ def test_the_demo_chooses_its_heads(gvc, workdir):
         outcome = gvc("demo", *SMALL, word)
         assert outcome.code == 2
         assert f"{word}: gvc demo compares three heads" in outcome.err
+    for word, what in (("hydra.run.dir=x", "makes a folder in runs/"), ("data=text", "generates its text")):
+        outcome = gvc("demo", *SMALL, word)
+        assert outcome.code == 2
+        assert f"{word}: gvc demo {what} itself: leave it out" in outcome.err
     assert not Path("runs").exists()
 
 

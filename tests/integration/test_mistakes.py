@@ -136,6 +136,15 @@ def test_a_word_that_is_empty(gvc, workdir, words, name):
         ("data order sweep=seeds", "this command takes one config"),
         ("plan sweep=seeds", "this command takes one config"),
         ("sweep seeds hydra.sweep.dir=", "hydra.sweep.dir is empty"),
+        ("train sweep=equal-time", "sweep=equal-time is a contest, "),
+        ("train -m sweep=equal-tokens", ": gvc sweep equal-tokens"),
+        ("plan sweep=equal-tokens", "sweep=equal-tokens is a contest, "),
+        (
+            "train data=text data.train=a data.valid=b head=dense,grouped",
+            "head=dense,grouped gives several values: add ",
+        ),
+        ("train -m head=dense,grouped head.group_size=4", "unknown key head.group_size; head has name, tied, bias"),
+        ("train -m data=text data.train=a data.valid=b head=dense,grouped train.max_steps=abc", "takes a whole number"),
         ("bench steps steps.models=gpt2-1m", "steps.models takes a list: write steps.models=[gpt2-1m]"),
         ("bench heads heads.n_tokens=8", "heads.n_tokens takes a list: write heads.n_tokens=[8]"),
         ("sample . --temperature -1", "Input should be greater than or equal to 0, got '-1'"),
@@ -240,6 +249,58 @@ def test_choices_in_a_folder_of_configs_are_known(gvc, tiny):
         gvc(*words, "model=mine", "train.max_steps=abc"), 2, "train.max_steps takes a whole number, got abc"
     )
     assert_one_line(gvc(*words, "model=mime"), 2, "model=mime is not known; did you mean mine?")
+
+
+PACKAGE = "`# @package _global_`, so that its keys are those of the whole config"
+"""The end of a line about a file of a group that chooses several parts."""
+
+
+@pytest.mark.parametrize("command", ["train", "plan"])
+@pytest.mark.parametrize("group", ["variant", "experiment", "sweep"])
+@pytest.mark.parametrize("start", ["", "defaults:\n  - override /head: dense\n"])
+def test_a_file_of_several_parts_without_its_first_line(gvc, workdir, command, group, start):
+    Path(f"own/{group}").mkdir(parents=True)
+    Path(f"own/{group}/mine.yaml").write_text(f"{start}train:\n  max_steps: 7\n")
+    outcome = gvc(command, f"{group}=mine", "--config-dir", "own")
+    assert_one_line(outcome, 2, PACKAGE)
+    named = "unknown key variant.train: " if group == "variant" and not start else f"own/{group}/mine.yaml: "
+    assert named in outcome.err
+
+
+def test_a_primary_config_without_ours(gvc, tiny):
+    Path("own").mkdir()
+    Path("own/mine.yaml").write_text("train:\n  max_steps: 5\n")
+    words = ["train", "--config-dir", "own", "--config-name", "mine"]
+    line = "own/mine.yaml lacks parts of the config: begin it with `defaults: [config, _self_]`"
+    assert_one_line(gvc(*words), 2, line)
+    Path("own/mine.yaml").write_text("defaults: [config, _self_]\ntrain:\n  max_steps: abc\n")
+    assert_one_line(gvc(*words), 2, "train.max_steps takes a whole number, got abc")
+
+
+def test_a_refused_run_leaves_the_folder_that_an_interpolation_names(gvc, tiny):
+    words = ["train", *tiny, "head=dense", "name=a", "hydra.run.dir=runs/${name}"]
+    assert gvc(*words, "train.max_steps=1").code == 0
+    before = {path: path.read_bytes() for path in Path("runs/a").rglob("*.yaml")}
+    assert len(before) == 3
+    assert_one_line(gvc(*words, "train.max_steps=2"), 6, "train.max_steps: 1 -> 2")
+    assert {path: path.read_bytes() for path in Path("runs/a").rglob("*.yaml")} == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def f(:\n", "SyntaxError: invalid syntax (own_mistake_0.py, line 1)"),
+        ("missing()\n", "NameError: name 'missing' is not defined"),
+        ("1 / 0\n", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_mistake_in_a_plugin(gvc, tiny, monkeypatch, text, message):
+    name = "own_mistake_0"
+    Path(f"{name}.py").write_text(text)
+    monkeypatch.setenv("GVC_PLUGINS", name)
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    line = f"GVC_PLUGINS={name}: {name} has a mistake ({message}): mend it"
+    assert_one_line(gvc("train", *tiny), 2, line)
 
 
 def test_a_report_of_nothing_and_a_place_without_marks(gvc, workdir):
