@@ -154,7 +154,7 @@ def memory_ratio(case: Case) -> Verdict:
     if rows:
         off_by = f"within {worst:.1%}" if worst >= 0.0005 else "as predicted"
         note = f" Predicted from shapes{', but on a GPU' if cells else ''}; {len(errors)} real steps were {off_by}."
-        ranges.append("bodies, attention, batches " + " and ".join(map(str, o["batches"])))
+        ranges.append("predicted for bodies, attention, batches " + " and ".join(map(str, o["batches"])))
     bounds = [row["memory_ratio"] for row in rows] + [bound for cell in cells for bound in (cell.low, cell.high)]
     interval = f"{min(bounds):.2f}x to {max(bounds):.2f}x ({'; '.join(ranges)})"
     for (model, attention), group in group_rows(rows, ("model", "attention")).items():
