@@ -88,15 +88,15 @@ def check_tokenizers(labels: list[str]) -> None:
 def file_name(evaluation: "RunEvaluation", data: Path | None, stride: int | None) -> str:
     """Return the name of the file of an evaluation: `eval` for a run on its own validation text as it was trained.
 
-    Other texts have names of their own, such as `eval-other`; two of one name also the start of the text's SHA-256.
-    So have another model, prior or stride.
+    Another text, prior, model or stride has a name of its own, such as `eval-other`. Two texts of one file name differ
+    in the start of their SHA-256.
     """
     from grouped_lm.runs.load import load_config
     from grouped_lm.system.files import read_json_dict
 
     config, saved = evaluation.config, load_config(evaluation.run)
-    same_text = replace(config.data, cache_dir=saved.data.cache_dir) == saved.data
-    same_text = data is None and same_text and config.eval.max_tokens is None and not evaluation.text_changed
+    same_data = replace(config.data, cache_dir=saved.data.cache_dir) == saved.data
+    same_text = data is None and same_data and config.eval.max_tokens is None and not evaluation.text_changed
     same_model = (config.prior, config.model) == (saved.prior, saved.model)
     overlaps = stride is not None and stride < config.model.block_size
     if same_text and same_model and not overlaps:

@@ -22,8 +22,8 @@ from grouped_lm.evaluate.story_tasks import Questions, make_questions, score_tas
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.heads import GroupedTokens
 from grouped_lm.models.lm import LanguageModel
+from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.identity import config_identity
-from grouped_lm.runs.inputs import changed_inputs
 from grouped_lm.runs.load import load_config, load_model, own_tokenizer
 from grouped_lm.runs.tracking import start_tracking
 from grouped_lm.system.console import EvalDisplay
@@ -127,14 +127,8 @@ def _evaluate_run(
         story_nll=nll,
         story_tokens=counts,
         text_sha256=sha256,
-        text_changed=bool(changed_text(run, "valid", valid.manifest["source"])),
+        text_changed=bool(RunFolder(run).changed_text("valid", valid.manifest["source"])),
     )
-
-
-def changed_text(run: Path, split: str, source: dict[str, Any]) -> str:
-    """Return how a text differs from that of the run's training, "" if it does not or if this is not known."""
-    saved = (read_json_dict(run / "inputs.json") or {}).get(f"data.{split}")
-    return changed_inputs({"": saved}, {"": source}) if isinstance(saved, dict) else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +191,8 @@ def mean_tables(run: Path, scores: TokenScores, model: LanguageModel, cache_dir:
             raise DataError(f"{run} was imported: its training text is not known")
         data = replace(trained.data, cache_dir=cache_dir)
         training = prepare_split(data, own_tokenizer(run, trained.tokenizer), "train")
-        if changed := changed_text(run, "train", training.manifest["source"]):
-            raise DataError(f"the training text of {run} has changed:{changed}")
+        if changed := RunFolder(run).changed_text("train", training.manifest["source"]):
+            raise DataError(f"{run} was trained with other text: {changed}")
     except DataError as error:
         log.info("no table by training frequency: %s", error)
     else:

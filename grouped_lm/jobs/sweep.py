@@ -41,7 +41,7 @@ RUNNING = "running"
 BUSY_EXIT = 64
 """A worker's exit code if another process trains in its folder."""
 DIVERGED_LOSS = 1e300
-"""What a search is told of a job that diverged: a finite loss, since infinite ones are tried again."""
+"""The loss that a search gets for a job that diverged. It is finite, since infinite ones are tried again."""
 POLL_SECONDS = 1.0
 FOLLOW_SECONDS = 120.0
 """How long a job's other machines wait until its first one has started to train."""
@@ -184,16 +184,16 @@ def _record_end(run_dir: Path, code: int, before: int) -> str:
         return COMPLETE
     if state == INTERRUPTED and code > 0:
         return INTERRUPTED
-    why = result.get("reason")
-    if state != FAILED or code < 0:
+    if state == FAILED and code >= 0:
+        write_json(folder.result, result | {"exit_code": code})
+    else:
         lines = (run_dir / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
         why = next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word")
         if code < 0:
             why = f"killed by signal {-code} ({signal.Signals(-code).name})"
         if code == -signal.SIGKILL:
             why += ", from outside or by the system for want of memory"
-    known = result if state == FAILED else {}
-    write_json(folder.result, known | {"state": FAILED, "reason": why, "exit_code": code})
+        folder.write_failure(why, exit_code=code)
     return FAILED
 
 

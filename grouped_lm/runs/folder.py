@@ -117,6 +117,15 @@ class RunFolder:
                 "restore them, or give another hydra.run.dir (hydra.sweep.dir) to train again"
             )
 
+    def changed_text(self, split: str, source: dict[str, Any]) -> str:
+        """Return how the text of a split differs from that of the training, "" if it does not or nobody knows.
+
+        `source` describes the text as it is now, as the manifest of a prepared split does.
+        """
+        key = f"data.{split}"
+        saved = (read_json_dict(self.inputs) or {}).get(key)
+        return changed_inputs({key: saved}, {key: source}) if isinstance(saved, dict) else ""
+
     def with_tokenizer(self, config: Config) -> Config:
         """Return the config to read text with: the run's own tokenizer where its `tokenizer.file` is gone.
 

@@ -35,5 +35,5 @@ def load_plugins() -> None:
             raise
         except Exception as error:
             raise ConfigError(
-                f"{VARIABLE}={os.environ[VARIABLE]}: {name} has a mistake ({type(error).__name__}: {error}): mend it"
+                f"{VARIABLE}={os.environ[VARIABLE]}: {name} has a mistake ({type(error).__name__}: {error}): correct it"
             ) from error

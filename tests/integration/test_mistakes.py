@@ -299,7 +299,7 @@ def test_a_mistake_in_a_plugin(gvc, tiny, monkeypatch, text, message):
     Path(f"{name}.py").write_text(text)
     monkeypatch.setenv("GVC_PLUGINS", name)
     monkeypatch.syspath_prepend(str(Path.cwd()))
-    line = f"GVC_PLUGINS={name}: {name} has a mistake ({message}): mend it"
+    line = f"GVC_PLUGINS={name}: {name} has a mistake ({message}): correct it"
     assert_one_line(gvc("train", *tiny), 2, line)
 
 
