@@ -34,9 +34,11 @@ def config(
         from grouped_lm.runs.schema import list_keys, list_parts
         from grouped_lm.system.console import print_lines
 
-        from .compose.compose import config_groups
+        from .compose.compose import check_config_files, config_groups
         from .compose.explain import nearest
 
+    if config_dir:
+        check_config_files(Path(config_dir))
     groups = config_groups(config_dir)
     keys = {key.path for part in list_parts() for key in list_keys(part)}
     parts = {part.path for part in list_parts() if part.path}

@@ -124,13 +124,20 @@ class HydraFlags:
 
 
 def check_config_files(folder: Path) -> None:
-    """Raise `ConfigError` unless the user's folder exists and its YAML files are small, also after Hydra reads them."""
+    """Raise `ConfigError` unless the user's folder exists and Hydra can use each of its YAML files.
+
+    A file must be small, also after Hydra expands it. It must not have the name of another file of ours, because
+    Hydra would read ours in its place.
+    """
     if not folder.is_dir():
         raise ConfigError(f"--config-dir {folder} is not a folder")
     for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):
         for path in folder.glob(pattern):
             if path.stat().st_size > MAX_BYTES or expanded_nodes(path) > MAX_NODES:
                 raise ConfigError(f"{path} is too large for a config: it expands to more than {MAX_NODES:,} values")
+            ours = files(CONF).joinpath(*path.relative_to(folder).parts)
+            if ours.is_file() and ours.read_bytes() != path.read_bytes():
+                raise ConfigError(f"{path} has the name of a file of gvc and would not be used: give it another name")
 
 
 def expanded_nodes(path: Path) -> int:

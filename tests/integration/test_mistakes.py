@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -235,7 +236,7 @@ def test_what_is_printed_instead_of_training(gvc, words, message):
     assert_one_line(gvc("train", *words.split()), 2, message)
 
 
-@pytest.mark.parametrize("command", ["train", "plan", "bench heads", "sweep seeds"])
+@pytest.mark.parametrize("command", ["train", "plan", "bench heads", "sweep seeds", "config"])
 def test_a_folder_of_configs_that_is_not_there(gvc, workdir, command):
     assert_one_line(gvc(*command.split(), "--config-dir", "nosuch"), 2, "--config-dir nosuch is not a folder")
     assert list(workdir.iterdir()) == []
@@ -249,6 +250,18 @@ def test_choices_in_a_folder_of_configs_are_known(gvc, tiny):
         gvc(*words, "model=mine", "train.max_steps=abc"), 2, "train.max_steps takes a whole number, got abc"
     )
     assert_one_line(gvc(*words, "model=mime"), 2, "model=mime is not known; did you mean mine?")
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "sweep seeds", "config"])
+def test_a_file_with_the_name_of_one_of_ours(gvc, tiny, command):
+    Path("own/model").mkdir(parents=True)
+    ours = files("grouped_lm.conf") / "model/debug.yaml"
+    Path("own/model/debug.yaml").write_bytes(ours.read_bytes())
+    assert gvc("config", "model", "--config-dir", "own").code == 0
+    Path("own/model/debug.yaml").write_text("name: debug\nn_layer: 1\nn_head: 2\nn_embd: 16\nblock_size: 32\n")
+    line = "own/model/debug.yaml has the name of a file of gvc and would not be used: give it another name"
+    words = [] if command == "config" else tiny
+    assert_one_line(gvc(*command.split(), *words, "--config-dir", "own"), 2, line)
 
 
 PACKAGE = "`# @package _global_`, so that its keys are those of the whole config"
