@@ -259,7 +259,8 @@ class KneserNey:
         reserved = take_or_zero(level.reserved, contexts.nodes[k])
         if contexts.own_counts is None:
             return totals, reserved
-        removed = contexts.own_counts[k] > 0
+        # A context that was pruned has no total to take from: every n-gram after it was pruned too.
+        removed = (contexts.own_counts[k] > 0) & (totals > 0)
         return totals - removed, reserved - removed - self.lost_mass(k, contexts)
 
     def _look_up(self, tokens: np.ndarray, start: int, stop: int, leave_one_out: bool) -> tuple[Contexts, np.ndarray]:

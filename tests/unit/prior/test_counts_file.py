@@ -1,7 +1,11 @@
 """Counts on disk: the same bytes, whole or not there, and made again when they belong to something else."""
 
+import json
+import struct
+
 import numpy as np
 import pytest
+from filelock import FileLock
 from literal_kneser_ney import EOT, HISTORIES, VOCAB, small_text
 
 from grouped_lm.data.token_file import TokenFile
@@ -34,6 +38,28 @@ def test_a_damaged_or_foreign_file_is_refused(tmp_path):
         load_counts(tmp_path / "nothing", "key")
 
 
+@pytest.mark.parametrize("place", [0, 0.1, 0.5, -9])
+def test_flipped_bytes_of_the_tables_are_seen(tmp_path, place):
+    path = tmp_path / "counts"
+    save_counts(build_kneser_ney(small_text(), VOCAB, EOT, 3), path, "key")
+    content = bytearray(path.read_bytes())
+    start = 8 + struct.unpack("<Q", content[:8])[0]
+    content[place if place < 0 else start + int(place * (len(content) - start))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged"):
+        load_counts(path, "key")
+
+
+def test_a_changed_number_of_the_header_is_seen(tmp_path):
+    path = tmp_path / "counts"
+    save_counts(build_kneser_ney(small_text(), VOCAB, EOT, 3), path, "key")
+    content = path.read_bytes()
+    assert content.count(b'\\"vocab_size\\": 11') == 1
+    path.write_bytes(content.replace(b'\\"vocab_size\\": 11', b'\\"vocab_size\\": 12'))
+    with pytest.raises(DataError, match="is damaged"):
+        load_counts(path, "key")
+
+
 def token_file(folder, text, sha256="0" * 64) -> TokenFile:
     text.astype("<u2").tofile(folder / "tokens.bin")
     tokenizer = {"vocab_size": VOCAB, "eot_id": EOT}
@@ -57,3 +83,30 @@ def test_counts_are_kept_beside_their_tokens_and_made_again_when_damaged(tmp_pat
         len({counts_path(tokens, 3), counts_path(tokens, 4), counts_path(tokens, 3, (1, 1, 2)), counts_path(other, 3)})
         == 4
     )
+
+
+def test_counts_that_are_there_need_no_lock_and_no_writing(tmp_path, monkeypatch):
+    tokens = token_file(tmp_path, small_text())
+    model = load_or_build(tokens, 3)
+    monkeypatch.setattr("grouped_lm.prior.store.build_kneser_ney", None)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with FileLock(tmp_path / f".{counts_path(tokens, 3).name}.lock"):  # somebody who counts: this call must not wait
+        loaded = load_or_build(tokens, 3)
+    assert np.array_equal(loaded.probabilities(HISTORIES), model.probabilities(HISTORIES))
+    assert {path.name for path in tmp_path.iterdir()} - set(before) <= {f".{counts_path(tokens, 3).name}.lock"}
+
+
+def test_a_file_without_a_hash_is_counted_again(tmp_path, caplog):
+    tokens = token_file(tmp_path, small_text())
+    model, path = load_or_build(tokens, 3), counts_path(tokens, 3)
+    content = path.read_bytes()
+    size = struct.unpack("<Q", content[:8])[0]
+    header = json.loads(content[8 : 8 + size])
+    inner = json.loads(header["__metadata__"]["kneser_ney"])
+    del inner["sha256"]
+    header["__metadata__"]["kneser_ney"] = json.dumps(inner)
+    old = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(old)) + old + content[8 + size :])
+    assert np.array_equal(load_or_build(tokens, 3).probabilities(HISTORIES), model.probabilities(HISTORIES))
+    assert path.read_bytes() == content
+    assert "counting again" in caplog.text

@@ -135,6 +135,21 @@ def test_leave_one_out_of_a_pruned_model_equals_counting_and_pruning_again(min_c
     np.testing.assert_allclose(model.target_log_prob(text, leave_one_out=True), log_prob, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("min_counts", [(1, 1, 2, 2, 2), (1, 2, 2, 2, 2)])
+def test_leave_one_out_takes_nothing_from_contexts_that_were_pruned(min_counts):
+    text = small_text(160)
+    model = build_kneser_ney(text, VOCAB, EOT, 5, min_counts)
+    whole = model.context_counts(model.text_contexts(text))
+    contexts = model.text_contexts(text, leave_one_out=True)
+    counts = model.context_counts(contexts)
+    assert (contexts.nodes[1:] < 0).any(), "no context was pruned"
+    assert ((counts == whole) | (counts == whole - 1)).all()
+    assert counts.min() == 0
+    backoffs = np.stack([model.interpolation(k, contexts) for k in range(5)])
+    assert np.isfinite(backoffs).all()
+    assert backoffs.min() >= 0
+
+
 def test_leave_one_out_needs_small_counts():
     text = small_text()
     with pytest.raises(ConfigError, match=r"pruned to \(1, 1, 3\)"):

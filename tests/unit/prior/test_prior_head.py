@@ -12,7 +12,7 @@ from grouped_lm.heads.decoding.truncation import Truncation
 from grouped_lm.models.gpt2 import GPT2, KVCache
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.prior import build_kneser_ney
-from grouped_lm.prior.head import MixedModel, PriorHead
+from grouped_lm.prior.head import MixedModel, PriorHead, context_features
 
 WIDTH, TEXT = 8, small_text(400)
 IDS = torch.from_numpy(TEXT[:24].astype(np.int64)).view(2, 12)
@@ -134,6 +134,15 @@ def test_the_gate_is_trained_alone_and_on_counts_without_the_target():
                 expected.append(-np.log((1 - share) * float(own[at, TARGETS[row, place]]) + share * p_counts))
     assert 12 < len(expected) < 24
     assert loss.item() == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_a_gate_sees_finite_numbers_of_pruned_counts():
+    counts = build_kneser_ney(TEXT, VOCAB, EOT, 5, (1, 1, 2, 2, 2))  # prior.min_count=2
+    contexts = counts.text_contexts(TEXT, leave_one_out=True)
+    features = context_features(counts, contexts)
+    assert (contexts.nodes[1:] < 0).any()
+    assert np.isfinite(features).all()
+    assert features.min() >= 0
 
 
 def test_a_loss_that_is_not_finite_leaves_the_gate_alone():
