@@ -12,7 +12,7 @@ from typing import Any
 from grouped_lm.config import TokenizerConfig
 from grouped_lm.data.text import EOT_TEXT
 from grouped_lm.data.tokenizers.base import VOCAB_SIZES, BytesTokenizer, Tokenizer
-from grouped_lm.data.tokenizers.bpe import BPETokenizer, byte_characters
+from grouped_lm.data.tokenizers.bpe import BPETokenizer, byte_characters, check_model, check_vocabulary
 from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.data.tokenizers.gpt2 import GPT2_URL, gpt2_folder
 from grouped_lm.errors import ConfigError, DataError
@@ -179,16 +179,9 @@ def keep_tokenizer(values: dict[str, Any]) -> Tokenizer:
 
 
 def _check_byte_level(values: dict[str, Any]) -> None:
-    model, level = values["model"], values.get("pre_tokenizer") or {}
-    if model.get("type", "BPE") != "BPE":
-        raise ValueError(f"its model is {model['type']}, not BPE")
-    if values.get("normalizer"):
-        raise ValueError("it changes the text before it splits it (a normalizer)")
-    if level.get("type") != "ByteLevel" or level.get("add_prefix_space", True):
-        raise ValueError("it does not split text into bytes as GPT-2 does (ByteLevel without add_prefix_space)")
-    odd = [key for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout") if model.get(key)]
-    if odd:
-        raise ValueError(f"its model has {', '.join(odd)}")
+    check_model(values)
+    if values["pre_tokenizer"]["type"] != "ByteLevel":  # our own texts are cut where GPT-2's splitting cuts
+        raise ValueError("it does not split text as GPT-2 does (ByteLevel alone)")
 
 
 def _keep_bpe(values: dict[str, Any], tokens: dict[str, int], merges: list[Any], added: list[str]) -> Tokenizer:
@@ -202,10 +195,7 @@ def _keep_bpe(values: dict[str, Any], tokens: dict[str, int], merges: list[Any],
     if ends and tokens[ends[0]] != n_token - 1:
         raise ValueError(f"{ends[0]} has id {tokens[ends[0]]}, not the last one, {n_token - 1}")
     vocab = {token: index for token, index in tokens.items() if token not in ends}
-    if sorted(vocab.values()) != list(range(len(vocab))):
-        raise ValueError("its ids are not 0, 1, 2, ... without gaps")
-    if missing := byte_characters().keys() - vocab.keys():
-        raise ValueError(f"it has no token for {len(missing)} of the 256 bytes")
+    check_vocabulary(vocab)
     try:
         TokenizerConfig(name="bpe", vocab_size=n_token)
     except ConfigError as error:

@@ -1,8 +1,11 @@
 import hashlib
+import json
+import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from grouped_lm.config import TokenizerConfig
 from grouped_lm.data import build_tokenizer, vocab_size_of
 from grouped_lm.data.text import valid_unicode
 from grouped_lm.data.tokenizers import gpt2 as tokenizer
-from grouped_lm.data.tokenizers.bpe import train_bpe
+from grouped_lm.data.tokenizers.bpe import read_bpe, train_bpe
 from grouped_lm.data.tokenizers.gpt2 import GPT2_SHA256, GPT2_URL, place_gpt2_files
 from grouped_lm.errors import DataError
 
@@ -109,6 +112,98 @@ def test_more_whitespace_than_tiktoken_takes_is_one_line(blank):
         with pytest.raises(DataError, match=wanted.replace("'Once", "'.*Once")):
             call(text)
     assert len(gpt2.encode("a" + blank * 150_000 + "b")) > 3
+
+
+LONG = "Once upon a time there was  a caf\u00e9.\n" * 50
+
+
+def other_bpe(tmp_path, change, text=LONG):
+    """The config of a tokenizer.json of 300 tokens in which one thing was changed."""
+    train_bpe(iter([*TEXTS, text]), 300).save(tmp_path / "plain.json")
+    values = json.loads((tmp_path / "plain.json").read_text(encoding="utf-8"))
+    change(values)
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return TokenizerConfig(name="bpe", vocab_size=300, file=str(path))
+
+
+def cut_and_pad(values):
+    values["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None}
+    values["padding"] = padding | {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+
+
+def test_truncation_and_padding_of_a_file_are_switched_off(tmp_path):
+    config = other_bpe(tmp_path, cut_and_pad)
+    found, plain = (build_tokenizer(one) for one in (config, replace(config, file=str(tmp_path / "plain.json"))))
+    for text in ("a", LONG):
+        assert found.decode(found.encode(text)) == text
+        assert found.encode_document(text).tolist() == plain.encode_document(text).tolist()
+    assert found.fingerprint == plain.fingerprint
+
+
+def changed(part, value):
+    return lambda values: values.update({part: value})
+
+
+def added(content, **flags):
+    token = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    token |= {"content": content} | flags
+
+    def change(values):
+        del values["model"]["vocab"]["".join(values["model"]["merges"].pop())]
+        values["added_tokens"] = [token | {"id": len(values["model"]["vocab"])}]
+
+    return change
+
+
+def without_a_byte(values):
+    vocab = values["model"]["vocab"]
+    vocab["qqqq"] = vocab.pop("\u00c5")
+
+
+def with_a_gap(values):
+    vocab, merges = values["model"]["vocab"], values["model"]["merges"]
+    vocab["".join(merges[-1])] += 1
+
+
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+REMOVING = {"type": "Split", "pattern": {"String": "#"}, "behavior": "Removed", "invert": False}
+KEEPS = "is no byte-level BPE that keeps every text as it is: "
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (changed("normalizer", {"type": "NFC"}), "a normalizer"),
+        (changed("normalizer", {"type": "NFKC"}), "a normalizer"),
+        (changed("normalizer", {"type": "Strip", "strip_left": True, "strip_right": True}), "a normalizer"),
+        (changed("pre_tokenizer", LEVEL | {"add_prefix_space": True}), "ByteLevel without add_prefix_space"),
+        (changed("pre_tokenizer", {"type": "Sequence", "pretokenizers": [REMOVING, LEVEL]}), "does not split text"),
+        (changed("pre_tokenizer", None), "does not split text into bytes"),
+        (lambda values: values["model"].update(dropout=0.1), "its model has dropout"),
+        (without_a_byte, "it has no token for 1 of the 256 bytes"),
+        (with_a_gap, "its ids are not 0, 1, 2, ... without gaps"),
+        (added("<x>", lstrip=True), "added token '<x>' drops the blanks around it (lstrip or rstrip)"),
+        (added("<x>", rstrip=True), "added token '<x>' drops the blanks around it (lstrip or rstrip)"),
+        (added("caf\u00e9"), "has other characters than ASCII's visible ones"),
+    ],
+)
+def test_a_file_that_would_change_text_is_refused_in_one_line(tmp_path, change, reason):
+    with pytest.raises(DataError, match=re.escape(reason)) as raised:
+        build_tokenizer(other_bpe(tmp_path, change))
+    message = str(raised.value)
+    assert KEEPS in message
+    assert "\n" not in message
+
+
+def test_a_file_with_an_added_token_or_another_splitting_is_kept(tmp_path):
+    keeping = REMOVING | {"behavior": "Isolated"}
+    for change in (added("<x>"), changed("pre_tokenizer", {"type": "Sequence", "pretokenizers": [keeping, LEVEL]})):
+        tokenizer = build_tokenizer(other_bpe(tmp_path, change))
+        read_bpe.cache_clear()
+        for text in [*TEXTS, "a <x> #b"]:
+            assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 def test_package_files_are_placed_where_tiktoken_looks(fresh_gpt2):
