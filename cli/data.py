@@ -56,7 +56,7 @@ def order(
     """
     with starting():
         from grouped_lm.data import build_tokenizer, prepare_split
-        from grouped_lm.grouping.merge_order import measure_merge_order
+        from grouped_lm.grouping.merge_order import FIRST, measure_merge_order
         from grouped_lm.system.files import write_text
         from grouped_lm.system.tables import csv_text
 
@@ -67,7 +67,8 @@ def order(
     config = compose_one(overrides or [], HydraFlags(config_dir=config_dir))
     counts = prepare_split(config.data, config.tokenizer, "train").counts()
     counts[build_tokenizer(config.tokenizer, config.data).eot_id] = 0
-    figures = {"data": config.data.name, "tokenizer": config.tokenizer.label} | measure_merge_order(counts)
+    figures = {"data": config.data.name, "tokenizer": config.tokenizer.label}
+    figures |= measure_merge_order(counts, min(FIRST, len(counts)))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_text(out, csv_text([figures]))
@@ -123,8 +124,13 @@ def overlap(
     with starting():
         from grouped_lm.data.overlap import overlap_of_files
         from grouped_lm.data.split import write_documents
-        from grouped_lm.errors import DataError
+        from grouped_lm.errors import ConfigError, DataError
 
+    if out is not None and out.suffix.lower() != ".txt":
+        raise ConfigError(
+            f"--out must end in .txt, got {out}: documents are written with a border of .txt between them"
+        )
+    check_file("--out", out)
     found = overlap_of_files(train, valid, n, text_field)
     fresh = found.fresh(at_most)
     if out is not None:
@@ -137,6 +143,6 @@ def overlap(
         print(json.dumps(figures | {"shares": found.shares.tolist()}, indent=2))
         return
     print(f"{valid}: {found.total:.1%} of its n-grams of {n} words are in {train} too")
-    print(f"{documents - len(fresh):,} of {documents:,} documents have more than {at_most:.0%}")
+    print(f"{documents - len(fresh):,} of {documents:,} documents have more than {100 * at_most:g}%")
     if out is not None:
         print(f"{out}: the {len(fresh):,} others")

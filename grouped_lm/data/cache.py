@@ -9,6 +9,8 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from grouped_lm.config import DataConfig
+from grouped_lm.errors import DataError
 from grouped_lm.system.files import shared_lock
 
 STALE_S = 7 * 24 * 3600
@@ -16,6 +18,26 @@ STALE_S = 7 * 24 * 3600
 
 CACHE_ADVICE = "data.cache_dir names another place"
 log = logging.getLogger(__name__)
+
+
+def expand_home(path: str, key: str) -> Path:
+    """Return a path with ~ and ~USER replaced by the home folder. `key` is what the user set, for the message.
+
+    Raises:
+        DataError: there is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        name = path.split("/")[0]
+        raise DataError(
+            f"{key}: {path}: no home folder is known for {name}; give the whole path, or ./{name}"
+        ) from error
+
+
+def cache_folder(data: DataConfig) -> Path:
+    """Return the folder of the cache; the error is that of `expand_home`."""
+    return expand_home(data.cache_dir, "data.cache_dir")
 
 
 @contextlib.contextmanager

@@ -80,7 +80,8 @@ def overlap_of_files(train: str, valid: str, n: int = 8, text_field: str = "text
     Raises:
         DataError: nothing there, or unreadable; or no word in one of the texts.
     """
-    sources = TextSource(find_files(train, "TRAIN"), text_field), TextSource(find_files(valid, "VALID"), text_field)
+    files = find_files(train, "TRAIN"), find_files(valid, "VALID")
+    sources = (TextSource(paths, text_field, option="--text-field") for paths in files)
     train_documents, valid_documents = (join_fragments(source.fragments()) for source in sources)
     overlap = measure_overlap(train_documents, valid_documents, n)
     if not overlap.documents:

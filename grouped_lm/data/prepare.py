@@ -5,10 +5,9 @@ import json
 import logging
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data.cache import CACHE_ADVICE, build_lock, remove_stale
+from grouped_lm.data.cache import CACHE_ADVICE, build_lock, cache_folder, remove_stale
 from grouped_lm.data.sources import open_source
 from grouped_lm.data.sources.readers import warn_once
 from grouped_lm.data.sources.text_files import check_splits_apart
@@ -21,6 +20,8 @@ from grouped_lm.system.phases import phase
 
 FEW_VALID_TOKENS = 200
 """A token's loss has a standard deviation of 2 to 3 nats: with fewer tokens the mean is uncertain by 0.15 or more."""
+NAME_CHARS = 100
+"""Characters of `data.name` in a folder's name. File systems allow 255, with the split, the hash and those of locks."""
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,14 @@ def prepare_data(data: DataConfig, tokenizer: TokenizerConfig) -> Corpus:
     check_splits_apart(data)
     train, valid = (prepare_split(data, tokenizer, split) for split in ("train", "valid"))
     if valid.target_tokens < FEW_VALID_TOKENS:
+        whole = valid.manifest.get("whole_target_tokens", valid.target_tokens)
+        cause = f", cut by data.max_valid_tokens={data.max_valid_tokens}" if whole > valid.target_tokens else ""
+        enough = (
+            f"set it to {FEW_VALID_TOKENS} or more" if whole >= FEW_VALID_TOKENS else "give more text in data.valid"
+        )
         warn_once(
-            f"the validation text has {valid.target_tokens} tokens to predict: with fewer than {FEW_VALID_TOKENS} its "
-            "loss and perplexity are mostly chance; give more text in data.valid"
+            f"the validation text has {valid.target_tokens} tokens to predict{cause}: with fewer than "
+            f"{FEW_VALID_TOKENS} its loss and perplexity are mostly chance; {enough}"
         )
     return Corpus(train=train, valid=valid)
 
@@ -89,8 +95,8 @@ def _prepare_whole(
         description = source.describe()
     parts = {"format": FORMAT_VERSION, "source": description, "tokenizer": encoder.fingerprint}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "_", data.name) or "data"
-    folder = Path(data.cache_dir).expanduser() / f"{slug}-{split}-{key[:16]}"
+    slug = re.sub(r"[^A-Za-z0-9._-]+", "_", data.name)[:NAME_CHARS] or "data"
+    folder = cache_folder(data) / f"{slug}-{split}-{key[:16]}"
     token_file, _ = read_token_file(folder, key)
     if token_file is not None:
         return token_file

@@ -24,7 +24,7 @@ def halve(text: str, out: Path, text_field: str = "text") -> list[tuple[Path, in
             of that name with another content.
         DiskError: `out` cannot be written.
     """
-    source = TextSource(find_files(text, "TEXT"), text_field)
+    source = TextSource(find_files(text, "TEXT"), text_field, option="--text-field")
     documents = [document for document in join_fragments(source.fragments()) if document]
     if len(documents) < 2:
         raise DataError(f"{text} has {len(documents)} documents; two halves need two or more")

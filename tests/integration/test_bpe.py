@@ -8,8 +8,9 @@ import pytest
 
 from grouped_lm.config import DataConfig, TokenizerConfig
 from grouped_lm.data import TextConfig, build_tokenizer, iter_documents, prepare_split
+from grouped_lm.data.sources import readers
 from grouped_lm.data.tokenizers import build as build_module
-from grouped_lm.data.tokenizers.bpe import byte_characters, train_bpe
+from grouped_lm.data.tokenizers.bpe import byte_characters, read_bpe, train_bpe
 from grouped_lm.errors import ConfigError, DataError
 
 
@@ -52,6 +53,48 @@ def test_trained_once_per_text_and_size_and_on_training_text_alone(data, monkeyp
     assert train.tokens().tolist() == [299, *whole]
     assert train.text_bytes == sum(len(text.encode()) for text in iter_documents(data, "train"))
     assert train.tokens().dtype == np.uint16
+
+
+ODD_TEXT = "It's  a dog.\n\n\tHe said:  'we'll \x1c go'!\u00a0 7 \u3000 \u4e2d " * 40
+
+
+def test_fragments_give_the_merges_of_the_whole_text(tmp_path, monkeypatch):
+    path = tmp_path / "long.txt"
+    path.write_text(" ".join(f"{ODD_TEXT} word{number % 7}" for number in range(5)), encoding="utf-8")
+    data = TextConfig(train=str(path), valid=str(path), cache_dir=str(tmp_path / "cache"))
+    whole = train_bpe(iter_documents(data, "train"), 285)
+    monkeypatch.setattr(readers, "FRAGMENT_CHARS", 500)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 97)
+    longest = []
+    original = train_bpe
+
+    def measured(texts, size):
+        return original((longest.append(len(text)) or text for text in texts), size)
+
+    monkeypatch.setattr(build_module, "train_bpe", measured)
+    built = build_tokenizer(TokenizerConfig(name="bpe", vocab_size=285), data)
+    assert built.fingerprint == whole.fingerprint
+    assert len(longest) > 10
+    assert max(longest) < 700
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"version": "1.0", "model": '])
+def test_a_broken_tokenizer_in_the_cache_is_trained_again(data, tmp_path, caplog, content):
+    readers.warn_once.cache_clear()
+    config = TokenizerConfig(name="bpe", vocab_size=300)
+    first = build_tokenizer(config, data)
+    (cached,) = (tmp_path / "cache").glob("bpe-*.json")
+    good = cached.read_bytes()
+    cached.write_text(content)
+    read_bpe.cache_clear()  # as in another process
+    assert build_tokenizer(config, data).fingerprint == first.fingerprint
+    assert cached.read_bytes() == good
+    assert caplog.text.count("training the tokenizer again: cannot read the tokenizer") == 1
+    own = tmp_path / "own.json"
+    own.write_text(content)
+    with pytest.raises(DataError, match="cannot read the tokenizer"):
+        build_tokenizer(TokenizerConfig(name="bpe", vocab_size=300, file=str(own)), data)
+    assert own.read_text() == content
 
 
 def test_too_little_text_and_broken_files_are_said(data, tmp_path):

@@ -51,3 +51,8 @@ def test_the_command(gvc, texts):
     assert read_csv(Path("new/order.csv")) == [figures]
     assert figures["tokenizer"] == "gpt2"
     assert figures["ids"] < 100
+
+
+def test_the_command_counts_no_more_ids_than_there_are(gvc, texts):
+    words = ["data=text", f"data.train={texts['train']}", f"data.valid={texts['valid']}", "tokenizer=bytes"]
+    assert "the first 257 ids hold 100.0% of" in gvc("data", "order", *words).out

@@ -48,6 +48,21 @@ def test_near_duplicates_are_left_out(gvc, workdir):
     assert figures["shares"] == [1.0, 0.0]
 
 
+def test_a_small_share_is_printed_as_it_was_given(gvc, workdir):
+    (workdir / "a.txt").write_text("one two three four five six seven eight nine")
+    for given, printed in (("0.005", "0.5%"), ("0.07", "7%"), ("1", "100%")):
+        outcome = gvc("data", "overlap", "a.txt", "a.txt", "--at-most", given)
+        assert f"documents have more than {printed}\n" in outcome.out
+
+
+@pytest.mark.parametrize("name", ["fresh.jsonl", "fresh", "fresh.parquet"])
+def test_an_out_that_is_no_txt_is_refused_before_anything_is_read(gvc, workdir, name):
+    refused = gvc("data", "overlap", "not-there.txt", "nor-this.txt", "--out", name)
+    assert refused.code == 2
+    assert f"--out must end in .txt, got {name}" in refused.err
+    assert list(workdir.iterdir()) == []
+
+
 def test_nothing_left_and_nothing_overwritten(gvc, workdir):
     (workdir / "a.txt").write_text("one two three four five six seven eight nine")
     refused = gvc("data", "overlap", "a.txt", "a.txt", "--out", "b.txt")

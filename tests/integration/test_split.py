@@ -33,6 +33,17 @@ def test_columns_and_globs(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_the_commands_name_their_own_option_for_the_column(gvc, workdir):
+    (workdir / "c.jsonl").write_text('{"story": "one"}\n{"story": "two"}\n')
+    (workdir / "d.jsonl").write_text('{"text": 1}\n')
+    wanted = "c.jsonl, line 1 has no column 'text', it has story; set --text-field"
+    for words in (["halve", "c.jsonl", "--out", "halves"], ["overlap", "c.jsonl", "c.jsonl"]):
+        refused = gvc("data", *words)
+        assert refused.code == 3
+        assert wanted in refused.err
+    assert "got int; --text-field names the column" in gvc("data", "halve", "d.jsonl", "--out", "halves").err
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

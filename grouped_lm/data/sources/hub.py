@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grouped_lm.config import DataConfig
+from grouped_lm.data.cache import cache_folder, expand_home
 from grouped_lm.data.sources.readers import document_text, missing_column, split_documents
 from grouped_lm.data.sources.text_files import TextSource
 from grouped_lm.data.text import Fragment
@@ -87,7 +88,7 @@ class HubSource:
         from huggingface_hub import hf_hub_download
 
         config = self.config
-        local = Path(config.hub_id or "").expanduser() / self.part
+        local = expand_home(config.hub_id or "", "data.hub_id") / self.part
         if local.is_file():
             return local
         try:
@@ -98,7 +99,7 @@ class HubSource:
 
     @cached_property
     def _text(self) -> TextSource:
-        return TextSource([self._file], self.config.text_field, Path(self.config.cache_dir).expanduser())
+        return TextSource([self._file], self.config.text_field, cache_folder(self.config))
 
     @cached_property
     def _rows(self) -> Any:
@@ -106,7 +107,7 @@ class HubSource:
         import datasets
 
         config = self.config
-        name = Path(config.hub_id or "").expanduser()
+        name = expand_home(config.hub_id or "", "data.hub_id")
         try:
             rows = datasets.load_dataset(
                 str(name) if name.is_dir() else config.hub_id,

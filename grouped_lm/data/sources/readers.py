@@ -27,6 +27,8 @@ FRAGMENT_CHARS = 1 << 20
 # of the two sides of such a border are those of the whole. \S is Python's, narrower than Rust's.
 _CUT = re.compile(r"\S(?=[ \n\r\t])")
 _CUT_SEARCH_CHARS = 1 << 16
+TEXT_FIELD = "data.text_field"
+"""What a user sets to name the text column; some commands have an option of their own."""
 _MAGIC = {
     b"\x1f\x8b": "a gzip file: unpack it with gunzip",
     b"PK\x03\x04": "a zip file: unpack it",
@@ -43,8 +45,13 @@ _MAGIC = {
 log = logging.getLogger(__name__)
 
 
-def read_file(path: Path, text_field: str) -> Iterator[Fragment]:
-    """Yield the fragments of a .txt, .jsonl or .parquet file. `text_field` is the column that holds the document.
+def read_file(path: Path, text_field: str, option: str = TEXT_FIELD) -> Iterator[Fragment]:
+    """Yield the fragments of a .txt, .jsonl or .parquet file.
+
+    Args:
+        path: of the file.
+        text_field: the column that holds the document.
+        option: what the user sets to name another column.
 
     Raises:
         DataError: the file is empty, unreadable, not UTF-8, of another kind than its suffix says, or it lacks the text
@@ -63,7 +70,7 @@ def read_file(path: Path, text_field: str) -> Iterator[Fragment]:
             yield from split_documents(decode_blocks(path))
         else:
             read = _parquet_documents if suffix == ".parquet" else _jsonl_documents
-            yield from read(path, text_field)
+            yield from read(path, text_field, option)
 
 
 def decode_blocks(path: Path) -> Iterator[str]:
@@ -104,24 +111,57 @@ def split_documents(chunks: Iterable[str], border: str | None = EOT_TEXT) -> Ite
         chunks: the text in pieces of any size.
         border: the text between two documents, on a line of its own or inside a line. None: all is one document.
     """
-    rest, begun = "", False  # begun: part of the current document has been yielded
+    pieces: list[str] = []  # the document so far, without a border; joined once, or a long one would take n * n steps
+    size, begun = 0, False  # begun: part of the current document has been yielded
     for chunk in chunks:
-        parts = (rest + chunk).split(border) if border else [rest + chunk]
-        for part in parts[:-1]:
-            yield (part.rstrip() if begun else part.strip()), True
-            begun = False
-        rest = parts[-1]
-        if len(rest) > FRAGMENT_CHARS:
-            rest = rest if begun else rest.lstrip()
-            cut = max((m.end() for m in _CUT.finditer(rest, max(0, len(rest) - _CUT_SEARCH_CHARS))), default=0)
+        text = _take_end(pieces, len(border) - 1 if border else 0) + chunk  # a border may begin in the last chunk
+        *ended, rest = text.split(border) if border else [text]
+        for part in ended:
+            document = "".join([*pieces, part])
+            yield (document.rstrip() if begun else document.strip()), True
+            pieces, begun = [], False
+        pieces.append(rest)
+        size = len(rest) if ended else size + len(chunk)
+        if size > FRAGMENT_CHARS:
+            size -= 0 if begun else _strip_start(pieces)
+            end = _take_end(pieces, _CUT_SEARCH_CHARS)
+            cut = max((m.end() for m in _CUT.finditer(end)), default=0)
             if cut:
-                yield rest[:cut], False
-                rest, begun = rest[cut:], True
-    if begun or rest.strip():
-        yield (rest.rstrip() if begun else rest.strip()), True
+                yield "".join([*pieces, end[:cut]]), False
+                pieces, size, begun = [], len(end) - cut, True
+            pieces.append(end[cut:])
+    document = "".join(pieces)
+    if begun or document.strip():
+        yield (document.rstrip() if begun else document.strip()), True
 
 
-def _jsonl_documents(path: Path, text_field: str) -> Iterator[Fragment]:
+def _take_end(pieces: list[str], count: int) -> str:
+    """Remove the last `count` characters from the pieces of a text, and return them."""
+    taken, size = [], 0
+    while pieces and size < count:
+        taken.append(pieces.pop())
+        size += len(taken[-1])
+    end = "".join(reversed(taken))
+    border = max(0, size - count)
+    if border:
+        pieces.append(end[:border])
+    return end[border:]
+
+
+def _strip_start(pieces: list[str]) -> int:
+    """Remove the whitespace at the start of the pieces of a text, and return how much that was."""
+    removed = 0
+    while pieces:
+        rest = pieces[0].lstrip()
+        removed += len(pieces[0]) - len(rest)
+        if rest:
+            pieces[0] = rest
+            break
+        del pieces[0]
+    return removed
+
+
+def _jsonl_documents(path: Path, text_field: str, option: str) -> Iterator[Fragment]:
     offset = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -136,10 +176,10 @@ def _jsonl_documents(path: Path, text_field: str) -> Iterator[Fragment]:
                     f"jq -c '.[]' {path.name} > lines.jsonl converts it"
                 )
             if text.strip():
-                yield _json_text(text, text_field, f"{path}, line {number}"), True
+                yield _json_text(text, text_field, f"{path}, line {number}", option), True
 
 
-def _json_text(line: str, text_field: str, where: str) -> str:
+def _json_text(line: str, text_field: str, where: str, option: str) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -147,28 +187,28 @@ def _json_text(line: str, text_field: str, where: str) -> str:
     if not isinstance(row, dict):
         raise DataError(f'{where} must be an object such as {{"{text_field}": "..."}}, got {type(row).__name__}')
     if text_field not in row:
-        raise DataError(missing_column(where, text_field, list(row)))
-    return document_text(row[text_field], f"{where}, column {text_field}")
+        raise DataError(missing_column(where, text_field, list(row), option))
+    return document_text(row[text_field], f"{where}, column {text_field}", option=option)
 
 
-def _parquet_documents(path: Path, text_field: str) -> Iterator[Fragment]:
+def _parquet_documents(path: Path, text_field: str, option: str) -> Iterator[Fragment]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             if text_field not in file.schema_arrow.names:
-                raise DataError(missing_column(str(path), text_field, file.schema_arrow.names))
+                raise DataError(missing_column(str(path), text_field, file.schema_arrow.names, option))
             row = 0
             for batch in file.iter_batches(batch_size=1024, columns=[text_field]):
                 for value in batch.column(0).to_pylist():
-                    yield document_text(value, f"{path}, row {row}, column {text_field}"), True
+                    yield document_text(value, f"{path}, row {row}, column {text_field}", option=option), True
                     row += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
 
 
-def document_text(value: Any, where: str, strip: bool = True) -> str:
+def document_text(value: Any, where: str, strip: bool = True, option: str = TEXT_FIELD) -> str:
     """Return the text of one row, "" for a null. `where` is its file, row and column, for the error message.
 
     Raises:
@@ -177,16 +217,16 @@ def document_text(value: Any, where: str, strip: bool = True) -> str:
     if value is None:
         return ""
     if isinstance(value, bytes):
-        raise DataError(f"{where} is binary; convert the column to text (UTF-8), or name another with data.text_field")
+        raise DataError(f"{where} is binary; convert the column to text (UTF-8), or name another with {option}")
     if not isinstance(value, str):
-        raise DataError(f"{where} must hold text, got {type(value).__name__}; data.text_field names the column")
+        raise DataError(f"{where} must hold text, got {type(value).__name__}; {option} names the column")
     text = unix_line_ends(valid_unicode(value))
     return text.strip() if strip else text
 
 
-def missing_column(where: str, text_field: str, columns: list[str]) -> str:
+def missing_column(where: str, text_field: str, columns: list[str], option: str = TEXT_FIELD) -> str:
     """Return the message for a text column that does not exist, with the columns that do."""
-    return f"{where} has no column {text_field!r}, it has {', '.join(columns) or 'none'}; set data.text_field"
+    return f"{where} has no column {text_field!r}, it has {', '.join(columns) or 'none'}; set {option}"
 
 
 def _not_utf8(path: Path, offset: int) -> str:

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from grouped_lm.config import DataConfig
-from grouped_lm.data.sources.readers import read_file, reading, warn_once
+from grouped_lm.data.cache import cache_folder, expand_home
+from grouped_lm.data.sources.readers import TEXT_FIELD, read_file, reading, warn_once
 from grouped_lm.data.text import Fragment
 from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.system.files import read_json_dict, write_json
@@ -44,18 +46,24 @@ class TextConfig(DataConfig):
 
 
 class TextSource:
-    """Files, read one after another. The hashes of large files are kept in `cache_dir`; None hashes them each time."""
+    """Files, read one after another.
+
+    The hashes of large files are kept in `cache_dir`; None hashes them each time. `option` is what a user sets to name
+    the column, for messages.
+    """
 
     unit = "bytes"
 
-    def __init__(self, paths: list[Path], text_field: str, cache_dir: Path | None = None) -> None:
-        self.paths, self.text_field, self.cache_dir = paths, text_field, cache_dir
+    def __init__(
+        self, paths: list[Path], text_field: str, cache_dir: Path | None = None, option: str = TEXT_FIELD
+    ) -> None:
+        self.paths, self.text_field, self.cache_dir, self.option = paths, text_field, cache_dir, option
 
     @classmethod
     def of_split(cls, config: TextConfig, split: str) -> "TextSource":
         """Return the source of the files that the config names for a split."""
         patterns = config.train if split == "train" else config.valid
-        return cls(find_files(patterns, f"data.{split}"), config.text_field, Path(config.cache_dir).expanduser())
+        return cls(find_files(patterns, f"data.{split}"), config.text_field, cache_folder(config))
 
     @property
     def total(self) -> int | None:
@@ -85,7 +93,7 @@ class TextSource:
             DataError: a file cannot be read, or it changed while it was read.
         """
         for path, before in zip(self.paths, self._stats, strict=True):
-            yield from read_file(path, self.text_field)
+            yield from read_file(path, self.text_field, self.option)
             if _stat(path) != before:  # else the manifest would describe a text that was never read
                 raise DataError(f"{path} changed while it was read; run again when it is complete")
 
@@ -111,20 +119,41 @@ def _as_list(patterns: str | Iterable[str]) -> list[str]:
 
 
 def _matches(pattern: str, key: str) -> list[Path]:
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        problem = f"is a folder without {', '.join(SUFFIXES)} files"
-    elif path.is_file():
-        files, problem = [path], ""
-    elif path.exists():
-        files, problem = [], "is a pipe or a device, which cannot be read twice; write its text into a file"
-    else:
-        files = _glob(str(path)) or _glob(_escape_folder(path))
-        problem = "matches no file" if glob.has_magic(pattern) else "does not exist"
+    path = expand_home(pattern, key)
+    with reading(path):
+        if path.is_dir():
+            files = _files_below(path)
+            problem = f"is a folder without {', '.join(SUFFIXES)} files"
+        elif path.is_file():
+            files, problem = [path], ""
+        elif path.exists():
+            files, problem = [], "is a pipe or a device, which cannot be read twice; write its text into a file"
+        else:
+            files = _glob(_escape_folder(path)) or _glob(str(path))
+            problem = "matches no file" if glob.has_magic(pattern) else "does not exist"
     if not files:
         raise DataError(f"{key}: {pattern} {problem}; give a file, folder, glob or a list of them")
     return [p.absolute() for p in files]
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """Return the text files of a folder and its subfolders, sorted, without hidden ones.
+
+    Raises:
+        DataError: a subfolder cannot be read: its texts would be missing in silence.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    files = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # editors keep old versions there
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            with reading(path):  # a folder whose names may be listed, but not looked at
+                if path.suffix.lower() in SUFFIXES and path.is_file():
+                    files.append(path)
+    return sorted(files)
 
 
 def _glob(pattern: str) -> list[Path]:
@@ -159,7 +188,7 @@ def check_splits_apart(config: DataConfig) -> None:
 
 def _named(patterns: str | Iterable[str]) -> set[Path]:
     """Return the files that are named one by one, not by a folder or glob."""
-    paths = [Path(pattern).expanduser() for pattern in _as_list(patterns)]
+    paths = [expand_home(pattern, "data.train") for pattern in _as_list(patterns)]
     return {path.resolve() for path in paths if path.is_file()}
 
 
@@ -179,7 +208,7 @@ def remembered_sha256(path: Path, cache_dir: Path | None) -> str:
     if cache_dir is None or stat.st_size < REMEMBERED_BYTES:
         return file_sha256(path)
     entry = {"path": str(path), "stamp": [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]}
-    cached = cache_dir / "hashes" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    cached = cache_dir / "hashes" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     known = read_json_dict(cached) or {}
     sha256 = known.pop("sha256", None)
     if known == entry and isinstance(sha256, str):

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data.cache import CACHE_ADVICE, build_lock
-from grouped_lm.data.sources import iter_documents, open_source
+from grouped_lm.data.cache import CACHE_ADVICE, build_lock, cache_folder
+from grouped_lm.data.sources import open_source
+from grouped_lm.data.sources.readers import warn_once
 from grouped_lm.data.tokenizers.base import BytesTokenizer, Tokenizer
-from grouped_lm.data.tokenizers.bpe import read_bpe, train_bpe
+from grouped_lm.data.tokenizers.bpe import BPETokenizer, read_bpe, train_bpe
 from grouped_lm.data.tokenizers.gpt2 import load_gpt2
 from grouped_lm.errors import DataError, disk_errors
 from grouped_lm.system.phases import phase
@@ -36,12 +37,26 @@ def build_tokenizer(config: TokenizerConfig, data: DataConfig | None = None) -> 
         return read_bpe(Path(config.file), config.vocab_size)
     if data is None:
         raise DataError("tokenizer=bpe is trained on data.train, or read from tokenizer.file: give one of them")
-    parts = {"recipe": RECIPE, "source": open_source(data, "train").describe(), "vocab_size": config.vocab_size}
+    source = open_source(data, "train")
+    parts = {"recipe": RECIPE, "source": source.describe(), "vocab_size": config.vocab_size}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    path = Path(data.cache_dir).expanduser() / f"bpe-{config.vocab_size}-{key[:16]}.json"
+    path = cache_folder(data) / f"bpe-{config.vocab_size}-{key[:16]}.json"
     with disk_errors(path, CACHE_ADVICE):
-        if not path.exists():
+        tokenizer = _read_cached(path, config.vocab_size)
+        if tokenizer is None:
             with phase("training the tokenizer"), build_lock(path):
-                if not path.exists():  # another process may have been quicker
-                    train_bpe(iter_documents(data, "train"), config.vocab_size).save(path)
-    return read_bpe(path, config.vocab_size)
+                tokenizer = _read_cached(path, config.vocab_size)  # another process may have been quicker
+                if tokenizer is None:
+                    train_bpe((text for text, _ in source.fragments()), config.vocab_size).save(path)
+    return tokenizer or read_bpe(path, config.vocab_size)
+
+
+def _read_cached(path: Path, vocab_size: int) -> BPETokenizer | None:
+    """Return the tokenizer that was trained before; None, with a warning, if its file cannot be used."""
+    if not path.exists():
+        return None
+    try:
+        return read_bpe(path, vocab_size)
+    except DataError as error:
+        warn_once(f"training the tokenizer again: {error}")
+        return None

@@ -143,6 +143,33 @@ def test_case_T3_a_validation_text_of_few_tokens_is_noted(tmp_path, caplog, leng
     assert (note in caplog.text) is noted
 
 
+@pytest.mark.parametrize(
+    ("length", "most", "cause", "advice"),
+    [
+        (400, 50, ", cut by data.max_valid_tokens=50", "set it to 200 or more"),
+        (150, 50, ", cut by data.max_valid_tokens=50", "give more text in data.valid"),
+        (49, 50, "", "give more text in data.valid"),
+    ],
+)
+def test_case_T3_the_note_names_what_cut_the_validation_text(tmp_path, caplog, length, most, cause, advice):
+    (tmp_path / "train.txt").write_text(STORY * 20)
+    (tmp_path / "valid.txt").write_text("x" * length)
+    texts = {key: str(tmp_path / f"{key}.txt") for key in ("train", "valid")}
+    prepare_data(TextConfig(**texts, cache_dir=str(tmp_path / "cache"), max_valid_tokens=most), BYTES)
+    note = f"the validation text has 50 tokens to predict{cause}: with fewer than 200 its loss and perplexity are"
+    assert note in caplog.text
+    assert caplog.messages[0].endswith(advice)
+
+
+def test_a_long_name_of_a_text_is_cut_in_the_cache(tmp_path):
+    (tmp_path / "a.txt").write_text(STORY * 20)
+    texts = {key: str(tmp_path / "a.txt") for key in ("train", "valid")}
+    config = TextConfig(name="long-" * 50, **texts, cache_dir=str(tmp_path / "cache"))
+    folder = prepare_data(config, BYTES).train.folder
+    assert folder.name.startswith("long-" * 20 + "-train-")
+    assert prepare_data(config, BYTES).train.folder == folder
+
+
 def test_case_C3_a_comma_in_a_name(tmp_path):
     (tmp_path / "a,b").mkdir()
     (tmp_path / "a,b" / "train.txt").write_text(STORY)

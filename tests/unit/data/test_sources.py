@@ -1,5 +1,10 @@
 import json
+import os
+import random
 import re
+import time
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -7,11 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 
 from grouped_lm.config import DataConfig, TokenizerConfig
-from grouped_lm.data import HubConfig, TextConfig, TinytalesConfig, build_tokenizer, iter_documents, open_source
-from grouped_lm.data.sources import readers
+from grouped_lm.data import (
+    HubConfig,
+    TextConfig,
+    TinytalesConfig,
+    build_tokenizer,
+    iter_documents,
+    open_source,
+    prepare_data,
+)
+from grouped_lm.data.sources import readers, text_files
 from grouped_lm.data.sources.hub import HubSource
 from grouped_lm.data.sources.readers import decode_blocks, split_documents
-from grouped_lm.data.sources.text_files import check_splits_apart
+from grouped_lm.data.sources.text_files import check_splits_apart, find_files
 from grouped_lm.errors import ConfigError, DataError
 
 
@@ -76,6 +89,59 @@ def test_whitespace_around_a_fragmented_document_is_stripped(monkeypatch):
     assert "".join(text for text, _ in fragments) == "one two three four five"
 
 
+def split_whole(chunks, border="<|endoftext|>"):
+    """`split_documents` on a text that is joined and split again at every chunk: slow, and easy to check by eye."""
+    rest, begun = "", False
+    for chunk in chunks:
+        parts = (rest + chunk).split(border) if border else [rest + chunk]
+        for part in parts[:-1]:
+            yield (part.rstrip() if begun else part.strip()), True
+            begun = False
+        rest = parts[-1]
+        if len(rest) > readers.FRAGMENT_CHARS:
+            rest = rest if begun else rest.lstrip()
+            start = max(0, len(rest) - readers._CUT_SEARCH_CHARS)
+            cut = max((m.end() for m in readers._CUT.finditer(rest, start)), default=0)
+            if cut:
+                yield rest[:cut], False
+                rest, begun = rest[cut:], True
+    if begun or rest.strip():
+        yield (rest.rstrip() if begun else rest.strip()), True
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_fragments_are_those_of_the_whole_text(monkeypatch, seed):
+    draw = random.Random(seed)
+    monkeypatch.setattr(readers, "FRAGMENT_CHARS", draw.choice([0, 5, 30, 200]))
+    monkeypatch.setattr(readers, "_CUT_SEARCH_CHARS", draw.choice([1, 7, 20, 500]))
+    words = ["a", "bc" * 9, " ", "\n", "\u3000", "  \t", "<|endoftext|>", "<|endof", "text|>", "<|endoftext|>" * 2]
+    rare = draw.choice([0.02, 0.2, 1.0])
+    text = "".join(draw.choices(words, [5, 5, *[4 * rare] * 4, *[rare] * 4], k=400))
+    sizes = draw.choice([[1], [3, 17], [1, 2, 90], [1000]])
+    chunks, place = [], 0
+    while place < len(text):
+        chunks.append(text[place : place + draw.choice(sizes)])
+        place += len(chunks[-1])
+    for border in ("<|endoftext|>", None):
+        assert list(split_documents(chunks, border)) == list(split_whole(chunks, border))
+
+
+def test_a_text_without_spaces_takes_time_in_proportion_to_its_length(monkeypatch):
+    monkeypatch.setattr(readers, "FRAGMENT_CHARS", 1000)
+    monkeypatch.setattr(readers, "_CUT_SEARCH_CHARS", 100)
+
+    def seconds(n_chunks):
+        chunks = ["x" * 4000] * n_chunks
+        began = time.process_time()  # of this process: others on the machine do not count
+        ((text, last),) = split_documents(chunks)
+        assert (len(text), last) == (4000 * n_chunks, True)
+        return time.process_time() - began
+
+    seconds(100)
+    short, long = (min(seconds(count) for _ in range(3)) for count in (500, 4000))
+    assert long < 24 * short  # 8 times as long; joined and split again at every chunk it is 64 times
+
+
 def test_files_folders_globs_and_lists(files, monkeypatch):
     monkeypatch.setenv("HOME", str(files))
     assert documents(files) == ["one", "two", "three", "four"]
@@ -84,6 +150,75 @@ def test_files_folders_globs_and_lists(files, monkeypatch):
     assert documents("~/b/d.parquet") == ["four"]
     both = text_config([str(files / "b" / "d.parquet"), str(files / "a.txt")])
     assert list(iter_documents(both, "valid")) == ["four", "one", "two"]
+
+
+def test_hidden_files_of_a_folder_are_left_out(files):
+    for hidden in (files / ".ipynb_checkpoints", files / "b" / ".old", files / "b" / ".old" / "deeper"):
+        hidden.mkdir()
+        (hidden / "a-checkpoint.txt").write_text("an older version")
+    (files / "b" / ".c.jsonl").write_text('{"text": "hidden"}')
+    assert documents(files) == ["one", "two", "three", "four"]
+    assert documents(files / ".ipynb_checkpoints") == ["an older version"]  # named by the user
+    (files / "b").rename(files / ".b")
+    assert documents(files / ".b") == ["three", "four"]
+
+
+@contextmanager
+def ordinary_user():
+    """Root reads everything: be nobody for a while where the tests run as root."""
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(own)
+
+
+@pytest.mark.parametrize(
+    ("mode", "named"), [(0o000, "b"), (0o444, r"b/[cd]\.[a-z]+")], ids=["no names", "names, but no files"]
+)
+def test_a_folder_that_cannot_be_read_is_not_skipped(files, monkeypatch, mode, named):
+    monkeypatch.chdir(files)  # the folders above are closed to others
+    files.chmod(0o755)
+    Path("b").chmod(mode)
+    try:
+        with ordinary_user(), pytest.raises(DataError, match=rf"^(\./)?{named} cannot be read: Permission denied$"):
+            find_files(".")
+        with ordinary_user(), pytest.raises(DataError, match=r"b/c\.jsonl cannot be read: Permission denied$"):
+            find_files("b/c.jsonl")
+    finally:
+        Path("b").chmod(0o755)
+
+
+def test_an_existing_folder_with_brackets_goes_before_a_set(tmp_path):
+    for folder in ("[a]", "a"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text(f"of {folder}")
+    assert documents(tmp_path / "[a]" / "*.txt") == ["of [a]"]
+    assert documents(tmp_path / "a" / "*.txt") == ["of a"]
+    assert documents(tmp_path / "[ab]" / "*.txt") == ["of a"]
+
+
+def test_an_unknown_user_is_one_line(tmp_path):
+    for path in ("~nosuchuser/a.txt", "~nosuchuser/*.txt", "~nosuchuser"):
+        with pytest.raises(DataError, match=re.escape(f"data.train: {path}: no home folder is known for ~nosuchuser")):
+            documents(path)
+    (tmp_path / "a.txt").write_text("one")
+    config = text_config(str(tmp_path / "a.txt"), cache_dir="~nosuchuser/cache")
+    with pytest.raises(DataError, match=re.escape("data.cache_dir: ~nosuchuser/cache: no home folder")):
+        prepare_data(config, TokenizerConfig(name="bytes"))
+
+
+def test_a_name_that_is_not_utf8(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "REMEMBERED_BYTES", 1)  # as of large files
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
+    path.write_text("one two")
+    config = text_config(str(path), cache_dir=str(tmp_path / "cache"))
+    first = prepare_data(config, TokenizerConfig(name="bytes"))
+    assert first.train.num_tokens == 9
+    assert len(list((tmp_path / "cache" / "hashes").iterdir())) == 1
+    assert prepare_data(config, TokenizerConfig(name="bytes")).train.folder == first.train.folder
 
 
 def test_a_file_that_several_patterns_name_is_read_once(files):
