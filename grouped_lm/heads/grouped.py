@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from grouped_lm.config import setting
 from grouped_lm.grouping import Grouping
 from grouped_lm.heads.context import HeadContext, HeadOptions, check_options, init_linear
-from grouped_lm.heads.losses.functional import at_least_fp32
+from grouped_lm.heads.losses.functional import at_least_fp32, pick
 from grouped_lm.heads.losses.shared_nll import SharedLayer, shared_nll
 from grouped_lm.heads.two_level import TwoLevelHead
 
@@ -56,11 +56,11 @@ class SharedLayerHead(TwoLevelHead):
         layer, states = self.layer(), hidden
         if layer.inner is not None:
             scale, shift = layer.inner
-            states = F.embedding(groups, scale) * hidden + F.embedding(groups, shift)
+            states = pick(scale, groups) * hidden + pick(shift, groups)
         logits = F.linear(states, layer.weight)
         if layer.outer is not None:
-            logits = F.embedding(groups, layer.outer) * logits
-        return logits + F.embedding(groups, layer.table)
+            logits = pick(layer.outer, groups) * logits
+        return logits + pick(layer.table, groups)
 
     def all_token_logits(self, hidden: Tensor) -> Tensor:
         """Return the (N, G, S) logits of the slots of every group."""

@@ -3,13 +3,12 @@
 Letters: N tokens, D width, C classes of the first softmax.
 """
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from grouped_lm.config import IGNORE_INDEX
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.losses.chunked import Linear, linear_nll
-from grouped_lm.heads.losses.functional import HeadLoss, reduce_nll
+from grouped_lm.heads.losses.functional import HeadLoss, pick, reduce_nll
 
 
 class RegularisedHead(Head):
@@ -70,8 +69,8 @@ class RegularisedHead(Head):
         if not self.adds_extra:
             return HeadLoss(nll=finish(total))
         states, weight, bias, known = layer.states, layer.weight, layer.bias, classes.clamp_min(0)
-        target, mean = (states * F.embedding(known, weight)).sum(-1), states @ weight.mean(0).to(states.dtype)
+        target, mean = (states * pick(weight, known)).sum(-1), states @ weight.mean(0).to(states.dtype)
         if bias is not None:
-            target, mean = target + bias[known], mean + bias.mean()
+            target, mean = target + pick(bias, known), mean + bias.mean()
         extra = self.extra_of(nll, target, mean, classes != IGNORE_INDEX)
         return HeadLoss(nll=finish(total), extra=finish(extra))

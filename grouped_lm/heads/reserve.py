@@ -16,7 +16,7 @@ from grouped_lm.grouping import Text
 from grouped_lm.heads.base import Head
 from grouped_lm.heads.decoding.ranks import Mixture, Ranks, ranks_by_all, ranks_by_blocks
 from grouped_lm.heads.decoding.truncation import KeptTokens, Truncation
-from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, reduce_nll, static_sizes
+from grouped_lm.heads.losses.functional import HeadLoss, at_least_fp32, reduce_nll, static_sizes, which_count
 from grouped_lm.heads.unseen import resolve_share
 
 
@@ -53,7 +53,7 @@ class ReserveMixin(Head):
         """Return the negative log-likelihood of the targets; the part of a group has what the mixture changes."""
         if reduction == "none" or torch.compiler.is_compiling() or static_sizes():
             loss = super().loss(hidden, targets, "none", accuracy)  # type: ignore[safe-super]
-            counted = targets != IGNORE_INDEX
+            counted = which_count(targets)
             nll = -self.mixed(-at_least_fp32(loss.nll), self.unseen[targets.long().clamp_min(0)])
             change = (nll - loss.nll).masked_fill(~counted, 0)
             if reduction != "none":

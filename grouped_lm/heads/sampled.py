@@ -20,9 +20,12 @@ from grouped_lm.heads.decoding.columns import ColumnBlocks
 from grouped_lm.heads.losses.chunked import DEFAULT_CHUNK_ROWS, Linear, chunks, default_chunk_rows, linear_nll
 from grouped_lm.heads.losses.functional import (
     HeadLoss,
+    as_types,
     at_least_fp32,
     classify,
+    empty_gradients,
     exact_dtype,
+    pick,
     reduce_nll,
     scaled,
     working_dtype,
@@ -118,12 +121,12 @@ class SampledHead(Head):
         """Return (N,) estimated losses, zero at ignored targets; K + 1 logits per token."""
         counted, token = targets >= 0, targets.clamp_min(0)
         ids = torch.cat([token, drawn])
-        rows = F.embedding(ids, self.weight)  # one gather, so that backward makes one V x D gradient
+        rows = pick(self.weight, ids)  # one gather, so that backward makes one V x D gradient
         n_token = token.numel()
         own = at_least_fp32((states * rows[:n_token]).sum(-1, dtype=rows.dtype))
         others = at_least_fp32(F.linear(states, rows[n_token:]))
         if self.bias is not None:
-            own, others = own + self.bias[token], others + self.bias[drawn]
+            own, others = own + pick(self.bias, token), others + pick(self.bias, drawn)
         others = others - self.log_expected(drawn)
         others = others.masked_fill(token[:, None] == drawn, -torch.inf)
         logits = torch.cat([own[:, None], others], dim=1)
@@ -172,7 +175,7 @@ class _SampledSum(torch.autograd.Function):
         own_bias = None if bias is None else bias[targets.clamp_min(0)]
         total = states.new_zeros((), dtype=exact_dtype(dtype))
         d_own = states.new_zeros(len(states) if keep else 0, dtype=total.dtype)
-        d_states, d_table = (t.new_zeros(t.shape if keep else 0) for t in (states, table))
+        d_states, d_table = (gradient.zero_() for gradient in empty_gradients(keep, states, table))
         d_offset = offset.new_zeros(len(offset) if keep else 0)
         for some in chunks(states, default_chunk_rows(states.device)):
             part, token, counted = states[some], targets[some].clamp_min(0), (targets[some] >= 0)[:, None]
@@ -195,7 +198,7 @@ class _SampledSum(torch.autograd.Function):
             d_table += error.T @ part.to(dtype)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(states, targets, drawn, d_states, d_table, d_own, d_offset)
-        ctx.shape, ctx.has_bias = weight.shape, bias is not None
+        ctx.shape, ctx.dtypes = weight.shape, (states.dtype, weight.dtype, None if bias is None else bias.dtype)
         return total
 
     @staticmethod
@@ -209,7 +212,7 @@ class _SampledSum(torch.autograd.Function):
         for some in chunks(states, default_chunk_rows(states.device)):
             d_weight.index_add_(0, token[some], (states[some] * d_own[some, None]).to(d_weight.dtype))
         d_bias = None
-        if ctx.has_bias:
+        if ctx.dtypes[2] is not None:
             d_bias = d_offset.new_zeros(ctx.shape[0]).index_add_(0, drawn, d_offset)
             d_bias.index_add_(0, token, d_own.to(d_bias.dtype))
-        return d_states, d_weight, d_bias, None, None, None, None
+        return *as_types((d_states, d_weight, d_bias), ctx.dtypes), *[None] * 4

@@ -5,10 +5,10 @@ Letters: N states, D width, V vocabulary, K shortlist, G groups, H of them reser
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from grouped_lm.heads.context import Placement
+from grouped_lm.heads.losses.functional import pick
 from grouped_lm.heads.shortlist import ShortlistConfig, ShortlistHead
 
 
@@ -44,7 +44,7 @@ class ScaledHead(ShortlistHead):
         if self.scale is None or self.shift is None:
             return states
         known = groups.clamp_min(0)
-        return states * (1 + F.embedding(known, self.scale)) + F.embedding(known, self.shift)
+        return states * (1 + pick(self.scale, known)) + pick(self.shift, known)
 
     def inner_table(self) -> tuple[Tensor, Tensor]:
         """Return (V, D) rows and (V,) biases that give the logits inside groups from the states themselves."""

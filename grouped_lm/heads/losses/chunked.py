@@ -5,6 +5,7 @@ Letters: N tokens, D width, C columns of logits, R columns of one class.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,16 +91,27 @@ def linear_nll(layer: Linear, targets: Tensor, reduction: str) -> Tensor:
         nll = plain_nll(states, weight, bias, targets)
         return nll if reduction == "none" else nll.sum()
     if reduction == "none":  # the chunked operator scales gradients as a whole, not per token: compute logits twice
-        pairs = zip(states.split(chunk_rows), targets.split(chunk_rows), strict=True)
-        if not torch.is_grad_enabled():  # the first call of `checkpoint` imports torch's compiler, which takes 2 s
-            return torch.cat([plain_nll(s, weight, bias, t) for s, t in pairs])
-        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # there are no random numbers
-        losses = [checkpoint(plain_nll, s, weight, bias, t, **options) for s, t in pairs]
-        return torch.cat(losses)
+        return _nll_by_chunks(layer, targets, chunk_rows)
     # F.linear_cross_entropy is as fast on a CPU, but holds the (C, D) gradient twice, and torch 2.13 rounds its summed
     # loss of bf16 inputs to bf16 (2871.2 came back as 2880), whatever its acc_dtype
     classes = targets.masked_fill(targets == IGNORE_INDEX, -1)
     return class_nll(states, weight, bias, classes, weight.shape[0], 1, chunk_rows)
+
+
+def _nll_by_chunks(layer: Linear, targets: Tensor, chunk_rows: int) -> Tensor:
+    """Return `plain_nll`, a chunk of rows at a time; the gradients of weights are summed in their exact type."""
+    weight, bias = layer.weight, layer.bias
+    pairs = zip(layer.states.split(chunk_rows), targets.split(chunk_rows), strict=True)
+    if not torch.is_grad_enabled():  # the first call of `checkpoint` imports torch's compiler, which takes 2 s
+        return torch.cat([plain_nll(s, weight, bias, t) for s, t in pairs])
+    fine = weight.to(exact_dtype(weight.dtype)), None if bias is None else bias.to(exact_dtype(bias.dtype))
+    of_chunk = partial(_plain_nll_in, weight.dtype)
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}  # there are no random numbers
+    return torch.cat([checkpoint(of_chunk, s, *fine, t, **options) for s, t in pairs])
+
+
+def _plain_nll_in(dtype: torch.dtype, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    return plain_nll(states, weight.to(dtype), None if bias is None else bias.to(dtype), targets)
 
 
 def class_nll(
@@ -168,8 +180,8 @@ def _class_shapes(
     states: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype, keep = rest[-2:]
-    d_bias = weight.new_empty(weight.shape[0] if keep and bias is not None else 0)
     d_states, d_weight = empty_gradients(keep, states, weight)
+    d_bias = d_weight.new_empty(weight.shape[0] if keep and bias is not None else 0)
     return states.new_empty((), dtype=exact_dtype(dtype)), d_states, d_weight, d_bias
 
 

@@ -51,6 +51,11 @@ class HeadLoss:
         return HeadLoss(self.nll / counted, *parts)
 
 
+def which_count(targets: Tensor) -> Tensor:
+    """Return true at targets that are not IGNORE_INDEX, as int64: in uint8 the id 156 equals -100 for torch."""
+    return targets.long() != IGNORE_INDEX
+
+
 def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
     """Return per-token losses as they are, their sum, or their mean over the targets that count.
 
@@ -62,7 +67,7 @@ def reduce_nll(nll: Tensor, targets: Tensor, reduction: str) -> Tensor:
     if reduction == "sum":
         return nll.sum()
     if reduction == "mean":
-        return nll.sum() / (targets != IGNORE_INDEX).sum().clamp_min(1)  # 0, not NaN, where none counts
+        return nll.sum() / which_count(targets).sum().clamp_min(1)  # 0, not NaN, where none counts
     raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
 
 
@@ -110,14 +115,15 @@ def flatten(hidden: Tensor, targets: Tensor, n_embd: int, vocab_size: int) -> tu
             f"hidden {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not match: "
             f"targets must have shape {tuple(hidden.shape[:-1])}"
         )
-    if may_look(targets) and targets.numel():
-        low, high = (int(value) for value in targets.masked_fill(targets == IGNORE_INDEX, 0).aminmax())
+    flat = targets.reshape(-1).long()
+    if may_look(flat) and flat.numel():
+        low, high = (int(value) for value in flat.masked_fill(flat == IGNORE_INDEX, 0).aminmax())
         if low < 0 or high >= vocab_size:
             wrong = low if low < 0 else high
             raise ValueError(
                 f"a target is {wrong}: ids must be in [0, {vocab_size}), and {IGNORE_INDEX} marks what does not count"
             )
-    return hidden.reshape(-1, n_embd), targets.reshape(-1).long()
+    return hidden.reshape(-1, n_embd), flat
 
 
 def classify(logits: Tensor, classes: Tensor, counted: Tensor, accuracy: bool) -> tuple[Tensor, Tensor | None]:
@@ -179,6 +185,15 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def pick(table: Tensor, ids: Tensor) -> Tensor:
+    """Return the rows of a (C, D) table, or the numbers of (C,) biases, at (N,) ids.
+
+    An id may be there often. The sum of its gradients is computed in the exact type; torch takes that of the table.
+    """
+    exact = table.to(exact_dtype(table.dtype))
+    return (exact[ids] if table.ndim == 1 else F.embedding(ids, exact)).to(table.dtype)
+
+
 def at_once(states: Tensor, weight: Tensor) -> bool:
     """Return whether a loss may compute both steps in one node, reading numbers as it goes: fp32 or fp64 on a CPU."""
     return may_look(states) and weight.dtype in (torch.float32, torch.float64)
@@ -195,11 +210,11 @@ def register_saved_gradients(operator: Any, n_values: int, n_gradients: int) -> 
         operator: of `torch.library.custom_op`. Its outputs are the loss, further values, and the gradients.
         n_values: outputs before the gradients. Those after the loss have no gradient.
         n_gradients: the outputs after the values are the gradients of as many first inputs. The one of an input that
-            is None has no elements.
+            is None has no elements. They may be in a finer type than the inputs.
     """
 
     def save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.given = [tensor is not None for tensor in inputs[:n_gradients]]
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs[:n_gradients]]
         ctx.n_constant = len(inputs) - n_gradients
         ctx.set_materialize_grads(False)  # no zeros for the outputs without a gradient
         ctx.mark_non_differentiable(*output[1:])
@@ -207,15 +222,25 @@ def register_saved_gradients(operator: Any, n_values: int, n_gradients: int) -> 
 
     def backward(ctx: Any, d_loss: Tensor | None, *_: None) -> tuple[Any, ...]:
         gradients = scale_saved(ctx.saved_tensors, d_loss)
-        own = [gradient if given else None for gradient, given in zip(gradients, ctx.given, strict=True)]
-        return *own, *[None] * ctx.n_constant
+        return *as_types(gradients, ctx.dtypes), *[None] * ctx.n_constant
 
     operator.register_autograd(backward, setup_context=save)
 
 
-def empty_gradients(keep: bool, *inputs: Tensor) -> list[Tensor]:
-    """Return an uninitialised tensor for the gradient of each input, without elements where it is not kept."""
-    return [tensor.new_empty(tensor.shape if keep else 0) for tensor in inputs]
+def empty_gradients(keep: bool, states: Tensor, *weights: Tensor) -> list[Tensor]:
+    """Return an uninitialised tensor for the gradient of each input, without elements where it is not kept.
+
+    Those of weights are sums over chunks. They have the exact type: the sums would stop to grow in bf16 after some 256
+    chunks, and be infinite in fp16.
+    """
+    kept = [tensor.new_empty(tensor.shape if keep else 0, dtype=exact_dtype(tensor.dtype)) for tensor in weights]
+    return [states.new_empty(states.shape if keep else 0), *kept]
+
+
+def as_types(gradients: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]) -> list[Tensor | None]:
+    """Return gradients in the types of their inputs; None where there is no gradient or no input."""
+    pairs = zip(gradients, dtypes, strict=True)
+    return [None if gradient is None or dtype is None else gradient.to(dtype) for gradient, dtype in pairs]
 
 
 def scale_saved(saved: Sequence[Tensor], scale: Tensor | None) -> Sequence[Tensor | None]:

@@ -102,12 +102,13 @@ def _in_group_backward(d_nll: Tensor, d_picked: Tensor | None, *rest: Any) -> tu
     if (on_device := _device_passes(hidden, members, dtype)) is not None:
         gradients = on_device[1](d_nll, inputs, (members.long(), groups, slots), dtype)
     else:
-        gradients = torch.zeros_like(hidden), torch.zeros_like(weight), torch.zeros_like(bias)
+        of_weights = (torch.zeros_like(t, dtype=exact_dtype(t.dtype)) for t in (weight, bias))  # sums over pieces
+        gradients = torch.zeros_like(hidden), *of_weights
         backward_by_pieces(d_nll, inputs, (members, groups, slots), dtype, gradients)
     d_hidden, d_weight, d_bias = gradients
     if d_picked is not None:
-        d_weight.index_add_(0, picked, d_picked)
-    return d_hidden, d_weight, d_bias
+        d_weight.index_add_(0, picked, d_picked.to(d_weight.dtype))
+    return d_hidden, d_weight.to(weight.dtype), d_bias.to(bias.dtype)
 
 
 @_in_group_backward.register_fake

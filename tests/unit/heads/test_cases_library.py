@@ -142,6 +142,29 @@ def test_case_L5_targets_of_other_integers_with_a_reserve(dtype, reduction):
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("reserve", [False, 0.1])
+@pytest.mark.parametrize("name", HEADS)
+def test_case_L5_the_id_156_of_uint8_counts_though_torch_takes_it_for_minus_100(name, reserve):
+    head = head_of(name, V, reserve=reserve)
+    hidden = torch.randn(6, head.n_embd).double().requires_grad_()
+    ids = torch.tensor([156, 3, 156, 154, 255, 128], dtype=torch.uint8)  # 154 is unseen
+    for reduction in ("mean", "sum", "none"):
+        found, expected = (head.loss(hidden, targets, reduction) for targets in (ids, ids.long()))
+        assert torch.equal(found.nll, expected.nll)
+        assert (found.token_nll is None) == (expected.token_nll is None)
+        if found.token_nll is not None:
+            assert torch.equal(found.token_nll, expected.token_nll)
+        gradients = (torch.autograd.grad(loss.nll.sum(), hidden)[0] for loss in (found, expected))
+        torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    assert torch.equal(head.target_log_prob(hidden, ids), head.target_log_prob(hidden, ids.long()))
+
+
+def test_case_L5_ids_of_uint8_outside_the_vocabulary_are_refused():
+    head = build_head("grouped", D, 150)
+    with pytest.raises(ValueError, match=r"a target is 156: ids must be in \[0, 150\)"):
+        head.loss(torch.zeros(1, D), torch.tensor([156], dtype=torch.uint8))
+
+
 @pytest.mark.parametrize("name", HEADS)
 def test_case_L5_decoding_takes_states_of_single_places(name):
     head = head_of(name)

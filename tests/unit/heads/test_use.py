@@ -125,6 +125,36 @@ def test_weights_in_bf16(name):
     total.backward()
 
 
+MANY = 2**16
+"""Rows of a batch in 256 chunks, whose sum in bf16 no longer grows, and in fp16 is nearly infinite."""
+SUMMED = [(name, "mean") for name in HEADS] + [(name, "none") for name in ("dense", "grouped", "film", "sampled")]
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(("name", "reduction"), SUMMED)
+def test_gradients_of_bf16_weights_are_sums_over_all_rows(name, reduction):
+    head = head_of(name, bias=True, samples=20, chunk_rows=256).bfloat16().train()
+    exact = copy.deepcopy(head).double()
+    hidden = torch.randn(MANY, D, generator=torch.Generator().manual_seed(1)).bfloat16()
+    targets = torch.full((MANY,), 30)  # in a group and a cluster
+    for own, states in ((head, hidden), (exact, hidden.double())):
+        torch.manual_seed(0)  # of the sampled tokens
+        (own.loss(states, targets, reduction).nll.sum() / (MANY if reduction == "none" else 1)).backward()
+    for (key, found), wanted in zip(head.named_parameters(), exact.parameters(), strict=True):
+        assert found.grad.dtype == torch.bfloat16
+        assert (found.grad - wanted.grad).abs().max() <= 0.01 * wanted.grad.abs().max(), key
+
+
+def test_gradients_of_fp16_weights_are_finite_however_many_rows_they_sum():
+    head = build_head("dense", 8, 16, tied=False, bias=True, chunk_rows=256).half()
+    hidden = 1 + torch.randn(70_000, 8, generator=torch.Generator().manual_seed(1)).half()
+    head.loss(hidden, torch.zeros(70_000, dtype=torch.int64)).nll.backward()
+    torch.testing.assert_close(head.bias.grad[0], head.bias.grad.new_tensor(-15 / 16), rtol=0.01, atol=0)
+    torch.testing.assert_close(
+        head.weight.grad[0], head.bias.grad[0] * hidden.float().mean(0).half(), rtol=0.02, atol=0
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bf16_states_under_autocast(name):
     head, (hidden, targets) = build(name).float(), batch_of(103, 5, dtype=torch.bfloat16)
