@@ -33,6 +33,8 @@ class Advice:
     def __init__(self, config: Config, device: str, names: Sequence[str], say: Callable[[str], None]) -> None:
         self.config, self.say = config, say
         self.variants = choose_variants(config, names)
+        if config.model.embedding != "table":
+            say(f"model.embedding={config.model.embedding}: all heads have head.tied=false; give it to gvc train too")
         self.device = find_device(device, config.train.dtype)
         self.corpus = prepare_data(config.data, config.tokenizer)
         with phase("counting tokens and types"):

@@ -33,13 +33,21 @@ class HeadCost:
 
 
 def variant_config(config: Config, variant: Variant, seed: int = 0) -> Config:
-    """Return the config of a run with a variant's head and with that seed, without a copy of its metrics in W&B."""
+    """Return the config of a run with a variant's head and with that seed, without a copy of its metrics in W&B.
+
+    The head has weights of its own where the input embedding has no row per token to share. One process has whole
+    tables.
+    """
+    head = variant.head_config()
+    if config.model.embedding != "table" and hasattr(head, "tied"):
+        head = replace(head, tied=False)
     return replace(
         config,
         name=variant.name,
         seed=seed,
-        head=variant.head_config(),
+        head=head,
         grouping=parse_grouping(variant.grouping),
+        train=replace(config.train, vocab_parallel=False),
         tracking=TrackingConfig(mode="disabled"),
     )
 

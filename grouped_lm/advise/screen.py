@@ -7,7 +7,6 @@ screen finds depends on its steps alone. The clock only decides how many there a
 
 import contextlib
 import itertools
-import json
 import math
 import statistics
 import time
@@ -26,7 +25,9 @@ from grouped_lm.data import Corpus
 from grouped_lm.data.loader import ValidWindows
 from grouped_lm.errors import ConfigError, DivergedError, MemoryShortError
 from grouped_lm.plan.heads import step_tokens
-from grouped_lm.runs.folder import INTERRUPTED, RunFolder
+from grouped_lm.runs.checkpoint import list_checkpoints
+from grouped_lm.runs.folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
+from grouped_lm.runs.table import whole_rows
 from grouped_lm.system.console import TrainDisplay
 from grouped_lm.system.files import write_json
 from grouped_lm.train.loop import run_steps
@@ -39,6 +40,8 @@ FINALISTS = 2
 """Heads that are never cut."""
 VALID_TOKENS = 2**15
 """Of the validation text, in windows spread evenly over it. Its mean differs between heads by 0.003 nats by chance."""
+LOSS = "screen/loss"
+"""Key of the metrics with a validation loss over those windows: `gvc train` logs the whole text as val/loss."""
 NOISE_TARGETS = 2
 """The noise is measured at so many of the first comparisons."""
 PROBE_STEPS = 8
@@ -66,18 +69,37 @@ class Track:
     variant: Variant
     seed: int
     folder: Path
+    whole_targets: int | None = None
+    """Targets of the whole validation text if the screen takes it whole: then val/loss is of the same tokens."""
     run: TrainingRun | None = None
     random_states: list[torch.Tensor] = field(default_factory=list)
     problem: str | None = None
+    note: str | None = None
+    """Why it has no loss at the step that it was last asked for, if it was left as it is."""
 
     def rows(self) -> list[dict[str, float]]:
         """Return the metrics so far."""
         metrics = RunFolder(self.folder).metrics
-        return [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        return list(whole_rows(metrics.read_bytes().split(b"\n"))) if metrics.exists() else []
 
     def losses(self) -> dict[int, float]:
-        """Return the validation losses by step."""
-        return {int(row["trainer/step"]): row["val/loss"] for row in self.rows() if "val/loss" in row}
+        """Return the validation losses by step, all over the same tokens."""
+        rows, found = self.rows(), dict[int, float]()
+        if (whole := self.whole_targets) is not None:
+            of_all = (row for row in rows if "val/loss" in row and row.get("val/tokens", whole) == whole)
+            found = {int(row["trainer/step"]): row["val/loss"] for row in of_all}
+        return found | {int(row["trainer/step"]): row[LOSS] for row in rows if LOSS in row}
+
+    def left_alone(self, until: int) -> str | None:
+        """Return why the run must not be opened to be trained to a step, None if it may be."""
+        folder = RunFolder(self.folder)
+        if self.run is not None:
+            return None
+        if (folder.read_result() or {}).get("state") == COMPLETE:
+            return f"its run is complete, and has no loss of the screen at step {until:,}"
+        checkpoints = list_checkpoints(folder.checkpoints)
+        step = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+        return f"its run is at step {step:,}, beyond {until:,}" if step > until else None
 
     def speeds(self) -> list[float]:
         """Return the tokens per second of all measured stretches."""
@@ -95,6 +117,7 @@ class Screen:
         self.config, self.corpus, self.variants = replace(config, train=quiet), corpus, list(variants)
         self.folder, self.say, self.steps = folder, say, steps
         self.windows = spread_windows(corpus.valid.tokens(), config.model.block_size)
+        self.whole_targets = len(self.windows) - 1 if len(self.windows) == corpus.valid.num_tokens else None
         self.tracks: dict[tuple[str, int], Track] = {}
         self.last_step = steps
         """Where the bars end."""
@@ -107,16 +130,18 @@ class Screen:
 
     def __exit__(self, *exception: object) -> None:
         for track in self.tracks.values():
-            if track.run is not None:
-                step = track.run.progress.step
-                write_json(RunFolder(track.folder).result, {"state": INTERRUPTED, "trainer/step": step})
+            folder = RunFolder(track.folder)
+            ended = (folder.read_result() or {}).get("state") in (COMPLETE, FAILED)
+            if track.run is not None and not ended:
+                write_json(folder.result, {"state": INTERRUPTED, "trainer/step": track.run.progress.step})
         self._contexts.close()
 
     def track(self, variant: Variant, seed: int) -> Track:
         """Return the track of a head with a seed, counted from the config's."""
         key = variant.name, seed
         if key not in self.tracks:
-            self.tracks[key] = Track(variant, seed, self.folder / f"{variant.name}-seed{self.config.seed + seed}")
+            folder = self.folder / f"{variant.name}-seed{self.config.seed + seed}"
+            self.tracks[key] = Track(variant, seed, folder, self.whole_targets)
         return self.tracks[key]
 
     def trials(self) -> list[Trial]:
@@ -131,14 +156,22 @@ class Screen:
                     losses={seed: track.losses() for seed, track in own.items()},
                     tokens_per_sec=statistics.median(speeds) if speeds else None,
                     problem=next((track.problem for track in own.values() if track.problem), None),
+                    note=own[0].note if 0 in own else None,
                 )
             )
         return found
 
     def train(self, variant: Variant, seed: int, until: int) -> None:
-        """Train a head to a step, validate there, and save. A head that is there already costs nothing."""
+        """Train a head to a step, validate there, and save. A head that is there already costs nothing.
+
+        A run that is complete, or is beyond the step, is left as it is.
+        """
         track = self.track(variant, seed)
         if track.problem or until in track.losses():
+            return
+        if (why := track.left_alone(until)) is not None:
+            track.note = why
+            self.say(f"{variant.name} is left out at step {until:,}: {why}")
             return
         try:
             run = track.run or self._open(track)
@@ -147,7 +180,8 @@ class Screen:
                 speed, _ = run.meters.stop(until)  # the clock must not run on while others train
                 if run.progress.step == until and until not in track.losses():
                     run.metrics_log.append({"trainer/step": until, **speed})
-                    run.validate()
+                    loss = run.validate()["val/loss"]
+                    run.metrics_log.append({"trainer/step": until, LOSS: loss})
                 run.save()
         except (DivergedError, MemoryShortError) as error:
             track.problem = str(error)
@@ -198,8 +232,9 @@ class Clock:
         slowest = min((speed for speed in speeds.values() if speed), default=0.0)
         tokens = 0.0
         for variant in variants:
-            steps = until - max(self.screen.track(variant, seed).losses(), default=0)
-            if steps > 0:  # a forward pass is a third of a step
+            track = self.screen.track(variant, seed)
+            steps = until - max(track.losses(), default=0)
+            if steps > 0 and track.left_alone(until) is None:  # a forward pass is a third of a step
                 own = steps * step_tokens(self.screen.config) + len(self.screen.windows) / 3
                 speed = speeds[variant.name]
                 tokens += own * slowest / speed if speed else own
@@ -218,7 +253,8 @@ class Clock:
         """Return the last step up to `until` that all can make with the first seed in the time that is left."""
         if self.fits(variants, 0, until):
             return until
-        done = max(max(self.screen.track(variant, 0).losses(), default=0) for variant in variants)
+        losses = [step for variant in variants for step in self.screen.track(variant, 0).losses()]
+        done = max((step for step in losses if step <= until), default=0)
         return done + int((until - done) * max(0.0, self.left) / self.seconds(variants, 0, until))
 
 
@@ -264,7 +300,7 @@ def train_reference(screen: Screen, clock: Clock) -> None:
     reference = next(variant for variant in screen.variants if variant.name == REFERENCE)
     if verdict is not None:
         first = next(trial for trial in screen.trials() if trial.name == verdict.head)
-        for step in sorted(first.losses[0], reverse=True):
+        for step in sorted((step for step in first.losses[0] if step <= screen.compared), reverse=True):
             if clock.fits([reference], 0, step):
                 screen.train(reference, 0, step)
                 break

@@ -53,7 +53,7 @@ def screen_table(trials: Sequence[Trial], verdict: Verdict, full_steps: int, dev
             {
                 "variant": trial.name,
                 "steps": trial.step or None,
-                "loss": trial.losses[0][trial.step] if trial.step else trial.problem,
+                "loss": trial.losses[0][trial.step] if trial.step else None,
                 "behind": gap(lead, trial, step) if step else None,
                 "speed": rate,
                 "times": rate / reference if rate and reference else None,
@@ -72,7 +72,19 @@ def screen_table(trials: Sequence[Trial], verdict: Verdict, full_steps: int, dev
         "loss: nats per token on a part of the validation text. behind: loss above the lowest one, at the same step. "
         f"Heads within the noise ({noise}) are tied, and the fastest of them is first."
     )
+    note += "".join(f" {line}." for line in missing_heads(trials, verdict.step))
     return Table(columns=shown, rows=rows, title=f"Screen, of {full_steps:,} steps of a full run", note=note)
+
+
+def missing_heads(trials: Sequence[Trial], step: int) -> list[str]:
+    """Return which heads could not be trained, and which have no loss at a step though they were not cut, and why."""
+    lines = []
+    for trial in trials:
+        if trial.problem:
+            lines.append(f"{trial.name} is out: {trial.problem.rstrip('.')}")
+        elif trial.note and step not in trial.losses.get(0, {}):
+            lines.append(f"{trial.name} is left out: {trial.note}")
+    return lines
 
 
 def planned_sentence(costs: Sequence[HeadCost]) -> str:

@@ -27,6 +27,8 @@ class Trial:
     """Measured while training; None before the first measurement."""
     problem: str | None = None
     """Why it could not be trained, if it could not."""
+    note: str | None = None
+    """Why its run was left as it is, if it was: it is complete, or beyond the step of a comparison."""
 
     @property
     def step(self) -> int:

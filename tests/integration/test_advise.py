@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,6 +80,42 @@ def test_a_screen_is_the_beginning_of_full_runs_and_goes_on_after_ctrl_c(gvc, ti
     assert result["val/loss"] == whole[REFERENCE][0][32]  # this text is shorter than the part that a screen takes
 
 
+def test_a_finished_run_is_left_as_it_is_and_losses_of_other_tokens_do_not_mix(gvc, tiny, texts, workdir):
+    valid = workdir / "long.txt"
+    valid.write_text(Path(texts["valid"]).read_text() * 6)
+    assert valid.stat().st_size > screen.VALID_TOKENS + 64
+    words = [*tiny, *STEPS, f"data.valid={valid}"]
+
+    def screened(steps, *more):
+        outcome = gvc("advise", *words, "--heads", "shortlist-plain", "--steps", steps, "--out", "adv", *more)
+        assert outcome.code == 0, outcome.err
+        return outcome.out
+
+    def losses(steps):
+        trials = json.loads(screened(steps, "--json"))["screen"]["trials"]
+        return {trial["name"]: trial["losses"]["0"] for trial in trials}
+
+    first = losses("8")["shortlist-plain"]
+    assert set(first) == {"8"}
+    folder = workdir / "adv" / "shortlist-plain-seed0"
+    finish = ["train", "experiment=main_job", *words]
+    assert gvc(*finish, "variant=shortlist-plain", f"hydra.run.dir={folder}").code == 0
+    finished = {name: (folder / name).read_bytes() for name in ("result.json", "metrics.jsonl")}
+    assert json.loads(finished["result.json"])["state"] == "complete"
+
+    said = " ".join(screened("16").split())
+    assert "shortlist-plain is left out: its run is complete, and has no loss of the screen at step 16." in said
+    last = losses("32")
+    assert (last["shortlist-plain"], set(last[REFERENCE])) == (first, {"8", "16", "32"})
+    assert {name: (folder / name).read_bytes() for name in finished} == finished
+
+    reference = workdir / "adv" / f"{REFERENCE}-seed0"
+    assert gvc(*finish, f"variant={REFERENCE}", f"hydra.run.dir={reference}").code == 0
+    whole = json.loads((reference / "result.json").read_text())["val/loss"]
+    assert losses("32") == last
+    assert last[REFERENCE]["32"] != whole
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -92,6 +129,14 @@ def test_mistakes_get_one_line(gvc, tiny, words, line):
     outcome = gvc("advise", *tiny, *STEPS, "--heads", "shortlist-plain", *words)
     assert outcome.code == 2
     assert line in outcome.err.splitlines()[-1]
+
+
+def test_heads_without_a_shared_table_have_a_plan(gvc, tiny):
+    outcome = gvc("advise", *tiny, "model.embedding=factorised")
+    assert outcome.code == 0, outcome.err
+    assert "model.embedding=factorised: all heads have head.tied=false; give it to gvc train too" in outcome.err
+    assert REFERENCE in outcome.out
+    assert gvc("advise", *tiny, "train.vocab_parallel=true").code == 0
 
 
 def test_the_planned_cost_of_trim_follows_the_text():
