@@ -15,7 +15,7 @@ from grouped_lm.config import IGNORE_INDEX, Config
 from grouped_lm.data.loader import ValidWindows
 from grouped_lm.data.token_file import TokenFile
 from grouped_lm.distributed.process_group import ProcessGroup
-from grouped_lm.errors import CheckpointError
+from grouped_lm.errors import CheckpointError, DivergedError
 from grouped_lm.models.lm import LanguageModel
 from grouped_lm.prior.head import build_mixed
 from grouped_lm.prior.mixture import fit_mixture_weight
@@ -76,7 +76,11 @@ class PriorTraining:
 
     @torch.no_grad()
     def fit_weight(self, step: int) -> None:
-        """Fit the one weight on the held-out text with the weights of now, unless that was done at this step."""
+        """Fit the one weight on the held-out text with the weights of now, unless that was done at this step.
+
+        Raises:
+            DivergedError: the network's loss is not finite there. The one weight is NaN then.
+        """
         if len(self.held_out) < 2 or self.fitted_step == step:
             return
         train, losses = self.config.train, []
@@ -89,6 +93,12 @@ class PriorTraining:
             losses.append(both[:, targets != IGNORE_INDEX].numpy())
         self.mixed.train()
         own, counts = np.concatenate(losses, axis=1)
+        if not np.isfinite(own).all():
+            self.head.weight.fill_(float("nan"))
+            raise DivergedError(
+                f"diverged at step {step}: the loss of the text of prior.held_out_tokens is not finite; "
+                "a lower optim.lr may help"
+            )
         self.head.weight.fill_(fit_mixture_weight(-own, -counts))
         self.fitted_step = step
 

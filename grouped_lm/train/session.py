@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -258,8 +258,7 @@ class TrainingRun:
         if not progress.loss_steps:
             return
         progress.row |= {
-            "trainer/step": progress.step,
-            "trainer/tokens": progress.step * self.meters.step_tokens,
+            **self._position(),
             **progress.pop_mean_losses(),
             "train/grad_norm": self.last_metrics.grad_norm if self.last_metrics.finite else None,  # JSON has no NaN
             "train/lr": self.lr,
@@ -273,6 +272,10 @@ class TrainingRun:
             }
         self.process_group.on_first(self._write_row, progress.row | self.speed)
         self.display.row(progress.step, progress.row | self.speed)
+
+    def _position(self) -> dict[str, int]:
+        step = self.progress.step
+        return {"trainer/step": step, "trainer/tokens": step * self.meters.step_tokens}
 
     def _write_row(self, row: dict[str, Any]) -> None:
         self.metrics_log.append(row)
@@ -307,8 +310,7 @@ class TrainingRun:
         if text.part:
             metrics["val/tokens"] = text.target_tokens
         self.training_step.model.reshard()
-        position = {"trainer/step": progress.step, "trainer/tokens": progress.step * self.meters.step_tokens}
-        group.on_first(self._write_row, position | metrics)
+        group.on_first(self._write_row, self._position() | metrics)
         self.display.row(progress.step, progress.row | metrics)
         progress.eval_due = False
         self.meters.memory.restart()
@@ -316,8 +318,8 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write a checkpoint of this step."""
-        with averaged_weights(self.training_step.optimizer):
-            self.fit_weight()
+        with averaged_weights(self.training_step.optimizer), suppress(DivergedError):
+            self.fit_weight()  # finite weights are saved as without a prior: train.on_nonfinite acts at the next step
         self.checkpoints.save(self.progress, self.history)
 
     def interrupt(self) -> NoReturn:
@@ -353,6 +355,7 @@ class TrainingRun:
             "params/head": self.n_head_params,
             **meters.speed(None),
             **self.progress.row,
+            **self._position(),  # the last row is older than the last step if that one was left out
             **final,
             "time/total_s": self.history.total_seconds(),
             "time/checkpoint_s": self.history.checkpoint_seconds,

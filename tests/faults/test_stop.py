@@ -349,6 +349,16 @@ def test_nan_is_seen_before_the_update(config, tmp_path, figure):
     figure("NaN, infinity in the loss", "raise, skip, roll back as configured, limits kept; 0 in any checkpoint")
 
 
+@pytest.mark.parametrize("first", [0, 9])
+def test_a_run_that_skipped_its_last_steps_has_them_in_its_result(config, tmp_path, gvc, first):
+    made, run = config(on_nonfinite="skip", max_nonfinite=100), tmp_path / "run"
+    bad = dict.fromkeys(range(2 * first, 24), float("nan"))
+    assert wait(fork_train(made, run, lambda: poisoned(bad))) == 0, run.with_suffix(".log").read_text()
+    result = json.loads((run / "result.json").read_text())
+    assert (result["trainer/step"], result["trainer/tokens"]) == (12, 12 * 4 * 32)
+    assert "12 steps are done" in gvc("resume", str(run)).err
+
+
 def test_weights_that_are_not_finite_are_not_saved(config, tmp_path):
     made = config(max_steps=2, checkpoint_every_steps=1)
 

@@ -150,6 +150,25 @@ def test_wrong_settings_are_named(gvc, tiny, trained):
     assert "was trained without a prior" in refused.err
 
 
+@pytest.mark.parametrize("policy", ["raise", "skip", "rollback"])
+def test_a_divergence_is_said_as_without_a_prior(gvc, tiny, policy):
+    words = ["optim.lr=1e9", f"train.on_nonfinite={policy}", "train.max_nonfinite=2"]
+    plain = gvc("train", *tiny, *words, "hydra.run.dir=plain")
+    mixed = gvc("train", *tiny, *words, *PRIOR, "hydra.run.dir=mixed")
+    assert (mixed.code, plain.code) == (7, 7)
+    assert "diverged at step" in plain.err
+    assert mixed.err.splitlines()[-1] == plain.err.splitlines()[-1]
+    assert mixed.err.count(f"(train.on_nonfinite={policy})") == plain.err.count(f"(train.on_nonfinite={policy})")
+
+
+def test_a_last_step_that_diverges_is_said(gvc, tiny):
+    words = ["optim.lr=1e9", "optim.warmup_steps=0", "train.max_steps=1", *PRIOR, "prior.mix=weight"]
+    outcome = gvc("train", *tiny, *words, "hydra.run.dir=run")
+    assert outcome.code == 7
+    assert "diverged at step 1: the loss of the text of prior.held_out_tokens is not finite" in outcome.err
+    assert json.loads(Path("run/result.json").read_text(encoding="utf-8"))["state"] == "failed"
+
+
 def test_counts_of_another_text_are_refused(gvc, tiny, tmp_path, trained):
     text = tmp_path / "own.txt"
     text.write_text("A cat sat. The cat ran and the dog sat.\n<|endoftext|>\n" * 40, encoding="utf-8")
