@@ -26,6 +26,7 @@ from grouped_lm.system.phases import say
 TOKENS, MINUTES = "trainer/tokens", "minutes"
 LABELS = {TOKENS: "tokens", MINUTES: "minutes of training"}
 NATS, BITS = "loss (nats per token)", "loss (bits per byte)"
+NO_BITS = "tokenizers differ, and it has no validation yet, which says how many bytes its tokens have"
 START = 0.1
 """Share of a run whose losses may lie above the figure: the first ones would hide all differences."""
 
@@ -42,6 +43,11 @@ class Curve:
         """Return the x and the loss of every row that has both."""
         known = [row for row in self.rows if row.get(x) is not None and row.get(loss) is not None]
         return [row[x] for row in known], [row[loss] for row in known]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no loss of it can be drawn."""
+        return not any(self.points(TOKENS, loss)[0] for loss in ("valid", "train"))
 
     @property
     def loss(self) -> str:
@@ -82,24 +88,28 @@ def write_curves(rows: list[Row], folder: Path) -> list[Path]:
 
     Raises:
         PlotLibraryError: matplotlib is not installed.
-        RunFolderError: no run has rows in its metrics.jsonl.
+        RunFolderError: no run has rows in its metrics.jsonl, or of several tokenizers none has a validation.
     """
     in_bits = len({row["tokenizer"] for row in rows}) > 1
     curves = [read_curve(row, name, in_bits) for row, name in zip(rows, names_of_runs(rows), strict=True)]
     for row, curve in zip(rows, curves, strict=True):
         if not curve.rows:
             say(f"gvc: warning: {row['run']} is left out: its metrics.jsonl is missing or has no rows")
-    rows = [row for row, curve in zip(rows, curves, strict=True) if curve.rows]
-    curves = [curve for curve in curves if curve.rows]
+        elif curve.is_empty:
+            say(f"gvc: warning: {row['run']} is left out: {NO_BITS if in_bits else 'its metrics.jsonl has no loss'}")
+    known = any(curve.rows for curve in curves)
+    rows = [row for row, curve in zip(rows, curves, strict=True) if not curve.is_empty]
+    curves = [curve for curve in curves if not curve.is_empty]
     if not curves:
-        raise RunFolderError("no run has rows in its metrics.jsonl: name runs that have")
+        lacks = "a loss that can be drawn" if known else "rows in its metrics.jsonl"
+        raise RunFolderError(f"no run has {lacks}: name runs that have")
     below, label = describe_runs(rows), BITS if in_bits else NATS
     plots: dict[str, Draw] = {}
     for x, name in ((TOKENS, "loss-tokens"), (MINUTES, "loss-minutes")):
         if drawn := [curve for curve in curves if curve.points(x, curve.loss)[0]]:
             plots[name] = partial(draw_curves, curves=drawn, x=x, label=label, below=below)
-    if known := [curve for curve in curves if curve.memory_gib and curve.points(TOKENS, "valid")[0]]:
-        plots["loss-memory"] = partial(draw_memory, curves=known, label=label, below=below)
+    if measured := [curve for curve in curves if curve.memory_gib and curve.points(TOKENS, "valid")[0]]:
+        plots["loss-memory"] = partial(draw_memory, curves=measured, label=label, below=below)
     return [path for name, draw in plots.items() for path in save_figure(folder / name, draw)]
 
 

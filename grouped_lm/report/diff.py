@@ -9,11 +9,13 @@ from grouped_lm.evaluate.significance import compare_checkpoints
 from grouped_lm.evaluate.tables import print_comparison
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.identity import iter_settings
+from grouped_lm.runs.inputs import changed_inputs
 from grouped_lm.runs.load import load_config
 from grouped_lm.runs.query import text_of
 from grouped_lm.runs.schema import show_value
 from grouped_lm.runs.table import read_row
 from grouped_lm.system.console import CLOSING_ROWS, print_lines, print_table
+from grouped_lm.system.files import read_json_dict
 from grouped_lm.system.tables import Column, Table, columns, show
 
 MACHINE = ("cpu", "cpu_count", "gpu", "device", "threads", "platform")
@@ -41,6 +43,7 @@ def compare_two(first: Path, second: Path) -> dict[str, Any]:
         "config": {key: [one.get(key, "-") for one in settings] for key in keys if _differ(settings, key)},
         "figures": {key: [row.get(key) for row in rows] for _, key, _ in CLOSING_ROWS},
         "same_text": text_of(rows[0]) == text_of(rows[1]),
+        "inputs": input_changes(first, second),
         "machine": {key: [place.get(key) for place in places] for key in MACHINE if _differ(places, key)},
         "versions": {key: [place.get(key) for place in places] for key in VERSIONS if _differ(places, key)},
         "checkpoints": [],
@@ -53,6 +56,20 @@ def compare_two(first: Path, second: Path) -> dict[str, Any]:
         tested = compare_checkpoints(losses[0].nll, losses[1].nll, losses[0].tokens)
         found["checkpoints"] = [{"first": str(first), "second": str(second)} | asdict(tested)]
     return found
+
+
+def input_changes(first: Path, second: Path) -> str:
+    """Return how the texts, tokenizer files and first weights of two runs differ, "" if they do not or it is unknown.
+
+    A text of another kind is not described: the config keys that differ say so.
+    """
+    inputs = [read_json_dict(RunFolder(path).inputs) or {} for path in (first, second)]
+    one, other = ({key: own for key, own in values.items() if isinstance(own, dict)} for values in inputs)
+    alike = [key for key in one.keys() & other.keys() if one[key].get("source") == other[key].get("source")]
+    try:
+        return changed_inputs({key: one[key] for key in alike}, {key: other[key] for key in alike})
+    except (KeyError, TypeError, AttributeError):  # a damaged file
+        return ""
 
 
 def _settings(path: Path) -> Any:
@@ -107,6 +124,8 @@ def notes(found: dict[str, Any]) -> list[str]:
     lines = [
         f"{run} is {state}." for run, state in zip(found["runs"], found["states"], strict=True) if state != "complete"
     ]
+    if found["inputs"]:
+        lines.append(f"Inputs differ: {found['inputs']}.")
     if not found["same_text"]:
         lines.append("Texts or tokenizers differ: losses per token do not compare; bits per byte do on one text.")
     if not found["checkpoints"]:

@@ -30,6 +30,7 @@ from grouped_lm.evaluate.documents import DocumentLosses, document_losses
 from grouped_lm.evaluate.significance import NOT_SHOWN, compare_paired, paired_interval
 from grouped_lm.report.contest import SETTING, Place, notes_of
 from grouped_lm.report.documents import Key, document_interval
+from grouped_lm.report.texts import refuse_mixed_texts
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.identity import is_identity, iter_settings
 from grouped_lm.runs.load import load_config, own_tokenizer
@@ -74,6 +75,7 @@ def leaderboard_rows(
 
     Raises:
         RunFolderError: there is no complete run.
+        ConfigError: runs of one place, or of one row, have different texts.
         CheckpointError: a run has no checkpoint.
         DataError: there is no such text.
     """
@@ -81,10 +83,12 @@ def leaderboard_rows(
     complete = [row for row in measured if not notes_of(Path(row["run"])).get("measures_speed")]
     if not complete:
         raise RunFolderError(f"no complete run in {', '.join(map(str, folders))}: `gvc ls` shows their states")
+    found = [(_row_of(run, data), Path(run["run"])) for run in complete]
+    refuse_mixed_texts(found, KEY)
     rows, documents = {}, {}
-    for run in track(complete, "evaluating the runs", len(complete)):
-        losses = document_losses(Path(run["run"]), report, run["trainer/step"]) if report else None
-        row = _row_of(run, losses, data)
+    for (row, path), run in track(zip(found, complete, strict=True), "evaluating the runs", len(complete)):
+        losses = document_losses(path, report, run["trainer/step"]) if report else None
+        row |= {"report_loss_nats": losses and losses.loss, "report_bits_per_byte": losses and losses.bits_per_byte}
         row["report_text"] = report and f"{report.name} {file_sha256(report)[:8]}"
         rows[_key(row)] = row  # a repeated run is no second seed
         if losses is not None:
@@ -92,8 +96,8 @@ def leaderboard_rows(
     return list(rows.values()), documents
 
 
-def _row_of(row: Row, reported: DocumentLosses | None, data: str | None) -> Row:
-    """Return the leaderboard's row of one run."""
+def _row_of(row: Row, data: str | None) -> Row:
+    """Return the leaderboard's row of one run, without figures of the report text."""
     run = Path(row["run"])
     config, environment, notes = load_config(run), RunFolder(run).read_environment(), notes_of(run)
     values = {column: row.get(key) for column, key in LISTS["from_run"].items()}
@@ -103,8 +107,6 @@ def _row_of(row: Row, reported: DocumentLosses | None, data: str | None) -> Row:
         "options": options_of(config),
         "seed": config.seed,
         "lr": None if counts_tokens(config) else config.optim.lr,
-        "report_loss_nats": reported and reported.loss,
-        "report_bits_per_byte": reported and reported.bits_per_byte,
         "peak_tensor_gib": peak_memory_gib(row),
         "commit": str(row.get("commit") or "")[:7],
         "device": environment.get("gpu") or "cpu",

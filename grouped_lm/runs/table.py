@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from grouped_lm.config import Config
 from grouped_lm.data.tokenizers.base import vocab_size_of
@@ -50,12 +50,18 @@ COST_SETTINGS = tuple(path for path, spec, _ in iter_settings(Config()) if spec.
 EQUAL_MODEL = ("body", "n_layer", "n_head", "n_embd", "block_size", "window_size", "dropout")
 EQUAL_TRAIN = ("micro_batch_size", "grad_accum_steps", "dtype", "compile", "threads")
 EQUAL_SETTINGS = [f"model.{key}" for key in EQUAL_MODEL] + [f"train.{key}" for key in EQUAL_TRAIN]
-EQUAL_FOR_RATIOS = ("model", "trainer/tokens", "device", *EQUAL_SETTINGS, *COST_SETTINGS)
+CPU_PLACE = {"cpu": "cpu", "cpu_count": "cpu_count", "cpu_threads": "threads"}
+"""Columns of a run on a CPU, and their keys in environment.json."""
+EQUAL_FOR_RATIOS = ("model", "trainer/tokens", "device", *CPU_PLACE, *EQUAL_SETTINGS, *COST_SETTINGS)
 """Two runs on one text must be equal in these columns before their speed and memory are compared."""
 NUMBER_COLUMNS = {key for _, key, form in COLUMNS if form != "{}"} | {key for key, _ in PARETO_KEYS}
 TEXT_COLUMNS = {key for _, key, form in COLUMNS if form == "{}"} | {"tokenizer", "device", "reason", "trainer/tokens"}
 TAIL_BYTES = 65_536
 """Bytes that are read from the end of metrics.jsonl: over a hundred rows, whatever the file's length."""
+VALIDATION = b'"val/loss"'
+"""What the line of a validation in metrics.jsonl contains."""
+CONTENTS = ("data.train", "data.valid", "tokenizer.file")
+"""Inputs that decide which tokens a run has read, and the settings with their paths."""
 
 
 def find_runs(folders: list[Path]) -> list[Path]:
@@ -77,10 +83,17 @@ def find_runs(folders: list[Path]) -> list[Path]:
 def _runs_below(folder: Path) -> Iterator[Path]:
     for path, inside, _ in os.walk(folder):
         run = RunFolder(Path(path))
-        if any(is_saved_config(read_json_dict(file) or {}) for file in (run.config, run.job)):
+        if any(is_saved_config(read_json_dict(file) or {}) for file in (run.config, run.job)) or _is_damaged(run):
             yield run.path
             inside.clear()  # its checkpoints and W&B files are not runs
         inside[:] = [name for name in inside if not name.startswith(".")]  # `.replaced` holds runs that were repeated
+
+
+def _is_damaged(run: RunFolder) -> bool:
+    """Return whether a folder has a config.json that cannot be read, and something else that only a run has."""
+    if not run.config.is_file() or read_json_dict(run.config) is not None:
+        return False
+    return run.metrics.exists() or run.result.exists() or run.checkpoints.is_dir()
 
 
 def natural_order(path: Path) -> list[tuple[int, int, str]]:
@@ -134,8 +147,10 @@ def _read_row(path: Path) -> Row:
     else:
         values = metrics | result
     config = load_config(path) if folder.config.exists() else read_job(folder.job)
-    labels = run_labels(config) | run_settings(config)
+    labels = run_labels(config) | run_settings(config, read_json_dict(folder.inputs))
     environment = folder.read_environment()
+    if not environment.get("gpu"):
+        labels |= {column: environment.get(key) for column, key in CPU_PLACE.items()}
     labels["device"] = environment.get("gpu") or environment.get("device") or labels["device"]
     row = {"run": str(path), "sweep": sweep_of(path)} | labels | values | {"state": state}
     evaluated = read_json_dict(path / "eval.json") or {}  # written by `gvc eval`
@@ -175,8 +190,12 @@ def source_label(config: Config) -> str | None:
     return source and f"{Path(source).name}-{hashlib.sha256(source.encode()).hexdigest()[:6]}"
 
 
-def run_settings(config: Config) -> Row:
-    """Return the settings of a run as columns, without head and seed, and a hash `text` of those of text and tokens."""
+def run_settings(config: Config, inputs: Row | None = None) -> Row:
+    """Return the settings of a run as columns, without head and seed, and a hash `text` of its text and tokens.
+
+    The hash is that of the settings, with the contents of the files in place of their paths where `inputs` (the values
+    of inputs.json) has them.
+    """
     values: Row = {}
     for part in SETTING_PARTS:
         unused = part == "prior" and not config.prior.is_on
@@ -187,8 +206,25 @@ def run_settings(config: Config) -> Row:
             if is_shown and value is not None:
                 values[path] = value
     text = {key: value for key, value in values.items() if key.startswith(("data.", "tokenizer."))}
+    text |= text_contents(inputs or {})
     text_hash = hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:12]
     return {key: _cell(key, value) for key, value in values.items()} | {"text": text_hash}
+
+
+def text_contents(inputs: Row) -> Row:
+    """Return what tells the text and tokenizer file of a run from others, whatever their paths; {} if nothing is known.
+
+    The keys are those of the settings that this replaces.
+    """
+    found: Row = {}
+    for key in CONTENTS:
+        own = inputs.get(key)
+        if isinstance(own, dict):
+            files = own.get("files") or []
+            if isinstance(files, list) and all(isinstance(file, dict) for file in files):
+                own = own | {"files": [[file.get("bytes"), file.get("sha256")] for file in files]}
+            found[key] = own
+    return found | ({"data.name": None} if "data.valid" in found else {})
 
 
 def _cell(key: str, value: Any) -> Any:
@@ -198,17 +234,36 @@ def _cell(key: str, value: Any) -> Any:
 
 
 def last_metrics(path: Path) -> Row:
-    """Return the last value of every metric. A last line that is only half written is left out."""
+    """Return the last value of every metric in the last rows, and those of the last validation, however old it is.
+
+    A last line that is only half written is left out.
+    """
     try:
         with RunFolder(path).metrics.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            lines = file.read().split(b"\n")
+            lines = _last_lines(file)
     except OSError:
         return {}
     metrics: Row = {}
     for row in whole_rows(lines):
         metrics |= row
     return metrics
+
+
+def _last_lines(file: BinaryIO) -> list[bytes]:
+    """Return the lines in the last `TAIL_BYTES`, after the line of the last validation if that is before them."""
+    start = max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES)
+    file.seek(start)
+    last = file.read().split(b"\n")
+    cut, found = last[0], [line for line in last[1 if start else 0 :] if VALIDATION in line]
+    while start and not found:  # the first line of a block may have its beginning in the block before it
+        begin = max(0, start - TAIL_BYTES)
+        file.seek(begin)
+        lines = (file.read(start - begin) + cut).split(b"\n")
+        start, cut = begin, lines[0]
+        found = [line for line in lines[1 if start else 0 :] if VALIDATION in line]
+        if found:
+            return [found[-1], *last]
+    return last
 
 
 def whole_rows(lines: Iterable[bytes]) -> Iterator[Row]:

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from grouped_lm.cli.compose.compose import HydraFlags, composing, to_config
 
-from grouped_lm.errors import DataError
+from grouped_lm.config import Config, config_to_dict
+from grouped_lm.errors import ConfigError, DataError
 from grouped_lm.evaluate.documents import DocumentLosses
+from grouped_lm.heads import DenseConfig
 from grouped_lm.report import leaderboard
 from grouped_lm.report.contest import places
 from grouped_lm.report.documents import merge_documents, read_documents
 from grouped_lm.report.leaderboard import KEY, merge_rows, short_names, standings
 from grouped_lm.report.leaderboard_plot import write_leaderboard_plot, write_minutes_plots, write_place_plots
+from grouped_lm.report.texts import refuse_mixed_texts
 
 
 def row(head, loss, *, seed=0, lr="0.001", options="", report=None, curve="", bits=1.0):
@@ -185,6 +188,43 @@ def test_runs_of_a_sweep(gvc, tiny, texts, workdir):
     assert float(again["report_loss_nats"]) == pytest.approx(float(again["val_loss_nats"]), abs=1e-4)
 
 
+def test_runs_on_other_texts_are_not_merged(gvc, tiny, texts, workdir):
+    other = workdir / "other.txt"
+    other.write_text(Path(texts["valid"]).read_text() * 2)
+    cases = {"a": ["head=dense"], "valid": ["head=dense", f"data.valid={other}"], "b": ["head=class_full"]}
+    cases["limit"] = ["head=class_full", "data.max_valid_tokens=500"]
+    for name, words in cases.items():
+        assert gvc("train", *tiny, "train.max_steps=2", *words, f"hydra.run.dir=runs/{name}").code == 0
+    refused = gvc("leaderboard", "runs/a", "runs/valid", "--csv", "lb.csv")
+    assert (refused.code, refused.out, len(refused.err.splitlines())) == (2, "", 1)
+    assert f"runs/a and runs/valid have different texts under one name (data.valid {other} (" in refused.err
+    assert refused.err.endswith("): rank the runs of each text alone, and give --data NAME for each\n")
+    limited = gvc("leaderboard", "runs/a", "runs/limit")  # another head on a part of the text
+    assert limited.code == 2
+    assert "(data.max_valid_tokens None -> 500)" in limited.err
+    assert not (workdir / "lb.csv").exists()
+    assert gvc("leaderboard", "runs/a", "runs/b").code == 0
+    for name in ("a", "valid"):
+        assert gvc("leaderboard", f"runs/{name}", "--data", name, "--csv", "lb.csv").code == 0
+    assert [own["data"] for own in csv.DictReader((workdir / "lb.csv").open())] == ["a", "valid"]
+
+
+def test_runs_with_other_tokenizer_files_are_not_merged(tmp_path):
+    runs = []
+    for number, sha256 in enumerate(("1f", "1f", "2e")):
+        run = tmp_path / str(number)
+        run.mkdir()
+        (run / "config.json").write_text(json.dumps(config_to_dict(Config(head=DenseConfig()))))
+        file = {"source": "text", "files": [{"path": "/t.json", "bytes": 3, "sha256": sha256}], "text_field": None}
+        (run / "inputs.json").write_text(json.dumps({"tokenizer.file": file}))
+        runs.append((row("dense", 3.0), run))
+    refuse_mixed_texts(runs[:2], KEY)
+    with pytest.raises(ConfigError, match=r"\(tokenizer.file /t.json \(3 bytes as before, sha256 1f -> 2e\)\)"):
+        refuse_mixed_texts(runs, KEY)
+    (tmp_path / "2" / "inputs.json").unlink()  # its text is not known
+    refuse_mixed_texts(runs, KEY)
+
+
 @pytest.mark.parametrize("name", ["equal-tokens", "equal-time"])
 def test_a_contest_of_today_names_its_rows_as_the_committed_one_did(name):
     path = Path(__file__).parents[2] / "runs" / "results" / f"{name}.csv"
@@ -203,7 +243,7 @@ def test_a_run_that_was_repeated_is_no_second_seed(monkeypatch):
         "collect_runs",
         lambda folders: [own | {"state": "complete", "run": "x", "val/loss": 3.0} for own in runs],
     )
-    monkeypatch.setattr(leaderboard, "_row_of", lambda own, losses, data: own)
+    monkeypatch.setattr(leaderboard, "_row_of", lambda own, data: dict(own))
     assert [own["val_loss_nats"] for own in leaderboard.leaderboard_rows([], None)[0]] == ["3.1", "2.9"]
 
 

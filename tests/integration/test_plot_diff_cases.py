@@ -92,6 +92,20 @@ def test_case_24_plot_of_several_tokenizers_is_in_bits_per_byte(pair, tmp_path):
     assert curve.points(TOKENS, "train")[1][-1] == pytest.approx(5.1 / 4)
 
 
+def test_case_24_plot_says_which_run_has_no_bits_per_byte_yet(gvc, pair, tmp_path):
+    first = [row for row in logged() if "val/loss" not in row]
+    make_run(tmp_path / "runs" / "new", DenseConfig(), first, {"tokenizer.name": "bytes"})
+    why = "tokenizers differ, and it has no validation yet, which says how many bytes its tokens have"
+    drawn = gvc("plot", "runs/dense", "runs/new", "--out", "drawn")
+    assert (drawn.code, drawn.err.splitlines()[0]) == (0, f"gvc: warning: runs/new is left out: {why}")
+    assert "loss-tokens.svg" in drawn.out
+    make_run(tmp_path / "runs" / "other", DenseConfig(), first)
+    refused = gvc("plot", "runs/other", "runs/new", "--out", "none")
+    assert (refused.code, refused.out) == (3, "")
+    assert refused.err.splitlines()[-1] == "gvc: error: no run has a loss that can be drawn: name runs that have"
+    assert not (tmp_path / "none").exists()
+
+
 def test_case_24_plot_names_runs_by_what_differs(pair, tmp_path):
     again = make_run(tmp_path / "again", GroupedConfig(group_size=128), logged(), {"train.max_steps": 100})
     assert names_of_runs(collect_runs([*pair, again])) == ["dense", "grouped S=64", "grouped S=128"]
@@ -142,6 +156,21 @@ def test_case_24_diff_shows_keys_figures_and_places(gvc, pair):
     same = gvc("diff", "runs/dense", "runs/dense").out
     assert "The configs are equal." in same
     assert "Machine, commit and libraries are the same." in same
+
+
+def test_case_24_diff_says_that_a_text_was_rewritten(gvc, pair):
+    for number, (path, sha256) in enumerate(zip(pair, ("1f" * 32, "2e" * 32), strict=True)):
+        (path / "config.json").write_text((pair[0] / "config.json").read_text())
+        files = [{"path": "/data/v.txt", "bytes": 12 + 2 * number, "sha256": sha256}]
+        write_json(path / "inputs.json", {"data.valid": {"source": "text", "files": files, "text_field": None}})
+    said = " ".join(gvc("diff", *map(str, pair)).out.split())
+    assert "The configs are equal." in said
+    assert "Inputs differ: data.valid /data/v.txt (12 -> 14 bytes, sha256 1f1f1f1f -> 2e2e2e2e)." in said
+    assert "Texts or tokenizers differ: losses per token do not compare" in said
+    found = json.loads(gvc("diff", *map(str, pair), "--json").out)
+    assert (found["same_text"], "data.valid" in found["inputs"]) == (False, True)
+    (pair[1] / "inputs.json").write_text((pair[0] / "inputs.json").read_text())
+    assert "differ: data" not in gvc("diff", *map(str, pair)).out
 
 
 def stories(nll, tokens) -> dict:
