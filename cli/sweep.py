@@ -92,7 +92,7 @@ def _run_plan(
         raise
     finally:
         with phase("writing tables and plots"):
-            rows = write_results(plan.folder, plan.total)
+            rows = write_results(plan.folder, plan.total, [path for _, path in plan.find_jobs()])
     if rows:
         log_sweep(plan.jobs[0][0].tracking, plan.folder, runs_csv(rows))
     print(plan.folder, flush=True)

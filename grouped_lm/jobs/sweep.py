@@ -309,7 +309,12 @@ class SweepDisplay:
         self._find_jobs, self._total = find_jobs, total
         self._console = Console(stderr=True, highlight=False)
         self._started = time.monotonic()
-        self._reported = {path for config, path in find_jobs() if job_state(config, path) in (COMPLETE, FAILED)}
+        self._reported = {
+            path: _written_at(RunFolder(path).result)
+            for config, path in find_jobs()
+            if job_state(config, path) in (COMPLETE, FAILED)
+        }
+        """When the result was written that was reported, or was there before, by job."""
         self._ended_before = self._ended = len(self._reported)
         self._last_end = self._started
         self._stop = threading.Event()
@@ -333,11 +338,15 @@ class SweepDisplay:
         self._report_ended()
 
     def _report_ended(self) -> None:
-        """Print a line for each job that ended since the last call."""
+        """Print a line for each job that ended since the last call, also for one that is repeated and ended before.
+
+        A job whose driver still has it may get another result at once (`_record_end`), and waits for the next call.
+        """
         for config, path in self._find_jobs():
-            state = job_state(config, path)
-            if state in (COMPLETE, FAILED) and path not in self._reported:
-                self._reported.add(path)
+            state, written = job_state(config, path), _written_at(RunFolder(path).result)
+            is_new = state in (COMPLETE, FAILED) and written != self._reported.get(path)
+            if is_new and not is_held(driver_lock(path)):
+                self._reported[path] = written
                 result = RunFolder(path).read_result() or {}
                 text = one_line(result) if state == COMPLETE else failure_reason(path)
                 say(f"{len(self._reported)}/{self._total} {path.name}: {state}  {text}")

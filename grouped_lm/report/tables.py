@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -35,11 +36,12 @@ PARETO_NOTE = (
 )
 
 
-def write_results(folder: Path, total: int | None = None) -> list[Row]:
+def write_results(folder: Path, total: int | None = None, jobs: Sequence[Path] | None = None) -> list[Row]:
     """Write `results.csv`, `results.md` and `plots/` for the runs below `folder`, and return their rows.
 
     Without matplotlib there are no plots, and a line on stderr says so. Without runs there are no files. Two drivers
     of one sweep write one after the other. `total` is the number of jobs of the sweep, None if all have a folder.
+    `jobs` are their folders, None if all runs there are jobs of the sweep.
     """
     if not folder.is_dir():
         return []
@@ -51,11 +53,17 @@ def write_results(folder: Path, total: int | None = None) -> list[Row]:
             return []
         except PlotLibraryError as error:
             print(f"gvc: {error}", file=sys.stderr)
-        write_tables(rows, folder, plots, total)
+        write_tables(rows, folder, plots, total, jobs)
         return rows
 
 
-def write_tables(rows: list[Row], folder: Path, plots: list[Path] | None = None, total: int | None = None) -> None:
+def write_tables(
+    rows: list[Row],
+    folder: Path,
+    plots: list[Path] | None = None,
+    total: int | None = None,
+    jobs: Sequence[Path] | None = None,
+) -> None:
     """Write `results.csv` with every figure in full precision, and `results.md` for reading.
 
     Args:
@@ -63,12 +71,19 @@ def write_tables(rows: list[Row], folder: Path, plots: list[Path] | None = None,
         folder: where the files go.
         plots: files of plots; results.md shows the PNGs.
         total: the number of runs in the end, None if these are all.
+        jobs: the folders of the runs that are counted, None for all. results.md names the others.
     """
+    counted = {row["run"] for row in rows} if jobs is None else {str(job) for job in jobs}
+    own = {_name_below(run, folder) for run in counted}
     rows = [row | {"run": _name_below(row["run"], folder)} for row in rows]
     mark_front(rows)
     write_text(folder / "results.csv", runs_csv(rows))
     pictures = [path.relative_to(folder) for path in plots or [] if path.suffix == ".png"]
-    text = _results_markdown(rows, folder.resolve().name, pictures, total or len(rows))
+    complete = sum(row["state"] == COMPLETE and row["run"] in own for row in rows)
+    done = f"{complete} of {total or len(own)} runs complete.\n"
+    if others := [escape(row["run"]) for row in rows if row["run"] not in own]:
+        done += f"\nRuns of other commands in this folder: {', '.join(others)}.\n"
+    text = _results_markdown(rows, f"# {folder.resolve().name}\n\n{done}", pictures)
     write_text(folder / "results.md", text)
 
 
@@ -82,9 +97,9 @@ def runs_csv(rows: list[Row]) -> str:
     return csv_text(rows, [*CSV_FIRST, *sorted({key for row in rows for key in row} - set(CSV_FIRST))])
 
 
-def _results_markdown(rows: list[Row], title: str, pictures: list[Path], total: int) -> str:
+def _results_markdown(rows: list[Row], text: str, pictures: list[Path]) -> str:
+    """Return results.md: `text`, then tables of the runs, and pictures."""
     complete = [row for row in rows if row["state"] == COMPLETE]
-    text = f"# {title}\n\n{len(complete)} of {total} runs complete.\n"
     front = [row for row in complete if row["front"] == "yes"]
     if front:
         shown = [column for column in _filled(front) if column.key in PARETO_KEYS]

@@ -90,7 +90,7 @@ class Table:
         table = RichTable(title=plain(self.title) or None, title_justify="left")
         table.caption, table.caption_justify = plain(self.note) or None, "left"
         for column in shown:
-            table.add_column(column.label, justify=column.align, overflow="fold")  # type: ignore[arg-type]
+            table.add_column(plain(column.label), justify=column.align, overflow="fold")  # type: ignore[arg-type]
         for cells in self.cells():
             table.add_row(*map(plain, cells))
         return table

@@ -11,16 +11,17 @@ from test_report import HOLD, make_run
 
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.heads import DenseConfig, GroupedConfig
-from grouped_lm.jobs.sweep import SweepDisplay, job_state
+from grouped_lm.jobs.sweep import SweepDisplay, driver_lock, job_state
 from grouped_lm.plan.tables import time_unit
 from grouped_lm.report.figures import draw_pareto
 from grouped_lm.report.series import Point
 from grouped_lm.report.style import make_figure, styled_matplotlib
 from grouped_lm.report.tables import comparison_table
+from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.query import SPEED
 from grouped_lm.runs.table import collect_runs
 from grouped_lm.system.console import natural_width
-from grouped_lm.system.files import write_json
+from grouped_lm.system.files import shared_lock, write_json
 from grouped_lm.system.tables import Column, Table, columns, csv_text, shorten_middle
 
 
@@ -103,6 +104,25 @@ def test_case_U4_a_job_in_training_is_called_running(tmp_path):
         assert [[*column.cells] for column in table.columns[2:]] == [[f"10/{config.train.max_steps}"], ["loss 4.500"]]
         holder.communicate()
     assert job_state(config, run) == "unfinished"
+
+
+def test_a_job_that_is_repeated_is_reported_each_time_it_ends(tmp_path, capsys):
+    config = Config(head=GroupedConfig(group_size=64))
+    run = make_run(tmp_path / "job", metrics=(), state="failed", reason="killed by signal 9 (SIGKILL)")
+    write_json(run / "config.json", config_to_dict(config))
+    display = SweepDisplay(lambda: [(config, run)], 1)
+    display._report_ended()
+    assert capsys.readouterr().err == ""  # it had failed before
+    RunFolder(run).write_failure("no space left on device")
+    display._report_ended()
+    assert capsys.readouterr().err == "1/1 job: failed  no space left on device\n"
+    with shared_lock(driver_lock(run)):  # its driver may still add the exit code
+        write_json(run / "result.json", {"state": "complete", "val/loss": 4.0})
+        display._report_ended()
+        assert capsys.readouterr().err == ""
+    display._report_ended()
+    display._report_ended()
+    assert capsys.readouterr().err.startswith("1/1 job: complete  ")
 
 
 def test_case_24_the_time_left_of_a_sweep_falls_while_a_job_runs(monkeypatch):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from grouped_lm.config import Config, config_to_dict
 from grouped_lm.errors import ConfigError, RunFolderError
@@ -343,3 +344,21 @@ def test_ls(gvc, sweep):
     wrong = gvc("ls", str(sweep), "--sort", "perplexty")
     assert (wrong.code, wrong.err) == (2, "gvc: error: no column perplexty: did you mean perplexity?\n")
     assert gvc("ls", str(sweep), "--where", "hed=x").code == 2
+
+
+def test_results_count_the_jobs_of_the_command_and_name_the_others(sweep):
+    write_results(sweep, 3, [sweep / "dense", sweep / "hot", sweep / "new"])
+    text = (sweep / "results.md").read_text()
+    assert text.startswith("# sizes\n\n1 of 3 runs complete.\n")
+    assert "\nRuns of other commands in this folder: early, left, size=64, size=128.\n" in text
+    write_results(sweep)
+    assert (sweep / "results.md").read_text().startswith("# sizes\n\n3 of 6 runs complete.\n\n## Pareto front")
+
+
+def test_brackets_in_the_names_of_runs_are_shown(tmp_path):
+    for name in ("x[old]", "x[new]"):
+        make_run(tmp_path / name, **complete(4.0, 1.0, 1.0))
+    table = comparison_table(collect_runs([tmp_path]), False, 80)
+    console = Console(width=120, file=io.StringIO())
+    console.print(table)
+    assert all(name in console.file.getvalue() for name in ("x[old]", "x[new]"))
