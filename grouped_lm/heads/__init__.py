@@ -22,7 +22,7 @@ from grouped_lm.heads.context import GroupedTokens, HeadConfig, HeadContext, Hea
 from grouped_lm.heads.dense import DenseConfig, DenseHead
 from grouped_lm.heads.film import FilmConfig, FilmHead
 from grouped_lm.heads.grouped import GroupedConfig, GroupedHead
-from grouped_lm.heads.losses.functional import HeadLoss, may_look
+from grouped_lm.heads.losses.functional import HeadLoss, exact_dtype, may_look
 from grouped_lm.heads.low_rank import LowRankConfig, LowRankHead
 from grouped_lm.heads.regularised import RegularisedHead
 from grouped_lm.heads.reserve import ReserveMixin, with_reserve
@@ -98,7 +98,7 @@ def build_head(
         grouping: config or name of a grouping. None means the first of the head's `preferred_groupings` for which
             counts and text are given: `brown`, `frequency`, then `merge_rank` for `shortlist`, else `merge_rank`.
         counts: (V,) training occurrences, for groupings and heads that sort their tokens. None counts `tokens`.
-        wte: (V, D) input embedding, for tied heads.
+        wte: (V, D) input embedding, for tied heads. In bf16 or fp16 it gives all parameters its type.
         tokens: the training text for groupings made from it: (T,) ids, or a function that returns them.
         saved: the head's buffers in a checkpoint that is being loaded for use.
         options: further settings of the head, such as shortlist_size=1024.
@@ -126,6 +126,8 @@ def build_head(
 def build_in_context(config: Any, context: HeadContext, kind: type[Head] | None = None) -> Head:
     """Build the head of a config, with the options that every head has: `head.reserve` and `head.start`.
 
+    Its parameters are in the type of the input embedding where that is bf16 or fp16, as the hidden states then are.
+
     `kind` is the class to build; None takes the one that the config names.
     """
     if kind is None:
@@ -138,6 +140,9 @@ def build_in_context(config: Any, context: HeadContext, kind: type[Head] | None 
     if getattr(config, "start", "zero") == "counts" and context.counts is not None:
         with torch.no_grad():
             head.start_from(log_shares(context.counts))
+    if context.wte is not None and exact_dtype(context.wte.dtype) != context.wte.dtype:
+        for parameter in head.parameters():  # not head.to: tables such as shares stay exact
+            parameter.data = parameter.data.to(context.wte.dtype)
     return head
 
 

@@ -3,6 +3,7 @@
 No V-wide tensor is promised. Letters: N tokens or states, D width, V vocabulary.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,16 +131,16 @@ class Head(nn.Module, ABC):
         Args:
             hidden: (N, D).
             generator: on the device of the states; None is torch's global one.
-            temperature: T >= 0. Tokens that the truncation keeps get weight p^(1/T); 0 takes the likeliest.
+            temperature: T in [0, inf). Tokens that the truncation keeps get weight p^(1/T); 0 takes the likeliest.
             truncation: which tokens may be drawn; None means all.
             num_samples: draws per state, >= 1.
 
         Raises:
-            ValueError: the states have another shape, or the temperature is negative.
+            ValueError: the states have another shape, or the temperature is negative or not finite.
         """
         self.check_states(hidden)
-        if temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, got {temperature}")
+        if not 0 <= temperature < math.inf:  # NaN compares false
+            raise ValueError(f"temperature must be 0 or more, and finite, got {temperature}")
         if temperature == 0:
             return self.argmax(hidden).unsqueeze(1).expand(-1, num_samples)
         return self.draw_tokens(hidden, generator, temperature, truncation or Truncation(), num_samples)

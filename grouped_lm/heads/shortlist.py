@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from grouped_lm.config import IGNORE_INDEX, setting
-from grouped_lm.errors import ConfigError
+from grouped_lm.errors import CheckpointError, ConfigError
 from grouped_lm.grouping import group_members
 from grouped_lm.heads.context import (
     GroupedTokens,
@@ -196,10 +196,31 @@ class ShortlistHead(GroupedTokens, BestFirstHead):
         self.parts.copy_(parts / mass.index_add(0, inside, parts)[inside])
 
     def after_load(self) -> None:
-        """Update the members of groups."""
+        """Update the members of groups.
+
+        Raises:
+            CheckpointError: the loaded groups have other sizes than the head.
+        """
+        self._check_sizes()
         self.sort_tokens()
         self._group_members = None
         self.find_table_rows()
+
+    def _check_sizes(self) -> None:
+        """Compare the loaded groups with K, G and S, which no shape of a weight need tell."""
+        groups, slots = self.token_to_group, self.token_to_slot
+        if is_fake(groups) or groups.is_meta:
+            return
+        single = groups < 0
+        largest = slots.masked_fill(single, -1).max()
+        found = torch.stack([single.sum(), groups.max() + 1, largest + 1]).tolist()
+        own = [self.shortlist_size, self.n_group, self.group_size or 0]
+        if found[0] != own[0] or found[1] > own[1] or found[2] > own[2]:
+            loaded, built = ("K={:,}, G={:,}, S={:,}".format(*sizes) for sizes in (found, own))
+            raise CheckpointError(
+                f"the loaded token_to_group is another grouping than this head's: {loaded} instead of {built}; build "
+                "the head with the options, counts and grouping of the saved one, or give build_head(saved=state)"
+            )
 
     def find_table_rows(self) -> None:
         """Set `table_rows`, if all weights are rows of the table and at most half of its rows are trained.

@@ -228,7 +228,15 @@ def test_sample_takes_prompts_from_files_and_stdin(gvc, trained, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [["--temperature", "-1"], ["--temperature", "nan"], ["--top-p", "2"], ["--top-p", "0"], ["--top-k", "0"]]
+    "words",
+    [
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--temperature", "inf"],
+        ["--top-p", "2"],
+        ["--top-p", "0"],
+        ["--top-k", "0"],
+    ],
 )
 def test_sample_refuses_values_out_of_range(gvc, trained, words):
     outcome = gvc("sample", str(trained), *words)

@@ -13,6 +13,7 @@ from head_cases import head_of
 import grouped_lm
 from grouped_lm.errors import ConfigError
 from grouped_lm.heads import DEFAULT_HEAD, HEADS, GroupedConfig, ShortlistConfig, ShortlistHead, build_head
+from grouped_lm.heads.decoding.truncation import Truncation
 
 V, D = 300, 8
 TEXT = np.random.default_rng(0).zipf(1.5, 5_000) % 250
@@ -177,8 +178,10 @@ def test_case_L5_decoding_takes_states_of_single_places(name):
     ):
         with pytest.raises(ValueError, match=r"decoding takes states of shape \(N, 6\), got \(2, 5, 6\)"):
             call(batch)
-    with pytest.raises(ValueError, match="temperature must be 0 or more, got -1"):
-        head.sample(batch[:, -1], temperature=-1)
+    for temperature in (-1, float("inf"), float("nan")):
+        for truncation in (None, Truncation(top_k=3)):
+            with pytest.raises(ValueError, match=f"temperature must be 0 or more, and finite, got {temperature}"):
+                head.sample(batch[:, -1], temperature=temperature, truncation=truncation)
     with pytest.raises(ValueError, match="reduction must be mean, sum or none, got 'avg'"):
         head.loss(batch, torch.zeros(2, 5, dtype=torch.int64), "avg")
 

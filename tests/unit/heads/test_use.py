@@ -7,7 +7,7 @@ import torch
 from head_cases import D, batch_of, head_of, plain_shortlist
 from torch import Tensor
 
-from grouped_lm.errors import DivergedError
+from grouped_lm.errors import CheckpointError, DivergedError
 from grouped_lm.heads import HEADS, IGNORE_INDEX, DenseConfig, GroupedConfig, Head, build_head
 from grouped_lm.heads.decoding.truncation import Truncation
 
@@ -70,6 +70,27 @@ def test_a_loaded_state_needs_no_further_call(name):
         torch.testing.assert_close(other.log_prob(hidden), head.log_prob(hidden))
         torch.testing.assert_close(other.loss(hidden, targets).nll, head.loss(hidden, targets).nll)
         assert torch.equal(other.topk(hidden, 3).ids, head.topk(hidden, 3).ids)
+
+
+def shortlist_of(**sizes) -> Head:
+    wte = torch.nn.Parameter(0.02 * torch.randn(1000, D))
+    return build_head("shortlist", wte=wte, **({"shortlist_size": 105, "group_size": 30, "shared_rows": 500} | sizes))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "others", "said"),
+    [
+        ({}, {"shortlist_size": 100}, "K=100, G=30, S=30 instead of K=105, G=30, S=30"),
+        ({"group_size": 300}, {"group_size": 400}, "K=105, G=3, S=400 instead of K=105, G=3, S=300"),
+    ],
+    ids=["K", "S"],
+)
+def test_a_state_of_another_shortlist_or_group_size_is_refused(sizes, others, said):
+    head, state = shortlist_of(**sizes), shortlist_of(**others).state_dict()
+    assert all(state[key].shape == value.shape for key, value in head.state_dict().items())  # torch would load it
+    with pytest.raises(CheckpointError, match=f"another grouping than this head's: {said}"):
+        head.load_state_dict(state)
+    shortlist_of(**others).load_state_dict(state)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -153,6 +174,40 @@ def test_gradients_of_fp16_weights_are_finite_however_many_rows_they_sum():
     torch.testing.assert_close(
         head.weight.grad[0], head.bias.grad[0] * hidden.float().mean(0).half(), rtol=0.02, atol=0
     )
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("reserve", [False, 0.1])
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_on_an_embedding_in_half_precision_is_used_as_any_other(name, reserve, dtype):
+    options = {"reserve": reserve} | ({"shortlist_size": 4} if name == "shortlist" else {})
+    options |= {"start": "counts", "bias": True} if name in ("dense", "low_rank", "trim") else {}
+    options |= {"cutoffs": [3, 20]} if name == "adaptive" else {"samples": 9} if name == "sampled" else {}
+    table, counts = 0.1 * torch.randn(103, D), torch.arange(103) % 11 * 7
+    head, fine = (
+        build_head(name, wte=torch.nn.Parameter(table.to(own)), counts=counts, **options).eval()
+        for own in (dtype, torch.float32)
+    )
+    assert {parameter.dtype for parameter in head.parameters()} == {dtype}
+    for (key, found), wanted in zip(head.named_buffers(), fine.buffers(), strict=True):
+        assert torch.equal(found, wanted), key  # tables of the text stay exact
+    hidden, targets = batch_of(103, 9, dtype=dtype)
+    for reduction in ("mean", "sum", "none"):
+        for training in (True, False):
+            head.train(training).loss(hidden, targets, reduction).nll.sum().backward()
+    with torch.no_grad():
+        log_prob = head.log_prob(hidden)
+        assert log_prob.exp().sum(-1).sub(1).abs().max() < 1e-5
+        for accuracy in (True, False):
+            nll = head.loss(hidden, targets, "none", accuracy).nll
+            picked = log_prob.gather(1, targets.clamp_min(0)[:, None])[:, 0].masked_fill(targets < 0, 0)
+            torch.testing.assert_close(-nll, picked, rtol=0.01, atol=0.02)
+        torch.testing.assert_close(head.target_log_prob(hidden, targets), picked, rtol=0.01, atol=0.02)
+        for truncation in (None, Truncation(top_k=3), Truncation(top_p=0.5)):
+            assert head.sample(hidden, truncation=truncation, temperature=0.8, num_samples=2).shape == (9, 2)
+        assert head.ranks(hidden, targets.clamp_min(0), 5) is not None
+        assert head.topk(hidden, 3).ids.shape == (9, 3)
 
 
 @pytest.mark.parametrize("name", NAMES)
