@@ -184,6 +184,8 @@ def compress(
     vocab_size, width = layer.weight.shape
     if input_ids is not None:
         _check_ids(input_ids, vocab_size, getattr(model.config, "max_position_embeddings", None))
+    if grouping is None and counts is not None:
+        grouping = "frequency"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         built = build_head(head or DEFAULT_HEAD, width, vocab_size, grouping, counts, layer.weight)

@@ -170,7 +170,7 @@ def _is_tied(state: dict[str, Tensor], values: dict[str, Any], source: Path) -> 
             f"{source}: config.json says that lm_head.weight is wte.weight (tie_word_embeddings), and the two differ: "
             "set it to false to keep both, or remove lm_head.weight from the weights"
         )
-    return says_tied
+    return equal
 
 
 def _fill(model: LanguageModel, state: dict[str, Tensor], tied: bool, source: Path) -> None:

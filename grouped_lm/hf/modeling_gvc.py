@@ -111,8 +111,9 @@ class GroupedHead(nn.Module):
         else:
             logits = self.scale * self.slot(states).unsqueeze(1) + self.shift
         place = self.token_to_group.long() * logits.shape[2] + self.token_to_slot
-        padding = torch.ones_like(logits[0].flatten(), dtype=torch.bool).index_fill(0, place, False)
-        inside = at_least_fp32(logits).masked_fill(padding.view_as(logits[0]), -torch.inf).log_softmax(-1)
+        padding = torch.ones(logits.shape[1:].numel(), dtype=torch.bool, device=logits.device)
+        padding = padding.index_fill(0, place, False).view(logits.shape[1:])
+        inside = at_least_fp32(logits).masked_fill(padding, -torch.inf).log_softmax(-1)
         first = at_least_fp32(self.group(states)).log_softmax(-1)
         return (first.unsqueeze(-1) + inside).flatten(1)[:, place]
 
@@ -339,7 +340,8 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             hidden = hidden[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         table = self.get_input_embeddings().weight
-        logits = add_reserve(self.head(hidden.flatten(0, 1), table), self.head).view(*hidden.shape[:2], -1)
+        logits = add_reserve(self.head(hidden.flatten(0, 1), table), self.head)
+        logits = logits.view(*hidden.shape[:2], self.config.vocab_size)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)

@@ -104,3 +104,14 @@ def test_what_cannot_be_compressed():
     grouped_lm.compress(model)
     with pytest.raises(ConfigError, match="only a linear output layer"):
         grouped_lm.compress(model)
+
+
+@pytest.mark.parametrize("head", ["shortlist", "class_full", "grouped"])
+def test_groups_are_made_by_frequency_where_counts_are_given(head):
+    counts = torch.randperm(V, generator=torch.Generator().manual_seed(0))
+    found, wanted, by_id = (
+        grouped_lm.compress(small_gpt2(), head, counts=own, grouping=grouping).head.token_to_group
+        for own, grouping in ((counts, None), (counts, "frequency"), (counts, "merge_rank"))
+    )
+    assert torch.equal(found, wanted)
+    assert not torch.equal(found, by_id)
