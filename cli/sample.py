@@ -43,7 +43,7 @@ def sample(
 ) -> None:
     """Write stories with the last checkpoint of a run.
 
-    --top-k, --top-p and --min-p truncate the model's own probabilities. The temperature is applied after that.
+    --repetition-penalty comes first, then --top-k, --top-p and --min-p truncate, then the temperature is applied.
     `gvc sample --example` needs no training.
 
     Example: gvc sample runs/my-run --prompt "Once upon a time"

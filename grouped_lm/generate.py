@@ -41,7 +41,7 @@ class Sampling:
     """T in [0, 1e6]: tokens that the truncation keeps get weight p^(1/T). 0 takes the likeliest, of equals the lowest
     id."""
     truncation: Truncation = field(default_factory=Truncation)
-    """Which tokens may be drawn, by the model's own probabilities."""
+    """Which tokens may be drawn, by the model's own probabilities; with a penalty, by those that it gives."""
     repetition_penalty: float = 1.0
     """In [1, 1e6]: log-probabilities of tokens in the context are multiplied by it. Keskar et al. 2019 (arXiv
     1909.05858) divide logits, but a two-step head has no logits of the joint distribution. Takes a V-wide pass."""
