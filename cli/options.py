@@ -28,6 +28,12 @@ _KEY_VALUE = re.compile(r"([+~]{0,2}[A-Za-z_][\w./@-]*)=(.+)", re.ASCII | re.DOT
 _SYNTAX = re.compile(r"['\"\[\]{}(),\\$]")
 """Characters with a meaning in Hydra's values: a value that has one is left as it is."""
 _NEED_QUOTES = re.compile(r"[^\w\s./@:%*?|+-]", re.ASCII)
+_TEXT_KEYS = {
+    *("name", "init_from", "data.train", "data.valid", "data.cache_dir", "tokenizer.file", "train.mirror"),
+    *("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir"),
+}
+"""Keys with names and paths: Hydra would take the folder 2024_11_30 for the number 20241130."""
+_LIKE_A_NUMBER = re.compile(r"[+-]?[\d_.]*\d[\d_.]*(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def expand_home(value: str) -> str:
@@ -36,12 +42,16 @@ def expand_home(value: str) -> str:
 
 
 def plain_value(word: str) -> str:
-    """Return `KEY=VALUE` so that Hydra takes the value literally: paths from the home folder, umlauts, `=`, `#`."""
+    """Return `KEY=VALUE` so that Hydra takes the value literally.
+
+    That is for paths from the home folder, umlauts, `=`, `#`, and for names and paths that look like numbers.
+    """
     found = _KEY_VALUE.fullmatch(word)
     if found is None or _SYNTAX.search(found[2]):
         return word
-    value = expand_home(found[2])
-    return f"{found[1]}='{value}'" if _NEED_QUOTES.search(value) else f"{found[1]}={value}"
+    key, value = found[1], expand_home(found[2])
+    like_a_number = key.lstrip("+~") in _TEXT_KEYS and _LIKE_A_NUMBER.fullmatch(value)
+    return f"{key}='{value}'" if like_a_number or _NEED_QUOTES.search(value) else f"{key}={value}"
 
 
 def plain_values(words: list[str] | None) -> list[str] | None:

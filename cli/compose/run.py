@@ -48,7 +48,7 @@ ConfigStore.instance().store(name=BENCH_CONFIG, node={"defaults": DEFAULTS})
 def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
     """Compose and check the config of a command that takes one."""
     with explained(overrides, flags), phase("reading the config"):
-        overrides = adopt_source(overrides)
+        overrides = adopt_source(overrides, config_dir=flags.config_dir)
         (config, _), *others = compose_jobs(overrides, flags)
     if others:
         count = len(others) + 1
@@ -86,7 +86,7 @@ def run(overrides: list[str], flags: HydraFlags) -> None:
 
     rank, size = check_processes()
     with explained(overrides, flags):
-        overrides = adopt_source(overrides)
+        overrides = adopt_source(overrides, config_dir=flags.config_dir)
     if not flags.only_prints:
         with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)), phase("reading the config"):
             jobs = compose_jobs(overrides, flags)

@@ -29,11 +29,11 @@ def auto_micro_batch(overrides: list[str]) -> list[str]:
     return ["train.auto_micro_batch=true" if word == "train.micro_batch_size=auto" else word for word in overrides]
 
 
-def adopt_source(overrides: list[str], swept: Iterable[str] = ()) -> list[str]:
+def adopt_source(overrides: list[str], swept: Iterable[str] = (), config_dir: str | None = None) -> list[str]:
     """Return the overrides, after those that give a run the parts of `ADOPTED` of its `init_from`, if it has one.
 
     A part that the overrides or a sweep over the keys `swept` choose is left to them; single keys of a part are
-    replaced. Prints what was taken.
+    replaced. The user's `config_dir` has choices of its own. Prints what was taken.
     """
     overrides = auto_micro_batch(overrides)
     parsed = parse(overrides)
@@ -47,7 +47,7 @@ def adopt_source(overrides: list[str], swept: Iterable[str] = ()) -> list[str]:
     saved = load_config(source)
     saved = replace(saved, tokenizer=own_tokenizer(source, saved.tokenizer))
     words: list[str] = []
-    choices = config_groups()
+    choices = config_groups(config_dir)
     taken = [part for part in ADOPTED if part not in chosen]
     for part in taken:
         values = asdict(getattr(saved, part))

@@ -1,5 +1,6 @@
 """Cases of the command line: config files, choices that do not go together, closed pipes, version, help, completion."""
 
+import json
 import os
 import re
 import signal
@@ -110,6 +111,14 @@ def test_case_C9_values_and_removals_in_our_own_words(gvc, workdir, word, line):
         ("data.train=~/é#1.txt", "data.train='/home/me/é#1.txt'"),
         ("data.train=a=b/x.txt", "data.train='a=b/x.txt'"),
         ("data.train='~/x,y.txt'", "data.train='~/x,y.txt'"),
+        ("hydra.run.dir=2024_11_30", "hydra.run.dir='2024_11_30'"),
+        ("data.train=2024_11_30", "data.train='2024_11_30'"),
+        ("init_from=007", "init_from='007'"),
+        ("++train.mirror=2024.11", "++train.mirror='2024.11'"),
+        ("name=1E5", "name='1E5'"),
+        ("name=v1_0", "name=v1_0"),
+        ("optim.lr=1e-3", "optim.lr=1e-3"),
+        ("train.max_steps=1_000", "train.max_steps=1_000"),
         ("~head", "~head"),
         ("+note=a", "+note=a"),
         ("optim.lr=1e-3,1e-4", "optim.lr=1e-3,1e-4"),
@@ -131,6 +140,16 @@ def test_case_24_paths_from_home_with_umlauts_and_signs(gvc, tiny, workdir, monk
     assert made.code == 0, made.err
     assert Path("order.csv").is_file()
     assert not Path("~").exists()
+
+
+def test_folders_whose_names_look_like_numbers(gvc, tiny):
+    words = ["train", *tiny, "train.max_steps=1"]
+    first = gvc(*words, "hydra.run.dir=2024_11_30", "name=1e5", "train.mirror=2024_12")
+    assert (first.code, first.run_dir.name) == (0, "2024_11_30")
+    assert json.loads(Path("2024_11_30/config.json").read_text())["name"] == "1e5"
+    assert Path("2024_12").is_dir()
+    second = gvc(*words, "init_from=2024_11_30", "hydra.run.dir=007")
+    assert (second.code, second.run_dir.name) == (0, "007"), second.err
 
 
 def test_case_24_closed_streams_are_no_defect(workdir):
