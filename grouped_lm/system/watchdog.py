@@ -19,6 +19,7 @@ class Watchdog:
 
     The stacks of all threads are written to `hang.txt` in the run folder. Nothing can be saved, because the thread that
     knows the state is the one that hangs. (faulthandler.dump_traceback_later alone could not write result.json.)
+    The time in which the whole process is suspended does not count.
 
     Args:
         run_dir: folder for the stacks.
@@ -47,8 +48,14 @@ class Watchdog:
         self._last_beat = time.monotonic()
 
     def _watch(self, done: threading.Event) -> None:
-        while not done.wait(min(1.0, self._limit_s / 4)):
-            silent_s = time.monotonic() - self._last_beat
+        pause_s, asked = min(1.0, self._limit_s / 4), time.monotonic()
+        while not done.wait(pause_s):
+            now, before = time.monotonic(), asked
+            asked = now
+            if now - before > pause_s + self._limit_s / 4:  # this thread was stopped too, so the process was suspended
+                self.beat()
+                continue
+            silent_s = now - self._last_beat
             if silent_s > self._limit_s:
                 self._end(f"nothing happened for {silent_s:.0f} s (train.hang_minutes); stacks in {self._stacks}")
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from grouped_lm.data import SOURCES
 from grouped_lm.grouping import GROUPINGS
@@ -106,6 +107,10 @@ def test_a_head(gvc, tiny, example):
     assert config["head"] == {"name": "cosine", "scale": 8.0}
     assert gvc("sample", "run", "--prompt", "Once", "--max-new-tokens", "4").code == 0
     assert gvc("train", "--config-dir", "conf", *tiny, "head=cosine", "head.scale=0").code == 2
+    words = ["train.max_steps=1", "train.device=cpu", "tracking=none", "hydra.run.dir=next"]
+    onwards = gvc("train", "--config-dir", "conf", "init_from=run", *words)
+    assert onwards.code == 0, onwards.err
+    assert json.loads(Path("next/config.json").read_text(encoding="utf-8"))["head"] == config["head"]
 
 
 def test_a_grouping(gvc, tiny, example):
@@ -131,3 +136,14 @@ def test_an_optimizer(gvc, tiny, example):
     config, _ = result_of(gvc, *tiny, "head=dense", "optim=sgd", "optim.momentum=0.8")
     assert (config["optim"]["name"], config["optim"]["momentum"]) == ("sgd", 0.8)
     assert gvc("train", "--config-dir", "conf", *tiny, "optim=sgd", "optim.momentum=2").code == 2
+    schema, build = OPTIMIZERS["sgd"]
+    model = torch.nn.Linear(200, 300)
+    weight, optimizer = model.weight.detach().clone(), build(schema(), model)
+    for step, found_inf in enumerate((1.0, 0.0)):  # the first step is left out
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.found_inf = torch.tensor(found_inf)
+        optimizer.step()
+        buffers = [state["momentum_buffer"] for state in optimizer.state.values()]
+        assert all((buffer == step).all() for buffer in buffers)
+    torch.testing.assert_close(model.weight, weight - 0.1)
