@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import fmean
+from statistics import median
 
 from grouped_lm.report.contest import EXACT, Place, places
 from grouped_lm.report.documents import read_documents
@@ -166,8 +166,8 @@ def speeds(*others: str) -> str:
 
 
 def speed_of(entry: Standing) -> float:
-    """Return the mean tokens per second of a head's runs."""
-    return fmean(float(row["tokens_per_sec"]) for row in entry.rows)
+    """Return the median tokens per second of a head's runs."""
+    return median(float(row["tokens_per_sec"]) for row in entry.rows)
 
 
 def range_of(head: str, digits: int = 2) -> str:

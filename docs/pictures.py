@@ -13,7 +13,7 @@ from math import ceil, floor, log
 from pathlib import Path
 from statistics import fmean
 
-from docs_contests import Board, boards, find, title_of, variant_of
+from docs_contests import Board, boards, find, speed_of, title_of, variant_of
 
 from grouped_lm.report.leaderboard import Standing, curve_points
 
@@ -198,10 +198,10 @@ class Axes:
 
 
 def curve_of(entry: Standing, label: str, colour: str) -> Curve:
-    """Return the curve of a head; the minutes are those of training steps at the mean speed of its runs."""
+    """Return the curve of a head; the minutes are those of training steps at the median speed of its runs."""
     first = entry.rows[0]
     per_step = entry.tokens / int(first["steps"])
-    speed = fmean(float(row["tokens_per_sec"]) for row in entry.rows)
+    speed = speed_of(entry)
     bits = float(first["val_bits_per_byte"]) / float(first["val_loss_nats"])
     curves = [curve_points(row) for row in entry.rows]
     steps = sorted(set.intersection(*map(set, curves)))

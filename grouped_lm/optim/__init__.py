@@ -39,7 +39,8 @@ def build_optimizer(config: OptimConfig, model: nn.Module) -> torch.optim.Optimi
 def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
     """Return the learning rate of update `step` in [0, max_steps): linear warm-up, then cosine decay to the floor.
 
-    lr * (floor + (1 - floor) * (1 + cos(pi * t)) / 2), where t goes from 0 after warm-up to 1 at the last step.
+    lr * (floor + (1 - floor) * (1 + cos(pi * t)) / 2), where t goes from 0 after warm-up to 1 at the last step. The
+    floor needs two steps after warm-up.
     """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps

@@ -70,7 +70,11 @@ class SparseRowsAdamW(torch.optim.AdamW):
 
 
 def token_tables(model: nn.Module) -> list[nn.Parameter]:
-    """Return the matrices that have a row per token: the input embedding, and those of untied heads."""
+    """Return the matrices that have a row per token: the input embedding, and those of untied heads.
+
+    Matrices with rows for some tokens only are left out: those of `head=adaptive`, whose classes are split, and that of
+    `head.own_shortlist=true`. (`head=trim` has a row for each token of its own vocabulary.)
+    """
     found = {id(parameter) for parameter in used_rows(model)}
     for name, module in model.named_modules():
         if name.rpartition(".")[2] == "wte":

@@ -123,10 +123,10 @@ class TrainingRun:
             self.display.say(f"validation: {self.valid.part} (data.max_valid_tokens)")
         if self.valid_on_the_way is not self.valid:
             self.display.say(f"validation on the way: {self.valid_on_the_way.part} (eval.max_tokens)")
-        if warmup >= max_steps:
+        if warmup >= max_steps - 1:  # the first step after warm-up has the peak, and the last one should have the floor
+            end = "rises to the end" if warmup >= max_steps else "never falls"
             self.display.say(
-                f"gvc: warning: optim.warmup_steps={warmup}, train.max_steps={max_steps}: "
-                "the learning rate rises to the end"
+                f"gvc: warning: optim.warmup_steps={warmup}, train.max_steps={max_steps}: the learning rate {end}"
             )
         self.model.train()
         return self

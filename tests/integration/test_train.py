@@ -143,4 +143,7 @@ def test_a_run_that_never_leaves_warm_up_is_told_so(gvc, tiny):
     said = gvc("train", *tiny, "optim.warmup_steps=8").err
     expected = "gvc: warning: optim.warmup_steps=8, train.max_steps=8: the learning rate rises to the end"
     assert said.splitlines().count(expected) == 1
-    assert "warmup_steps" not in gvc("train", *tiny, "optim.warmup_steps=7").err
+    assert "optim.warmup_steps=7, train.max_steps=8: the learning rate never falls\n" in (
+        gvc("train", *tiny, "optim.warmup_steps=7").err
+    )
+    assert "warmup_steps" not in gvc("train", *tiny, "optim.warmup_steps=6").err

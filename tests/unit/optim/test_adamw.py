@@ -123,6 +123,10 @@ def test_tables_are_those_with_a_row_per_token():
     assert token_tables(build_head(GroupedConfig(), 8, 50)) == []
     trim = build_head("trim", 8, 50, counts=torch.arange(50) % 3, tied=False)
     assert [tuple(p.shape) for p in token_tables(trim)] == [(33, 8)]
+    assert token_tables(build_head("adaptive", 8, 5000)) == []
+    wte = torch.nn.Parameter(0.02 * torch.randn(50, 8))
+    own = build_head("shortlist", 8, 50, wte=wte, shortlist_size=10, own_shortlist=True)
+    assert [p is wte for p in token_tables(own)] == [True]
 
 
 def test_a_matrix_of_the_body_with_as_many_rows_is_no_table():
