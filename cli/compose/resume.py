@@ -43,10 +43,14 @@ def resume_run(run: Path, overrides: list[str]) -> None:
 
 
 def refuse_other_run(run: Path, saved: Config, config: Config, overrides: list[str]) -> None:
-    """Raise `ConfigError` if `config` is another run than `saved`, the one in the folder `run`."""
-    from grouped_lm.runs.identity import changed_fields, config_identity
+    """Raise `ConfigError` if `config` is another run than `saved`, the one in the folder `run`.
 
-    if changed := changed_fields(config_identity(saved), config_identity(config)):
+    The same text at another path is the same run.
+    """
+    from grouped_lm.runs.folder import RunFolder
+    from grouped_lm.runs.identity import config_identity
+
+    if changed := RunFolder(run).changed_settings(config_identity(saved), config):
         raise ConfigError(
             f"gvc resume continues {run} as it was begun, and this is another run ({changed}); a new run from its "
             f"weights: {start_command(run, overrides)}"

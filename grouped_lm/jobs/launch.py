@@ -24,6 +24,7 @@ from grouped_lm.config import Config, TrainConfig, config_to_dict
 from grouped_lm.data import prepare_data
 from grouped_lm.data.loader import TrainBatches
 from grouped_lm.data.tokenizers.base import vocab_size_of
+from grouped_lm.data.tokenizers.build import build_tokenizer
 from grouped_lm.distributed.process_group import (
     ProcessGroup,
     describe_error,
@@ -32,13 +33,23 @@ from grouped_lm.distributed.process_group import (
     rank_and_size,
 )
 from grouped_lm.distributed.vocab_parallel import VocabShard
-from grouped_lm.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, ConfigError, DriftError, GvcError, RunFolderError
+from grouped_lm.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    ConfigError,
+    DataError,
+    DriftError,
+    GvcError,
+    RunFolderError,
+)
 from grouped_lm.evaluate.counts import counts_tokens
 from grouped_lm.grouping import check_group_size
 from grouped_lm.heads import needs_grouping
 from grouped_lm.heads.losses import kernels
 from grouped_lm.models.lm import check_head
+from grouped_lm.plan.fake_step import with_train
 from grouped_lm.plan.memory_check import batch_divisors
+from grouped_lm.prior.store import counted_text
 from grouped_lm.runs.checkpoint import list_checkpoints
 from grouped_lm.runs.folder import COMPLETE, RunFolder
 from grouped_lm.runs.init_from import check_source
@@ -50,6 +61,7 @@ from grouped_lm.system.secret_values import refuse_secrets
 from grouped_lm.system.signals import signal_handlers
 from grouped_lm.train.capture import check_capture
 from grouped_lm.train.loop import train
+from grouped_lm.train.setup import saved_micro_batch
 
 LOGS = "workers"
 """Folder in the run folder for the output of every process but the first of a machine."""
@@ -114,9 +126,23 @@ def preflight(config: Config, run_dir: Path | None = None, here: bool = True, pr
         RunFolder(run_dir).check_same_run(config)
     if config.init_from is not None and not (run_dir and list_checkpoints(RunFolder(run_dir).checkpoints)):
         check_source(config)
-    reading = RunFolder(run_dir).with_tokenizer(config) if run_dir is not None else config
-    corpus = prepare_data(reading.data, reading.tokenizer)
-    TrainBatches(corpus.train.tokens(), config.model.block_size, config.train.micro_batch_size, config.seed)
+    if config.train.auto_micro_batch and run_dir is not None and (saved := saved_micro_batch(RunFolder(run_dir))):
+        with_train(config, **saved).train.share(all_processes)  # the run keeps it
+    check_text(RunFolder(run_dir).with_tokenizer(config) if run_dir is not None else config)
+
+
+def check_text(config: Config) -> None:
+    """Prepare the data, and raise a DataError if there is not one window of training text, also beside a prior."""
+    corpus = prepare_data(config.data, config.tokenizer)
+    train, block_size = corpus.train, config.model.block_size
+    if config.prior.is_on and train.target_tokens < 2 * block_size:  # of a longer one it keeps less than half aside
+        train = counted_text(train, config.prior, build_tokenizer(config.tokenizer, config.data))
+    try:
+        TrainBatches(train.tokens(), block_size, config.train.micro_batch_size, config.seed)
+    except DataError as error:
+        if (aside := corpus.train.target_tokens - train.target_tokens) == 0:
+            raise
+        raise DataError(f"{error} (prior.held_out_tokens keeps {aside} tokens of it aside)") from error
 
 
 def run_training(config: Config, run_dir: Path, processes: int = 1) -> dict[str, Any]:

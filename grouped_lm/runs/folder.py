@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from grouped_lm.config import Config, check_schema, config_to_dict
+from grouped_lm.data.text import SPLITS
 from grouped_lm.errors import DriftError, RunFolderError
 from grouped_lm.runs.checkpoint import list_checkpoints
 from grouped_lm.runs.identity import changed_fields, config_identity, saved_identity
-from grouped_lm.runs.inputs import Inputs, changed_inputs, describe_inputs
+from grouped_lm.runs.inputs import Inputs, changed_inputs, describe_inputs, is_same_text
 from grouped_lm.system.files import hold_lock, read_json_dict, write_json
 
 COMPLETE, INTERRUPTED, FAILED = "complete", "interrupted", "failed"
@@ -86,10 +87,23 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} already holds a run: give another hydra.run.dir, or train.resume=auto to continue it"
             )
-        changed = changed_fields(saved_identity(self.read_config(), config), config_identity(config))
-        if changed:
+        if changed := self.changed_settings(saved_identity(self.read_config(), config), config):
             raise DriftError(f"{self.path} holds another run ({changed}): give another hydra.run.dir")
         self.check_same_inputs(config)
+
+    def changed_settings(self, identity: dict[str, Any], config: Config) -> str:
+        """Return how the identity of `config` differs from `identity`, as `changed_fields` does.
+
+        A text with another path and the content of inputs.json is no difference.
+        """
+        now, saved = config_identity(config), read_json_dict(self.inputs) or {}
+        moved = set()
+        for key, split in ((f"data.{split}", split) for split in SPLITS):
+            is_other = identity.get(key) != now.get(key) and identity.get("data.source") == now.get("data.source")
+            if is_other and is_same_text(saved.get(key), config, split):
+                moved.add(key)
+        old, new = ({key: part[key] for key in part if key not in moved} for part in (identity, now))
+        return changed_fields(old, new)
 
     def check_same_inputs(self, config: Config) -> None:
         """Refuse a trained run whose text or tokenizer file changed since.

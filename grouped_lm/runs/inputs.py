@@ -50,6 +50,17 @@ def changed_inputs(old: Inputs, new: Inputs) -> str:
     return ", ".join(sorted(changes))
 
 
+def is_same_text(saved: Any, config: Config, split: str) -> bool:
+    """Return whether the text of a split has the content that `saved` describes, which is its part of inputs.json."""
+    if not (isinstance(saved, dict) and "files" in saved):
+        return False
+    now = open_source(config.data, split).describe()
+    try:
+        return "files" in now and not changed_inputs({split: saved}, {split: now})
+    except (KeyError, TypeError, AttributeError):  # damaged
+        return False
+
+
 def _changed_files(key: str, old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[str]:
     before, after = ([(file["bytes"], file["sha256"]) for file in files] for files in (old, new))
     if before == after:

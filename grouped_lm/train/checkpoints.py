@@ -21,13 +21,17 @@ from grouped_lm.train.progress import History, Progress
 
 METRICS_COPY = "metrics.jsonl"
 """File with the metrics so far in a mirrored checkpoint, for the case that the run folder is lost."""
+MICRO_BATCH = ("micro_batch_size", "grad_accum_steps")
+"""Settings of `train` that `train.micro_batch_size=auto` chooses when a run begins."""
 SAME_BITS = ("commit", "python", "libraries", "cpu", "threads", "device", "gpu", "processes")
 """Parts of the environment that decide the last bits of a result."""
 
 
 def describe_origin(config: Config, corpus: Corpus, environment: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the part of `state.json` that tells which run a checkpoint belongs to."""
+    chosen = {key: getattr(config.train, key) for key in MICRO_BATCH}
     return {
+        **({"micro_batch": chosen} if config.train.auto_micro_batch else {}),
         "identity": {
             "config": config_hash(config),
             "train_tokens": corpus.train.manifest["sha256"],
@@ -36,6 +40,14 @@ def describe_origin(config: Config, corpus: Corpus, environment: dict[str, Any])
         "config": config_identity(config),
         "environment": {key: environment[key] for key in SAME_BITS if key in environment},
     }
+
+
+def may_continue_mirror(config: Config, restarts: int) -> bool:
+    """Return whether a run without a checkpoint may continue from its mirror.
+
+    With train.resume=never it may after a restart only: before, the copies are those of an earlier run.
+    """
+    return config.train.mirror is not None and (config.train.resume == "auto" or restarts > 0)
 
 
 class Checkpoints:
@@ -66,6 +78,8 @@ class Checkpoints:
 
     def resume(self) -> tuple[Progress, History]:
         """Load the last checkpoint of the run folder or of the mirror, if there is one, and return its counters.
+
+        With train.resume=never the mirror counts after a restart only: its checkpoints are those of an earlier run.
 
         Raises:
             DriftError: the checkpoint belongs to another config or other tokens.
@@ -144,7 +158,8 @@ class Checkpoints:
             newest = load_latest(self.folder.checkpoints)
         except CheckpointError as error:
             damaged = error
-        if newest is None and self.mirror is not None:
+        may_continue = may_continue_mirror(self.config, self.process_group.restarts)
+        if newest is None and self.mirror is not None and may_continue:
             newest = load_latest(self.mirror, quarantine=False)  # another process may be writing there
             if newest is not None:
                 print(
@@ -165,8 +180,10 @@ class Checkpoints:
         """Raise a DriftError for the checkpoint of another run, and warn of another machine or other code."""
         path, saved, own = self.folder.path, state["identity"], self.origin["identity"]
         changed = [key for key in own if saved[key] != own[key]]
+        names = self.folder.changed_settings(state["config"], self.config) if changed else ""
+        if changed == ["config"] and not names and state["config"] != self.origin["config"]:
+            changed = []  # the same text has another path now
         if changed:
-            names = changed_fields(state["config"], self.origin["config"])
             raise DriftError(
                 f"the checkpoint in {path} was made with another {', '.join(changed)}{f' ({names})' if names else ''}: "
                 "restore what it was made with, or give another hydra.run.dir"

@@ -1,6 +1,7 @@
 """Before the loop: the process, the run folder and its lock, and what a run writes about itself or its failure."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from grouped_lm.models.lm import LanguageModel, build_lm
 from grouped_lm.plan.fake_step import with_train
 from grouped_lm.plan.memory_check import available_bytes, check_memory, explain_out_of_memory, fit_micro_batch
 from grouped_lm.prior.store import counted_text
-from grouped_lm.runs.checkpoint import list_checkpoints
+from grouped_lm.runs.checkpoint import list_checkpoints, load_latest
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.init_from import read_start
-from grouped_lm.runs.train_state import head_buffers, unpack_model
+from grouped_lm.runs.train_state import STATE, head_buffers, unpack_model
 from grouped_lm.system.files import write_json
 from grouped_lm.system.phases import phase, say
 from grouped_lm.system.runtime import keep_freed_memory, resolve_device, set_threads
+from grouped_lm.train.checkpoints import MICRO_BATCH, describe_origin, may_continue_mirror
 
 
 @contextlib.contextmanager
@@ -111,18 +113,36 @@ def choose_micro_batch(
     config: Config, folder: RunFolder, device: torch.device, process_group: ProcessGroup
 ) -> tuple[Config, int | None]:
     """Return the config with the micro-batches that the run began with, or else with the largest that fit."""
-    parts = ("micro_batch_size", "grad_accum_steps")
-    if list_checkpoints(folder.checkpoints) and folder.config.exists():
-        saved = folder.read_config()["train"]
-        return with_train(config, **{key: saved[key] for key in parts}), None
+    saved = saved_micro_batch(folder) or mirrored_micro_batch(config, folder, process_group.restarts)
+    if saved is not None:
+        return with_train(config, **saved), None
     available = available_bytes(device, process_group.local_size)
     with phase("finding the largest micro-batch that fits"):
         config, predicted = fit_micro_batch(config, available, process_group.size)
-    size, steps = (getattr(config.train, key) for key in parts)
+    size, steps = (getattr(config.train, key) for key in MICRO_BATCH)
     needs = "" if predicted is None else f"; a step needs {predicted / GIB:.3f} GiB"
     free = "" if available is None else f", {available / GIB:,.2f} GiB are free"
     say(f"gvc: auto: train.micro_batch_size={size} train.grad_accum_steps={steps}{needs}{free}")
     return config, predicted
+
+
+def saved_micro_batch(folder: RunFolder) -> dict[str, int] | None:
+    """Return the values of `MICRO_BATCH` of the run in a folder, None if it has no checkpoint."""
+    if not (list_checkpoints(folder.checkpoints) and folder.config.exists()):
+        return None
+    saved = folder.read_config()["train"]
+    return {key: saved[key] for key in MICRO_BATCH}
+
+
+def mirrored_micro_batch(config: Config, folder: RunFolder, restarts: int = 0) -> dict[str, int] | None:
+    """Return the values of `MICRO_BATCH` in the mirror's newest checkpoint, None if the run begins anew."""
+    if not may_continue_mirror(config, restarts) or list_checkpoints(folder.checkpoints):
+        return None
+    identity = describe_origin(config, prepare_corpus(folder.with_tokenizer(config)), {})["identity"]
+    mirror = folder.mirror(config, identity)
+    newest = None if mirror is None else load_latest(mirror, quarantine=False)
+    saved: dict[str, int] | None = None if newest is None else json.loads(newest[1][STATE]).get("micro_batch")
+    return saved
 
 
 def prepare_corpus(config: Config) -> Corpus:

@@ -247,6 +247,15 @@ def test_a_lost_run_folder_goes_on_from_its_mirror(config, tmp_path):
     assert final_state(tmp_path / "run") == final_state(tmp_path / "whole")
 
 
+def test_resume_never_begins_anew_beside_a_mirror(config, tmp_path):
+    copies = str(tmp_path / "copies")
+    assert wait(fork_train(config(mirror=copies), tmp_path / "run", lambda: die_in_step(6, None))) == -9
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run.log").unlink()
+    train_to_end(config(mirror=copies, resume="never"), tmp_path / "run")
+    assert "continuing from" not in (tmp_path / "run.log").read_text()
+
+
 def test_a_mirror_that_cannot_be_written_is_said_and_ends_nothing(config, tmp_path):
     (tmp_path / "copies").write_text("a file where a folder should be")
     train_to_end(config(mirror=str(tmp_path / "copies")), tmp_path / "run")

@@ -16,6 +16,7 @@ import tokenizers
 import yaml
 
 import grouped_lm
+from grouped_lm.runs.checkpoint import write_checkpoint
 
 
 @pytest.fixture
@@ -158,6 +159,23 @@ def test_case_U1_resume_refuses_what_would_be_another_run(gvc, tiny, own_text):
     fails_in_one_line(gvc("resume", "run", "train.max_stpes=5"), 2, "did you mean train.max_steps?")
     fails_in_one_line(gvc("resume", "nowhere"), 3, "nowhere is not a run folder")
     fails_in_one_line(gvc("resume", "run", "hydra.run.dir=other"), 2, "hydra.run.dir=other is for new runs")
+
+
+def test_a_run_whose_text_was_moved_goes_on_with_the_new_path(gvc, tiny, own_text, workdir):
+    words = ["train", *tiny, *own_text, "head=dense", "train.max_steps=4"]
+    assert gvc(*words, "hydra.run.dir=whole").code == 0
+    with stopped_in_step(2, signal.SIGTERM):
+        assert gvc(*words, "hydra.run.dir=cut").code == 75
+    Path("texts").mkdir()
+    for name in ("train.txt", "valid.txt"):
+        Path(name).rename(f"texts/{name}")
+    moved = [f"data.{split}={workdir}/texts/{split}.txt" for split in ("train", "valid")]
+    swapped = gvc("resume", "cut", "data.train=texts/valid.txt", moved[1])
+    fails_in_one_line(swapped, 2, "this is another run (data.train: train.txt -> texts/valid.txt)")
+    outcome = gvc("resume", "cut", *moved)
+    assert outcome.code == 0, outcome.err
+    assert weights("cut", 4) == weights("whole", 4)
+    assert json.loads(Path("cut/config.json").read_text())["data"]["train"] == f"{workdir}/texts/train.txt"
 
 
 def test_case_U11_completion_of_run_folders(workdir):
@@ -357,6 +375,28 @@ def test_micro_batch_size_auto_keeps_the_batch_and_the_figures(gvc, tiny):
     assert gvc(*words).code == 0
     assert json.loads(Path("cut/config.json").read_text())["train"]["micro_batch_size"] == 3
     fails_in_one_line(gvc(*words[:-3], "train.micro_batch_size=auto", "train.devices=4"), 2, "shared by 4 processes")
+
+
+def test_micro_batch_size_auto_is_kept_by_a_mirror_and_fits_the_processes(gvc, tiny):
+    words = ["train", *tiny, "head=dense", "train.max_steps=6", "train.grad_accum_steps=3", "train.mirror=copies"]
+    words += ["train.micro_batch_size=auto", "hydra.run.dir=run"]
+    with stopped_in_step(2, signal.SIGTERM):
+        assert gvc(*words).code == 75
+    # as if it had begun where less memory was free
+    newest = max(Path("copies").glob("*/step-*"))
+    files = {path.name: path.read_bytes() for path in newest.iterdir() if path.name != "manifest.json"}
+    state = json.loads(files["state.json"])
+    assert state["micro_batch"] == {"micro_batch_size": 6, "grad_accum_steps": 1}
+    state["micro_batch"] = {"micro_batch_size": 3, "grad_accum_steps": 2}
+    write_checkpoint(newest.parent, int(newest.name[5:]), files | {"state.json": json.dumps(state).encode()}, 2)
+    shutil.rmtree("run")
+    with stopped_in_step(8, signal.SIGTERM):  # two micro-batches a step now
+        assert gvc(*words).code == 75
+    saved = json.loads(Path("run/config.json").read_text())["train"]
+    assert [saved["micro_batch_size"], saved["grad_accum_steps"]] == [3, 2]
+    # 3 windows are no equal parts for 2 processes
+    fails_in_one_line(gvc("resume", "run", "train.devices=2"), 2, "cannot be shared by 2 processes")
+    assert gvc("resume", "run").code == 0
 
 
 def test_case_C7_another_checkout_than_the_installed_package_is_said(gvc, tiny, workdir, monkeypatch):

@@ -150,6 +150,15 @@ def test_wrong_settings_are_named(gvc, tiny, trained):
     assert "was trained without a prior" in refused.err
 
 
+def test_a_text_too_short_beside_a_prior_is_refused_before_its_folder_is_made(gvc, tiny, workdir):
+    Path("short.txt").write_text("x" * 68, encoding="utf-8")
+    words = [*tiny, "data.train=short.txt", "hydra.run.dir=run", "train.max_steps=1"]
+    refused = gvc("train", *words, "prior=kneser_ney")
+    assert (refused.code, Path("run").exists()) == (3, False)
+    assert "prior.held_out_tokens keeps 6 tokens of it aside" in refused.err
+    assert gvc("train", *words).code == 0
+
+
 @pytest.mark.parametrize("policy", ["raise", "skip", "rollback"])
 def test_a_divergence_is_said_as_without_a_prior(gvc, tiny, policy):
     words = ["optim.lr=1e9", f"train.on_nonfinite={policy}", "train.max_nonfinite=2"]
