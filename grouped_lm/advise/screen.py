@@ -29,7 +29,7 @@ from grouped_lm.runs.checkpoint import list_checkpoints
 from grouped_lm.runs.folder import COMPLETE, FAILED, INTERRUPTED, RunFolder
 from grouped_lm.runs.table import whole_rows
 from grouped_lm.system.console import TrainDisplay
-from grouped_lm.system.files import write_json
+from grouped_lm.system.files import read_json_dict, write_json
 from grouped_lm.train.loop import run_steps
 from grouped_lm.train.session import TrainingRun
 from grouped_lm.train.setup import build_model, lock_folder, set_up_process
@@ -40,8 +40,9 @@ FINALISTS = 2
 """Heads that are never cut."""
 VALID_TOKENS = 2**15
 """Of the validation text, in windows spread evenly over it. Its mean differs between heads by 0.003 nats by chance."""
-LOSS = "screen/loss"
-"""Key of the metrics with a validation loss over those windows: `gvc train` logs the whole text as val/loss."""
+LOSSES = "screen.json"
+"""File in a run folder with its losses over those windows, by step. In metrics.jsonl `gvc train` puts losses over the
+whole text beside them, and cuts off what came after its checkpoint."""
 NOISE_TARGETS = 2
 """The noise is measured at so many of the first comparisons."""
 PROBE_STEPS = 8
@@ -84,11 +85,16 @@ class Track:
 
     def losses(self) -> dict[int, float]:
         """Return the validation losses by step, all over the same tokens."""
-        rows, found = self.rows(), dict[int, float]()
-        if (whole := self.whole_targets) is not None:
-            of_all = (row for row in rows if "val/loss" in row and row.get("val/tokens", whole) == whole)
+        found, whole = dict[int, float](), self.whole_targets
+        if whole is not None:
+            of_all = (row for row in self.rows() if "val/loss" in row and row.get("val/tokens", whole) == whole)
             found = {int(row["trainer/step"]): row["val/loss"] for row in of_all}
-        return found | {int(row["trainer/step"]): row[LOSS] for row in rows if LOSS in row}
+        return found | {int(step): loss for step, loss in (read_json_dict(self.folder / LOSSES) or {}).items()}
+
+    def keep_loss(self, step: int, loss: float) -> None:
+        """Keep the validation loss at a step."""
+        losses = self.losses() | {step: loss}
+        write_json(self.folder / LOSSES, {str(key): losses[key] for key in sorted(losses)})
 
     def left_alone(self, until: int) -> str | None:
         """Return why the run must not be opened to be trained to a step, None if it may be."""
@@ -180,8 +186,7 @@ class Screen:
                 speed, _ = run.meters.stop(until)  # the clock must not run on while others train
                 if run.progress.step == until and until not in track.losses():
                     run.metrics_log.append({"trainer/step": until, **speed})
-                    loss = run.validate()["val/loss"]
-                    run.metrics_log.append({"trainer/step": until, LOSS: loss})
+                    track.keep_loss(until, run.validate()["val/loss"])
                 run.save()
         except (DivergedError, MemoryShortError) as error:
             track.problem = str(error)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from grouped_lm.advise.screen import LOSS, Track, spread_windows, survivors
+from grouped_lm.advise.screen import Track, spread_windows, survivors
 from grouped_lm.advise.verdict import Trial
 from grouped_lm.bench.variants import load_variants
 
@@ -37,12 +37,14 @@ def test_a_head_without_a_loss_is_out():
 
 @pytest.mark.parametrize(("whole", "steps"), [(None, {8}), (1_000, {8, 16, 32})])
 def test_a_loss_of_gvc_train_counts_where_the_screen_takes_the_whole_text(tmp_path, whole, steps):
-    rows = [{"trainer/step": 8, "val/loss": 5.0, "val/tokens": 100}, {"trainer/step": 8, LOSS: 5.0}]
+    rows = [{"trainer/step": 8, "val/loss": 5.0, "val/tokens": 100}]
     rows += [{"trainer/step": 16, "val/loss": 4.0}, {"trainer/step": 24, "val/loss": 3.0, "val/tokens": 500}]
     rows.append({"trainer/step": 32, "val/loss": 2.0, "val/tokens": 1_000})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"trainer/step": 40, "v')
     track = Track(next(iter(load_variants().values())), 0, tmp_path, whole)
+    track.keep_loss(8, 5.5)
     assert set(track.losses()) == steps
+    assert track.losses()[8] == 5.5
 
 
 def test_a_run_beyond_the_step_is_left_alone(tmp_path):
