@@ -63,6 +63,10 @@ def plan(
         from .compose.compose import HydraFlags
         from .compose.run import compose_one
 
+    given = {"--tokens": tokens, "--memory": memory, "--devices": devices, "--nodes": nodes}
+    given["--interconnect"] = interconnect
+    if published and (unused := [name for name, value in given.items() if value is not None]):
+        raise ConfigError(f"--published shows shares of one step on one device: leave {', '.join(unused)} out")
     check_range("--tokens", tokens, 1, 10**18)
     check_range("--devices", devices, 1, 10**6)
     check_range("--nodes", nodes, 1, 10**6)

@@ -117,10 +117,11 @@ def draw_by_vocab(axes: Any, rows: Sequence[Row], key: str) -> None:
 
 
 def _bars(axes: Any, rows: Sequence[Row], values: Sequence[float], label: str) -> None:
-    """Draw one bar per row, with the name of its head."""
+    """Draw one bar per row, with the name of its head or run, in the colour of the head."""
     names = [row["head"] for row in rows]
-    styles = styles_by_head(names)
-    axes.barh(range(len(names)), values, color=[styles[name].color for name in names])
+    heads = [f"{row['run_head']} {row['head']}" if row.get("run_head") else row["head"] for row in rows]
+    styles = styles_by_head(heads)
+    axes.barh(range(len(names)), values, color=[styles[head].color for head in heads])
     axes.set_yticks(range(len(names)), names, fontsize=8 if len(names) > 8 else 10)
     axes.invert_yaxis()
     axes.grid(False, axis="y")

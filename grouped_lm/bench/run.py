@@ -66,7 +66,7 @@ def run_suite(
     """
     set_threads(settings.threads)
     keep_freed_memory()
-    work = Workload(settings, models)
+    work = Workload(settings, with_positions(models, settings.block_sizes(suite)))
     environment = environment_columns(command, work.place)
     cells = SUITE_CELLS[suite](work)
     rows = run_cells(folder, cells, suite, identity(suite, work), environment, settings.limit_s)
@@ -81,6 +81,12 @@ def run_suite(
         say(f"gvc: {error}")
     refuse_inexact(rows, {c.name for c in work.implementations if c.head_class is None})
     return rows
+
+
+def with_positions(models: dict[str, ModelConfig], sizes: dict[str, int]) -> dict[str, ModelConfig]:
+    """Return the bodies with positions for the longest input of each, whatever their presets say."""
+    longest = {name: max(model.block_size, sizes.get(name, 0)) for name, model in models.items()}
+    return {name: dataclasses.replace(model, block_size=longest[name]) for name, model in models.items()}
 
 
 def identity(suite: str, work: Workload) -> dict[str, Any]:

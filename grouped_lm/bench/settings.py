@@ -181,6 +181,15 @@ class BenchConfig:
                 "take others"
             )
 
+    def block_sizes(self, suite: str) -> dict[str, int]:
+        """Return the longest input that a suite gives to each preset, for those whose shape it leaves as it is."""
+        steps, decode, vocab = self.steps, self.decode, self.vocab
+        if suite == "vocab":
+            own = {vocab.model: vocab.block_size}
+            return own | {vocab.excess_model: max(vocab.excess_block_size, own.get(vocab.excess_model, 0))}
+        sizes = {"steps": dict.fromkeys(steps.models, steps.block_size), "decode": {decode.model: decode.context}}
+        return sizes.get(suite, {})
+
     def model_names(self, suite: str) -> list[str]:
         """Return the presets that a suite needs."""
         memory, vocab = self.memory, self.vocab

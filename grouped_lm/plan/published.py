@@ -18,7 +18,7 @@ from grouped_lm.config import Config
 from grouped_lm.heads import HEADS
 from grouped_lm.measure.devices import Device
 from grouped_lm.models.lm import estimate_body_flops_per_token
-from grouped_lm.plan.fake_step import UNKNOWN_SIZES, fake_model, faking
+from grouped_lm.plan.fake_step import UNKNOWN_SIZES, fake_model, faking, with_train
 from grouped_lm.plan.launches import count_launches
 
 
@@ -49,7 +49,10 @@ def published_sizes() -> list[dict[str, Any]]:
 def plan_published(config: Config, device: Device) -> list[PublishedPlan]:
     """Return the plans of every model and of every head whose sizes do not depend on text or batch, dense first."""
     plans = []
+    config = with_train(config, vocab_parallel=False)  # one process has whole tables
     heads = [schema() for schema, head in HEADS.values() if not head.sizes_follow_text]
+    if config.model.embedding != "table":  # it has no row per token to share
+        heads = [dataclasses.replace(head, tied=False) if hasattr(head, "tied") else head for head in heads]
     for size in published_sizes():
         body = {key: size[key] for key in ("n_embd", "n_layer", "n_head")}
         model = dataclasses.replace(config.model, **body)

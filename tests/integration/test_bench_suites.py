@@ -10,7 +10,7 @@ import torch
 from grouped_lm.bench.decode import models_to_time
 from grouped_lm.bench.implementations import plain_implementation
 from grouped_lm.bench.memory import config_of
-from grouped_lm.bench.settings import BenchConfig
+from grouped_lm.bench.settings import BenchConfig, DecodeGrid, StepsGrid, VocabGrid
 from grouped_lm.bench.steps import CAP, with_shares
 from grouped_lm.bench.workload import Workload, zipf_counts
 from grouped_lm.config import ModelConfig, TokenizerConfig
@@ -118,6 +118,44 @@ def test_decode_of_fresh_heads_and_of_runs(bench, gvc, tiny):
     gvc("train", *tiny, "head=dense", "train.max_steps=1", "hydra.run.dir=one")
     rows = rows_of(bench("decode", *words, "decode.runs=[one]"))
     assert {(row["head"], row["head_speedup"]) for row in rows} == {("one", 1.0)}
+
+
+def test_an_input_longer_than_the_preset_is_measured(bench):
+    words = ["steps.models=[debug]", "steps.micro_batch_size=1", "steps.block_size=80"]
+    rows = rows_of(bench("steps", *words, "competitors=[low_rank]"))
+    assert {row["block_size"] for row in rows} == {80}
+    assert {CAP, "dense"} < {row["head"] for row in rows}
+
+
+def test_decode_of_a_run_reads_its_own_tokenizer_and_its_positions(gvc, tiny):
+    assert gvc("train", *tiny, "head=dense", "train.max_steps=1", "hydra.run.dir=own").code == 0
+    data = [word for word in tiny if word.startswith("data")]
+    words = ["bench", "decode", *data, "decode.batches=[1]", "decode.runs=[own]", "--json"]  # of the tokenizer gpt2
+    meter = ["meter.max_rounds=1", "meter.max_dropped=0"]
+    (row, *_) = rows_of(gvc(*words, *meter, "decode.context=4", "--dir", "short"))
+    assert (row["head"], row["run_head"]) == ("own", "dense")
+    refused = gvc(*words, "decode.context=65", "--dir", "long")
+    assert (refused.code, refused.out) == (2, "")
+    assert "decode.context must be in [2, 64] for decode.runs=own, the run's model.block_size, got 65" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("suite", "sizes"),
+    [
+        ("steps", {"debug": 80, "gpt2-1m": 80}),
+        ("decode", {"debug": 90}),
+        ("vocab", {"debug": 70}),
+        ("heads", {}),
+        ("memory", {}),
+    ],
+)
+def test_bodies_have_positions_for_the_longest_input(suite, sizes):
+    settings = BenchConfig(
+        steps=StepsGrid(models=["debug", "gpt2-1m"], block_size=80),
+        decode=DecodeGrid(model="debug", context=90),
+        vocab=VocabGrid(model="debug", block_size=70, excess_model="debug", excess_block_size=60),
+    )
+    assert settings.block_sizes(suite) == sizes
 
 
 def test_decode_takes_each_head_once():

@@ -252,3 +252,20 @@ def test_published_sizes_have_their_own_table(gvc):
     for plan in plans:
         assert plan["flops_ratio"] == pytest.approx((1 - plan["head_share"]) / (1 - dense[plan["model"]]["head_share"]))
     assert "64.0% (1.0x)" in gvc("plan", "--published").out
+
+
+def test_published_sizes_with_a_factorised_embedding_are_planned(gvc):
+    outcome = gvc("plan", "--published", "model.embedding=factorised", "train.vocab_parallel=true", "--json")
+    assert outcome.code == 0, outcome.err
+    assert {"dense", "grouped"} <= {plan["head"] for plan in json.loads(outcome.out)}
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--tokens 100", "--memory 8GiB", "--devices 2", "--nodes 2", "--interconnect nvlink4", "--tokens 9 --nodes 2"],
+)
+def test_published_sizes_take_no_option_that_they_would_not_use(gvc, words):
+    refused = gvc("plan", "--published", *words.split())
+    assert (refused.code, refused.out, len(refused.err.splitlines())) == (2, "", 1)
+    named = ", ".join(word for word in words.split() if word.startswith("--"))
+    assert f"--published shows shares of one step on one device: leave {named} out" in refused.err

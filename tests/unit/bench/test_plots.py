@@ -1,6 +1,9 @@
 """The plots of a bench, of rows in which figures are missing."""
 
+from matplotlib.colors import to_hex
+
 from grouped_lm.bench.plots import suite_plots, write_bench_plots
+from grouped_lm.report.style import make_figure, styled_matplotlib, styles_by_head
 
 
 def head_row(head, **others):
@@ -28,3 +31,18 @@ def test_steps_of_which_none_was_run_have_no_plot_of_time(tmp_path):
     drawn = write_bench_plots("vocab", rows, tmp_path)
     assert {path.stem for path in drawn} == {"bench-vocab-memory"}
     assert list(suite_plots("vocab", [row | {"ms": 3.0} for row in rows])) == ["vocab-memory", "vocab-time"]
+
+
+def test_bars_of_runs_have_the_colours_of_their_heads():
+    heads = ["dense", "grouped", "shortlist"]
+    rows = [
+        {"batch_size": 1, "way": "plain", "head": f"runs/x/{n}", "run_head": h, "head_ms": 2.0}
+        for n, h in enumerate(heads)
+    ]
+    with styled_matplotlib():
+        figure = make_figure(suite_plots("decode", rows)["decode-plain-b1"])
+    bars = [to_hex(bar.get_facecolor()) for bar in figure.axes[0].patches]
+    styles = styles_by_head(heads)
+    assert bars == [to_hex(styles[head].color) for head in heads]
+    assert len(set(bars)) == 3
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [row["head"] for row in rows]
