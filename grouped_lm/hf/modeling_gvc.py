@@ -340,11 +340,9 @@ class GvcForCausalLM(PreTrainedModel, GenerationMixin):
         if labels is None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
             hidden = hidden[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         table = self.get_input_embeddings().weight
-        logits = add_reserve(self.head(hidden.flatten(0, 1), table), self.head)
-        logits = logits.view(*hidden.shape[:2], self.config.vocab_size)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        vocab = self.config.vocab_size
+        logits = add_reserve(self.head(hidden.flatten(0, 1), table), self.head).view(*hidden.shape[:2], vocab)
+        loss = None if labels is None else self.loss_function(logits, labels, vocab_size=vocab, **kwargs)
         return CausalLMOutputWithPast(loss, logits, *(output.get(name) for name in BODY_OUTPUTS))
 
     def _check_inputs(self, position_ids: Tensor | None, inputs: Tensor | None, n_cached: int, cache: Any) -> None:
