@@ -235,8 +235,8 @@ def _not_utf8(path: Path, offset: int) -> str:
 
 @lru_cache
 def warn_once(text: str) -> None:
-    """Log a warning, each text once per process."""
-    log.warning(text)
+    """Log a warning, each text once per process. Bytes of a file's name that are not UTF-8 become U+FFFD."""
+    log.warning(valid_unicode(text))
 
 
 @contextmanager

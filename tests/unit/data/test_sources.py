@@ -210,7 +210,7 @@ def test_an_unknown_user_is_one_line(tmp_path):
         prepare_data(config, TokenizerConfig(name="bytes"))
 
 
-def test_a_name_that_is_not_utf8(tmp_path, monkeypatch):
+def test_a_name_that_is_not_utf8(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(text_files, "REMEMBERED_BYTES", 1)  # as of large files
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt"))
     path.write_text("one two")
@@ -219,6 +219,7 @@ def test_a_name_that_is_not_utf8(tmp_path, monkeypatch):
     assert first.train.num_tokens == 9
     assert len(list((tmp_path / "cache" / "hashes").iterdir())) == 1
     assert prepare_data(config, TokenizerConfig(name="bytes")).train.folder == first.train.folder
+    assert "caf\ufffd.txt is both data.train and data.valid" in caplog.text  # a log file holds it
 
 
 def test_a_file_that_several_patterns_name_is_read_once(files):
