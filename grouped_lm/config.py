@@ -285,7 +285,8 @@ class AdamWConfig(OptimConfig):
     weight_decay: float = setting(0.1, 0, 1e6)
     """On matrices only. Norms, biases, scales and shifts have none."""
     table_weight_decay: float | None = setting(None, 0, 1e6)
-    """On tables with a row per token: the input embedding, and the matrix of an untied head; null is weight_decay."""
+    """On tables with a row per token: the input embedding, and the matrix of an untied head. The matrices of
+    head=adaptive and of head.own_shortlist=true have weight_decay. null is weight_decay."""
     sparse_rows: bool = False
     """In tables with a row per token, update only the rows that have a gradient in this step. This is not dense AdamW,
     where all other rows decay and move by their momentum."""
@@ -324,7 +325,8 @@ class TrainConfig:
     refuses to run without; `off` takes the lines of torch that they equal."""
     devices: int = free(1, 1, 1024, cost=True, unit="processes")
     """Processes that train together on this machine, one per GPU; each takes an equal part of every micro-batch.
-    Neither this nor the four below change what is computed, but for rounding and dropout."""
+    Neither this nor the four below change what is computed, but for rounding, dropout, and which windows train the
+    gate of prior=kneser_ney."""
     nodes: int = free(1, 1, 1024, cost=True, unit="machines")
     """Machines with `devices` processes each; more than 1 inside a SLURM job that has as many."""
     strategy: str = free("ddp", choices=("ddp", "fsdp2"), cost=True)

@@ -185,7 +185,7 @@ def words_of_sweep(
     params = {key: value for key, value in (base.hydra.sweeper.get("params") or {}).items() if key not in given}
     swept = sorted({*params, *(o.key_or_group for o in parse(overrides) if o.is_sweep_override())})
     words = [f"sweep={name}", "hydra.sweeper.params=null", *(f"{key}={value}" for key, value in params.items())]
-    words += adopt_source(overrides, params)
+    words += adopt_source(overrides, params, flags.config_dir)
     defaults = {"hydra.sweep.dir": f"runs/{name}"}
     defaults |= {} if env_value(WANDB_VARIABLES["group"]) else {"tracking.group": name}
     defaults["hydra.sweep.subdir"] = f'"{folder_name(swept)}"'

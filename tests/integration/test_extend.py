@@ -108,6 +108,11 @@ def test_a_head(gvc, tiny, example):
     assert gvc("sample", "run", "--prompt", "Once", "--max-new-tokens", "4").code == 0
     assert gvc("train", "--config-dir", "conf", *tiny, "head=cosine", "head.scale=0").code == 2
     words = ["train.max_steps=1", "train.device=cpu", "tracking=none", "hydra.run.dir=next"]
+    Path("conf/sweep").mkdir()
+    Path("conf/sweep/mine.yaml").write_text("# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: 0,1\n")
+    swept = gvc("sweep", "mine", "init_from=run", "--config-dir", "conf", "--dry-run", *words[:3])
+    assert swept.code == 0, swept.err
+    assert "gvc: model, head, grouping, data, tokenizer as in run (init_from)" in swept.err
     onwards = gvc("train", "--config-dir", "conf", "init_from=run", *words)
     assert onwards.code == 0, onwards.err
     assert json.loads(Path("next/config.json").read_text(encoding="utf-8"))["head"] == config["head"]
