@@ -24,7 +24,7 @@ from filelock import FileLock
 from grouped_lm.config import Config, ModelConfig
 from grouped_lm.data import prepare_split
 from grouped_lm.data.sources.text_files import file_sha256
-from grouped_lm.errors import DataError, GvcError, RunFolderError, disk_errors
+from grouped_lm.errors import ConfigError, DataError, GvcError, RunFolderError, disk_errors
 from grouped_lm.evaluate.counts import counts_tokens
 from grouped_lm.evaluate.documents import DocumentLosses, document_losses
 from grouped_lm.evaluate.significance import NOT_SHOWN, compare_paired, paired_interval
@@ -177,6 +177,7 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
     A run keeps its figures of a report text if the new row has none.
 
     Raises:
+        ConfigError: a row has other losses and another report text than before: it belongs to another text.
         DataError: the file is not a leaderboard.
         DiskError: it cannot be written.
     """
@@ -185,6 +186,11 @@ def merge_rows(path: Path, rows: Sequence[Row]) -> list[Row]:
         for row in map(text_row, rows):
             old = merged.get(_key(row), {})
             same = old.get("val_loss_nats") == row["val_loss_nats"]
+            if not same and old.get("report_text") and row["report_text"] not in ("", old["report_text"]):
+                raise ConfigError(
+                    f"{path} has this row of {row['data']} with the report text {old['report_text']}, got "
+                    f"{row['report_text']}: give --data NAME for another text, or another file to --csv"
+                )
             kept = [key for key in (*REPORT, "report_text") if same and not row["report_loss_nats"]]
             merged[_key(row)] = row | {key: old[key] for key in kept}
         ordered = sorted(merged.values(), key=lambda row: [_natural(row.get(key, "")) for key in KEY])

@@ -16,7 +16,7 @@ from grouped_lm.heads import DenseConfig
 from grouped_lm.report import leaderboard
 from grouped_lm.report.contest import places
 from grouped_lm.report.documents import merge_documents, read_documents
-from grouped_lm.report.leaderboard import KEY, merge_rows, short_names, standings
+from grouped_lm.report.leaderboard import KEY, merge_rows, read_rows, short_names, standings
 from grouped_lm.report.leaderboard_plot import write_leaderboard_plot, write_minutes_plots, write_place_plots
 from grouped_lm.report.texts import refuse_mixed_texts
 
@@ -419,6 +419,17 @@ def test_a_kept_figure_keeps_its_text(tmp_path):
     merge_rows(path, [row("dense", 3.0, report=3.1)])
     (kept,) = merge_rows(path, [row("dense", 3.0)])
     assert (kept["report_loss_nats"], kept["report_text"]) == ("3.1", "report.txt 0123abcd")
+
+
+def test_a_row_on_another_report_text_is_not_replaced(tmp_path):
+    path = tmp_path / "leaderboard.csv"
+    (before,) = merge_rows(path, [row("dense", 3.0, report=3.1)])
+    other = {"report_text": "report.txt 4567abcd"}
+    with pytest.raises(ConfigError, match=r"report.txt 0123abcd, got report.txt 4567abcd: give --data NAME"):
+        merge_rows(path, [row("dense", 3.5, report=3.6) | other])
+    assert read_rows(path) == [before]
+    (again,) = merge_rows(path, [row("dense", 3.0, report=3.6) | other])  # the same run, judged on another text
+    assert again["report_text"] == "report.txt 4567abcd"
 
 
 def test_on_par_is_a_verdict_over_seeds():
