@@ -93,12 +93,20 @@ def default_choices() -> dict[str, str]:
 
 def read_choice(group: str, choice: str, config_dir: str | None = None) -> tuple[str, dict[str, Any], str]:
     """Return the comment at the top of a choice's file, its values, and the rest of the file as it is."""
+    from grouped_lm.errors import ConfigError
+
     own = Path(config_dir or ".") / group / f"{choice}.yaml"
     file = own if config_dir and own.is_file() else files("grouped_lm.conf") / group / f"{choice}.yaml"
     lines = file.read_text(encoding="utf-8").splitlines()
     about = [line[1:].strip() for line in lines if line.startswith("#") and "@package" not in line]
     body = "\n".join(line for line in lines if not line.startswith("#"))
-    return " ".join(about), yaml.safe_load(body) or {}, body
+    try:
+        values = yaml.safe_load(body) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} must hold keys and values, NAME: VALUE, got a {type(values).__name__}")
+    return " ".join(about), values, body
 
 
 def print_choice(group: str, choice: str, config_dir: str | None) -> None:

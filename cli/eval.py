@@ -1,6 +1,7 @@
 """`gvc eval`."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,7 +42,7 @@ def evaluate(
     with starting():
         from grouped_lm.config import EvalConfig
         from grouped_lm.evaluate.llm_judge import grade_run
-        from grouped_lm.evaluate.run import compare_runs, evaluate_run, import_harness, save_evaluation
+        from grouped_lm.evaluate.run import check_runs, compare_runs, evaluate_run, import_harness, save_evaluation
         from grouped_lm.evaluate.tables import print_comparison, print_run
         from grouped_lm.runs.load import load_config
 
@@ -53,6 +54,7 @@ def evaluate(
         overrides = ["data=text", *(f"data.{split}={quoted(str(data))}" for split in ("train", "valid")), *overrides]
     configs = [override_saved(replace(load_config(run), eval=EvalConfig()), overrides) for run in runs]
     check_tokenizers([config.tokenizer.label for config in configs])
+    check_runs(runs, configs, stride)
     names = tasks.split(",") if tasks else None
     if names:
         import_harness().check_tasks(names)
@@ -88,8 +90,8 @@ def check_tokenizers(labels: list[str]) -> None:
 def file_name(evaluation: "RunEvaluation", data: Path | None, stride: int | None) -> str:
     """Return the name of the file of an evaluation: `eval` for a run on its own validation text as it was trained.
 
-    Another text, prior, model or stride has a name of its own, such as `eval-other`. Two texts of one file name differ
-    in the start of their SHA-256.
+    Another text, prior, model, stride or dtype has a name of its own, such as `eval-other`. Two texts of one file name
+    differ in the start of their SHA-256.
     """
     from grouped_lm.runs.load import load_config
     from grouped_lm.system.files import read_json_dict
@@ -97,13 +99,17 @@ def file_name(evaluation: "RunEvaluation", data: Path | None, stride: int | None
     config, saved = evaluation.config, load_config(evaluation.run)
     same_data = replace(config.data, cache_dir=saved.data.cache_dir) == saved.data
     same_text = data is None and same_data and config.eval.max_tokens is None and not evaluation.text_changed
-    same_model = (config.prior, config.model) == (saved.prior, saved.model)
+    same_dtype = config.train.dtype == saved.train.dtype
+    same_model = same_dtype and (config.prior, config.model) == (saved.prior, saved.model)
     overlaps = stride is not None and stride < config.model.block_size
     if same_text and same_model and not overlaps:
         return "eval"
-    stem = data.stem if data else Path(str(getattr(config.data, "valid", None) or config.data.name)).stem
+    named = str(data) if data else getattr(config.data, "valid", None) or config.data.name
+    stem = "-".join(Path(str(part)).stem for part in ([named] if isinstance(named, str) else named))
+    stem = re.sub(r"[][{}*?]", "_", stem)  # a pattern has them
     stem += "" if config.prior == saved.prior else f"-prior-{config.prior.name}"
     stem += "" if config.model == saved.model else "-other-model"
+    stem += "" if same_dtype else f"-{config.train.dtype}"
     stem += f"-stride-{stride}" if overlaps else ""
     before = read_json_dict(evaluation.run / f"eval-{stem}.json")
     if before and (before.get("text") or {}).get("sha256") != evaluation.text_sha256:

@@ -84,6 +84,9 @@ def plan(
         print_published(config, chosen, as_json)
         return
 
+    if interconnect is not None and devices * nodes == 1:
+        raise ConfigError("--interconnect is for several devices: add --devices or --nodes")
+
     memory_bytes = memory_bytes or chosen.memory_bytes
     if devices * nodes > 1:
         link = find_interconnect(link_name(interconnect, chosen.name, nodes), on_cpu=chosen.name == "cpu")

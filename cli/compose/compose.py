@@ -135,6 +135,12 @@ def check_config_files(folder: Path) -> None:
         for path in folder.glob(pattern):
             if path.stat().st_size > MAX_BYTES or expanded_nodes(path) > MAX_NODES:
                 raise ConfigError(f"{path} is too large for a config: it expands to more than {MAX_NODES:,} values")
+            try:
+                path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ConfigError(
+                    f"{path} is not UTF-8 at byte {error.start}; convert it, for instance with iconv"
+                ) from error
             ours = files(CONF).joinpath(*path.relative_to(folder).parts)
             if ours.is_file() and ours.read_bytes() != path.read_bytes():
                 raise ConfigError(f"{path} has the name of a file of gvc and would not be used: give it another name")
@@ -158,7 +164,7 @@ def expanded_nodes(path: Path) -> int:
                 anchor, before = open_nodes.pop()
                 if anchor:
                     sizes[anchor] = total - before
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+    except (yaml.YAMLError, RecursionError):
         return 0  # Hydra reports the error when it reads the file
     return total
 

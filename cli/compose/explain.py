@@ -127,6 +127,8 @@ def unknown_choice(failure: Failure) -> str | None:
             return f"{override.input_line}: {group} has a choice already; write {group}={choice}, without the +"
         if choice is None and "must be a string" in str(failure.error):
             return f"{group}=null: a choice is needed; there are {', '.join(known)}"
+        if isinstance(choice, (int, float)) and not isinstance(choice, bool):
+            choice = str(choice)
         if isinstance(choice, str) and choice not in known:
             given = f"--grid {choice}" if group == "bench" else f"{group}={choice}"
             return f"{given} is not known{nearest(choice, known)}; there are {', '.join(known)}"

@@ -47,7 +47,7 @@ ConfigStore.instance().store(name=BENCH_CONFIG, node={"defaults": DEFAULTS})
 
 def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
     """Compose and check the config of a command that takes one."""
-    with explained(overrides, flags), phase("reading the config"):
+    with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)), phase("reading the config"):
         overrides = adopt_source(overrides, config_dir=flags.config_dir)
         (config, _), *others = compose_jobs(overrides, flags)
     if others:
@@ -66,7 +66,7 @@ def compose_bench(
     check_choice("SUITE", suite, SUITES)
     flags = HydraFlags(config_name=BENCH_CONFIG, config_dir=config_dir)
     words = [f"bench={grid}", *overrides]
-    with explained(words, flags), composing(flags) as compose_with:
+    with explained(words, flags, (*RAISED, *RAISED_COMPOSING)), composing(flags) as compose_with:
         plain: Any = OmegaConf.to_container(compose_with(words), resolve=True)
         data = parse_data_config(plain.pop("data"))
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchConfig), plain))
@@ -143,7 +143,8 @@ def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path
 def override_saved(config: Config, overrides: list[str]) -> Config:
     """Return a run's saved config with overrides on top: `data=text` replaces a group, `train.device=cpu` a value."""
     flags = HydraFlags()
-    with explained(overrides, flags, saved=asdict(config)), composing(flags) as compose_with:
+    raised = (*RAISED, *RAISED_COMPOSING)
+    with explained(overrides, flags, raised, saved=asdict(config)), composing(flags) as compose_with:
         if any((o.key_or_group, o.value()) == ("train.micro_batch_size", "auto") for o in parse(overrides)):
             raise ConfigError(
                 "train.micro_batch_size=auto is for new runs, and this one has its size: leave it out, or give "
@@ -166,5 +167,8 @@ def override_saved(config: Config, overrides: list[str]) -> Config:
         OmegaConf.set_struct(composed, True)
         for override in parse(overrides):
             if override not in chosen:
-                OmegaConf.update(composed, override.key_or_group, override.value())
+                key, value = override.key_or_group, override.value()
+                if OmegaConf.is_dict(OmegaConf.select(composed, key)) and not isinstance(value, dict):
+                    raise ConfigError(f"{override.input_line}: {key} is a group of keys: write {key}.NAME=VALUE")
+                OmegaConf.update(composed, key, value)
         return to_config(composed)

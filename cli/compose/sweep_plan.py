@@ -16,6 +16,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
@@ -245,8 +246,9 @@ def describe_presets(flags: HydraFlags) -> list[str]:
         for name in config_groups(flags.config_dir)["sweep"]:
             try:
                 sweeper = compose_with([f"sweep={name}"], return_hydra_config=True).hydra.sweeper
-            except HydraException as error:
-                lines.append(f"{name:18}   - jobs  {missing_plugin(str(error)) or error}")
+            except (HydraException, yaml.YAMLError) as error:
+                about = missing_plugin(str(error)) or " ".join(str(error).split())
+                lines.append(f"{name:18}   - jobs  {about}")
                 continue
             params: dict[str, Any] = dict(sweeper.get("params") or {})
             count = sweeper.n_trials if is_search(sweeper) else len(expand_jobs([], params))

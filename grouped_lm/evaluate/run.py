@@ -12,8 +12,9 @@ import torch
 
 from grouped_lm.config import Config
 from grouped_lm.data import build_tokenizer, iter_documents, prepare_split
+from grouped_lm.data.token_file import TokenFile
 from grouped_lm.data.tokenizers.base import Tokenizer
-from grouped_lm.errors import ConfigError, DataError
+from grouped_lm.errors import CheckpointError, ConfigError, DataError
 from grouped_lm.evaluate.diagnose import diagnose
 from grouped_lm.evaluate.metrics import by_frequency, by_group, by_position, sample_metrics, sum_by_story, summarise
 from grouped_lm.evaluate.scoring import ContextRule, TokenScores, list_windows, measure_body_share, score_tokens
@@ -22,6 +23,8 @@ from grouped_lm.evaluate.story_tasks import Questions, make_questions, score_tas
 from grouped_lm.generate import Sampling, write_texts
 from grouped_lm.heads import GroupedTokens
 from grouped_lm.models.lm import LanguageModel
+from grouped_lm.prior.config import KneserNeyConfig
+from grouped_lm.runs.checkpoint import list_checkpoints
 from grouped_lm.runs.folder import RunFolder
 from grouped_lm.runs.identity import config_identity
 from grouped_lm.runs.load import load_config, load_model, own_tokenizer
@@ -86,17 +89,51 @@ def evaluate_run(
         return _evaluate_run(run, config, stride, samples, tasks, display)
 
 
+def check_runs(runs: list[Path], configs: list[Config], stride: int | None = None) -> None:
+    """Check what can be known of several runs before the first of them is evaluated.
+
+    Raises:
+        CheckpointError: a run has no checkpoint.
+        DataError: there is no text.
+        ConfigError: the stride is out of range, or the runs read different tokens.
+    """
+    hashes = {}
+    for run, config in zip(runs, configs, strict=True):
+        _rules(config, stride)
+        if not isinstance(config.head, KneserNeyConfig) and not list_checkpoints(RunFolder(run).checkpoints):
+            raise CheckpointError(f"{run} has no checkpoint yet: train it first")
+        if len(runs) > 1:
+            hashes[run] = _validation_text(run, config)[2].manifest["sha256"]
+    _refuse_other_texts(hashes)
+
+
+def _rules(config: Config, stride: int | None) -> list[ContextRule]:
+    return [ContextRule(window=config.model.block_size, stride=stride, per_story=alone) for alone in (False, True)]
+
+
+def _validation_text(run: Path, config: Config) -> tuple[Config, Tokenizer, TokenFile]:
+    """Return the config with the run's own tokenizer, this tokenizer, and the tokens to evaluate on."""
+    config = replace(config, tokenizer=own_tokenizer(run, config.tokenizer))
+    tokenizer = build_tokenizer(config.tokenizer)
+    text = prepare_split(config.data, config.tokenizer, "valid")
+    return config, tokenizer, text.first(config.eval.max_tokens, tokenizer)
+
+
+def _refuse_other_texts(hashes: dict[Path, str]) -> None:
+    """Raise a `ConfigError` if one of the runs reads other tokens than the first; `hashes` are those of the tokens."""
+    for run, sha256 in hashes.items():
+        if sha256 != (first := next(iter(hashes.items())))[1]:
+            raise ConfigError(f"{first[0]} and {run} read other tokens: give both the same text, --data FILE")
+
+
 def _evaluate_run(
     run: Path, config: Config, stride: int | None, samples: int, tasks: list[str] | None, display: EvalDisplay
 ) -> RunEvaluation:
     display.phase(f"{run}: reading")
-    block_size = config.model.block_size
-    rules = [ContextRule(window=block_size, stride=stride, per_story=alone) for alone in (False, True)]
-    config = replace(config, tokenizer=own_tokenizer(run, config.tokenizer))
+    rules = _rules(config, stride)
     set_threads(config.train.threads)
+    config, tokenizer, valid = _validation_text(run, config)
     model, step = load_model(run, config, resolve_device(config.train.device))
-    tokenizer = build_tokenizer(config.tokenizer)
-    valid = prepare_split(config.data, config.tokenizer, "valid").first(config.eval.max_tokens, tokenizer)
     starts = np.asarray(valid.document_offsets())
     documents = list(itertools.islice(iter_documents(config.data, "valid"), min(TASK_STORIES, len(starts))))
     text = Text(np.asarray(valid.tokens()), starts, make_questions(tokenizer, documents))
@@ -117,7 +154,7 @@ def _evaluate_run(
         metrics["harness"] = harness.run_harness(model, tokenizer, tasks, folder, batch_size)
     if samples:
         display.phase(f"{run}: writing {samples} texts")
-        metrics |= measure_samples(model, tokenizer, samples, block_size - 1)
+        metrics |= measure_samples(model, tokenizer, samples, config.model.block_size - 1)
     metrics["diagnosis"] = diagnose(metrics, model.head)
     nll, counts = sum_by_story(alone.nll, starts)
     return RunEvaluation(
@@ -260,9 +297,7 @@ def compare_runs(evaluations: list[RunEvaluation]) -> dict[str, Any]:
     ConfigError: the runs read different tokens.
     """
     first = evaluations[0]
-    for other in evaluations[1:]:
-        if other.text_sha256 != first.text_sha256:
-            raise ConfigError(f"{first.run} and {other.run} read other tokens: give both the same text, --data FILE")
+    _refuse_other_texts({evaluation.run: evaluation.text_sha256 for evaluation in evaluations})
     checkpoints = [
         {"first": str(first.run), "second": str(other.run)}
         | asdict(compare_checkpoints(first.story_nll, other.story_nll, first.story_tokens))

@@ -93,8 +93,15 @@ def build_grouping(
         equal_sizes: whether clusters have equal sizes. Otherwise tokens that never occur get groups of their own.
 
     Raises:
-        ConfigError: S outside [1, V], or counts or text are missing.
+        ConfigError: S outside [1, V], or counts or text are missing, or counts or ids have another shape.
     """
+    if vocab_size < 1:
+        raise ConfigError(f"vocab_size must be 1 or more, got {vocab_size}")
+    for name, values in (("counts", counts), ("ids", ids)):
+        if values is not None and values.shape != (vocab_size,):
+            raise ConfigError(
+                f"{name} must have shape ({vocab_size},), one number per token, got {tuple(values.shape)}"
+            )
     size = check_group_size(group_size, vocab_size)
     config = parse_grouping(config)
     kind = GROUPINGS[config.name]

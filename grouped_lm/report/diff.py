@@ -43,6 +43,7 @@ def compare_two(first: Path, second: Path) -> dict[str, Any]:
         "config": {key: [one.get(key, "-") for one in settings] for key in keys if _differ(settings, key)},
         "figures": {key: [row.get(key) for row in rows] for _, key, _ in CLOSING_ROWS},
         "same_text": text_of(rows[0]) == text_of(rows[1]),
+        "same_tokenizer": len({load_config(path).tokenizer.label for path in paths}) == 1,
         "inputs": input_changes(first, second),
         "machine": {key: [place.get(key) for place in places] for key in MACHINE if _differ(places, key)},
         "versions": {key: [place.get(key) for place in places] for key in VERSIONS if _differ(places, key)},
@@ -128,8 +129,9 @@ def notes(found: dict[str, Any]) -> list[str]:
         lines.append(f"Inputs differ: {found['inputs']}.")
     if not found["same_text"]:
         lines.append("Texts or tokenizers differ: losses per token do not compare; bits per byte do on one text.")
-    if not found["checkpoints"]:
-        lines.append(f"No test of the losses: gvc eval {first} {second} measures both on one text.")
+    if not found["checkpoints"] and found["same_tokenizer"]:
+        text = "" if found["same_text"] else " --data FILE"
+        lines.append(f"No test of the losses: gvc eval {first} {second}{text} measures both on one text.")
     if found["machine"]:
         lines.append(f"Machines differ ({_changes(found['machine'])}): speed and memory do not compare.")
     if found["versions"]:

@@ -17,9 +17,9 @@ import yaml
 from grouped_lm.errors import DataError, RunFolderError
 from grouped_lm.report.tables import runs_csv
 from grouped_lm.runs.folder import RunFolder
-from grouped_lm.runs.table import collect_runs, natural_order, whole_rows
+from grouped_lm.runs.table import collect_runs, natural_order, read_evaluation, read_row, whole_rows
 from grouped_lm.system.console import peak_memory_gib
-from grouped_lm.system.files import read_json_dict, write_text
+from grouped_lm.system.files import write_text
 from grouped_lm.system.tables import csv_text
 
 Row = dict[str, Any]
@@ -150,8 +150,9 @@ def read_curve(path: Path, name: str) -> list[Row]:
         return []
     for values in whole_rows(lines):
         step = values.get("trainer/step", 0)
-        seconds += (values.get("time/step_ms") or 0) / 1000 * (step - last_step)
-        last_step = step
+        if (step_ms := values.get("time/step_ms")) is not None:  # rows of a validation have no time
+            seconds += step_ms / 1000 * (step - last_step)
+            last_step = step
         row = {"run": name, "step": step, "tokens": values.get("trainer/tokens"), "seconds": seconds}
         row |= {"train_loss": values.get("train/loss"), "val_loss": values.get("val/loss")}
         rows.append(row | {"peak_gib": peak_memory_gib(values)})
@@ -159,8 +160,8 @@ def read_curve(path: Path, name: str) -> list[Row]:
 
 
 def read_deciles(path: Path, name: str) -> list[Row]:
-    """Return loss and accuracy by training frequency; empty unless `gvc eval` has evaluated the run."""
-    rows = (read_json_dict(path / "eval.json") or {}).get("by_frequency") or []
+    """Return loss and accuracy by training frequency; empty unless `gvc eval` has evaluated the last step."""
+    rows = read_evaluation(path, read_row(path).get("trainer/step")).get("by_frequency") or []
     return [
         {"run": name, "decile": str(row.pop("name")), **row, "loss": float(row["loss"]), "tokens": row["tokens"]}
         for row in rows

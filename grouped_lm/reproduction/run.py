@@ -127,6 +127,8 @@ class Reproduction:
         """
         if self.out.exists() and not self.out.is_dir():
             raise ConfigError(f"--out {self.out} is a file: give a folder, or a name that there is not yet")
+        if wrong := sorted(set(",()[]{}'\"$\\") & set(str(self.out))):
+            raise ConfigError(f"--out {self.out} has {' '.join(wrong)}, which no override can hold: give another name")
         busy = f"another gvc reproduce works in {self.out}: wait for it, or give another --out"
         with contextlib.ExitStack() as stack:
             with disk_errors(self.out):

@@ -153,9 +153,15 @@ def _read_row(path: Path) -> Row:
         labels |= {column: environment.get(key) for column, key in CPU_PLACE.items()}
     labels["device"] = environment.get("gpu") or environment.get("device") or labels["device"]
     row = {"run": str(path), "sweep": sweep_of(path)} | labels | values | {"state": state}
-    evaluated = read_json_dict(path / "eval.json") or {}  # written by `gvc eval`
+    evaluated = read_evaluation(path, row.get("trainer/step"))
     row |= {key: value for key, value in evaluated.items() if key.startswith(("task/", "sample/", "judge/"))}
     return row | {"memory/peak": peak_memory_gib(row)}
+
+
+def read_evaluation(path: Path, step: int | None) -> Row:
+    """Return what `gvc eval` has measured of a run, {} if that was at another step than `step`, the last one."""
+    evaluated = read_json_dict(path / "eval.json") or {}
+    return evaluated if step is None or evaluated.get("trainer/step", step) == step else {}
 
 
 def run_labels(config: Config) -> Row:

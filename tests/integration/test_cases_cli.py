@@ -103,6 +103,46 @@ def test_case_C9_values_and_removals_in_our_own_words(gvc, workdir, word, line):
 
 
 @pytest.mark.parametrize(
+    ("command", "word", "line"),
+    [
+        ("plan", "head=null", "head=null: a choice is needed; there are " + ", ".join(HEADS)),
+        ("plan", "head=5", "head=5 is not known; there are " + ", ".join(HEADS)),
+        ("eval", "head=null", "head=null: a choice is needed; there are " + ", ".join(HEADS)),
+        ("eval", "tracking=5", "tracking=5 is not known; there are none, tensorboard, wandb"),
+        ("sample", "train=5", "train=5: train is a group of keys: write train.NAME=VALUE"),
+        ("resume", "train=null", "train=null: train is a group of keys: write train.NAME=VALUE"),
+    ],
+)
+def test_case_C9_groups_in_commands_of_runs(gvc, tiny, command, word, line):
+    words = [] if command == "plan" else [str(gvc("train", *tiny, "train.max_steps=1").run_dir)]
+    fails_with(gvc(command, *words, word), line)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"# Mine.\na: b: c\n", "own/head/mine.yaml is not YAML: mapping values are not allowed here"),
+        (b"- a\n- b\n", "own/head/mine.yaml must hold keys and values, NAME: VALUE, got a list"),
+        (b"name: caf\xe9\n", "own/head/mine.yaml is not UTF-8 at byte 9; convert it, for instance with iconv"),
+    ],
+)
+def test_case_C1_config_names_a_damaged_file(gvc, workdir, content, line):
+    Path("own/head").mkdir(parents=True)
+    Path("own/head/mine.yaml").write_bytes(content)
+    for word in ("head", "head=mine"):
+        fails_with(gvc("config", word, "--config-dir", "own"), line)
+
+
+def test_case_C1_a_damaged_preset_hides_no_other(gvc, workdir):
+    Path("own/sweep").mkdir(parents=True)
+    Path("own/sweep/mine.yaml").write_text("a: [1\n")
+    listed = gvc("sweep", "--list", "--config-dir", "own")
+    assert listed.code == 0
+    assert "equal-tokens" in listed.out
+    assert "mine                 - jobs  while parsing a flow sequence" in listed.out
+
+
+@pytest.mark.parametrize(
     ("word", "plain"),
     [
         ("data.train=~/a b.txt", "data.train=/home/me/a b.txt"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from grouped_lm.heads import HEADS
+from grouped_lm.reproduction.evidence import read_deciles
+from grouped_lm.runs.table import read_row
 
 
 @pytest.fixture
@@ -125,10 +128,37 @@ def test_eval_of_another_text_keeps_the_run_s_own_figures(gvc, tiny, trained, te
         Path(f"{number}/same.txt").write_text(text * 20, encoding="utf-8")
         assert gvc("eval", str(trained), "--samples", "0", "--data", f"{number}/same.txt").code == 0
     assert gvc("eval", str(trained), "--samples", "0", "--stride", "16").code == 0
+    assert gvc("eval", str(trained), "--samples", "0", "train.dtype=bfloat16").code == 0
+    assert gvc("eval", str(trained), "--samples", "0", "data.valid=[0/*.txt,1/same.txt]").code == 0
     assert (trained / "eval.json").read_bytes() == own
     assert (trained / "eval-valid-stride-16.json").exists()
+    assert (trained / "eval-valid-bfloat16.json").exists()
+    assert (trained / "eval-_-same.json").exists()
     assert len(list(trained.glob("eval-same*.json"))) == 2
-    assert len(list(trained.glob("eval-*.json"))) == 5
+    assert len(list(trained.glob("eval-*.json"))) == 7
+
+
+def test_eval_of_two_texts_fails_before_it_scores(gvc, tiny, trained, texts, workdir):
+    other = gvc("train", *tiny, f"data.valid={texts['train']}", "hydra.run.dir=other").run_dir
+    refused = gvc("eval", str(trained), str(other), "--samples", "0")
+    assert refused.code == 2
+    assert "read other tokens: give both the same text, --data FILE" in refused.err
+    assert "tokens, twice" not in refused.err
+    assert f"gvc eval {trained} {other} --data FILE measures" in gvc("diff", str(trained), str(other)).out.replace(
+        "\n", " "
+    )
+    for path in (other / "checkpoints").iterdir():
+        shutil.rmtree(path)
+    assert "other has no checkpoint yet: train it first" in gvc("eval", str(trained), str(other)).err
+
+
+def test_figures_of_an_earlier_step_are_not_those_of_the_run(gvc, trained):
+    assert gvc("eval", str(trained), "--samples", "1").code == 0
+    assert "sample/distinct_1" in read_row(trained)
+    evaluated = json.loads((trained / "eval.json").read_text())
+    (trained / "eval.json").write_text(json.dumps(evaluated | {"trainer/step": evaluated["trainer/step"] - 1}))
+    assert "sample/distinct_1" not in read_row(trained)
+    assert read_deciles(trained, "run") == []
 
 
 def test_eval_notices_texts_that_changed_since_training(gvc, tiny, texts):

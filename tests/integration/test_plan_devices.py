@@ -188,6 +188,7 @@ def test_command(gvc):
         ),
         (["--devices", "2"], "--interconnect must say what lies between devices of kind t4"),
         (["--devices", "2", "--nodes", "2"], "what lies between machines"),
+        (["--interconnect", "nvlink4"], "--interconnect is for several devices: add --devices or --nodes"),
         (["--devices", "2", "--interconnect", "nvlnk4"], "did you mean nvlink4?"),
         (["--devices", "2", "--interconnect", "1GB", "head=trim"], "head=trim is not planned"),
     ],

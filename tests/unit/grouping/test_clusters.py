@@ -123,6 +123,10 @@ def test_text_and_counts_are_asked_for():
         build_grouping("brown", 10)
     with pytest.raises(ConfigError, match="grouping=kmeans needs the training text"):
         build_grouping("kmeans", 10, counts=torch.ones(10))
+    with pytest.raises(ConfigError, match=r"counts must have shape \(10,\), one number per token, got \(3,\)"):
+        build_grouping("frequency", 10, counts=torch.ones(3))
+    with pytest.raises(ConfigError, match="vocab_size must be 1 or more, got 0"):
+        build_grouping("merge_rank", 0)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from grouped_lm.errors import ConfigError
+from grouped_lm.reproduction.evidence import read_curve
 from grouped_lm.reproduction.run import Reproduction
 from grouped_lm.reproduction.steps import Scale, Step, find_text
 
@@ -70,6 +72,22 @@ def test_the_path_of_a_text_may_have_an_equals_sign(given, name):
     text_folder("x/a=b")
     text_folder("x/a=b/tinystories")
     assert find_text(given).name == name
+
+
+@pytest.mark.parametrize("name", ["try(1)", "a,b", "[x]", "it's"])
+def test_a_folder_that_no_override_can_name_is_refused(name):
+    scale = Scale(name="tiny", about="", machine="", minutes=1, texts={}, steps=[])
+    with pytest.raises(ConfigError, match="which no override can hold"), Reproduction(scale, Path(name), []).lock():
+        pass
+    assert not Path(name).exists()
+
+
+def test_the_seconds_of_a_curve_do_not_depend_on_when_it_is_validated(tmp_path):
+    rows = [{"trainer/step": step, "time/step_ms": 1000.0, "train/loss": 1.0} for step in range(10, 101, 10)]
+    rows += [{"trainer/step": step, "val/loss": 1.0} for step in (25, 50, 75, 100)]
+    lines = [json.dumps(row) for row in sorted(rows, key=lambda row: row["trainer/step"])]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    assert read_curve(tmp_path, "run")[-1]["seconds"] == pytest.approx(100)
 
 
 def test_a_folder_with_an_equals_sign_is_continued():
