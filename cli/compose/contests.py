@@ -136,7 +136,8 @@ class Contest:
         swept = [f"{key}={','.join(own)}" for key, own in values.items()]
         plan = plan_sweep(self.name, [*swept, *self.others, *words, names], self.flags)
         jobs = [dict(zip(values, own, strict=True)) for own in itertools.product(*values.values())]
-        shown = [without_folders(word) for word in self.others if not word.startswith(("hydra.", "contest.budgets="))]
+        hidden = ("hydra.", "contest.budgets=", "data.cache_dir=")
+        shown = [without_folders(word) for word in self.others if not word.startswith(hidden)]
         if "minutes" in notes:
             shown.append(f"contest.budgets=[{notes['minutes']:g}x{notes['threads']}]")
         notes_by_job = {}

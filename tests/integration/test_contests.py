@@ -38,7 +38,7 @@ def test_a_row_names_its_texts_without_their_folders(given, shown):
 
 def test_equal_tokens_repeats_the_best_rate_with_other_seeds(gvc, tiny):
     words = ["sweep", "equal-tokens", *tiny, "variant=trim-bias", "optim.lr=1e-5,1e-2", "seed=0,1"]
-    words += ["train.max_steps=6", "train.eval_every_steps=3", "tracking=none"]
+    words += ["train.max_steps=6", "train.eval_every_steps=3", "tracking=none", "data.cache_dir=own/cache"]
     assert "further jobs follow" in gvc(*words, "model=debug", "--dry-run").out
     assert not Path("runs").exists()
     assert gvc(*words, "model=debug", "--max-jobs", "1").code == 0
