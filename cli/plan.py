@@ -84,11 +84,8 @@ def plan(
         print_published(config, chosen, as_json)
         return
 
-    if interconnect is not None and devices * nodes == 1:
-        raise ConfigError("--interconnect is for several devices: add --devices or --nodes")
-
     memory_bytes = memory_bytes or chosen.memory_bytes
-    if devices * nodes > 1:
+    if are_several(devices * nodes, interconnect):
         link = find_interconnect(link_name(interconnect, chosen.name, nodes), on_cpu=chosen.name == "cpu")
         several = plan_heads_on_devices(config, devices * nodes, chosen, link, tokens)
         values = devices_values(config, several, memory_bytes, chosen, link)
@@ -106,6 +103,15 @@ def plan(
     else:
         print_table(table)
         print_lines([*lines, *prior_notes(config, tokens)])
+
+
+def are_several(devices: int, interconnect: str | None) -> bool:
+    """Return whether there are several devices; `ConfigError` if there is an interconnect for one."""
+    from grouped_lm.errors import ConfigError
+
+    if devices == 1 and interconnect is not None:
+        raise ConfigError("--interconnect is for several devices: add --devices or --nodes")
+    return devices > 1
 
 
 def print_published(config: Any, device: Any, as_json: bool) -> None:

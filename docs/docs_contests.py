@@ -32,7 +32,12 @@ def boards(name: str) -> tuple[Board, ...]:
         return ()
     losses = read_documents(path)
     found = sorted(places(read_rows(path)), key=lambda place: place.rows[0]["data"] != FRONT)
-    return tuple((place, standings(place.rows, EXACT, place.choice, losses, place.timed)) for place in found)
+    return tuple((place, standings(place.rows, rival_of(place), place.choice, losses, place.timed)) for place in found)
+
+
+def rival_of(place: Place) -> str:
+    """Return the heads of which the best is the reference: full softmaxes, or else the adaptive softmax."""
+    return EXACT if any(row["head"] in EXACT.split(",") for row in place.rows) else "adaptive"
 
 
 def title_of(place: Place) -> str:
@@ -64,9 +69,8 @@ def find(entries: Sequence[Standing], head: str) -> Standing | None:
 
 
 def reference_of(entries: Sequence[Standing]) -> Standing | None:
-    """Return the best full softmax: the head that all others are compared with; None where there is none."""
-    exact = (entry for entry in entries if entry.settings["name"] in EXACT.split(","))
-    return next((entry for entry in exact if entry.difference == 0 and entry.documents is None), None)
+    """Return the head that all others are compared with: the best full softmax, if there is one."""
+    return next((entry for entry in entries if entry.difference == 0 and entry.documents is None), None)
 
 
 def signed(value: float, digits: int = 3) -> str:
@@ -109,7 +113,7 @@ def equal_tokens() -> str:
         speed = f"{round(speed_of(entry), -2):,.0f}"
         return [entry.lr or "-", str(entry.seeds), *figures, *(["-"] * 3 if is_reference else ends), speed]
 
-    header = ["variant", "rate", "seeds", "nats", "bits per byte", "minus the best full softmax"]
+    header = ["variant", "rate", "seeds", "nats", "bits per byte", "minus {}"]
     return _tables("equal-tokens", [*header, "95 % over seeds", "95 % over documents", "on par", "tokens/s"], cells)
 
 
@@ -122,7 +126,7 @@ def equal_time() -> str:
         figures = [f"{entry.tokens / 1e6:.1f}", f"{entry.bits_per_byte:.4f}", gap, span(entry.documents)]
         return [body, str(entry.seeds), *figures]
 
-    header = ["variant", "body", "seeds", "million tokens", "bits per byte", "minus the best full softmax"]
+    header = ["variant", "body", "seeds", "million tokens", "bits per byte", "minus {}"]
     return _tables("equal-time", [*header, "95 % over documents"], cells)
 
 
@@ -131,8 +135,11 @@ def _tables(name: str, header: Sequence[str], cells: Callable[[Standing, bool], 
     text = ""
     for place, entries in boards(name):
         reference = reference_of(entries)
+        named = "the best full softmax" if rival_of(place) == EXACT or not reference else f"`{variant_of(reference)}`"
         rows = [[f"`{variant_of(entry)}`", *cells(entry, entry is reference)] for entry in entries]
-        text += f"**{title_of(place)}**\n\n{table(header, rows)}\n{_source(name, entries)}"
+        text += (
+            f"**{title_of(place)}**\n\n{table([cell.format(named) for cell in header], rows)}\n{_source(name, entries)}"
+        )
     return text or NOTHING
 
 
@@ -150,12 +157,14 @@ def measured_quality(head: str) -> str:
     return note + table(["variant", "where", "seeds", "difference", "95 % over documents"], rows) + "\n"
 
 
-def time_lead() -> str:
-    """Return the bits per byte of the default minus those of the best other head, at the first place at equal time."""
-    (_, entries), *_ = boards("equal-time")
-    alone = [entry for entry in entries if "prior" not in entry.settings]
-    own = next(entry for entry in alone if variant_of(entry) == "shortlist")
-    return signed(own.bits_per_byte - min(entry.bits_per_byte for entry in alone if entry is not own))
+def time_leads() -> str:
+    """Return the bits per byte of the default minus those of the best other head, at each place at equal time."""
+    leads = []
+    for _, entries in boards("equal-time"):
+        alone = [entry for entry in entries if "prior" not in entry.settings]
+        own = next(entry for entry in alone if variant_of(entry) == "shortlist")
+        leads.append(signed(own.bits_per_byte - min(entry.bits_per_byte for entry in alone if entry is not own)))
+    return ", ".join(leads)
 
 
 def speeds(*others: str) -> str:
