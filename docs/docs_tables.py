@@ -376,7 +376,7 @@ def summary() -> str:
             docs_contests.range_of("grouped"),
         ],
         [
-            "Bits per byte minus next best: stories 10 minutes, books 60 ([quality])",
+            "Bits per byte, default minus next best, after 10 and 60 minutes ([quality])",
             docs_contests.time_leads(),
         ],
         [

@@ -32,7 +32,7 @@ EXTRAS = {"joblib": "sweep", "submitit": "sweep", "ray": "ray", "optuna": "optun
 """A word in a plugin's name -> the extra of this package that installs it."""
 QUOTES = "'\""
 RAISED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
-RAISED_COMPOSING = (ValueError, TypeError, AssertionError, RecursionError)
+RAISED_COMPOSING = (*RAISED, ValueError, TypeError, AssertionError, RecursionError)
 """Other errors that Hydra raises for odd overrides and files. Caught only while it composes, when none of our own code
 runs."""
 VALUE_KINDS = {
@@ -99,7 +99,7 @@ def explain(error: Exception, overrides: list[str], flags: HydraFlags, saved: di
             or missing_plugin(str(error))
             or wrong_value(failure)
         )
-    except (*RAISED, *RAISED_COMPOSING):
+    except RAISED_COMPOSING:
         return " ".join(str(error).split())[:300]  # the config files cannot be read at all
 
 
@@ -127,11 +127,9 @@ def unknown_choice(failure: Failure) -> str | None:
             return f"{override.input_line}: {group} has a choice already; write {group}={choice}, without the +"
         if choice is None and "must be a string" in str(failure.error):
             return f"{group}=null: a choice is needed; there are {', '.join(known)}"
-        if isinstance(choice, (int, float)) and not isinstance(choice, bool):
-            choice = str(choice)
-        if isinstance(choice, str) and choice not in known:
+        if isinstance(choice, str | int | float) and str(choice) not in known:
             given = f"--grid {choice}" if group == "bench" else f"{group}={choice}"
-            return f"{given} is not known{nearest(choice, known)}; there are {', '.join(known)}"
+            return f"{given} is not known{nearest(str(choice), known)}; there are {', '.join(known)}"
     return None
 
 

@@ -47,7 +47,7 @@ ConfigStore.instance().store(name=BENCH_CONFIG, node={"defaults": DEFAULTS})
 
 def compose_one(overrides: list[str], flags: HydraFlags) -> Config:
     """Compose and check the config of a command that takes one."""
-    with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)), phase("reading the config"):
+    with explained(overrides, flags, RAISED_COMPOSING), phase("reading the config"):
         overrides = adopt_source(overrides, config_dir=flags.config_dir)
         (config, _), *others = compose_jobs(overrides, flags)
     if others:
@@ -66,7 +66,7 @@ def compose_bench(
     check_choice("SUITE", suite, SUITES)
     flags = HydraFlags(config_name=BENCH_CONFIG, config_dir=config_dir)
     words = [f"bench={grid}", *overrides]
-    with explained(words, flags, (*RAISED, *RAISED_COMPOSING)), composing(flags) as compose_with:
+    with explained(words, flags, RAISED_COMPOSING), composing(flags) as compose_with:
         plain: Any = OmegaConf.to_container(compose_with(words), resolve=True)
         data = parse_data_config(plain.pop("data"))
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(BenchConfig), plain))
@@ -88,7 +88,7 @@ def run(overrides: list[str], flags: HydraFlags) -> None:
     with explained(overrides, flags):
         overrides = adopt_source(overrides, config_dir=flags.config_dir)
     if not flags.only_prints:
-        with explained(overrides, flags, (*RAISED, *RAISED_COMPOSING)), phase("reading the config"):
+        with explained(overrides, flags, RAISED_COMPOSING), phase("reading the config"):
             jobs = compose_jobs(overrides, flags)
         check_processes(len(jobs))
         for config, run_dir in track(jobs, "checking the jobs", len(jobs)) if len(jobs) > 1 else jobs:
@@ -105,7 +105,7 @@ def run(overrides: list[str], flags: HydraFlags) -> None:
             print(run_dir, flush=True)
         return result["val/loss"]
 
-    raised = (*RAISED, *RAISED_COMPOSING) if flags.only_prints else RAISED
+    raised = RAISED_COMPOSING if flags.only_prints else RAISED
     with explained(overrides, flags, raised):
         launch(overrides, flags, train_job)
 
@@ -143,8 +143,7 @@ def launch(overrides: list[str], flags: HydraFlags, task: Callable[[Config, Path
 def override_saved(config: Config, overrides: list[str]) -> Config:
     """Return a run's saved config with overrides on top: `data=text` replaces a group, `train.device=cpu` a value."""
     flags = HydraFlags()
-    raised = (*RAISED, *RAISED_COMPOSING)
-    with explained(overrides, flags, raised, saved=asdict(config)), composing(flags) as compose_with:
+    with explained(overrides, flags, RAISED_COMPOSING, saved=asdict(config)), composing(flags) as compose_with:
         if any((o.key_or_group, o.value()) == ("train.micro_batch_size", "auto") for o in parse(overrides)):
             raise ConfigError(
                 "train.micro_batch_size=auto is for new runs, and this one has its size: leave it out, or give "

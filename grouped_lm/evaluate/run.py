@@ -121,9 +121,10 @@ def _validation_text(run: Path, config: Config) -> tuple[Config, Tokenizer, Toke
 
 def _refuse_other_texts(hashes: dict[Path, str]) -> None:
     """Raise a `ConfigError` if one of the runs reads other tokens than the first; `hashes` are those of the tokens."""
-    for run, sha256 in hashes.items():
-        if sha256 != (first := next(iter(hashes.items())))[1]:
-            raise ConfigError(f"{first[0]} and {run} read other tokens: give both the same text, --data FILE")
+    runs = list(hashes)
+    for run in runs[1:]:
+        if hashes[run] != hashes[runs[0]]:
+            raise ConfigError(f"{runs[0]} and {run} read other tokens: give both the same text, --data FILE")
 
 
 def _evaluate_run(

@@ -274,8 +274,8 @@ def decile_pictures(claims: Claims, evidence: Evidence) -> Iterator[Picture]:
                         gaps.setdefault(name, {}).setdefault(decile, []).append(loss - base[decile])
         parts = []
         for name, by_decile in gaps.items():
-            known = [decile for decile in by_decile if "never" not in decile] or [*by_decile]
-            first, last = known[0], known[-1]
+            seen = [decile for decile in by_decile if "never" not in decile] or [*by_decile]
+            first, last = seen[0], seen[-1]
             means = [f"{statistics.fmean(by_decile[decile]):+.2f}" for decile in (first, last)]
             parts.append(f"{claims.methods[name].name} {means[0]} nats in {first}, {means[1]} in {last}")
         if gaps:

@@ -428,7 +428,7 @@ def test_a_row_on_another_report_text_is_not_replaced(tmp_path):
     with pytest.raises(ConfigError, match=r"report.txt 0123abcd, got report.txt 4567abcd: give --data NAME"):
         merge_rows(path, [row("dense", 3.5, report=3.6) | other])
     assert read_rows(path) == [before]
-    (again,) = merge_rows(path, [row("dense", 3.0, report=3.6) | other])  # the same run, judged on another text
+    (again,) = merge_rows(path, [row("dense", 3.0, report=3.6) | other])  # the same run, measured on another text
     assert again["report_text"] == "report.txt 4567abcd"
 
 
